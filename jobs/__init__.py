@@ -1,0 +1,1 @@
+"""Jobs: plain modules, run with `python -m jobs.NAME` or through `ray job submit`."""

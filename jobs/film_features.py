@@ -1,0 +1,173 @@
+"""Features of people, and of films as candidates for them: the same code in bulk and online."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from jobs.two_tower import favourites, film_content, latest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# What the ranker sees of a candidate, in the order of its columns.
+FEATURES = (
+    "rank",  # among the person's candidates by the towers; their scores add nothing to it
+    "log_favourites",  # how many have it among their favourites
+    "mean_rating",
+    "together_1",  # how often it is a favourite together with the person's newest one
+    "together_5",
+    "together_20",
+    "genre_match",  # share of its genres in the person's newest 20 favourites
+    "year_gap_5",  # of release, to the mean of the newest 5 favourites
+    "year_distance_20",
+    "history",  # how many favourites the person has
+    "person_mean_rating",
+    "days_since_first_rated",  # at the person's last known rating
+    "years_since_release",
+)
+_DAY_S, _YEAR_S = 86_400.0, 31_556_952.0
+_SHRINK = 5.0  # ratings' worth of the mean of all, against films that few have rated
+
+
+class FilmFeatures:
+    """What is known of people and films up to a cut, as arrays.
+
+    A person is a row of `people`, a film a row of the films' table.
+
+    Attributes:
+        people: User ids, int64 `(people,)`, ascending.
+        history: Newest favourites, int64 `(people, HISTORY)`, padded with -1.
+    """
+
+    def __init__(self, ratings: pa.Table, films: pa.Table, people: pa.Table, part: int) -> None:
+        """Gather the arrays.
+
+        Args:
+            ratings: Checked ratings with `positive` and `part`.
+            films: By ascending movieId, with content and the columns `*_{part}` of this cut;
+                `time` is that of the first rating.
+            people: With the columns `*_{part}` of this cut; `time` is that of the last rating.
+            part: The cut: only ratings with a smaller part are known. 1 is the validation
+                cut, 2 the test cut, 3 knows all.
+        """
+        known = ratings.filter(np.asarray(ratings["part"]) < part)
+        person, film, _ = favourites(known, films)
+        self.people, self.history = latest(person, film)
+        self.films = films.num_rows
+        rows = np.searchsorted(self.people, person)
+        ones = np.ones(len(rows), np.float32)
+        self._favourites = sparse.csr_matrix(
+            (ones, (rows, film)), (len(self.people), self.films), dtype=np.float32
+        )
+        user, movie = known["userId"].to_numpy(), known["movieId"].to_numpy()
+        liked_any = np.isin(user, self.people)
+        self._rated = sparse.csr_matrix(
+            (
+                np.ones(int(liked_any.sum()), np.float32),
+                (
+                    np.searchsorted(self.people, user[liked_any]),
+                    np.searchsorted(films["movieId"].to_numpy(), movie[liked_any]),
+                ),
+            ),
+            (len(self.people), self.films),
+        )
+        self._count = _column(films, f"favourites_{part}")
+        count, total = _column(films, f"ratings_{part}"), _column(films, f"rating_sum_{part}")
+        overall = total.sum() / max(1.0, count.sum())
+        self._mean = (total + _SHRINK * overall) / (count + _SHRINK)
+        self._first_s = _column(films, f"time_{part}", np.inf)
+        year = films["year"].to_numpy().astype(np.float32)
+        self._year = np.where(np.isnan(year), np.nanmedian(year), year)
+        shares, _ = film_content(films)
+        self._genres = (shares > 0).astype(np.float32)
+        order = np.argsort(people["userId"].to_numpy())
+        mine = order[np.searchsorted(people["userId"].to_numpy()[order], self.people)]
+        counted = _column(people, f"ratings_{part}")[mine]
+        self._person_mean = _column(people, f"rating_sum_{part}")[mine] / counted
+        self._until_s = _column(people, f"time_{part}")[mine]
+
+    def rows(self, user_ids: np.ndarray) -> np.ndarray:
+        """Rows of these people, int64 `(n,)`; -1 for who has no favourite."""
+        found = np.searchsorted(self.people, user_ids).clip(max=len(self.people) - 1)
+        return np.where(self.people[found] == user_ids, found, -1)
+
+    def popular(self) -> np.ndarray:
+        """All films, the most favoured first, int64 `(films,)`."""
+        return np.argsort(-self._count, kind="stable")
+
+    def held_out(self, ratings: pa.Table, films: pa.Table, part: int) -> dict[int, np.ndarray]:
+        """The favourites of a set, int64 films, by the person's row."""
+        person, film, of_part = favourites(ratings, films)
+        person, film = person[of_part == part], film[of_part == part]
+        tested, first = np.unique(person, return_index=True)
+        rows = self.rows(tested)
+        return dict(zip(rows.tolist(), np.split(film, first[1:]), strict=True))
+
+    def known_films(self, row: int, *, rated: bool) -> np.ndarray:
+        """The films that a person has rated, or only their favourites."""
+        matrix = self._rated if rated else self._favourites
+        return matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
+
+    def of_candidates(self, rows: np.ndarray, films: np.ndarray) -> np.ndarray:
+        """Features of each candidate for each person.
+
+        Args:
+            rows: int64 `(n,)`, people.
+            films: int64 `(n, c)`, by descending score of the towers.
+
+        Returns:
+            float32 `(n, c, len(FEATURES))`.
+        """
+        history = self.history[rows]
+        together = [self._together(history[:, :span], films) for span in (1, 5, 20)]
+        recent = history[:, :20]
+        there = (recent >= 0)[:, :, None]
+        taste = (self._genres[recent] * there).sum(axis=1) / there.sum(axis=1)
+        genres = self._genres[films]
+        match = np.einsum("ncg,ng->nc", genres, taste) / genres.sum(axis=2).clip(min=1)
+        year, until = self._year[films], self._until_s[rows, None]
+        shape = films.shape
+        columns = (
+            np.broadcast_to(np.arange(shape[1]), shape),
+            np.log1p(self._count[films]),
+            self._mean[films],
+            *together,
+            match,
+            year - self._mean_year(history[:, :5]),
+            np.abs(year - self._mean_year(recent)),
+            np.broadcast_to((history >= 0).sum(axis=1)[:, None], shape),
+            np.broadcast_to(self._person_mean[rows, None], shape),
+            # Nobody known has rated it yet: as new as can be.
+            ((until - self._first_s[films]) / _DAY_S).clip(min=-1e4),
+            1970 + until / _YEAR_S - year,
+        )
+        return np.stack(columns, axis=2).astype(np.float32)
+
+    def _together(self, history: np.ndarray, films: np.ndarray) -> np.ndarray:
+        """Mean cosine of a candidate with favourites, as columns of people who favour them.
+
+        The item-based neighbourhood of Sarwar et al., "Item-based Collaborative Filtering
+        Recommendation Algorithms" (2001), for the candidates alone.
+        """
+        weight = 1 / np.sqrt(self._count + _SHRINK)
+        there = history >= 0
+        row = np.repeat(np.arange(len(history)), there.sum(axis=1))
+        share = weight[history[there]] / there.sum(axis=1)[row]
+        wanted = sparse.csr_matrix(
+            (share, (row, history[there])), (len(history), self.films), dtype=np.float32
+        )
+        through = (wanted @ self._favourites.T) @ self._favourites
+        found = np.asarray(through[np.arange(len(history))[:, None], films].todense())
+        return found * weight[films]
+
+    def _mean_year(self, history: np.ndarray) -> np.ndarray:
+        there = history >= 0
+        return ((self._year[history] * there).sum(axis=1) / there.sum(axis=1))[:, None]
+
+
+def _column(table: pa.Table, name: str, missing: float = 0.0) -> np.ndarray:
+    values = table[name].to_numpy().astype(np.float64)
+    return np.where(np.isnan(values), missing, values)

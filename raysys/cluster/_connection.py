@@ -1,0 +1,62 @@
+"""Connecting to Ray and checking demand against what the cluster has."""
+
+from dataclasses import dataclass
+
+from raysys.errors import ResourceError
+from raysys.telemetry import READ_HOOK, count_reads
+
+# Modin, Ray Data and the index need a CPU to run a task on while trainers hold theirs: a
+# trainer that takes every CPU starves them for ever, without an error.
+HEADROOM_CPUS = 1.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the nodes of a cluster offer, in logical units."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+
+
+def connect(address: str | None = None) -> None:
+    """Connect this process to Ray; a no-op when it is connected.
+
+    Args:
+        address: A cluster's address. None takes RAY_ADDRESS (set inside a submitted job),
+            else a cluster on this machine, else starts one in this process.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="warning",
+            runtime_env={"worker_process_setup_hook": READ_HOOK},
+        )
+    count_reads()
+
+
+def resources() -> Resources:
+    """The resources of all living nodes of the connected cluster."""
+    import ray
+
+    total = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), nodes=nodes)
+
+
+def require(purpose: str, *, cpus: float, gpus: float = 0.0) -> None:
+    """Check that a demand fits beside the head-room that tasks need, before it is made.
+
+    Raises:
+        ResourceError: It cannot fit, however long it waits.
+    """
+    have = resources()
+    if cpus + HEADROOM_CPUS > have.cpus or gpus > have.gpus:
+        raise ResourceError(
+            f"{purpose} needs {cpus:g} CPUs beside {HEADROOM_CPUS:g} kept free for tasks, and "
+            f"{gpus:g} GPUs; the cluster has {have.cpus:g} CPUs and {have.gpus:g} GPUs. Use fewer "
+            "workers, or a larger cluster (for a local one: `raysys demo --cpus N`)"
+        )

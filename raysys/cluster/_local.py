@@ -1,0 +1,145 @@
+"""An embedded Ray head on this machine, started and stopped by its own process id."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from raysys.errors import ResourceError
+from raysys.storage import Storage
+
+_STATE = "cluster/local.json"
+_START_TIMEOUT_S = 90.0
+# Two training workers, one serving replica and the head-room for tasks must fit on a laptop
+# with two cores. Logical CPUs are a scheduler's unit: the operating system shares the cores.
+_MIN_LOGICAL_CPUS = 5
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray head on this machine."""
+
+    pid: int
+    address: str
+    dashboard_url: str
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is there and is ours, not another that reuses its number."""
+        try:
+            command = Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+        return b"ray" in command and b"--block" in command
+
+
+def enable_token_auth() -> None:
+    """Turn Ray's token authentication on for this process and its children.
+
+    Must run before `ray` is imported; makes a token under the user's home if there is none.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token":
+        command = [_ray_command(), "get-auth-token", "--generate"]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+def start_local(storage: Storage, *, cpus: int | None = None) -> Head:
+    """Start a Ray head with its dashboard, or return the one started before.
+
+    Args:
+        storage: Where the head's process id is remembered.
+        cpus: Logical CPUs. None takes the machine's cores, and at least 5.
+
+    Raises:
+        ResourceError: The head did not come up.
+    """
+    head = _remembered(storage)
+    if head:
+        return head
+    port, dashboard_port = _free_port(6379), _free_port(8265)
+    logical = cpus or max(os.cpu_count() or 1, _MIN_LOGICAL_CPUS)
+    log = Path(storage.uri("cluster/head.log"))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        _ray_command(), "start", "--head", "--block", f"--port={port}", f"--num-cpus={logical}",
+        "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard_port}", "--disable-usage-stats",
+    ]  # fmt: skip
+    with log.open("wb") as output:
+        # Its own session: Ctrl-C in the terminal ends the submitting command, not the cluster.
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    head = Head(process.pid, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}")
+    storage.write_json(_STATE, asdict(head))
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not _answers(head.dashboard_url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            stop_local(storage)
+            raise ResourceError(
+                f"the local Ray head did not come up within {_START_TIMEOUT_S:g} s: read {log}"
+            )
+        time.sleep(0.2)
+    return head
+
+
+def stop_local(storage: Storage) -> bool:
+    """Stop the head that `start_local` started, with all that runs on it.
+
+    Returns:
+        Whether there was one to stop.
+    """
+    head = _remembered(storage)
+    Path(storage.uri(_STATE)).unlink(missing_ok=True)
+    if head is None:
+        return False
+    os.kill(head.pid, signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while head.is_alive and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if head.is_alive:
+        os.killpg(head.pid, signal.SIGKILL)
+    return True
+
+
+def _remembered(storage: Storage) -> Head | None:
+    path = Path(storage.uri(_STATE))
+    if not path.exists():
+        return None
+    head = Head(**json.loads(path.read_text()))
+    return head if head.is_alive else None
+
+
+def _ray_command() -> str:
+    return str(Path(sys.executable).parent / "ray")
+
+
+def _answers(dashboard_url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{dashboard_url}/api/version", timeout=2) as reply:
+            return reply.status == 200
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)  # up, and asking for the token
+    except OSError:
+        return False
+
+
+def _free_port(preferred: int) -> int:
+    """`preferred` if nothing listens there, else one that the system picks."""
+    import socket
+
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ResourceError("no free TCP port on 127.0.0.1")

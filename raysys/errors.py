@@ -1,0 +1,23 @@
+"""Errors that users see. A message says the fact, what was given, and the remedy."""
+
+__all__ = ["DataError", "GraphError", "RaysysError", "ResourceError", "StorageError"]
+
+
+class RaysysError(Exception):
+    """Base of every error that raysys raises on purpose."""
+
+
+class DataError(RaysysError):
+    """The data given cannot be used at all (single bad rows go to quarantine instead)."""
+
+
+class GraphError(RaysysError):
+    """A serving graph is not well formed."""
+
+
+class ResourceError(RaysysError):
+    """The cluster can never satisfy what a stage asks for."""
+
+
+class StorageError(RaysysError):
+    """An artefact is missing, incomplete or cannot be written."""

@@ -1,0 +1,37 @@
+"""Ranking measures over padded arrays of ids."""
+
+import numpy as np
+
+
+def ndcg(ranked: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
+    """Normalised discounted cumulative gain with binary relevance.
+
+    Järvelin & Kekäläinen, "Cumulated gain-based evaluation of IR techniques" (2002).
+
+    Args:
+        ranked: int64 `(n, >= k)`, best first, each id at most once a row.
+        relevant: int64 `(n, r)`, padded with -1.
+        k: Cut-off.
+
+    Returns:
+        float64 `(n,)`; 0 where nothing is relevant.
+    """
+    gains = 1.0 / np.log2(np.arange(2, k + 2))
+    hits = _hits(ranked, relevant, k)
+    ideal = np.concatenate([[0.0], np.cumsum(gains)])
+    best = ideal[np.minimum((relevant >= 0).sum(axis=1), k)]
+    return np.divide(hits @ gains, best, out=np.zeros(len(ranked)), where=best > 0)
+
+
+def recall(ranked: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
+    """Share of the relevant ids that stand among the first k; arguments as for `ndcg`."""
+    wanted = (relevant >= 0).sum(axis=1)
+    found = _hits(ranked, relevant, k).sum(axis=1)
+    return np.divide(found, wanted, out=np.zeros(len(ranked)), where=wanted > 0)
+
+
+def _hits(ranked: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
+    if ranked.shape[1] < k:
+        raise ValueError(f"{ranked.shape[1]} ranked ids a row are too few for a cut-off of {k}")
+    top = ranked[:, :k, None]
+    return ((top == relevant[:, None, :]) & (top >= 0)).any(axis=2).astype(float)

@@ -1,0 +1,163 @@
+"""Atomic writes of files and folders under one root URI."""
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raysys.errors import StorageError
+
+DEFAULT_ROOT = "~/.raysys"
+ROOT_VARIABLE = "RAYSYS_STORAGE"
+# Written last into a folder on a file system without an atomic rename of folders.
+_COMPLETE = "_COMPLETE"
+
+
+class Storage:
+    """Artefacts under one root: a local folder, or any URI that pyarrow opens (s3, gs, hdfs).
+
+    A reader sees a finished artefact or none. On a local file system a file or folder is
+    written beside its final name, flushed and renamed. An object store cannot rename a
+    folder: there a marker file, written last, makes a folder complete, and `fetch` refuses
+    a folder without it.
+
+    Example:
+        >>> storage = Storage("/tmp/raysys-example")
+        >>> with storage.new_dir("models/m1") as folder:
+        ...     _ = (folder / "weights.bin").write_bytes(b"0123")
+        >>> (storage.fetch("models/m1") / "weights.bin").read_bytes()
+        b'0123'
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        """Open a root.
+
+        Args:
+            root: A folder or URI. None takes RAYSYS_STORAGE, else `~/.raysys`.
+        """
+        given = str(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+        self.is_local = "://" not in given or given.startswith("file://")
+        if self.is_local:
+            given = str(Path(given.removeprefix("file://")).expanduser().absolute())
+        self.root = given.rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"Storage({self.root!r})"
+
+    def uri(self, path: str) -> str:
+        """The full path or URI of an artefact."""
+        return f"{self.root}/{path}"
+
+    def exists(self, path: str) -> bool:
+        """Whether a finished file or folder stands under `path`."""
+        if self.is_local:
+            return Path(self.uri(path)).exists()
+        filesystem, base = self._remote(path)
+        kinds = filesystem.get_file_info([base, f"{base}/{_COMPLETE}"])
+        return kinds[0].is_file or kinds[1].is_file
+
+    @contextmanager
+    def new_dir(self, path: str) -> Iterator[Path]:
+        """Give a local folder to fill; on leaving without an error it becomes `path`.
+
+        An existing folder under that name is replaced as a whole; after an error it stays.
+        """
+        if self.is_local:
+            final = Path(self.uri(path))
+            final.parent.mkdir(parents=True, exist_ok=True)
+            staged = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
+            staged.mkdir()
+            try:
+                yield staged
+                for file in staged.rglob("*"):
+                    if file.is_file():
+                        _flush(file)
+                _replace_dir(staged, final)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+            return
+        with tempfile.TemporaryDirectory(prefix="raysys-") as local:
+            yield Path(local)
+            from pyarrow import fs
+
+            filesystem, base = self._remote(path)
+            filesystem.delete_dir_contents(base, missing_dir_ok=True)
+            fs.copy_files(local, base, destination_filesystem=filesystem)
+            with filesystem.open_output_stream(f"{base}/{_COMPLETE}") as stream:
+                stream.write(b"")
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write one file whole, replacing what stood there."""
+        if self.is_local:
+            final = Path(self.uri(path))
+            final.parent.mkdir(parents=True, exist_ok=True)
+            staged = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
+            try:
+                staged.write_bytes(data)
+                _flush(staged)
+                staged.replace(final)
+            finally:
+                staged.unlink(missing_ok=True)
+            return
+        filesystem, base = self._remote(path)
+        with filesystem.open_output_stream(base) as stream:
+            stream.write(data)
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Write `value` as indented JSON."""
+        self.write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+    def fetch(self, path: str) -> Path:
+        """A local path with the content of a finished artefact; a copy if the root is remote.
+
+        Raises:
+            StorageError: Nothing, or nothing finished, stands under that name.
+        """
+        if not self.exists(path):
+            raise StorageError(
+                f"no finished artefact at {self.uri(path)}: check the path, or run the job that "
+                "writes it again"
+            )
+        if self.is_local:
+            return Path(self.uri(path))
+        from pyarrow import fs
+
+        filesystem, base = self._remote(path)
+        local = Path(tempfile.mkdtemp(prefix="raysys-")) / Path(path).name
+        if filesystem.get_file_info(base).is_file:
+            fs.copy_files(base, str(local), source_filesystem=filesystem)
+        else:
+            local.mkdir()
+            fs.copy_files(base, str(local), source_filesystem=filesystem)
+        return local
+
+    def _remote(self, path: str) -> tuple[Any, str]:
+        from pyarrow import fs
+
+        return fs.FileSystem.from_uri(self.uri(path))
+
+
+def _flush(file: Path) -> None:
+    """Force a file to disk: a rename must never overtake the content."""
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _replace_dir(staged: Path, final: Path) -> None:
+    """Move `staged` to `final`; an old folder steps aside first and is then removed."""
+    if not final.exists():
+        staged.rename(final)
+        return
+    aside = final.parent / f".{final.name}.{uuid.uuid4().hex}.old"
+    final.rename(aside)
+    try:
+        staged.rename(final)
+    except OSError:
+        aside.rename(final)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,6 @@
+"""Hyperparameter search on Ray Tune: Bayesian search with early stopping."""
+
+from raysys.tune._search import Found, Report, Space, search
+from raysys.tune._space import Choice, Float, Integer
+
+__all__ = ["Choice", "Float", "Found", "Integer", "Report", "Space", "search"]

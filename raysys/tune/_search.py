@@ -1,0 +1,159 @@
+"""A search: Optuna proposes, ASHA stops what falls behind, Ray Tune runs the trials."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from raysys import cluster
+from raysys.tune._space import Choice, Float, Integer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ray.train import Checkpoint
+
+    from raysys.data import Table
+    from raysys.storage import Storage
+
+Space = dict[str, Float | Integer | Choice]
+
+
+class Report(Protocol):
+    """Given to the objective; called after each round of training."""
+
+    def __call__(
+        self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None
+    ) -> None:
+        """Hand over measurements and, by `save`, write files for whoever uses the best trial."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found."""
+
+    settings: dict[str, Any]
+    score: float
+    checkpoint: Checkpoint | None
+    trials: list[dict[str, Any]]
+
+
+def search(
+    name: str,
+    objective: Callable[[dict[str, Any], Mapping[str, Any], Report], None],
+    tables: Mapping[str, Table],
+    space: Space,
+    storage: Storage,
+    *,
+    metric: str,
+    mode: str = "max",
+    trials: int = 8,
+    rounds: int = 1,
+    grace_rounds: int = 1,
+    defaults: Mapping[str, Any] | None = None,
+    cpus_per_trial: float = 2.0,
+    concurrency: int = 1,
+    seed: int = 0,
+) -> Found:
+    """Search a space for the settings with the best score in any round of a trial.
+
+    Proposals: the tree-structured Parzen estimator (Bergstra et al., 2011) of Optuna. Early
+    stopping: asynchronous successive halving (Li et al., "A System for Massively Parallel
+    Hyperparameter Tuning", 2020). With `concurrency=1` the search is reproducible: what is
+    proposed and stopped depends on the order in which trials report.
+
+    Args:
+        name: The search's folder under the storage root.
+        objective: Called in a worker with the settings, the tables as Arrow tables mapped
+            from the object store, and a function that reports a round.
+        tables: References only; they do not pass through the driver.
+        space: A domain for each setting.
+        storage: Where trials and checkpoints are kept.
+        metric: The reported measurement to judge by.
+        mode: "max" or "min".
+        trials: The budget.
+        rounds: How often a trial reports if it is not stopped.
+        grace_rounds: Rounds that every trial may run.
+        defaults: Settings that are tried first, so that a small budget never does worse.
+        cpus_per_trial: Logical CPUs, and threads, of a trial.
+        concurrency: Trials at a time.
+        seed: Of the proposals.
+
+    Raises:
+        ResourceError: A trial can never fit on the cluster.
+    """
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    cluster.require(f"search {name}", cpus=cpus_per_trial * concurrency)
+
+    def trial(settings: dict[str, Any], references: Mapping[str, Table]) -> None:
+        done = 0
+
+        def report(
+            metrics: Mapping[str, float], save: Callable[[Path], None] | None = None
+        ) -> None:
+            nonlocal done
+            done += 1
+            measured = {**metrics, "round": done}
+            if save is None:
+                tune.report(measured)
+                return
+            with tempfile.TemporaryDirectory() as folder:
+                save(Path(folder))
+                tune.report(measured, checkpoint=tune.Checkpoint.from_directory(folder))
+
+        arrays = {key: table.arrow() for key, table in references.items()}
+        objective(settings, arrays, report)
+
+    proposals = OptunaSearch(
+        metric=metric,
+        mode=mode,
+        seed=seed,
+        points_to_evaluate=[dict(defaults)] if defaults else None,
+    )
+    stopper = ASHAScheduler(
+        time_attr="round",
+        metric=metric,
+        mode=mode,
+        max_t=max(rounds, grace_rounds),
+        grace_period=grace_rounds,
+        reduction_factor=2,
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(trial, references=dict(tables)), {"cpu": cpus_per_trial}
+        ),
+        param_space={key: domain.domain() for key, domain in space.items()},
+        tune_config=tune.TuneConfig(
+            search_alg=proposals,
+            scheduler=stopper,
+            num_samples=trials,
+            max_concurrent_trials=concurrency,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=storage.uri("searches"),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=metric, checkpoint_score_order=mode
+            ),
+        ),
+    )
+    results = tuner.fit()
+    best = results.get_best_result(metric, mode, scope="all")
+    history = best.metrics_dataframe[metric]
+    return Found(
+        settings=best.config,
+        score=float(history.max() if mode == "max" else history.min()),
+        checkpoint=best.get_best_checkpoint(metric, mode) if best.checkpoint else None,
+        trials=[
+            {**(result.config or {}), **{k: result.metrics.get(k) for k in (metric, "round")}}
+            for result in results
+            if result.metrics
+        ],
+    )

@@ -1,0 +1,66 @@
+"""A job's settings, from flags and a YAML file."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Settings from the command line: flags first, then the file of `--config`, then defaults.
+
+    Every field of the model is a flag, `max_depth` as `--max-depth`. A wrong value ends the
+    program with the flag named, and exit status 2.
+
+    Args:
+        config: A pydantic model of which every field has a default.
+        argv: The arguments; the process's own by default.
+    """
+    from pydantic_settings import BaseSettings, SettingsConfigDict
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    given: dict[str, Any] = {}
+    if "--config" in arguments:
+        at = arguments.index("--config")
+        given = _read_yaml(arguments[at + 1 : at + 2])
+        del arguments[at : at + 2]
+
+    class Settings(config, BaseSettings):  # type: ignore[misc, valid-type]
+        model_config = SettingsConfigDict(
+            cli_parse_args=arguments,
+            cli_prog_name=config.__module__.rpartition(".")[2],
+            cli_kebab_case=True,
+            cli_implicit_flags=True,
+            cli_exit_on_error=True,
+            extra="forbid",
+        )
+
+        @classmethod
+        def settings_customise_sources(cls, *_: Any, init_settings: Any, **__: Any) -> Any:
+            return (init_settings,)  # the environment stays out of it
+
+    Settings.__doc__ = config.__doc__
+    try:
+        return config(**Settings(**given).model_dump())
+    except ValidationError as error:
+        for problem in error.errors():
+            flag = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
+            print(f"{flag}: {problem['msg']}; given: {problem['input']!r}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _read_yaml(path: list[str]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path[0]).read_text()) if path else None
+    except (OSError, yaml.YAMLError) as error:
+        values = error
+    if not isinstance(values, dict):
+        print(f"--config: give a YAML file of settings; given: {path} ({values})", file=sys.stderr)
+        raise SystemExit(2)
+    return values

@@ -1,0 +1,220 @@
+"""The record of one run of a job: stages with their costs, settings, results and plots."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import secrets
+import subprocess
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from raysys import cluster
+from raysys.models import ModelStore, StoredModel, TrackedRun
+from raysys.telemetry import DriverMeter, record_stage, store_bytes
+from raysys.workflow import _plots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from pydantic import BaseModel
+
+    from raysys.data import Checked
+    from raysys.storage import Storage
+
+_PACKAGES = ("deepspeed", "hnswlib", "modin", "pyarrow", "ray", "torch", "xgboost", "xgboost-ray")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of a job cost."""
+
+    name: str
+    seconds: float
+    put_bytes: int
+    read_bytes: int
+    driver_table_bytes: int
+    driver_label_bytes: int
+
+
+class Run:
+    """One run of a job, from connecting to the cluster to the record in the storage root.
+
+    Everything that the job leaves stands under `runs/<id>/`; the settings, stages and metrics
+    are logged to MLflow too.
+
+    Example:
+        with Run("recommender", config, Storage()) as run:
+            with run.stage("etl"):
+                ...
+            run.log_metrics({"ndcg_at_10": 0.08})
+    """
+
+    def __init__(
+        self, job: str, config: BaseModel, storage: Storage, run_id: str | None = None
+    ) -> None:
+        """Name a run.
+
+        Args:
+            job: The job's name; it becomes the MLflow experiment.
+            config: The job's settings, recorded as they are.
+            storage: Where the run's folder is made.
+            run_id: None makes one from the time.
+        """
+        moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        self.id = run_id or f"{job}-{moment}-{secrets.token_hex(2)}"
+        self.job, self.config, self.storage = job, config, storage
+        self.stages: list[Stage] = []
+        self.metrics: dict[str, float] = {}
+        self.facts: dict[str, Any] = {}
+        self._models = ModelStore(storage)
+        self._meter = DriverMeter()
+
+    def __enter__(self) -> Run:
+        cluster.connect()
+        self._meter.install()
+        self._tracked: TrackedRun = self._models.start_run(
+            self.job, self.id, self.config.model_dump()
+        )
+        say(f"run {self.id}: artefacts under {self.storage.uri(self.path(''))}")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        self._meter.uninstall()
+        status = "FINISHED" if kind is None else "FAILED"
+        self._tracked.end(status, self.metrics)
+        self.storage.write_json(self.path("run.json"), self._record(status))
+        total = sum(stage.driver_table_bytes for stage in self.stages)
+        say(
+            f"run {self.id} {status.lower()} after {sum(s.seconds for s in self.stages):.0f} s of "
+            f"stages; tables through the driver: {total} bytes"
+        )
+
+    def path(self, name: str) -> str:
+        """The storage path of an artefact of this run."""
+        return f"runs/{self.id}/{name}"
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, count its bytes, and say a line when it ends."""
+        say(f"[{name}] ...")
+        store, tables, labels = store_bytes(), self._meter.table_bytes, self._meter.label_bytes
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds, after = time.perf_counter() - started, store_bytes()
+            stage = Stage(
+                name=name,
+                seconds=seconds,
+                put_bytes=after.put - store.put,
+                read_bytes=(after.read or 0) - (store.read or 0),
+                driver_table_bytes=self._meter.table_bytes - tables,
+                driver_label_bytes=self._meter.label_bytes - labels,
+            )
+            self.stages.append(stage)
+            record_stage(self.job, name, seconds, stage.driver_table_bytes)
+            say(
+                f"[{name}] {seconds:.1f} s; object store: put {_mebibytes(stage.put_bytes)}, read "
+                f"{_mebibytes(stage.read_bytes)}; through the driver: tables "
+                f"{stage.driver_table_bytes} bytes, row labels {stage.driver_label_bytes} bytes"
+            )
+            for what, size in self._meter.take_biggest():
+                if what.startswith("table"):
+                    say(f"[{name}]   {size} bytes through the driver: {what}")
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Record named results."""
+        self.metrics |= metrics
+
+    def log_facts(self, **facts: Any) -> None:
+        """Record what is no number: fingerprints, counts by name, URLs."""
+        self.facts |= facts
+
+    def log_quarantine(self, checked: Checked) -> None:
+        """Keep the rows that a check turned away, and say how many there are of each kind."""
+        checked.quarantine.write_parquet(self.storage, self.path("quarantine"))
+        self.log_facts(quarantined=checked.quarantine.rows, quarantine_reasons=checked.reasons)
+        say(f"quarantine: {checked.quarantine.rows} of {checked.rows} rows")
+        for reason, count in checked.reasons.items():
+            say(f"  {count} x {reason}")
+
+    def log_curve(self, name: str, lines: Mapping[str, Sequence[float]]) -> None:
+        """Record measurements over epochs, and plot them."""
+        for line, values in lines.items():
+            self._tracked.log_curve(line, values)
+        self.storage.write_bytes(self.path(f"{name}.png"), _plots.curves(name, lines))
+
+    def log_search(self, name: str, score: float, trials: Sequence[Mapping[str, Any]]) -> None:
+        """Record a search's trials and its best score."""
+        self.storage.write_json(self.path(f"search-{name}.json"), list(trials))
+        self.log_metrics({f"{name}_validation_score": score})
+        say(f"search {name}: best of {len(trials)} trials {score:.4f}")
+
+    def log_comparison(self, name: str, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Record measures by contestant, plot them, and say them as a table."""
+        for contestant, measures in results.items():
+            self.log_metrics({f"{contestant}: {key}": value for key, value in measures.items()})
+        self.storage.write_json(self.path(f"{name}.json"), results)
+        self.storage.write_bytes(self.path(f"{name}.png"), _plots.bars(name, results))
+        measures = list(next(iter(results.values())))
+        width = max(len(contestant) for contestant in results) + 2
+        say(f"\n{name:<{width}}" + "".join(f"{measure:>14}" for measure in measures))
+        for contestant, values in results.items():
+            say(f"{contestant:<{width}}" + "".join(f"{values[m]:>14.4f}" for m in measures))
+
+    def store_model(
+        self, name: str, write: Callable[[Path], None], *, signature: Mapping[str, Any]
+    ) -> StoredModel:
+        """Store a model with what this run knows of its making; it becomes the champion.
+
+        Args:
+            name: The registered name.
+            write: Fills a folder with the model's files; called in a task, so that tables
+                reach the files without passing through the driver.
+            signature: Form of the model's inputs and outputs.
+        """
+        manifest = {**self._record("RUNNING"), "signature": signature}
+        return self._models.save(
+            name, write, manifest=manifest, run=self._tracked, path=self.path("model")
+        )
+
+    def _record(self, status: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "job": self.job,
+            "status": status,
+            "config": json.loads(self.config.model_dump_json()),
+            "stages": [asdict(stage) for stage in self.stages],
+            "metrics": self.metrics,
+            "facts": self.facts,
+            "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "git_commit": git_commit(),
+        }
+
+
+def say(text: str) -> None:
+    """One plain line of progress, at once: under `ray job submit` it is streamed."""
+    print(text, flush=True)
+
+
+def _mebibytes(count: int) -> str:
+    """A byte count for people."""
+    return f"{count / 2**20:.1f} MiB"
+
+
+def git_commit(folder: Path | None = None) -> str:
+    """The commit of the code: what the submitter says (RAYSYS_GIT_COMMIT), else git's answer."""
+    if said := os.environ.get("RAYSYS_GIT_COMMIT"):
+        return said
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return answer.stdout.strip()
