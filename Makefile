@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 .PHONY: demo stop test test-slow lint format clean
 
 demo: $(READY)
-	@$(BIN)/raysys demo $(ARGS)
+	@$(BIN)/raysys submit jobs/recommender.py -- $(ARGS)
 
 stop: $(READY)
-	@$(BIN)/raysys stop
+	@$(BIN)/raysys down
 
 test: lint
 	$(BIN)/pytest -m "not slow"

@@ -89,13 +89,17 @@ class FilmGraph:
     def graph(self, output: str = "answer") -> Graph:
         """The graph; `output="ranked"` ends it at films and scores."""
         nodes = {
-            "person": self.known.rows,
+            "person": self.person,
             "retrieved": self.retrieved,
             "features": self.features,
             "ranked": self.ranked,
             "answer": self.answer,
         }
         return Graph(inputs=["user_id", "k"], nodes=nodes, output=output)
+
+    def person(self, user_id: np.ndarray) -> np.ndarray:
+        """Rows of people, -1 for who is not known."""
+        return self.known.rows(user_id)
 
     def retrieved(self, person: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Candidates by the towers; people that nothing is known of get the popular films."""

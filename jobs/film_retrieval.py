@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from jobs.film_features import FilmFeatures
+    from raysys.data import Table
     from raysys.train import Parameters
 
 CANDIDATES = 100
@@ -28,11 +29,11 @@ def build_towers(films: pa.Table, parameters: Parameters) -> Towers:
     return towers.eval()
 
 
-def film_vectors(films: pa.Table, parameters: Parameters) -> pa.Table:
+def film_vectors(films: Table, parameters: Parameters) -> pa.Table:
     """What the index is built from: `id`, the film's row, and `vector`."""
     import pyarrow as pa
 
-    vectors = build_towers(films, parameters).index_vectors()
+    vectors = build_towers(films.arrow(), parameters).index_vectors()
     flat = pa.array(vectors.ravel())
     return pa.table(
         {

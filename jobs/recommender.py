@@ -232,10 +232,11 @@ def store_model(run: Run, tables: Tables, fitted: Fitted, ranker: bytes) -> Stor
 def build_index(run: Run, config: Config, tables: Tables, fitted: Fitted) -> VectorIndex:
     """Index the films' vectors on shard actors."""
     from jobs import film_retrieval
+    from raysys.data import Table
     from raysys.index import VectorIndex
 
-    vectors = tables.films.map_blocks(
-        film_retrieval.film_vectors, tables.films, fitted.parameters()
+    vectors = Table.load(
+        film_retrieval.film_vectors, tables.films, fitted.parameters(), name="film vectors"
     )
     return VectorIndex.build(
         f"{run.id}/films", vectors, run.storage, run.path("index"), shards=config.shards

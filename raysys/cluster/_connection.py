@@ -1,6 +1,8 @@
 """Connecting to Ray and checking demand against what the cluster has."""
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
 from raysys.errors import ResourceError
 from raysys.telemetry import READ_HOOK, count_reads
@@ -8,6 +10,18 @@ from raysys.telemetry import READ_HOOK, count_reads
 # Modin, Ray Data and the index need a CPU to run a task on while trainers hold theirs: a
 # trainer that takes every CPU starves them for ever, without an error.
 HEADROOM_CPUS = 1.0
+
+
+# Two training workers, one serving replica and the head-room fit on a laptop with two cores.
+_MIN_LOGICAL_CPUS = 5
+
+
+def logical_cpus() -> int:
+    """What a cluster on this machine offers: its cores, and enough for a whole job.
+
+    Logical CPUs are the scheduler's unit; the operating system shares the cores.
+    """
+    return max(os.cpu_count() or 1, _MIN_LOGICAL_CPUS)
 
 
 @dataclass(frozen=True)
@@ -28,13 +42,18 @@ def connect(address: str | None = None) -> None:
     """
     import ray
 
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "warning",
+        "runtime_env": {"worker_process_setup_hook": READ_HOOK},
+    }
     if not ray.is_initialized():
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level="warning",
-            runtime_env={"worker_process_setup_hook": READ_HOOK},
-        )
+        try:
+            ray.init(address=address or os.environ.get("RAY_ADDRESS", "auto"), **options)
+        except ConnectionError:
+            if address or "RAY_ADDRESS" in os.environ:
+                raise
+            ray.init(address="local", num_cpus=logical_cpus(), **options)
     count_reads()
 
 
@@ -58,5 +77,5 @@ def require(purpose: str, *, cpus: float, gpus: float = 0.0) -> None:
         raise ResourceError(
             f"{purpose} needs {cpus:g} CPUs beside {HEADROOM_CPUS:g} kept free for tasks, and "
             f"{gpus:g} GPUs; the cluster has {have.cpus:g} CPUs and {have.gpus:g} GPUs. Use fewer "
-            "workers, or a larger cluster (for a local one: `raysys demo --cpus N`)"
+            "workers, or a larger cluster (a local one: `raysys up --cpus N`)"
         )

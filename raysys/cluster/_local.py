@@ -10,14 +10,12 @@ import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from raysys.cluster._connection import logical_cpus
 from raysys.errors import ResourceError
 from raysys.storage import Storage
 
 _STATE = "cluster/local.json"
 _START_TIMEOUT_S = 90.0
-# Two training workers, one serving replica and the head-room for tasks must fit on a laptop
-# with two cores. Logical CPUs are a scheduler's unit: the operating system shares the cores.
-_MIN_LOGICAL_CPUS = 5
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def start_local(storage: Storage, *, cpus: int | None = None) -> Head:
 
     Args:
         storage: Where the head's process id is remembered.
-        cpus: Logical CPUs. None takes the machine's cores, and at least 5.
+        cpus: Logical CPUs. None takes what `logical_cpus` says.
 
     Raises:
         ResourceError: The head did not come up.
@@ -63,7 +61,7 @@ def start_local(storage: Storage, *, cpus: int | None = None) -> Head:
     if head:
         return head
     port, dashboard_port = _free_port(6379), _free_port(8265)
-    logical = cpus or max(os.cpu_count() or 1, _MIN_LOGICAL_CPUS)
+    logical = cpus or logical_cpus()
     log = Path(storage.uri("cluster/head.log"))
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [

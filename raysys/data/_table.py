@@ -103,10 +103,20 @@ class Table:
 
     def modin(self) -> Any:
         """A Modin frame whose row partitions are made from the blocks, in tasks."""
+        import pandas as pd
         from modin.distributed.dataframe.pandas import from_partitions
 
         use_ray_engine()
-        return from_partitions(self.pandas_blocks(), axis=0)
+        names = self.schema.names
+        # Told what the blocks' metas know, Modin does not fetch row labels to the driver.
+        return from_partitions(
+            self.pandas_blocks(),
+            axis=0,
+            index=pd.RangeIndex(self.rows),
+            columns=pd.Index(names),
+            row_lengths=[meta.rows for meta in self.metas],
+            column_widths=[len(names)],
+        )
 
     def to_ray_dataset(self) -> Any:
         """A `ray.data.Dataset` over the same blocks."""

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysys.errors import StorageError
-from raysys.storage import Storage
+
+if TYPE_CHECKING:
+    from raysys.storage import Storage
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 _MANIFEST = "model.json"

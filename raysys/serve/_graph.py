@@ -55,10 +55,15 @@ class Graph:
             self._order = tuple(graphlib.TopologicalSorter(edges).static_order())
         except graphlib.CycleError as error:
             raise GraphError(f"nodes feed each other in a circle: {error.args[1]}") from error
+        wanted = {output}
+        for name in reversed(self._order):
+            if name in wanted:
+                wanted.update(edges[name])
+        self._order = tuple(name for name in self._order if name in wanted)
         self._inputs, self._output = tuple(inputs), output
 
     def __call__(self, batch: Batch) -> Any:
-        """Run every node once over the batch; the output node's value comes back."""
+        """Run what the output needs, each node once; the output node's value comes back."""
         values = {name: batch[name] for name in self._inputs}
         for name in self._order:
             values[name] = self._nodes[name](*[values[need] for need in self._needs[name]])

@@ -131,7 +131,9 @@ def _worker(config: dict[str, Any]) -> None:
                 (folder / _HISTORY).write_text(json.dumps(history))
                 text = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
                 print(f"[{context.get_experiment_name()}] {text}", flush=True)
-            train.report(measured, checkpoint=train.Checkpoint.from_directory(temporary))
+            # The history travels in the checkpoint; reported too, it would come back to the
+            # driver as a table.
+            train.report({}, checkpoint=train.Checkpoint.from_directory(temporary))
 
     run_epochs(
         task,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,10 @@ Space = dict[str, Float | Integer | Choice]
 
 
 class Report(Protocol):
-    """Given to the objective; called after each round of training."""
+    """Given to the objective; called after each round of training.
+
+    `save` is called in the rounds that are the trial's best so far.
+    """
 
     def __call__(
         self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None
@@ -84,22 +89,28 @@ def search(
     Raises:
         ResourceError: A trial can never fit on the cluster.
     """
+    # Ray Tune's tables are for terminals; `_Progress` says one line a trial instead.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    import optuna
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     cluster.require(f"search {name}", cpus=cpus_per_trial * concurrency)
 
     def trial(settings: dict[str, Any], references: Mapping[str, Table]) -> None:
-        done = 0
+        done, best = 0, -math.inf
 
         def report(
             metrics: Mapping[str, float], save: Callable[[Path], None] | None = None
         ) -> None:
-            nonlocal done
+            nonlocal done, best
             done += 1
             measured = {**metrics, "round": done}
-            if save is None:
+            score = metrics[metric] if mode == "max" else -metrics[metric]
+            better, best = score > best, max(best, score)
+            if save is None or not better:
                 tune.report(measured)
                 return
             with tempfile.TemporaryDirectory() as folder:
@@ -139,9 +150,7 @@ def search(
             name=name,
             storage_path=storage.uri("searches"),
             verbose=0,
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=metric, checkpoint_score_order=mode
-            ),
+            callbacks=[_progress(name, metric, trials)],
         ),
     )
     results = tuner.fit()
@@ -157,3 +166,26 @@ def search(
             if result.metrics
         ],
     )
+
+
+def _progress(name: str, metric: str, trials: int) -> Any:
+    """A callback that says what each trial came to."""
+    from ray import tune
+
+    class Progress(tune.Callback):  # type: ignore[misc]
+        done = 0
+
+        def on_trial_complete(self, trial: Any, **_: Any) -> None:
+            self.done += 1
+            last = trial.last_result
+            tried = ", ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in trial.config.items()
+            )
+            print(
+                f"[{name}] trial {self.done} of {trials}: {metric} {last.get(metric):.4f} after "
+                f"{last.get('round')} rounds ({tried})",
+                flush=True,
+            )
+
+    return Progress()

@@ -1,0 +1,64 @@
+"""The command line: `raysys up`, `submit`, `down`."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raysys import cluster
+from raysys.errors import RaysysError
+from raysys.storage import Storage
+from raysys.workflow import git_commit, say
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+
+Cpus = Annotated[int | None, typer.Option(help="Logical CPUs of a local cluster.")]
+
+
+@app.command()
+def up(cpus: Cpus = None) -> None:
+    """Start a Ray head on this machine, or say where the running one is."""
+    head = cluster.start_local(Storage(), cpus=cpus)
+    say(f"Ray at {head.address}, dashboard at {head.dashboard_url}")
+
+
+@app.command()
+def submit(job: Path, arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Run a job of this folder on the cluster, and stream its progress.
+
+    The cluster is the one whose dashboard RAY_ADDRESS names (http://HOST:8265), else the one
+    on this machine, started if need be. Give the job's own flags after `--`.
+    """
+    if not job.is_file():
+        raise RaysysError(f"{job}: no such file. Give a job's path, such as jobs/recommender.py")
+    address = os.environ.get("RAY_ADDRESS") or cluster.start_local(Storage()).dashboard_url
+    module = ".".join(job.with_suffix("").parts)
+    say(f"dashboard: {address}")
+    env = {"RAYSYS_GIT_COMMIT": git_commit()}
+    if storage := os.environ.get("RAYSYS_STORAGE"):
+        env["RAYSYS_STORAGE"] = storage
+    cluster.submit(
+        shlex.join(["python", "-m", module, *(arguments or [])]),
+        dashboard_url=address,
+        working_dir=Path.cwd(),
+        env=env,
+    )
+    say(f"dashboard: {address} (its token: `ray get-auth-token`)")
+
+
+@app.command()
+def down() -> None:
+    """Stop the head that `up` or `submit` started, and all that runs on it."""
+    say("stopped" if cluster.stop_local(Storage()) else "nothing to stop")
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line, without a traceback."""
+    cluster.enable_token_auth()
+    try:
+        app(standalone_mode=True)
+    except RaysysError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from None
