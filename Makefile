@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo stop test test-slow lint format clean
+.PHONY: demo stop test bench lint format clean
 
 demo: $(READY)
 	@$(BIN)/raysys submit jobs/recommender.py -- $(ARGS)
@@ -13,10 +13,11 @@ stop: $(READY)
 	@$(BIN)/raysys down
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest
 
-test-slow: $(READY)
-	$(BIN)/pytest -m slow
+bench: $(READY)
+	$(BIN)/python -m benchmarks.recommender
+	$(BIN)/python -m benchmarks.strategies
 
 lint: $(READY)
 	$(BIN)/ruff check .

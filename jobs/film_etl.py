@@ -53,7 +53,7 @@ def etl(path: str | None, blocks: int) -> tuple[Checked, Table, Table, Table]:
     )
     checked = check(raw, SCHEMA, partition_by="userId", blocks=blocks)
     whole = checked.good.map_blocks(split_by_time)
-    frame = whole.map_blocks(_columns_of_cuts).modin()
+    frame = whole.map_blocks(columns_of_cuts).modin()
     counted = {f"{name}_{cut}": "sum" for name in ("ratings", "favourites", "rating_sum")
                for cut in (VALIDATION, TEST, NOW)}  # fmt: skip
     times = [f"time_{cut}" for cut in (VALIDATION, TEST, NOW)]
@@ -77,8 +77,8 @@ def split_by_time(ratings: pa.Table) -> pa.Table:
     frame = frame.sort_values(["userId", "timestamp", "movieId"], ignore_index=True)
     positive = frame["rating"] >= POSITIVE
     by_person = positive.groupby(frame["userId"])
-    before = by_person.cumsum() - positive  # favourites that precede the row
-    left = by_person.transform("sum") - before  # favourites from the row on
+    # Favourites from the row on, itself among them.
+    left = by_person.transform("sum") - by_person.cumsum() + positive.astype(int)
     # A favourite that opens a set comes after its cut; another rating at that place before it.
     place = left + ~positive
     part = np.select([place <= HELD_OUT, place <= 2 * HELD_OUT], [2, 1], 0)
@@ -87,7 +87,7 @@ def split_by_time(ratings: pa.Table) -> pa.Table:
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
-def _columns_of_cuts(ratings: pa.Table) -> pa.Table:
+def columns_of_cuts(ratings: pa.Table) -> pa.Table:
     """A row's shares in the sums and times of each cut; nothing where it is not yet known."""
     frame = ratings.to_pandas()
     for cut in (VALIDATION, TEST, NOW):

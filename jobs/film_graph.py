@@ -14,12 +14,12 @@ from pydantic import BaseModel, Field
 from jobs.film_etl import NOW, TEST
 from jobs.film_features import FilmFeatures
 from jobs.film_retrieval import CANDIDATES, Search, build_towers, candidates
-from raysys.evaluate import ndcg, recall
+from raysys.evaluate import ndcg, recall, top_k
 from raysys.index import VectorIndex
 from raysys.serve import Graph
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from raysys.data import Table
@@ -88,7 +88,7 @@ class FilmGraph:
 
     def graph(self, output: str = "answer") -> Graph:
         """The graph; `output="ranked"` ends it at films and scores."""
-        nodes = {
+        nodes: dict[str, Callable[..., Any]] = {
             "person": self.person,
             "retrieved": self.retrieved,
             "features": self.features,
@@ -129,7 +129,7 @@ class FilmGraph:
         count, width, _ = features.shape
         scores = self._ranker.inplace_predict(features.reshape(count * width, -1))
         scores = np.where((person >= 0)[:, None], scores.reshape(count, width), -np.arange(width))
-        order = np.argsort(-scores, axis=1, kind="stable")
+        order = top_k(scores, width)
         return np.take_along_axis(films, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
     def answer(

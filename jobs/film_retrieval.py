@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jobs.two_tower import Towers, film_content
+from raysys.evaluate import top_k
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,7 +49,7 @@ def exact_search(vectors: np.ndarray) -> Search:
 
     def search(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         scores = queries @ vectors.T
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        order = top_k(scores, k)
         return order, np.take_along_axis(scores, order, axis=1)
 
     return search
@@ -74,5 +75,5 @@ def candidates(
     found, scores = search(towers.query_vectors(known.history[rows]), CANDIDATES + most)
     for row, films in enumerate(left_out):
         scores[row, np.isin(found[row], films)] = -np.inf
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :CANDIDATES]
+    order = top_k(scores, CANDIDATES)
     return np.take_along_axis(found, order, axis=1), np.take_along_axis(scores, order, axis=1)

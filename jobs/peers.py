@@ -9,7 +9,7 @@ import numpy as np
 
 from jobs.film_etl import TEST, VALIDATION
 from jobs.two_tower import favourites
-from raysys.evaluate import ndcg, recall
+from raysys.evaluate import ndcg, recall, top_k
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -37,7 +37,7 @@ def compare_peers(ratings: Table, films: Table) -> dict[str, Measures]:
         scores = scores[tested]
         for row, one in enumerate(tested):
             scores[row, film[(person == one) & (part < cut)]] = -np.inf
-        ranked = np.argsort(-scores, axis=1, kind="stable")[:, :20]
+        ranked = top_k(scores, 20)
         return {
             "ndcg_at_10": float(ndcg(ranked, wanted, 10).mean()),
             "recall_at_20": float(recall(ranked, wanted, 20).mean()),

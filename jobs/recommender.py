@@ -37,7 +37,7 @@ class Config(BaseModel):
     storage: str | None = Field(None, description="storage root; else RAYSYS_STORAGE or ~/.raysys")
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     workers: int = Field(2, ge=1, description="training workers, and actors of the ranker")
-    epochs: int = Field(6, ge=1, description="of the two towers")
+    epochs: int = Field(5, ge=1, description="of the two towers")
     retrieval_trials: int = Field(4, ge=1, description="budget of the towers' search")
     ranker_trials: int = Field(8, ge=1, description="budget of the ranker's search")
     shards: int = Field(2, ge=1, description="of the index")
@@ -114,13 +114,18 @@ def tune_retrieval(run: Run, config: Config, tables: Tables) -> Found:
         objective,
         tables.named(),
         {
-            "learning_rate": tune.Float(2e-3, 1e-2, log=True),
+            "learning_rate": tune.Float(4e-3, 2e-2, log=True),
             "weight_decay": tune.Float(1e-3, 1e-1, log=True),
             "dropout": tune.Float(0.1, 0.5),
             "drop_history": tune.Float(0.0, 0.4),
         },
         run.storage,
-        defaults={"learning_rate": 4e-3, "weight_decay": 1e-2, "dropout": 0.3, "drop_history": 0.2},
+        defaults={
+            "learning_rate": 8e-3,
+            "weight_decay": 1e-2,
+            "dropout": 0.35,
+            "drop_history": 0.2,
+        },
         metric="ndcg_at_10",
         trials=config.retrieval_trials,
         rounds=config.epochs,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from raysys.evaluate import ndcg, recall
+from raysys.evaluate import ndcg, recall, top_k
 from raysys.train import TrainingTask
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-HISTORY = 50  # favourites that the person's tower looks back on
+HISTORY = 30  # favourites that the person's tower looks back on
 _YEARS_A_BUCKET, _FIRST_YEAR, _YEAR_BUCKETS = 5, 1900, 30
 
 
@@ -86,8 +86,12 @@ class Towers(nn.Module):
         """
         films = self.film_vectors()
         people = self.person_vectors(history, films)
-        chosen = (people * films[target]).sum(dim=1) + self.popularity(target)[:, 0]
-        others = people @ films[negatives].T + self.popularity(negatives)[:, 0]
+        # `embedding`, not indexing: the backward pass of the latter adds in any order.
+        chosen = (people * functional.embedding(target, films)).sum(dim=1)
+        chosen = chosen + self.popularity(target)[:, 0]
+        others = (
+            people @ functional.embedding(negatives, films).T + self.popularity(negatives)[:, 0]
+        )
         others = others + float(np.log(self.films / len(negatives)))
         others = others.masked_fill(negatives[None] == target[:, None], -torch.inf)
         logits = torch.cat([chosen[:, None], others], dim=1)
@@ -116,7 +120,7 @@ class TwoTower(TrainingTask):
 
     parts: int = 1
     dim: int = 64
-    dropout: float = 0.3
+    dropout: float = 0.35
     drop_history: float = 0.2
     negatives: int = 2048
 
@@ -127,7 +131,7 @@ class TwoTower(TrainingTask):
         known = part < self.parts
         self._target = film[known]
         self._history = histories(person[known], film[known])
-        self._validation: tuple[np.ndarray, ...] | None = None
+        self._validation: tuple[np.ndarray, np.ndarray, list[np.ndarray]] | None = None
         if self.parts == 1:
             self._validation = _held_out(person, film, part)
         return len(self._target)
@@ -156,7 +160,7 @@ class TwoTower(TrainingTask):
         loss = (log_total[:, None] - np.take_along_axis(scores, wanted, axis=1)).mean()
         for row, films in enumerate(excluded):
             scores[row, films] = -np.inf
-        ranked = np.argsort(-scores, axis=1, kind="stable")[:, :20]
+        ranked = top_k(scores, 20)
         return {
             "validation_loss": float(loss),
             "ndcg_at_10": float(ndcg(ranked, wanted, 10).mean()),

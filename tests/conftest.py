@@ -6,21 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from raysys import cluster
 from raysys.storage import Storage
 
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A local cluster of 5 logical CPUs, in this process's own session."""
     import ray
 
     os.environ["RAYSYS_STORAGE"] = str(tmp_path_factory.mktemp("storage"))
-    ray.init(
-        address="local",
-        num_cpus=5,
-        log_to_driver=False,
-        logging_level="warning",
-    )
+    os.environ.pop("RAY_ADDRESS", None)
+    cluster.connect()
     yield
     ray.shutdown()
 

@@ -38,7 +38,7 @@ def connect(address: str | None = None) -> None:
 
     Args:
         address: A cluster's address. None takes RAY_ADDRESS (set inside a submitted job),
-            else a cluster on this machine, else starts one in this process.
+            else starts one that ends with this process.
     """
     import ray
 
@@ -48,11 +48,10 @@ def connect(address: str | None = None) -> None:
         "runtime_env": {"worker_process_setup_hook": READ_HOOK},
     }
     if not ray.is_initialized():
-        try:
-            ray.init(address=address or os.environ.get("RAY_ADDRESS", "auto"), **options)
-        except ConnectionError:
-            if address or "RAY_ADDRESS" in os.environ:
-                raise
+        address = address or os.environ.get("RAY_ADDRESS")
+        if address:
+            ray.init(address=address, **options)
+        else:
             ray.init(address="local", num_cpus=logical_cpus(), **options)
     count_reads()
 

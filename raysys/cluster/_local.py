@@ -103,6 +103,12 @@ def stop_local(storage: Storage) -> bool:
         time.sleep(0.1)
     if head.is_alive:
         os.killpg(head.pid, signal.SIGKILL)
+    # Only `ray stop` removes Ray's own note of the last cluster; left, the next `ray.init` of
+    # anyone on this machine waits for a cluster that is gone.
+    note = Path("/tmp/ray/ray_current_cluster")
+    port = head.address.rpartition(":")[2]
+    if note.exists() and note.read_text().strip().endswith(f":{port}"):
+        note.unlink()
     return True
 
 

@@ -144,7 +144,7 @@ class Table:
                 arrives as its value.
             name: The tasks' name in the dashboard; the function's by default.
         """
-        task = _task(name or getattr(function, "__name__", "map_blocks"))
+        task = _task(name or str(getattr(function, "__name__", "map_blocks")))
         return Table._of([task.remote(_call, block, function, *args) for block in self.blocks])
 
     def split_blocks(

@@ -3,6 +3,14 @@
 import numpy as np
 
 
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Columns of the k highest scores of each row, int64 `(n, min(k, columns))`, best first."""
+    k = min(k, scores.shape[1])
+    among = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k else np.empty((len(scores), 0), int)
+    order = np.argsort(-np.take_along_axis(scores, among, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(among, order, axis=1)
+
+
 def ndcg(ranked: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
     """Normalised discounted cumulative gain with binary relevance.
 

@@ -90,7 +90,9 @@ def deploy(
         max_ongoing_requests=2 * max_batch_size,
     )(_server(name, build, route, request, response, max_batch_size))
     serve.run(server.bind(), name=name, route_prefix="/")
-    return Endpoint(f"http://{host}:{port}", route)
+    # Serve keeps the address that it was first started with, whatever is asked for later.
+    listening = serve.context._get_global_client().http_config
+    return Endpoint(f"http://{listening.host}:{listening.port}", route)
 
 
 def _server(

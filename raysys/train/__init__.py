@@ -2,7 +2,7 @@
 
 from raysys.train._boosting import BoostSettings, boost
 from raysys.train._fit import Fitted, fit, load_parameters, save_parameters
-from raysys.train._loop import Epoch, Parameters, TrainSettings, train_in_process
+from raysys.train._loop import Epoch, Parameters, StrategyName, TrainSettings, train_in_process
 from raysys.train._task import TrainingTask
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Epoch",
     "Fitted",
     "Parameters",
+    "StrategyName",
     "TrainSettings",
     "TrainingTask",
     "boost",

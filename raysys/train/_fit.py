@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from raysys.train._loop import Epoch, Parameters, TrainSettings, run_epochs, ste
 from raysys.train._strategies import make_replica
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from ray.train import Checkpoint
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _PARAMETERS = "parameters.pt"
 _HISTORY = "history.json"
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,13 @@ def fit(
     cluster.require(f"training {name}", cpus=settings.workers, gpus=gpus)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"task": task, "tables": dict(tables), "settings": settings},
+        train_loop_config={
+            "task": task,
+            "tables": dict(tables),
+            "settings": settings,
+            "storage": storage,
+            "progress": _progress_path(name),
+        },
         scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=gpu),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
@@ -93,7 +102,8 @@ def fit(
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    result = trainer.fit()
+    with _progress(name, storage):
+        result = trainer.fit()
     with result.checkpoint.as_directory() as folder:
         history = json.loads((Path(folder) / _HISTORY).read_text())
     return Fitted(checkpoint=result.checkpoint, history=history)
@@ -129,11 +139,11 @@ def _worker(config: dict[str, Any]) -> None:
             if rank == 0:
                 save_parameters(parameters, folder)
                 (folder / _HISTORY).write_text(json.dumps(history))
-                text = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
-                print(f"[{context.get_experiment_name()}] {text}", flush=True)
             # The history travels in the checkpoint; reported too, it would come back to the
             # driver as a table.
             train.report({}, checkpoint=train.Checkpoint.from_directory(temporary))
+        if rank == 0:
+            config["storage"].write_json(config["progress"], history)
 
     run_epochs(
         task,
@@ -146,3 +156,34 @@ def _worker(config: dict[str, Any]) -> None:
         world=world,
         device=device,
     )
+
+
+def _progress_path(name: str) -> str:
+    return f"training/{name}-progress.json"
+
+
+@contextmanager
+def _progress(name: str, storage: Storage) -> Iterator[None]:
+    """Say each epoch in this process, when rank 0 has written it to the storage root."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        said = 0
+        while True:
+            last = ended.wait(_POLL_S)
+            path = _progress_path(name)
+            history = json.loads(storage.fetch(path).read_text()) if storage.exists(path) else []
+            for measured in history[said:]:
+                text = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
+                print(f"[{name}] {text}", flush=True)
+            said = max(said, len(history))
+            if last:
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()

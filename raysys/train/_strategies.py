@@ -73,6 +73,7 @@ class Zero:
         config: dict[str, Any] = {
             "train_batch_size": settings.batch_size // settings.workers * settings.workers,
             "gradient_accumulation_steps": 1,
+            "gradient_clipping": 0.0,  # its default of 1 would train something else than DDP
             "zero_optimization": {"stage": stage},
             # AdamW of PyTorch: DeepSpeed's own Adam is compiled on first use.
             "zero_allow_untested_optimizer": True,

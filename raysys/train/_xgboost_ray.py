@@ -62,12 +62,12 @@ def _actor_setup() -> Any:
     """
     from xgboost_ray.callback import DistributedCallback
 
-    class ActorSetup(DistributedCallback):  # type: ignore[misc]
+    class ActorSetup(DistributedCallback):
         def on_init(self, actor: Any, *args: Any, **kwargs: Any) -> None:
             import xgboost
             from xgboost_ray import main
 
-            class RankedContext(xgboost.collective.CommunicatorContext):  # type: ignore[misc]
+            class RankedContext(xgboost.collective.CommunicatorContext):
                 def __init__(self, _actor_id: str, worker_args: dict[str, Any]) -> None:
                     super().__init__(**worker_args, dmlc_task_id=f"actor-{actor.rank:06d}")
 

@@ -172,7 +172,7 @@ def _progress(name: str, metric: str, trials: int) -> Any:
     """A callback that says what each trial came to."""
     from ray import tune
 
-    class Progress(tune.Callback):  # type: ignore[misc]
+    class Progress(tune.Callback):
         done = 0
 
         def on_trial_complete(self, trial: Any, **_: Any) -> None:

@@ -40,7 +40,9 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
         )
 
         @classmethod
-        def settings_customise_sources(cls, *_: Any, init_settings: Any, **__: Any) -> Any:
+        def settings_customise_sources(  # type: ignore[override]
+            cls, _: Any, init_settings: Any, **__: Any
+        ) -> tuple[Any, ...]:
             return (init_settings,)  # the environment stays out of it
 
     Settings.__doc__ = config.__doc__

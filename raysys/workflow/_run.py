@@ -162,11 +162,11 @@ class Run:
             self.log_metrics({f"{contestant}: {key}": value for key, value in measures.items()})
         self.storage.write_json(self.path(f"{name}.json"), results)
         self.storage.write_bytes(self.path(f"{name}.png"), _plots.bars(name, results))
-        measures = list(next(iter(results.values())))
+        names = list(next(iter(results.values())))
         width = max(len(contestant) for contestant in results) + 2
-        say(f"\n{name:<{width}}" + "".join(f"{measure:>14}" for measure in measures))
+        say(f"\n{name:<{width}}" + "".join(f"{measure:>14}" for measure in names))
         for contestant, values in results.items():
-            say(f"{contestant:<{width}}" + "".join(f"{values[m]:>14.4f}" for m in measures))
+            say(f"{contestant:<{width}}" + "".join(f"{values[m]:>14.4f}" for m in names))
 
     def store_model(
         self, name: str, write: Callable[[Path], None], *, signature: Mapping[str, Any]

@@ -1,0 +1,51 @@
+"""Figures with their bars, printed and written as JSON."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value and what it is held against."""
+
+    name: str
+    value: float
+    unit: str
+    bar: str
+    holds: bool | None
+
+
+@dataclass
+class Report:
+    """Collects figures; says each at once."""
+
+    figures: list[Figure] = field(default_factory=list)
+
+    def add(
+        self, name: str, value: float, unit: str, *, below: float | None = None,
+        above: float | None = None,
+    ) -> None:  # fmt: skip
+        """Add a value, with its bar if it has one."""
+        bar, holds = "none", None
+        if below is not None:
+            bar, holds = f"< {below:g}", value < below
+        if above is not None:
+            bar, holds = f"> {above:g}", value > above
+        self.figures.append(Figure(name, value, unit, bar, holds))
+        verdict = {True: "holds", False: "FAILS", None: ""}[holds]
+        print(f"{name:<58} {value:>10.4g} {unit:<10} {bar:<10} {verdict}", flush=True)
+
+    def write(self, path: Path | None) -> None:
+        """Write the figures as JSON."""
+        if path:
+            path.write_text(json.dumps({"figures": [asdict(f) for f in self.figures]}, indent=2))
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The flags that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller inputs")
+    parser.add_argument("--json", type=Path, help="where the figures are written")
+    return parser.parse_args()

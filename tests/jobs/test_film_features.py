@@ -1,0 +1,84 @@
+"""No feature changes when a rating that comes after its cut is changed."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from jobs.film_etl import VALIDATION, columns_of_cuts, split_by_time
+from jobs.film_features import FEATURES, FilmFeatures
+from jobs.two_tower import HISTORY
+
+
+def tables(ratings: pd.DataFrame) -> tuple[pa.Table, pa.Table, pa.Table]:
+    split = split_by_time(pa.Table.from_pandas(ratings, preserve_index=False))
+    frame = columns_of_cuts(split).to_pandas()
+    sums = {c: "sum" for c in frame if c[:-2] in ("ratings", "favourites", "rating_sum")}
+    times = [c for c in frame if c.startswith("time_")]
+    content = dict.fromkeys(("title", "year", "genres"), "first")
+    films = frame.groupby("movieId", as_index=False).agg(
+        {**content, **sums, **dict.fromkeys(times, "min")}
+    )
+    people = frame.groupby("userId", as_index=False).agg({**sums, **dict.fromkeys(times, "max")})
+    return split, pa.Table.from_pandas(films), pa.Table.from_pandas(people)
+
+
+def ratings_of_people(people: int = 20, films: int = 60) -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    rows = [
+        {
+            "userId": user,
+            "movieId": movie,
+            "timestamp": 1000 * place,
+            "rating": float(rng.choice([2.0, 4.0, 5.0])),
+            "title": f"film {movie}",
+            "year": 1980.0 + movie % 40,
+            "genres": "Drama|Comedy" if movie % 3 else "Drama",
+        }
+        for user in range(people)
+        for place, movie in enumerate(rng.permutation(films)[:40])
+    ]
+    return pd.DataFrame(rows)
+
+
+def features(ratings: pd.DataFrame, users: np.ndarray, films: np.ndarray) -> np.ndarray:
+    known = FilmFeatures(*tables(ratings), part=VALIDATION)
+    return known.of_candidates(known.rows(users), np.tile(films, (len(users), 1)))
+
+
+def test_features_at_a_cut_ignore_every_later_rating() -> None:
+    ratings = ratings_of_people()
+    split = split_by_time(pa.Table.from_pandas(ratings, preserve_index=False)).to_pandas()
+    later = split[split["part"] >= VALIDATION]
+    assert len(later) > 100
+    changed = ratings.merge(later[["userId", "movieId", "part"]], how="left")
+    # What a like or dislike after the cut was, and when, may not matter. Their number is kept,
+    # since the split itself is counted from the end.
+    low = changed["part"].notna() & (changed["rating"] < 4)
+    changed.loc[low, "rating"] = 0.5
+    high = changed["part"].notna() & (changed["rating"] >= 4)
+    changed.loc[high, "rating"] = 9 - changed.loc[high, "rating"]
+    changed.loc[changed["part"].notna(), "timestamp"] += 500_000
+    users, films = np.unique(ratings["userId"]), np.arange(60)
+    before, after = (features(frame, users, films) for frame in (ratings, changed))
+    assert before.shape == (len(users), 60, len(FEATURES))
+    assert np.array_equal(before, after)
+    # And they do see what comes before it.
+    changed.loc[changed["part"].isna(), "timestamp"] += 7 * 86_400
+    assert not np.array_equal(before, features(changed, users, films))
+
+
+def test_history_is_newest_first_and_padded() -> None:
+    ratings = ratings_of_people()
+    split, films, people = tables(ratings)
+    known = FilmFeatures(split, films, people, part=VALIDATION)
+    frame = split.to_pandas()
+    mine = frame[(frame["userId"] == 7) & frame["positive"] & (frame["part"] < VALIDATION)]
+    expected = mine.sort_values(["timestamp", "movieId"])["movieId"].to_numpy()[::-1][:HISTORY]
+    row = known.history[known.rows(np.array([7]))[0]]
+    assert np.array_equal(row[row >= 0], expected)
+    assert (row[len(expected) :] == -1).all()
+
+
+def test_unknown_people_have_no_row() -> None:
+    known = FilmFeatures(*tables(ratings_of_people()), part=VALIDATION)
+    assert known.rows(np.array([3, 999, -1])).tolist() == [3, -1, -1]

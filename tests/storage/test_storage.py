@@ -1,0 +1,154 @@
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+
+from raysys.errors import StorageError
+from raysys.storage import Storage
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Storage:
+    """A root that is no local path to Storage, though its files lie under tmp_path/bucket."""
+    return Storage(f"fsspec+file://{tmp_path}/bucket")
+
+
+def _write(storage: Storage, path: str, **files: str) -> None:
+    with storage.new_dir(path) as folder:
+        for name, text in files.items():
+            (folder / name).write_text(text)
+
+
+def _content(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+def test_new_dir_shows_nothing_until_it_is_whole(storage: Storage, tmp_path: Path) -> None:
+    with storage.new_dir("models/m1") as folder:
+        (folder / "weights").write_text("0123")
+        assert not storage.exists("models/m1")
+    assert _content(storage.fetch("models/m1")) == {"weights": "0123"}
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["m1"]
+
+
+def test_new_dir_leaves_nothing_after_an_error(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), storage.new_dir("models/m1") as folder:
+        (folder / "weights").write_text("01")
+        raise ZeroDivisionError
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_new_dir_keeps_the_old_version_after_an_error(storage: Storage, tmp_path: Path) -> None:
+    _write(storage, "m1", weights="old")
+    with pytest.raises(ZeroDivisionError), storage.new_dir("m1") as folder:
+        (folder / "weights").write_text("new")
+        raise ZeroDivisionError
+    assert _content(storage.fetch("m1")) == {"weights": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["m1"]
+
+
+def test_new_dir_keeps_the_old_version_when_the_last_rename_fails(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(storage, "m1", weights="old")
+    rename = Path.rename
+
+    def refuse_partial(path: Path, target: Path) -> Path:
+        if path.suffix == ".partial":
+            raise OSError("no space left")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_partial)
+    with pytest.raises(OSError, match="no space left"):
+        _write(storage, "m1", weights="new")
+    assert _content(storage.fetch("m1")) == {"weights": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["m1"]
+
+
+def test_new_dir_replaces_an_old_version_as_a_whole(storage: Storage, tmp_path: Path) -> None:
+    _write(storage, "m1", weights="old", optimizer="old")
+    _write(storage, "m1", weights="new")
+    assert _content(storage.fetch("m1")) == {"weights": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["m1"]
+
+
+def test_write_bytes_replaces_and_leaves_nothing_else(storage: Storage, tmp_path: Path) -> None:
+    storage.write_bytes("runs/a.json", b"old")
+    storage.write_bytes("runs/a.json", b"new")
+    assert storage.fetch("runs/a.json").read_bytes() == b"new"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a.json"]
+
+
+def test_write_bytes_keeps_the_old_version_after_an_error(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes("a.json", b"old")
+
+    def write_half(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[:1])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    with pytest.raises(OSError, match="no space left"):
+        storage.write_bytes("a.json", b"new")
+    assert storage.fetch("a.json").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("kind", ["storage", "remote"])
+def test_fetch_of_what_is_not_there_names_the_path(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    storage: Storage = request.getfixturevalue(kind)
+    with pytest.raises(StorageError, match=storage.uri("models/m1")):
+        storage.fetch("models/m1")
+
+
+def test_a_file_uri_is_a_local_root(tmp_path: Path) -> None:
+    storage = Storage(tmp_path.as_uri())
+    storage.write_bytes("a", b"1")
+    assert storage.fetch("a") == tmp_path / "a"
+
+
+def test_the_root_comes_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSYS_STORAGE", str(tmp_path))
+    assert Storage().root == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["m1", "test set", "100%"])
+def test_a_remote_root_gives_back_files_and_folders(remote: Storage, name: str) -> None:
+    _write(remote, f"models/{name}", weights="old", optimizer="old")
+    _write(remote, f"models/{name}", weights="new")
+    remote.write_bytes(f"runs/{name}.json", b"{}")
+    folder = remote.fetch(f"models/{name}")
+    assert (folder / "weights").read_text() == "new"
+    assert not (folder / "optimizer").exists()
+    assert remote.fetch(f"runs/{name}.json").read_bytes() == b"{}"
+
+
+def test_a_remote_folder_whose_upload_was_cut_off_is_refused(
+    remote: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(remote, "m1", weights="old")
+    copy = pyarrow.fs.copy_files
+
+    def copy_then_break(*args: object, **options: object) -> None:
+        copy(*args, **options)
+        raise OSError("connection lost")
+
+    monkeypatch.setattr(pyarrow.fs, "copy_files", copy_then_break)
+    with pytest.raises(OSError, match="connection lost"):
+        _write(remote, "m1", weights="new")
+    assert (tmp_path / "bucket/m1/weights").exists()
+    with pytest.raises(StorageError, match="no finished artefact at .*/bucket/m1"):
+        remote.fetch("m1")
+
+
+def test_a_remote_folder_stays_when_filling_its_next_version_fails(remote: Storage) -> None:
+    _write(remote, "m1", weights="old")
+    with pytest.raises(ZeroDivisionError), remote.new_dir("m1"):
+        raise ZeroDivisionError
+    assert (remote.fetch("m1") / "weights").read_text() == "old"

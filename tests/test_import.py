@@ -1,0 +1,76 @@
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import raysys
+
+ROOT = Path(raysys.__file__).parent
+
+# Which packages of raysys each may import, beside itself: the arrow of the design.
+_LOW = {"errors", "storage", "telemetry"}
+_HIGH = _LOW | {"cluster", "data", "evaluate"}
+ALLOWED = {
+    "errors": set(),
+    "storage": {"errors"},
+    "telemetry": {"errors"},
+    "evaluate": {"errors"},
+    "cluster": _LOW,
+    "data": _LOW | {"cluster"},
+    "index": _HIGH,
+    "models": _HIGH,
+    "train": _HIGH,
+    "tune": _HIGH | {"train"},
+    "serve": _HIGH | {"models", "index"},
+    "workflow": _HIGH | {"models"},
+    "cli": _HIGH | {"index", "models", "train", "tune", "serve", "workflow"},
+}
+HEAVY = {"deepspeed", "modin", "ray.serve", "ray.train", "torch", "xgboost"}
+
+
+def _imports() -> Iterator[tuple[str, Path, str]]:
+    """Each import of a name in raysys or jobs: the importing package, its file, the name."""
+    for file in sorted(ROOT.rglob("*.py")):
+        package = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file}: a relative import"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                if name.split(".")[0] in ("raysys", "jobs"):
+                    yield package, file, name
+
+
+def test_import_of_raysys_loads_nothing_heavy() -> None:
+    code = f"import sys, raysys; print(sorted({HEAVY!r} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.stdout.strip() == "[]", loaded.stderr
+
+
+def test_every_package_has_its_place_in_the_table() -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    modules = {path.stem for path in ROOT.glob("[!_]*.py")}
+    assert packages | modules == set(ALLOWED)
+
+
+def test_imports_point_along_the_arrow_of_the_design() -> None:
+    against = [
+        f"{file.relative_to(ROOT)}: {name}"
+        for package, file, name in _imports()
+        if name.split(".")[0] == "jobs"
+        or name.split(".")[1] not in ALLOWED.get(package, set()) | {package}
+    ]
+    assert against == []
+
+
+def test_no_package_reaches_into_the_private_modules_of_another() -> None:
+    inside = [
+        f"{file.relative_to(ROOT)}: {name}"
+        for package, file, name in _imports()
+        if name.split(".")[1] != package and any(part.startswith("_") for part in name.split("."))
+    ]
+    assert inside == []

@@ -1,0 +1,53 @@
+"""A small task that every strategy can train: ridge regression by SGD."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from raysys.train import TrainingTask
+
+
+class Regressor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return ((self.layers(x)[:, 0] - y) ** 2).mean()
+
+
+class Regression(TrainingTask):
+    def prepare(self, tables: Mapping[str, pa.Table]) -> int:
+        rows = tables["rows"]
+        self.x = np.stack([rows[f"x{i}"].to_numpy() for i in range(4)], axis=1).astype(np.float32)
+        self.y = rows["y"].to_numpy().astype(np.float32)
+        return len(self.y)
+
+    def build(self) -> nn.Module:
+        return Regressor()
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        return {"x": torch.from_numpy(self.x[rows]), "y": torch.from_numpy(self.y[rows])}
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        return {"loss": float(module(torch.from_numpy(self.x), torch.from_numpy(self.y)))}
+
+
+class SlowRegression(Regression):
+    """Takes a quarter of a second an epoch, so that a test can reach into it."""
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        import time
+
+        time.sleep(0.08)
+        return super().batch(rows, rng)
+
+
+def rows() -> pa.Table:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1500, 4))
+    columns = {f"x{i}": x[:, i] for i in range(4)}
+    return pa.table({**columns, "y": x @ [1.0, -2.0, 0.5, 3.0] + np.sin(3 * x[:, 0])})

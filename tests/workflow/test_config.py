@@ -1,0 +1,122 @@
+import re
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from jobs import recommender
+from raysys.workflow import parse
+
+
+class Config(BaseModel):
+    max_depth: int = Field(3, ge=1)
+    rate: float = 0.1
+    strategy: Literal["ddp", "zero1"] = "ddp"
+    serve: bool = True
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "settings.yaml"
+    path.write_text("max_depth: 5\nrate: 0.5\n")
+    return str(path)
+
+
+def _refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        parse(Config, argv)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_defaults_stand_without_flags_and_file() -> None:
+    assert parse(Config, []) == Config()
+
+
+@pytest.mark.parametrize("flag", ["--max-depth 7", "--max-depth=7"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_flags_beat_the_file_which_beats_defaults(file: str, flag: str, order: int) -> None:
+    argv = [word for part in (f"--config {file}", flag)[::order] for word in part.split()]
+    assert parse(Config, argv) == Config(max_depth=7, rate=0.5)
+
+
+def test_the_file_is_named_with_an_equals_sign_too(file: str) -> None:
+    assert parse(Config, [f"--config={file}"]) == Config(max_depth=5, rate=0.5)
+
+
+def test_a_switch_is_turned_off_with_no() -> None:
+    assert parse(Config, ["--no-serve"]) == Config(serve=False)
+
+
+def test_the_environment_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATE", "0.9")
+    assert parse(Config, []) == Config()
+
+
+@pytest.mark.parametrize(
+    ("argv", "flag", "given"),
+    [
+        (["--max-depth", "deep"], "--max-depth", "'deep'"),
+        (["--max-depth", "0"], "--max-depth", "'0'"),
+        (["--strategy", "zero9"], "--strategy", "'zero9'"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_flag(
+    argv: list[str], flag: str, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refusal = _refusal(argv, capsys)
+    assert refusal.startswith(f"{flag}: ")
+    assert refusal.rstrip().endswith(f"given: {given}")
+
+
+@pytest.mark.parametrize("flag", ["--depth", "--max", "--max_depth"])
+def test_an_unknown_flag_is_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"unrecognized arguments: {flag}" in _refusal([flag, "3"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("depth: 3", "--depth: "),
+        ("max_depth: deep", "--max-depth: "),
+        ("- 3", "--config: "),
+        ("a: b: c", "--config: "),
+        ("", "--config: "),
+    ],
+    ids=["unknown key", "wrong value", "a list", "no YAML", "empty"],
+)
+def test_a_wrong_file_is_refused(
+    yaml: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml)
+    assert _refusal(["--config", str(path)], capsys).startswith(said)
+
+
+@pytest.mark.parametrize("argv", [["--config", "/no/such.yaml"], ["--config"]])
+def test_a_missing_file_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--config" in _refusal(argv, capsys)
+
+
+def test_the_flags_of_the_recommender_are_these(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(recommender.Config, ["--help"])
+    flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    assert flags == {
+        "--compare",
+        "--epochs",
+        "--help",
+        "--no-compare",
+        "--no-serve",
+        "--port",
+        "--ranker-trials",
+        "--ratings",
+        "--retrieval-trials",
+        "--seed",
+        "--serve",
+        "--shards",
+        "--storage",
+        "--strategy",
+        "--workers",
+    }
