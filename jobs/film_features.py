@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from jobs.two_tower import favourites, film_content, latest
+from jobs.two_tower import HISTORY, favourites, film_content, latest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,24 +55,16 @@ class FilmFeatures:
         """
         known = ratings.filter(np.asarray(ratings["part"]) < part)
         person, film, _ = favourites(known, films)
-        self.people, self.history = latest(person, film)
+        self.people = np.unique(known["userId"].to_numpy())
+        liking, newest = latest(person, film)
+        self.history = np.full((len(self.people), HISTORY), -1, np.int64)
+        self.history[np.searchsorted(self.people, liking)] = newest
         self.films = films.num_rows
         rows = np.searchsorted(self.people, person)
-        ones = np.ones(len(rows), np.float32)
-        self._favourites = sparse.csr_matrix(
-            (ones, (rows, film)), (len(self.people), self.films), dtype=np.float32
-        )
-        user, movie = known["userId"].to_numpy(), known["movieId"].to_numpy()
-        liked_any = np.isin(user, self.people)
-        self._rated = sparse.csr_matrix(
-            (
-                np.ones(int(liked_any.sum()), np.float32),
-                (
-                    np.searchsorted(self.people, user[liked_any]),
-                    np.searchsorted(films["movieId"].to_numpy(), movie[liked_any]),
-                ),
-            ),
-            (len(self.people), self.films),
+        self._favourites = self._pairs(rows, film)
+        self._rated = self._pairs(
+            np.searchsorted(self.people, known["userId"].to_numpy()),
+            np.searchsorted(films["movieId"].to_numpy(), known["movieId"].to_numpy()),
         )
         self._count = _column(films, f"favourites_{part}")
         count, total = _column(films, f"ratings_{part}"), _column(films, f"rating_sum_{part}")
@@ -90,7 +82,7 @@ class FilmFeatures:
         self._until_s = _column(people, f"time_{part}")[mine]
 
     def rows(self, user_ids: np.ndarray) -> np.ndarray:
-        """Rows of these people, int64 `(n,)`; -1 for who has no favourite."""
+        """Rows of these people, int64 `(n,)`; -1 for who is not known."""
         found = np.searchsorted(self.people, user_ids).clip(max=len(self.people) - 1)
         return np.where(self.people[found] == user_ids, found, -1)
 
@@ -125,7 +117,7 @@ class FilmFeatures:
         together = [self._together(history[:, :span], films) for span in (1, 5, 20)]
         recent = history[:, :20]
         there = (recent >= 0)[:, :, None]
-        taste = (self._genres[recent] * there).sum(axis=1) / there.sum(axis=1)
+        taste = (self._genres[recent] * there).sum(axis=1) / there.sum(axis=1).clip(min=1)
         genres = self._genres[films]
         match = np.einsum("ncg,ng->nc", genres, taste) / genres.sum(axis=2).clip(min=1)
         year, until = self._year[films], self._until_s[rows, None]
@@ -163,9 +155,14 @@ class FilmFeatures:
         found = np.asarray(through[np.arange(len(history))[:, None], films].todense())
         return found * weight[films]
 
+    def _pairs(self, rows: np.ndarray, films: np.ndarray) -> sparse.csr_matrix:
+        ones = np.ones(len(rows), np.float32)
+        return sparse.csr_matrix((ones, (rows, films)), (len(self.people), self.films))
+
     def _mean_year(self, history: np.ndarray) -> np.ndarray:
         there = history >= 0
-        return ((self._year[history] * there).sum(axis=1) / there.sum(axis=1))[:, None]
+        count = np.where(there.any(axis=1), there.sum(axis=1), np.nan)
+        return ((self._year[history] * there).sum(axis=1) / count)[:, None]
 
 
 def _column(table: pa.Table, name: str, missing: float = 0.0) -> np.ndarray:

@@ -52,6 +52,12 @@ class RecommendResponse(BaseModel):
     films: list[Film]
 
 
+SIGNATURE = {
+    "request": RecommendRequest.model_json_schema(),
+    "response": RecommendResponse.model_json_schema(),
+}
+
+
 class FilmGraph:
     """The nodes of the graph, over one stored model.
 
@@ -177,17 +183,17 @@ def build_endpoint(storage: Storage, model: str, index: str, shards: int) -> Gra
 
 
 def measure(
-    block: pa.Table, ratings: Table, films: Table, storage: Storage, model: str, index: VectorIndex
+    block: pa.Table, tables: Mapping[str, Table], storage: Storage, model: str, index: VectorIndex
 ) -> pa.Table:
     """The test set's measures of the people of a block that have one, with and without ranker."""
     graph = FilmGraph(storage.fetch(model), index.query, part=TEST, rated=False)
-    wanted = graph.known.held_out(ratings.arrow(), films.arrow(), TEST)
+    wanted = graph.known.held_out(tables["ratings"].arrow(), tables["films"].arrow(), TEST)
     rows = np.intersect1d(graph.known.rows(block["userId"].to_numpy()), list(wanted))
     batch = {"user_id": graph.known.people[rows], "k": np.full(len(rows), CANDIDATES)}
     relevant = np.stack([wanted[row] for row in rows]) if len(rows) else np.empty((0, 1), int)
     columns = {}
-    for stage, node in (("retrieval", "retrieved"), ("ranked", "ranked")):
+    for node in ("retrieved", "ranked"):
         found, _ = graph.graph(node)(batch)
-        columns[f"{stage}_ndcg_at_10"] = ndcg(found, relevant, 10)
-        columns[f"{stage}_recall_at_20"] = recall(found, relevant, 20)
+        columns[f"{node}_ndcg_at_10"] = ndcg(found, relevant, 10)
+        columns[f"{node}_recall_at_20"] = recall(found, relevant, 20)
     return pa.table(columns)

@@ -25,7 +25,7 @@ _FOLDS = 5  # one in five people measures a trial
 
 
 def labelled_candidates(
-    block: pa.Table, ratings: Table, films: Table, people: Table, parameters: Parameters
+    block: pa.Table, tables: Mapping[str, Table], parameters: Parameters
 ) -> pa.Table:
     """Candidates at the validation cut for the people of a block that have a validation set.
 
@@ -33,8 +33,8 @@ def labelled_candidates(
         One row a candidate: `userId` ascending, the features, and `label`, 1 for a favourite
         of the validation set.
     """
-    rated, every = ratings.arrow(), films.arrow()
-    known = FilmFeatures(rated, every, people.arrow(), VALIDATION)
+    rated, every, people = (tables[name].arrow() for name in ("ratings", "films", "people"))
+    known = FilmFeatures(rated, every, people, VALIDATION)
     wanted = known.held_out(rated, every, VALIDATION)
     rows = np.intersect1d(known.rows(block["userId"].to_numpy()), list(wanted))
     towers = build_towers(every, parameters)

@@ -69,10 +69,16 @@ def start_local(storage: Storage, *, cpus: int | None = None) -> Head:
         "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard_port}", "--disable-usage-stats",
     ]  # fmt: skip
+    # A job's `python` is the one of this environment.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with log.open("wb") as output:
         # Its own session: Ctrl-C in the terminal ends the submitting command, not the cluster.
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PATH": path},
         )
     head = Head(process.pid, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}")
     storage.write_json(_STATE, asdict(head))

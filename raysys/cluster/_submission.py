@@ -1,7 +1,8 @@
 """Submitting a job to a cluster and streaming its progress."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from raysys.errors import RaysysError
@@ -13,7 +14,6 @@ def submit(
     dashboard_url: str,
     working_dir: Path,
     env: Mapping[str, str] | None = None,
-    show: Callable[[str], None] = print,
 ) -> str:
     """Run a command on the cluster, from a packed copy of a folder, and stream its output.
 
@@ -25,7 +25,6 @@ def submit(
         dashboard_url: The address of the cluster's dashboard.
         working_dir: The folder that is packed and becomes the command's working directory.
         env: Environment variables for the job and all of its workers.
-        show: Called with each piece of output as it comes.
 
     Returns:
         The job's submission id.
@@ -35,13 +34,15 @@ def submit(
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
 
+    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.runtime_env").setLevel(logging.WARNING)
     client = JobSubmissionClient(dashboard_url)
     runtime_env = {"working_dir": str(working_dir), "env_vars": dict(env or {})}
     job_id = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
 
     async def follow() -> None:
         async for text in client.tail_job_logs(job_id):
-            show(text)
+            print(text, end="", flush=True)
 
     asyncio.run(follow())
     status = client.get_job_status(job_id)

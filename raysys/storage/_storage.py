@@ -139,7 +139,9 @@ class Storage:
     def _remote(self, path: str) -> tuple[Any, str]:
         from pyarrow import fs
 
-        return fs.FileSystem.from_uri(self.uri(path))
+        # The root alone is a URI: it may end in a query, and a path may hold any character.
+        filesystem, base = fs.FileSystem.from_uri(self.root)
+        return filesystem, f"{base.rstrip('/')}/{path}"
 
 
 def _flush(file: Path) -> None:

@@ -1,5 +1,6 @@
 """A job's settings, from flags and a YAML file."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,17 +23,16 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
     """
     from pydantic_settings import BaseSettings, SettingsConfigDict
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    given: dict[str, Any] = {}
-    if "--config" in arguments:
-        at = arguments.index("--config")
-        given = _read_yaml(arguments[at + 1 : at + 2])
-        del arguments[at : at + 2]
+    program = config.__module__.rpartition(".")[2]
+    file_flag = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
+    file_flag.add_argument("--config")
+    file, arguments = file_flag.parse_known_args(argv)
+    given = {} if file.config is None else _read_yaml(file.config)
 
     class Settings(config, BaseSettings):  # type: ignore[misc, valid-type]
         model_config = SettingsConfigDict(
             cli_parse_args=arguments,
-            cli_prog_name=config.__module__.rpartition(".")[2],
+            cli_prog_name=program,
             cli_kebab_case=True,
             cli_implicit_flags=True,
             cli_exit_on_error=True,
@@ -55,11 +55,11 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
         raise SystemExit(2) from None
 
 
-def _read_yaml(path: list[str]) -> dict[str, Any]:
+def _read_yaml(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path[0]).read_text()) if path else None
+        values = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         values = error
     if not isinstance(values, dict):

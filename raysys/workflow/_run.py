@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
 from raysys.models import ModelStore, StoredModel, TrackedRun
+from raysys.storage import Storage
 from raysys.telemetry import DriverMeter, record_stage, store_bytes
 from raysys.workflow import _plots
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from raysys.data import Checked
-    from raysys.storage import Storage
 
 _PACKAGES = ("deepspeed", "hnswlib", "modin", "pyarrow", "ray", "torch", "xgboost", "xgboost-ray")
 
@@ -45,8 +45,8 @@ class Stage:
 class Run:
     """One run of a job, from connecting to the cluster to the record in the storage root.
 
-    Everything that the job leaves stands under `runs/<id>/`; the settings, stages and metrics
-    are logged to MLflow too.
+    Everything that the job leaves stands under `runs/<id>/`, which is `folder`; the settings,
+    stages and metrics are logged to MLflow too.
 
     Example:
         with Run("recommender", config, Storage()) as run:
@@ -69,6 +69,7 @@ class Run:
         moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         self.id = run_id or f"{job}-{moment}-{secrets.token_hex(2)}"
         self.job, self.config, self.storage = job, config, storage
+        self.folder = Storage(storage.uri(f"runs/{self.id}"))
         self.stages: list[Stage] = []
         self.metrics: dict[str, float] = {}
         self.facts: dict[str, Any] = {}
@@ -81,23 +82,19 @@ class Run:
         self._tracked: TrackedRun = self._models.start_run(
             self.job, self.id, self.config.model_dump()
         )
-        say(f"run {self.id}: artefacts under {self.storage.uri(self.path(''))}")
+        say(f"run {self.id}: artefacts under {self.folder.root}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         self._meter.uninstall()
         status = "FINISHED" if kind is None else "FAILED"
         self._tracked.end(status, self.metrics)
-        self.storage.write_json(self.path("run.json"), self._record(status))
+        self.folder.write_json("run.json", self._record(status))
         total = sum(stage.driver_table_bytes for stage in self.stages)
         say(
             f"run {self.id} {status.lower()} after {sum(s.seconds for s in self.stages):.0f} s of "
             f"stages; tables through the driver: {total} bytes"
         )
-
-    def path(self, name: str) -> str:
-        """The storage path of an artefact of this run."""
-        return f"runs/{self.id}/{name}"
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -138,7 +135,7 @@ class Run:
 
     def log_quarantine(self, checked: Checked) -> None:
         """Keep the rows that a check turned away, and say how many there are of each kind."""
-        checked.quarantine.write_parquet(self.storage, self.path("quarantine"))
+        checked.quarantine.write_parquet(self.folder, "quarantine")
         self.log_facts(quarantined=checked.quarantine.rows, quarantine_reasons=checked.reasons)
         say(f"quarantine: {checked.quarantine.rows} of {checked.rows} rows")
         for reason, count in checked.reasons.items():
@@ -148,11 +145,11 @@ class Run:
         """Record measurements over epochs, and plot them."""
         for line, values in lines.items():
             self._tracked.log_curve(line, values)
-        self.storage.write_bytes(self.path(f"{name}.png"), _plots.curves(name, lines))
+        self.folder.write_bytes(f"{name}.png", _plots.curves(name, lines))
 
     def log_search(self, name: str, score: float, trials: Sequence[Mapping[str, Any]]) -> None:
         """Record a search's trials and its best score."""
-        self.storage.write_json(self.path(f"search-{name}.json"), list(trials))
+        self.folder.write_json(f"search-{name}.json", list(trials))
         self.log_metrics({f"{name}_validation_score": score})
         say(f"search {name}: best of {len(trials)} trials {score:.4f}")
 
@@ -160,8 +157,8 @@ class Run:
         """Record measures by contestant, plot them, and say them as a table."""
         for contestant, measures in results.items():
             self.log_metrics({f"{contestant}: {key}": value for key, value in measures.items()})
-        self.storage.write_json(self.path(f"{name}.json"), results)
-        self.storage.write_bytes(self.path(f"{name}.png"), _plots.bars(name, results))
+        self.folder.write_json(f"{name}.json", results)
+        self.folder.write_bytes(f"{name}.png", _plots.bars(name, results))
         names = list(next(iter(results.values())))
         width = max(len(contestant) for contestant in results) + 2
         say(f"\n{name:<{width}}" + "".join(f"{measure:>14}" for measure in names))
@@ -181,7 +178,7 @@ class Run:
         """
         manifest = {**self._record("RUNNING"), "signature": signature}
         return self._models.save(
-            name, write, manifest=manifest, run=self._tracked, path=self.path("model")
+            name, write, manifest=manifest, run=self._tracked, path=f"runs/{self.id}/model"
         )
 
     def _record(self, status: str) -> dict[str, Any]:
