@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Where a row stood in what was checked, from 0; and why it was turned away.
 ROW, REASON = "_row", "_reason"
+# Text as repr() writes it.
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"')
 
 
 @dataclass(frozen=True)
@@ -79,16 +81,17 @@ def _split_rows(block: pa.Table, schema: Any) -> tuple[pa.Table, pa.Table]:
     import pandera.errors
     import pyarrow as pa
 
-    raw = block.to_pandas()
+    # Without pandas's metadata, and integers as they are: each value is null or itself.
+    raw = block.to_pandas(ignore_metadata=True, integer_object_nulls=True)
     reasons = pd.Series("", index=raw.index)
     typed = pd.DataFrame({ROW: raw[ROW]})
     for name, column in schema.columns.items():
         kind, values = str(column.dtype), raw[name]
         if kind.startswith(("int", "float")):
             numbers = pd.to_numeric(values, errors="coerce")
-            unreadable = numbers.isna() & values.notna()
             if kind.startswith("int"):
-                unreadable |= numbers.notna() & (numbers % 1 != 0)
+                numbers = _integers(values, numbers, kind)
+            unreadable = numbers.isna() & values.notna()
             for row in raw.index[unreadable]:
                 reasons[row] += f"{name}: {values[row]!r} is no {kind}; "
             values = numbers
@@ -108,19 +111,49 @@ def _split_rows(block: pa.Table, schema: Any) -> tuple[pa.Table, pa.Table]:
         ):
             reasons[row] += f"{name}: {value!r} fails {rule}; "
     failed = reasons != ""
-    good = pa.Table.from_pandas(whole[~failed[whole.index]], preserve_index=False)
+    good = _arrow(whole[~failed[whole.index]])
     return good, _quarantined(raw[failed], reasons[failed])
+
+
+def _integers(values: Any, numbers: Any, kind: str) -> Any:
+    """`numbers`, which were read from `values`, exactly; missing where one is no `kind`."""
+    import numpy as np
+
+    limits = np.iinfo(kind)
+    inside = numbers.between(float(limits.min), float(limits.max))
+    whole = numbers.where((numbers % 1 == 0) & inside)
+    large = whole.index[whole.abs() >= 2.0**53]  # from here on, not every integer is a float
+    if large.empty:
+        return whole
+    whole = whole.astype(object)
+    for row in large:
+        try:
+            exact = int(values[row])
+        except ValueError:
+            exact = limits.max + 1
+        whole[row] = exact if limits.min <= exact <= limits.max else None
+    return whole
 
 
 def _split_repeated(block: pa.Table, schema: Any) -> tuple[pa.Table, pa.Table]:
     import pandas as pd
-    import pyarrow as pa
 
     rows = block.to_pandas()
     repeated = rows.duplicated(schema.unique, keep="first")
     reason = f"{', '.join(schema.unique)}: stands in an earlier row"
-    good = pa.Table.from_pandas(rows[~repeated].drop(columns=ROW), preserve_index=False)
+    good = _arrow(rows[~repeated].drop(columns=ROW))
     return good, _quarantined(rows[repeated], pd.Series(reason, index=rows.index[repeated]))
+
+
+def _arrow(rows: Any) -> pa.Table:
+    """Rows as Arrow; a text column without a value in this block is text still."""
+    import pyarrow as pa
+
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    for number, field in enumerate(table.schema):
+        if pa.types.is_null(field.type):
+            table = table.set_column(number, field.name, table[number].cast(pa.string()))
+    return table
 
 
 def _quarantined(rows: Any, reasons: Any) -> pa.Table:
@@ -140,5 +173,6 @@ def _quarantined(rows: Any, reasons: Any) -> pa.Table:
 
 def _count_reasons(block: pa.Table) -> Counter[str]:
     """Counts by kind: the value that was given is cut out."""
-    reasons = (reason for text in block[REASON].to_pylist() for reason in text.split("; "))
-    return Counter(re.sub(r": .*? (is no|fails) ", r" \1 ", reason) for reason in reasons)
+    texts = (_QUOTED.sub("", text) for text in block[REASON].to_pylist())
+    reasons = (reason for text in texts for reason in text.split("; "))
+    return Counter(re.sub(r": .*?(is no|fails) ", r" \1 ", reason) for reason in reasons)

@@ -26,7 +26,7 @@ def read(path: str, columns: Collection[str]) -> Any:
         A Modin frame.
 
     Raises:
-        DataError: No such file, neither CSV nor Parquet, or without these columns.
+        DataError: No such file, neither CSV nor Parquet, without these columns or without rows.
     """
     import modin.pandas as pd
 
@@ -49,4 +49,6 @@ def read(path: str, columns: Collection[str]) -> Any:
             f"{path}: lacks the columns {missing}; it has {list(frame.columns)[:20]}. Rename its "
             "columns or give another file"
         )
+    if len(frame) == 0:
+        raise DataError(f"{path}: has columns but no rows. Give a file with at least one row")
     return frame[list(columns)]

@@ -81,12 +81,15 @@ class Table:
 
     @property
     def schema(self) -> pa.Schema:
-        """The Arrow schema."""
-        return self.metas[0].schema
+        """The Arrow schema, of all blocks: one without a value in a column knows no type."""
+        import pyarrow as pa
+
+        schemas = [meta.schema for meta in self.metas]
+        return pa.unify_schemas(schemas, promote_options="permissive")
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the rows as they lie in the blocks."""
+        """A digest of the columns, and of the rows as they lie in the blocks."""
         joined = "".join(meta.digest for meta in self.metas)
         return hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
 
@@ -168,13 +171,16 @@ class Table:
         return self.map_blocks(_select, list(columns), name="select")
 
     def means(self) -> dict[str, float]:
-        """The mean of each column, from sums made in tasks; NaN for a Table without rows."""
+        """The mean of each column, from sums made in tasks; NaN for one without a value."""
         import ray
 
         task = ray.remote(_sums).options(name="means")
-        sums = ray.get([task.remote(block) for block in self.blocks])
-        rows = self.rows or float("nan")
-        return {name: sum(part[name] for part in sums) / rows for name in self.schema.names}
+        parts = ray.get([task.remote(block) for block in self.blocks])
+        means = {}
+        for name in self.schema.names:
+            total, values = (sum(part[name][n] for part in parts) for n in (0, 1))
+            means[name] = total / (values or float("nan"))
+        return means
 
     def write_parquet(self, storage: Storage, path: str) -> None:
         """Write a folder of one Parquet file, in a task."""
@@ -208,7 +214,7 @@ def _with_meta(function: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
     results: list[Any] = []
     for table in made if isinstance(made, tuple) else (made,):
         block = table.combine_chunks()
-        digest = hashlib.blake2b(digest_size=16)
+        digest = hashlib.blake2b(block.schema.remove_metadata().serialize(), digest_size=16)
         for batch in block.to_batches():
             digest.update(batch.serialize())
         results += [block, BlockMeta(len(block), block.nbytes, digest.hexdigest(), block.schema)]
@@ -223,10 +229,14 @@ def _select(block: pa.Table, columns: list[str]) -> pa.Table:
     return block.select(columns)
 
 
-def _sums(block: pa.Table) -> dict[str, float]:
+def _sums(block: pa.Table) -> dict[str, tuple[float, int]]:
+    """Of each column, the sum and the number of the values that are there."""
     import pyarrow.compute as pc
 
-    return {name: pc.sum(block[name]).as_py() or 0.0 for name in block.column_names}
+    return {
+        name: (pc.sum(block[name]).as_py() or 0.0, pc.count(block[name]).as_py())
+        for name in block.column_names
+    }
 
 
 def _number_rows(block: pa.Table, column: str, first: int) -> pa.Table:
@@ -254,8 +264,12 @@ def _to_pandas(block: pa.Table) -> Any:
 def _split_by_hash(block: pa.Table, column: str, parts: int) -> Any:
     import numpy as np
     import pandas as pd
+    import pyarrow as pa
 
-    keys = pd.util.hash_array(block[column].to_pandas().to_numpy()) % parts
+    keys = block[column]
+    if pa.types.is_integer(keys.type):  # pandas would make floats of those with a missing value
+        keys = keys.fill_null(0).cast(pa.int64(), safe=False)
+    keys = pd.util.hash_array(keys.to_pandas().to_numpy()) % parts
     pieces = [block.take(np.flatnonzero(keys == part)) for part in range(parts)]
     return pieces[0] if parts == 1 else pieces
 

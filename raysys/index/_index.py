@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NAMESPACE = "raysys"
 _FILE = "shard.hnsw"
+_EF = 64
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class VectorIndex:
         Args:
             vectors: float32 `(n, dim)`, C-contiguous.
             k: Neighbours wanted; at most `size` come back.
-            ef: Candidates looked at in each shard; at least k, which is the default.
+            ef: Candidates looked at in each shard; at least k. None looks at 64 or more: with
+                one alone, the search for the nearest often ends beside it.
 
         Returns:
             Ids int64 `(n, min(k, size))` and inner products float32 of the same shape, best
@@ -195,9 +197,20 @@ class Shard:
         k = min(k, self.size())
         if k == 0:
             return np.empty((len(vectors), 0), np.int64), np.empty((len(vectors), 0), np.float32)
-        self._graph.set_ef(max(k, ef or 0))
-        ids, distances = self._graph.knn_query(vectors, k=k, num_threads=1)
+        self._graph.set_ef(max(k, ef or _EF))
+        try:
+            ids, distances = self._graph.knn_query(vectors, k=k, num_threads=1)
+        except RuntimeError:
+            # By inner product some vectors may be nobody's neighbour; when k is near the size
+            # the graph then reaches fewer than k.
+            return self._exact(vectors, k)
         return ids.astype(np.int64), 1.0 - distances
+
+    def _exact(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.array(self._graph.get_ids_list(), np.int64)
+        scores = vectors @ np.asarray(self._graph.get_items(ids), np.float32).T
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return ids[order], np.take_along_axis(scores, order, axis=1)
 
     def _load(self) -> None:
         import hnswlib

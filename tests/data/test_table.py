@@ -69,10 +69,10 @@ def test_split_blocks_deals_rows_out_in_order() -> None:
     "keys",
     [
         [[3, 1, 2, 3, 9], [9, 1, 1, 4], [3, 5]],
-        [["c", "a", "b", "c"], ["a", "d"], ["c", "e", "f"]],
+        [["c", "a", "b", "c"], ["a", None], ["c", "e", None]],
         [[3, 1, 2, 3, 9], [9, None, 1, 4], [3, None]],
     ],
-    ids=["numbers", "text", "missing values"],
+    ids=["numbers", "text", "numbers with missing values"],
 )
 def test_partition_by_brings_equal_keys_together_in_row_order(
     keys: list[list[Any]], blocks: int
