@@ -12,7 +12,9 @@ from raysys.errors import RaysysError
 from raysys.storage import Storage
 from raysys.workflow import git_commit, say
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
+)
 
 Cpus = Annotated[int | None, typer.Option(help="Logical CPUs of a local cluster.")]
 

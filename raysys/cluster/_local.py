@@ -68,6 +68,8 @@ def start_local(storage: Storage, *, cpus: int | None = None) -> Head:
         _ray_command(), "start", "--head", "--block", f"--port={port}", f"--num-cpus={logical}",
         "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard_port}", "--disable-usage-stats",
+        # Taken by any other head on this machine, Ray's fixed port would leave no agent.
+        f"--dashboard-agent-listen-port={_free_port(52365)}",
     ]  # fmt: skip
     # A job's `python` is the one of this environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from raysys.errors import RaysysError
+
+_AGENT_TIMEOUT_S = 60.0
 
 
 def submit(
@@ -30,15 +33,31 @@ def submit(
         The job's submission id.
 
     Raises:
-        RaysysError: The job failed or was stopped.
+        RaysysError: No such cluster, or the job failed or was stopped.
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
-    logging.getLogger("ray._private.runtime_env").setLevel(logging.WARNING)
-    client = JobSubmissionClient(dashboard_url)
+    # What Ray says of the upload would stand between the job's own lines.
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.ERROR)
+    try:
+        client = JobSubmissionClient(dashboard_url)
+    except (ConnectionError, RuntimeError) as error:
+        raise RaysysError(
+            f"no Ray dashboard that takes our token answers at {dashboard_url} ({error}): check "
+            "RAY_ADDRESS and `ray get-auth-token`"
+        ) from error
     runtime_env = {"working_dir": str(working_dir), "env_vars": dict(env or {})}
-    job_id = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+    deadline = time.monotonic() + _AGENT_TIMEOUT_S
+    while True:
+        try:
+            job_id = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+            break
+        except RuntimeError as error:
+            # A head's dashboard answers some seconds before its agent, which starts jobs.
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise RaysysError(f"{dashboard_url} refuses the job: {error}") from error
+            time.sleep(0.5)
 
     async def follow() -> None:
         async for text in client.tail_job_logs(job_id):

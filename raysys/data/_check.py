@@ -79,7 +79,6 @@ def check(table: Table, schema: Any, *, partition_by: str, blocks: int) -> Check
 def _split_rows(block: pa.Table, schema: Any) -> tuple[pa.Table, pa.Table]:
     import pandas as pd
     import pandera.errors
-    import pyarrow as pa
 
     # Without pandas's metadata, and integers as they are: each value is null or itself.
     raw = block.to_pandas(ignore_metadata=True, integer_object_nulls=True)
@@ -120,16 +119,16 @@ def _integers(values: Any, numbers: Any, kind: str) -> Any:
     import numpy as np
 
     limits = np.iinfo(kind)
-    inside = numbers.between(float(limits.min), float(limits.max))
+    large = numbers.abs() >= 2.0**53  # from here on, not every integer is a float
+    inside = large | numbers.between(limits.min, limits.max)
     whole = numbers.where((numbers % 1 == 0) & inside)
-    large = whole.index[whole.abs() >= 2.0**53]  # from here on, not every integer is a float
-    if large.empty:
+    if not large.any():
         return whole
     whole = whole.astype(object)
-    for row in large:
+    for row in numbers.index[large]:
         try:
             exact = int(values[row])
-        except ValueError:
+        except (OverflowError, ValueError):
             exact = limits.max + 1
         whole[row] = exact if limits.min <= exact <= limits.max else None
     return whole

@@ -109,11 +109,16 @@ def test_reasons_are_counted_by_kind_without_the_values(checked: Checked) -> Non
     }
 
 
-def test_row_numbers_go_on_over_the_partitions_of_a_long_file(tmp_path: Path) -> None:
-    good = [f"{n},10,4,100,Heat,1995,Crime" for n in range(3000)]
-    good[1234] = "1234,10,abc,100,Heat,1995,Crime"
-    checked = _check(_write(tmp_path / "ratings.csv", *good))
-    assert checked.quarantine.arrow()["_row"].to_pylist() == [1234]
+def test_a_long_file_is_checked_over_the_borders_of_its_partitions(tmp_path: Path) -> None:
+    rows = [f"{n},10,4,100,Heat,1995,Crime" for n in range(3000)]
+    rows[1234] = "1234,10,abc,100,Heat,1995,Crime"
+    checked = _check(_write(tmp_path / "ratings.csv", *rows, rows[0]))
+    reasons = {row["_row"]: row["_reason"] for row in checked.quarantine.arrow().to_pylist()}
+    assert reasons == {
+        1234: "rating: 'abc' is no float64",
+        3000: "userId, movieId: stands in an earlier row",
+    }
+    assert [meta.rows > 0 for meta in checked.good.metas] == [True, True]
     assert checked.good.rows == 2999
 
 

@@ -19,6 +19,15 @@ def _write(storage: Storage, path: str, **files: str) -> None:
             (folder / name).write_text(text)
 
 
+def _fail_to_write(storage: Storage, path: str) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "weights").write_text("new")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), storage.new_dir(path) as folder:
+        fill(folder)
+
+
 def _content(folder: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in folder.iterdir()}
 
@@ -32,17 +41,13 @@ def test_new_dir_shows_nothing_until_it_is_whole(storage: Storage, tmp_path: Pat
 
 
 def test_new_dir_leaves_nothing_after_an_error(storage: Storage, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), storage.new_dir("models/m1") as folder:
-        (folder / "weights").write_text("01")
-        raise ZeroDivisionError
+    _fail_to_write(storage, "models/m1")
     assert list((tmp_path / "models").iterdir()) == []
 
 
 def test_new_dir_keeps_the_old_version_after_an_error(storage: Storage, tmp_path: Path) -> None:
     _write(storage, "m1", weights="old")
-    with pytest.raises(ZeroDivisionError), storage.new_dir("m1") as folder:
-        (folder / "weights").write_text("new")
-        raise ZeroDivisionError
+    _fail_to_write(storage, "m1")
     assert _content(storage.fetch("m1")) == {"weights": "old"}
     assert [path.name for path in tmp_path.iterdir()] == ["m1"]
 
@@ -148,12 +153,11 @@ def test_a_remote_folder_whose_upload_was_cut_off_is_refused(
     with pytest.raises(OSError, match="connection lost"):
         _write(remote, "m1", weights="new")
     assert remote.exists("m1/weights")
-    with pytest.raises(StorageError, match="no finished artefact at fsspec.*/m1:"):
+    with pytest.raises(StorageError, match=r"no finished artefact at fsspec.*/m1:"):
         remote.fetch("m1")
 
 
 def test_a_remote_folder_stays_when_filling_its_next_version_fails(remote: Storage) -> None:
     _write(remote, "m1", weights="old")
-    with pytest.raises(ZeroDivisionError), remote.new_dir("m1"):
-        raise ZeroDivisionError
+    _fail_to_write(remote, "m1")
     assert (remote.fetch("m1") / "weights").read_text() == "old"
