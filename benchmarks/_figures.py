@@ -38,9 +38,11 @@ class Report:
         print(f"{name:<58} {value:>10.4g} {unit:<10} {bar:<10} {verdict}", flush=True)
 
     def write(self, path: Path | None) -> None:
-        """Write the figures as JSON."""
+        """Write the figures as JSON; a bar that does not hold ends the program with status 1."""
         if path:
             path.write_text(json.dumps({"figures": [asdict(f) for f in self.figures]}, indent=2))
+        if any(figure.holds is False for figure in self.figures):
+            raise SystemExit(1)
 
 
 def arguments(description: str) -> argparse.Namespace:

@@ -47,7 +47,7 @@ def main() -> None:
     assert isinstance(metrics, dict)
     for measure, published in (("ndcg_at_10", ALS_NDCG), ("recall_at_20", ALS_RECALL)):
         ours = metrics[f"raysys: {measure}"]
-        als, popular = (metrics[f"{peer}: {measure}"] for peer in ("ALS (implicit)", "popularity"))
+        als, popular = (metrics[f"{peer}: {measure}"] for peer in ("tuned ALS", "popularity"))
         report.add(f"popularity: {measure}", popular, "share")
         report.add(f"ALS tuned here: {measure}", als, "share")
         report.add(f"raysys: {measure}", ours, "share", above=max(published, als, popular))

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandera.pandas as pandera
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.data import Checked, Table, check, read
+from raysys.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +65,17 @@ def etl(path: str | None, blocks: int) -> tuple[Checked, Table, Table, Table]:
     )
     people = frame.groupby("userId", as_index=False).agg({**counted, **dict.fromkeys(times, "max")})
     ratings = whole.select(["userId", "movieId", "rating", "timestamp", "positive", "part"])
-    return checked, ratings, Table.from_modin(films, "films"), Table.from_modin(people, "people")
+    if not ratings.map_blocks(_held_out).rows:
+        raise DataError(
+            f"nobody in the {ratings.rows} ratings has {FEWEST} favourites (ratings from "
+            f"{POSITIVE:g}), so there is nothing to validate or test on: give more ratings"
+        )
+    return (
+        checked,
+        ratings,
+        Table.from_modin(films, "films").map_blocks(_name_untitled),
+        Table.from_modin(people, "people").partition_by("userId", blocks),
+    )
 
 
 def split_by_time(ratings: pa.Table) -> pa.Table:
@@ -96,8 +108,17 @@ def columns_of_cuts(ratings: pa.Table) -> pa.Table:
         frame[f"favourites_{cut}"] = (known & frame["positive"]).astype(float)
         frame[f"rating_sum_{cut}"] = frame["rating"].where(known, 0.0)
         frame[f"time_{cut}"] = frame["timestamp"].where(known).astype(float)
-    frame["title"] = frame["title"].fillna("film " + frame["movieId"].astype(str))
     return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def _held_out(ratings: pa.Table) -> pa.Table:
+    return ratings.filter(pc.greater(ratings["part"], 0)).select(["userId"])
+
+
+def _name_untitled(films: pa.Table) -> pa.Table:
+    names = pc.binary_join_element_wise("film", films["movieId"].cast(pa.string()), " ")
+    titles = pc.coalesce(films["title"].cast(pa.string()), names)
+    return films.set_column(films.schema.get_field_index("title"), "title", titles)
 
 
 def _movielens() -> pa.Table:

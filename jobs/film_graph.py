@@ -131,10 +131,11 @@ class FilmGraph:
         self, person: np.ndarray, retrieved: tuple[np.ndarray, np.ndarray], features: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Films `(n, CANDIDATES)` by the ranker's score, and the scores."""
-        films, _ = retrieved
+        films, found = retrieved
         count, width, _ = features.shape
         scores = self._ranker.inplace_predict(features.reshape(count * width, -1))
         scores = np.where((person >= 0)[:, None], scores.reshape(count, width), -np.arange(width))
+        scores = np.where(np.isneginf(found), -np.inf, scores)  # known films that came along
         order = top_k(scores, width)
         return np.take_along_axis(films, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
@@ -150,7 +151,11 @@ class FilmGraph:
             {
                 "user_id": int(user),
                 "known_user": bool(row >= 0),
-                "films": [self._film(*pair) for pair in zip(films[:wanted], scores, strict=False)],
+                "films": [
+                    self._film(film, score)
+                    for film, score in zip(films[:wanted], scores, strict=False)
+                    if score > -np.inf
+                ],
             }
             for user, wanted, row, films, scores in zip(user_id, k, person, *ranked, strict=True)
         ]

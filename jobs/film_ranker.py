@@ -52,7 +52,8 @@ def labelled_candidates(
 def rank_held_out(settings: dict[str, Any], tables: Mapping[str, pa.Table], report: Report) -> None:
     """A trial: boost on four fifths of the people, report NDCG@10 on the others."""
     rows = tables["candidates"].sort_by("userId")
-    held_out = rows["userId"].to_numpy() % _FOLDS == 0
+    _, person = np.unique(rows["userId"].to_numpy(), return_inverse=True)
+    held_out = person % _FOLDS == 0
     matrices = []
     for chosen in (~held_out, held_out):
         part = rows.filter(chosen)

@@ -60,6 +60,7 @@ class Config(BaseModel):
     shards: int = Field(2, ge=1, description="of the index")
     compare: bool = Field(False, description="train the peers too: popularity and tuned ALS")
     serve: bool = Field(True, description="leave an HTTP endpoint")
+    host: str = Field("127.0.0.1", description="interface of the endpoint; 0.0.0.0 is all")
     port: int = Field(8000, description="of the endpoint, if Serve is not yet running")
     seed: int = 0
 
@@ -83,6 +84,7 @@ def main(config: Config) -> None:
             model = store_model(run, tables, towers, ranker)
         with run.stage("index"):
             index = build_index(run, config, tables, towers)
+        run.on_failure(index.close)
         with run.stage("evaluate"):
             results = evaluate(run, tables, model, index)
         if config.compare:
@@ -92,6 +94,8 @@ def main(config: Config) -> None:
         if config.serve:
             with run.stage("deploy"):
                 deploy(run, config, model, index)
+        else:
+            index.close()
 
 
 def etl(run: Run, config: Config) -> Tables:
@@ -147,8 +151,8 @@ def train_retrieval(run: Run, config: Config, tables: Tables, found: tune.Found)
 def make_candidates(tables: Tables, found: tune.Found) -> Table:
     """The best trial's candidates for each person's validation set, with features and labels.
 
-    That trial's towers know nothing of the set, so its candidates are to the ranker what those
-    of the final towers will be for films that are yet to be chosen.
+    That trial's towers know nothing of the set, so to the ranker its candidates are much like
+    those of the final towers for films that are yet to be chosen.
     """
     parameters = ray.put(train.load_parameters(found.checkpoint))
     return tables["people"].map_blocks(film_ranker.labelled_candidates, tables, parameters)
@@ -175,7 +179,10 @@ def tune_ranker(run: Run, config: Config, candidates: Table) -> tune.Found:
 def train_ranker(config: Config, candidates: Table, best: tune.Found) -> bytes:
     """Boost the ranker on actors that read the partitions of the candidates' Modin frame."""
     settings = train.BoostSettings(
-        rounds=film_ranker.ROUNDS, actors=config.workers, seed=config.seed, **best.settings
+        rounds=best.rounds * film_ranker.ROUNDS_A_REPORT,
+        actors=config.workers,
+        seed=config.seed,
+        **best.settings,
     )
     booster = train.boost(candidates.modin(), settings, label="label", group="userId")
     return bytes(booster.save_raw("ubj"))
@@ -221,12 +228,15 @@ def deploy(run: Run, config: Config, model: StoredModel, index: VectorIndex) -> 
         route="/recommend",
         request=film_graph.RecommendRequest,
         response=film_graph.RecommendResponse,
+        host=config.host,
         port=config.port,
     )
     index.retire_others("recommender-")
     request = {"user_id": 15, "k": 10}
-    workflow.say(f"\nfilms for user {request['user_id']}:")
-    for film in endpoint.ask(request)["films"]:
+    answer = endpoint.ask(request)
+    whose = f"films for user {request['user_id']}" if answer["known_user"] else "popular films"
+    workflow.say(f"\n{whose}:")
+    for film in answer["films"]:
         workflow.say(f"  {film['title']} ({film['year']}), {', '.join(film['genres'])}")
     workflow.say(f"\nask again: {endpoint.curl(request)}\nOpenAPI:   {endpoint.docs_url}")
 
@@ -235,4 +245,4 @@ if __name__ == "__main__":
     # Through the module's own name, so that workers import what is pickled here.
     from jobs import recommender
 
-    recommender.main(workflow.parse(recommender.Config))
+    workflow.run_job(recommender.main, recommender.Config)

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,16 +39,19 @@ def submit(job: Path, arguments: Annotated[list[str] | None, typer.Argument()] =
     address = os.environ.get("RAY_ADDRESS") or cluster.start_local(Storage()).dashboard_url
     module = ".".join(job.with_suffix("").parts)
     say(f"dashboard: {address}")
-    env = {"RAYSYS_GIT_COMMIT": git_commit()}
-    if storage := os.environ.get("RAYSYS_STORAGE"):
-        env["RAYSYS_STORAGE"] = storage
+    env = {"RAYSYS_GIT_COMMIT": git_commit(), "RAYSYS_STORAGE": Storage().root}
+    if "RAY_ADDRESS" in os.environ and "RAYSYS_STORAGE" not in os.environ:
+        del env["RAYSYS_STORAGE"]  # the cluster's own default, not this machine's home
+    if server := os.environ.get("MLFLOW_TRACKING_URI"):
+        env["MLFLOW_TRACKING_URI"] = server
     cluster.submit(
         shlex.join(["python", "-m", module, *(arguments or [])]),
         dashboard_url=address,
         working_dir=Path.cwd(),
         env=env,
     )
-    say(f"dashboard: {address} (its token: `ray get-auth-token`)")
+    ray = os.path.relpath(Path(sys.executable).parent / "ray")
+    say(f"dashboard: {address} (its token: `{ray} get-auth-token`)")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from raysys.cluster._connection import logical_cpus
 from raysys.errors import ResourceError
-from raysys.storage import Storage
+from raysys.storage import DEFAULT_ROOT, Storage
 
 _STATE = "cluster/local.json"
 _START_TIMEOUT_S = 90.0
@@ -57,6 +57,7 @@ def start_local(storage: Storage, *, cpus: int | None = None) -> Head:
     Raises:
         ResourceError: The head did not come up.
     """
+    storage = _on_this_machine(storage)
     head = _remembered(storage)
     if head:
         return head
@@ -101,6 +102,7 @@ def stop_local(storage: Storage) -> bool:
     Returns:
         Whether there was one to stop.
     """
+    storage = _on_this_machine(storage)
     head = _remembered(storage)
     Path(storage.uri(_STATE)).unlink(missing_ok=True)
     if head is None:
@@ -118,6 +120,11 @@ def stop_local(storage: Storage) -> bool:
     if note.exists() and note.read_text().strip().endswith(f":{port}"):
         note.unlink()
     return True
+
+
+def _on_this_machine(storage: Storage) -> Storage:
+    """Where a head is remembered: a process is of this machine, if the artefacts are not."""
+    return storage if storage.is_local else Storage(DEFAULT_ROOT)
 
 
 def _remembered(storage: Storage) -> Head | None:

@@ -63,10 +63,13 @@ def submit(
         async for text in client.tail_job_logs(job_id):
             print(text, end="", flush=True)
 
-    asyncio.run(follow())
+    try:
+        asyncio.run(follow())
+    except KeyboardInterrupt:
+        print(f"\njob {job_id} goes on; follow it with `ray job logs --follow {job_id}`, end it "
+              f"with `ray job stop {job_id}`")  # fmt: skip
+        return job_id
     status = client.get_job_status(job_id)
     if status != JobStatus.SUCCEEDED:
-        raise RaysysError(
-            f"job {job_id} ended as {status}: {client.get_job_info(job_id).message or 'no reason'}"
-        )
+        raise RaysysError(f"job {job_id} ended as {status}: its last lines above say why")
     return job_id

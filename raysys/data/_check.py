@@ -79,6 +79,7 @@ def check(table: Table, schema: Any, *, partition_by: str, blocks: int) -> Check
 def _split_rows(block: pa.Table, schema: Any) -> tuple[pa.Table, pa.Table]:
     import pandas as pd
     import pandera.errors
+    import pyarrow as pa
 
     # Without pandas's metadata, and integers as they are: each value is null or itself.
     raw = block.to_pandas(ignore_metadata=True, integer_object_nulls=True)
@@ -87,6 +88,8 @@ def _split_rows(block: pa.Table, schema: Any) -> tuple[pa.Table, pa.Table]:
     for name, column in schema.columns.items():
         kind, values = str(column.dtype), raw[name]
         if kind.startswith(("int", "float")):
+            if pa.types.is_temporal(block.schema.field(name).type):
+                values = values.astype(str)  # in no unit that a number would have
             numbers = pd.to_numeric(values, errors="coerce")
             if kind.startswith("int"):
                 numbers = _integers(values, numbers, kind)

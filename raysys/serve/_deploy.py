@@ -53,6 +53,7 @@ def deploy(
     route: str,
     request: type[BaseModel],
     response: type[BaseModel],
+    prefix: str = "/",
     replicas: int = 1,
     cpus_per_replica: float = 1.0,
     max_batch_size: int = 64,
@@ -73,6 +74,7 @@ def deploy(
         route: Path of the endpoint.
         request: Model of one request.
         response: Model of one answer.
+        prefix: Where the application stands on the cluster's proxy; each has its own.
         replicas: Number of replicas.
         cpus_per_replica: Logical CPUs of each.
         max_batch_size: Requests in a batch at most.
@@ -88,11 +90,14 @@ def deploy(
         ray_actor_options={"num_cpus": cpus_per_replica},
         # Serve's default of 5 starves the batcher: let in enough to fill the next batch too.
         max_ongoing_requests=2 * max_batch_size,
+        # By default Serve stops the old replicas first, and a redeployment is an outage.
+        max_surge_percent=100,
     )(_server(name, build, route, request, response, max_batch_size))
-    serve.run(server.bind(), name=name, route_prefix="/")
+    serve.run(server.bind(), name=name, route_prefix=prefix)
     # Serve keeps the address that it was first started with, whatever is asked for later.
     listening = serve.context._get_global_client().http_config
-    return Endpoint(f"http://{listening.host}:{listening.port}", route)
+    base = f"http://{listening.host}:{listening.port}{prefix}"
+    return Endpoint(base.rstrip("/"), route)
 
 
 def _server(

@@ -16,6 +16,8 @@ DEFAULT_ROOT = "~/.raysys"
 ROOT_VARIABLE = "RAYSYS_STORAGE"
 # Written last into a folder on a file system without an atomic rename of folders.
 _COMPLETE = "_COMPLETE"
+# Ray unpacks the working directory of a submitted job below a folder of this name.
+_JOB_FOLDER = "runtime_resources"
 
 
 class Storage:
@@ -43,7 +45,13 @@ class Storage:
         given = str(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
         self.is_local = "://" not in given or given.startswith("file://")
         if self.is_local:
-            given = str(Path(given.removeprefix("file://")).expanduser().absolute())
+            local = Path(given.removeprefix("file://")).expanduser()
+            if not local.is_absolute() and _JOB_FOLDER in str(Path.cwd()):
+                raise StorageError(
+                    f"the storage root {given!r} is relative, and a submitted job runs in a "
+                    "folder that Ray removes: give an absolute path or a URI"
+                )
+            given = str(local.absolute())
         self.root = given.rstrip("/")
 
     def __repr__(self) -> str:
@@ -51,7 +59,8 @@ class Storage:
 
     def uri(self, path: str) -> str:
         """The full path or URI of an artefact."""
-        return f"{self.root}/{path}"
+        base, mark, query = self.root.partition("?")
+        return f"{base}/{path}{mark}{query}"
 
     def exists(self, path: str) -> bool:
         """Whether a finished file or folder stands under `path`."""
@@ -65,7 +74,8 @@ class Storage:
     def new_dir(self, path: str) -> Iterator[Path]:
         """Give a local folder to fill; on leaving without an error it becomes `path`.
 
-        An existing folder under that name is replaced as a whole; after an error it stays.
+        An existing folder under that name is replaced as a whole; after an error it stays. (On
+        an object store an upload that is cut off leaves neither: write under a new name there.)
         """
         if self.is_local:
             final = Path(self.uri(path))
@@ -86,6 +96,8 @@ class Storage:
             from pyarrow import fs
 
             filesystem, base = self._remote(path)
+            if filesystem.get_file_info(f"{base}/{_COMPLETE}").is_file:
+                filesystem.delete_file(f"{base}/{_COMPLETE}")
             filesystem.delete_dir_contents(base, missing_dir_ok=True)
             fs.copy_files(local, base, destination_filesystem=filesystem)
             with filesystem.open_output_stream(f"{base}/{_COMPLETE}") as stream:
@@ -111,6 +123,16 @@ class Storage:
     def write_json(self, path: str, value: Any) -> None:
         """Write `value` as indented JSON."""
         self.write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """The content of one file, or None if there is none."""
+        if not self.exists(path):
+            return None
+        if self.is_local:
+            return Path(self.uri(path)).read_bytes()
+        filesystem, base = self._remote(path)
+        with filesystem.open_input_stream(base) as stream:
+            return bytes(stream.read())
 
     def fetch(self, path: str) -> Path:
         """A local path with the content of a finished artefact; a copy if the root is remote.

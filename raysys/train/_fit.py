@@ -171,8 +171,7 @@ def _progress(name: str, storage: Storage) -> Iterator[None]:
         said = 0
         while True:
             last = ended.wait(_POLL_S)
-            path = _progress_path(name)
-            history = json.loads(storage.fetch(path).read_text()) if storage.exists(path) else []
+            history = json.loads(storage.read_bytes(_progress_path(name)) or b"[]")
             for measured in history[said:]:
                 text = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
                 print(f"[{name}] {text}", flush=True)

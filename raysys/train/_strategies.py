@@ -6,6 +6,7 @@ import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from raysys.errors import StorageError
 from raysys.train._loop import Plain, optimizer_and_schedule
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ class Zero:
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint of as many workers."""
-        self.module.load_checkpoint(str(folder), tag=self._TAG)
+        loaded, _ = self.module.load_checkpoint(str(folder), tag=self._TAG)
+        if loaded is None:
+            raise StorageError(f"DeepSpeed finds no checkpoint of this worker in {folder}")
 
 
 def make_replica(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raysys import cluster
+from raysys.errors import RaysysError
 from raysys.tune._space import Choice, Float, Integer
 
 if TYPE_CHECKING:
@@ -37,10 +38,19 @@ class Report(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found."""
+    """What a search found.
+
+    Attributes:
+        settings: Of the best trial.
+        score: Its best.
+        rounds: How many rounds it took to that.
+        checkpoint: What it saved then, if it saves.
+        trials: Settings, last score and rounds of all trials.
+    """
 
     settings: dict[str, Any]
     score: float
+    rounds: int
     checkpoint: Checkpoint | None
     trials: list[dict[str, Any]]
 
@@ -88,6 +98,7 @@ def search(
 
     Raises:
         ResourceError: A trial can never fit on the cluster.
+        RaysysError: A trial failed.
     """
     # Ray Tune's tables are for terminals; `_Progress` says one line a trial instead.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -154,11 +165,17 @@ def search(
         ),
     )
     results = tuner.fit()
+    if results.errors:
+        raise RaysysError(
+            f"{len(results.errors)} of {trials} trials of search {name!r} failed; the first: "
+            f"{results.errors[0]}"
+        ) from results.errors[0]
     best = results.get_best_result(metric, mode, scope="all")
     history = best.metrics_dataframe[metric]
     return Found(
         settings=best.config,
         score=float(history.max() if mode == "max" else history.min()),
+        rounds=int(history.argmax() if mode == "max" else history.argmin()) + 1,
         checkpoint=best.get_best_checkpoint(metric, mode) if best.checkpoint else None,
         trials=[
             {**(result.config or {}), **{k: result.metrics.get(k) for k in (metric, "round")}}

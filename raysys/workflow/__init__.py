@@ -1,6 +1,6 @@
 """A job's settings, its stages and their costs, and the record that a run leaves."""
 
-from raysys.workflow._config import parse
+from raysys.workflow._config import parse, run_job
 from raysys.workflow._run import Run, Stage, git_commit, say
 
-__all__ = ["Run", "Stage", "git_commit", "parse", "say"]
+__all__ = ["Run", "Stage", "git_commit", "parse", "run_job", "say"]

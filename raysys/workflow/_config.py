@@ -2,11 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+
+from raysys.errors import RaysysError
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -53,6 +55,16 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
             flag = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
             print(f"{flag}: {problem['msg']}; given: {problem['input']!r}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def run_job(main: Callable[[Config], None], config: type[Config]) -> None:
+    """Run a job's `main` with its settings; an error of ours is one line and exit status 1."""
+    settings = parse(config)
+    try:
+        main(settings)
+    except RaysysError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

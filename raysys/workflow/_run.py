@@ -75,6 +75,7 @@ class Run:
         self.facts: dict[str, Any] = {}
         self._models = ModelStore(storage)
         self._meter = DriverMeter()
+        self._on_failure: list[Callable[[], None]] = []
 
     def __enter__(self) -> Run:
         cluster.connect()
@@ -88,8 +89,11 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         self._meter.uninstall()
         status = "FINISHED" if kind is None else "FAILED"
-        self._tracked.end(status, self.metrics)
+        if kind is not None:
+            for undo in self._on_failure:
+                undo()
         self.folder.write_json("run.json", self._record(status))
+        self._tracked.end(status, self.metrics)
         total = sum(stage.driver_table_bytes for stage in self.stages)
         say(
             f"run {self.id} {status.lower()} after {sum(s.seconds for s in self.stages):.0f} s of "
@@ -124,6 +128,10 @@ class Run:
             for what, size in self._meter.take_biggest():
                 if what.startswith("table"):
                     say(f"[{name}]   {size} bytes through the driver: {what}")
+
+    def on_failure(self, undo: Callable[[], None]) -> None:
+        """Call `undo` if the run fails: what a stage left running ends with it."""
+        self._on_failure.append(undo)
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Record named results."""

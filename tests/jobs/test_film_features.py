@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pytest
 
-from jobs.film_etl import VALIDATION, columns_of_cuts, split_by_time
+from jobs.film_etl import NOW, TEST, VALIDATION, columns_of_cuts, split_by_time
 from jobs.film_features import FEATURES, FilmFeatures
-from jobs.two_tower import HISTORY
+from jobs.film_retrieval import candidates, exact_search
+from jobs.two_tower import HISTORY, Towers, TwoTower, film_content
 
 
 def tables(ratings: pd.DataFrame) -> tuple[pa.Table, pa.Table, pa.Table]:
@@ -40,16 +42,17 @@ def ratings_of_people(people: int = 20, films: int = 60) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def features(ratings: pd.DataFrame, users: np.ndarray, films: np.ndarray) -> np.ndarray:
-    known = FilmFeatures(*tables(ratings), part=VALIDATION)
+def features(ratings: pd.DataFrame, users: np.ndarray, films: np.ndarray, cut: int) -> np.ndarray:
+    known = FilmFeatures(*tables(ratings), part=cut)
     return known.of_candidates(known.rows(users), np.tile(films, (len(users), 1)))
 
 
-def test_features_at_a_cut_ignore_every_later_rating() -> None:
+@pytest.mark.parametrize("cut", [VALIDATION, TEST])
+def test_features_at_a_cut_ignore_every_later_rating(cut: int) -> None:
     ratings = ratings_of_people()
     split = split_by_time(pa.Table.from_pandas(ratings, preserve_index=False)).to_pandas()
-    later = split[split["part"] >= VALIDATION]
-    assert len(later) > 100
+    later = split[split["part"] >= cut]
+    assert len(later) >= 100
     changed = ratings.merge(later[["userId", "movieId", "part"]], how="left")
     # What a like or dislike after the cut was, and when, may not matter. Their number is kept,
     # since the split itself is counted from the end.
@@ -59,12 +62,12 @@ def test_features_at_a_cut_ignore_every_later_rating() -> None:
     changed.loc[high, "rating"] = 9 - changed.loc[high, "rating"]
     changed.loc[changed["part"].notna(), "timestamp"] += 500_000
     users, films = np.unique(ratings["userId"]), np.arange(60)
-    before, after = (features(frame, users, films) for frame in (ratings, changed))
+    before, after = (features(frame, users, films, cut) for frame in (ratings, changed))
     assert before.shape == (len(users), 60, len(FEATURES))
     assert np.array_equal(before, after)
     # And they do see what comes before it.
     changed.loc[changed["part"].isna(), "timestamp"] += 7 * 86_400
-    assert not np.array_equal(before, features(changed, users, films))
+    assert not np.array_equal(before, features(changed, users, films, cut))
 
 
 def test_history_is_newest_first_and_padded() -> None:
@@ -82,3 +85,32 @@ def test_history_is_newest_first_and_padded() -> None:
 def test_unknown_people_have_no_row() -> None:
     known = FilmFeatures(*tables(ratings_of_people()), part=VALIDATION)
     assert known.rows(np.array([3, 999, -1])).tolist() == [3, -1, -1]
+
+
+def test_the_towers_train_and_are_asked_only_with_what_precedes_the_cut() -> None:
+    ratings = ratings_of_people()
+    split, films, _ = tables(ratings)
+    task = TwoTower(VALIDATION)
+    examples = task.prepare({"ratings": split, "films": films})
+    frame = split.to_pandas()
+    assert examples == (frame["positive"] & (frame["part"] < VALIDATION)).sum()
+    assert task._validation is not None
+    history, wanted, _ = task._validation
+    for user in range(20):
+        mine = frame[(frame["userId"] == user) & frame["positive"]]
+        assert set(wanted[user]) == set(mine[mine["part"] == 1]["movieId"])
+        assert set(history[user]) - {-1} <= set(mine[mine["part"] == 0]["movieId"])
+
+
+def test_films_that_came_along_to_fill_the_candidates_are_marked() -> None:
+    split, films, people = tables(ratings_of_people())
+    known = FilmFeatures(split, films, people, part=NOW)
+    content = film_content(films)
+    towers = Towers(*content, 8, 0.0, 0.0).eval()
+    rows = known.rows(np.arange(20))
+    search = exact_search(towers.index_vectors())
+    found, scores = candidates(known, towers, search, rows, rated=True)
+    for row, of_person, score in zip(rows, found, scores, strict=True):
+        rated = np.isin(of_person, known.known_films(row, rated=True))
+        assert rated.sum() == 40  # all 60 films are candidates
+        assert np.array_equal(np.isneginf(score), rated)

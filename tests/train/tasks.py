@@ -1,6 +1,8 @@
 """A small task that every strategy can train: ridge regression by SGD."""
 
+import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -37,13 +39,23 @@ class Regression(TrainingTask):
 
 
 class SlowRegression(Regression):
-    """Takes a quarter of a second an epoch, so that a test can reach into it."""
+    """Takes a quarter of a second an epoch, so that a test can reach into it, and says so."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def prepare(self, tables: Mapping[str, pa.Table]) -> int:
+        self._say("start")
+        return super().prepare(tables)
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        import time
-
         time.sleep(0.08)
+        self._say("step")
         return super().batch(rows, rng)
+
+    def _say(self, what: str) -> None:
+        with self.log.open("a") as file:
+            file.write(what + "\n")
 
 
 def rows() -> pa.Table:

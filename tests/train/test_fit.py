@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -68,7 +69,7 @@ def without_time(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2"])
-def test_a_killed_worker_changes_no_result(strategy: str, storage: Storage) -> None:
+def test_a_killed_worker_changes_no_result(strategy: str, storage: Storage, tmp_path: Path) -> None:
     table = Table.load(rows)
     tables, how = {"rows": table}, settings(strategy=strategy, epochs=12)
     killed: list[int] = []
@@ -76,10 +77,15 @@ def test_a_killed_worker_changes_no_result(strategy: str, storage: Storage) -> N
         target=lambda: killed.extend(kill_a_worker_after(3, storage, "disturbed"))
     )
     killer.start()
-    disturbed = fit("disturbed", SlowRegression(), tables, how, storage)
+    log = tmp_path / "log"
+    disturbed = fit("disturbed", SlowRegression(log), tables, how, storage)
     killer.join()
     assert killed
     assert killed[0] < 12, "the run ended before the worker was killed"
+    said = log.read_text().split()
+    assert said.count("start") == 4, "two workers, started twice"
+    after_restart = said[::-1].index("start")
+    assert after_restart <= (12 - killed[0]) * 3 * 2, "it began again from an earlier epoch"
     undisturbed = fit("undisturbed", Regression(), tables, how, storage)
     assert without_time(disturbed.history) == without_time(undisturbed.history)
     for name, value in undisturbed.parameters().items():

@@ -1,0 +1,97 @@
+"""The commands that README names, against a real head of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    storage = tmp_path_factory.mktemp("cli")
+    env = {**os.environ, "RAYSYS_STORAGE": str(storage), "RAY_AUTH_MODE": "token"}
+    env.pop("RAY_ADDRESS", None)
+    yield env
+    subprocess.run([BIN / "raysys", "down"], env=env, check=True)
+
+
+def call(env: dict[str, str], *command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def head(env: dict[str, str]) -> dict[str, str]:
+    return json.loads((Path(env["RAYSYS_STORAGE"]) / "cluster/local.json").read_text())
+
+
+def test_submit_starts_a_head_and_streams_the_job(environment: dict[str, str]) -> None:
+    done = call(environment, BIN / "raysys", "submit", "jobs/recommender.py", "--", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--strategy {ddp,zero1,zero2,zero3}" in done.stdout
+    assert head(environment)["dashboard_url"] in done.stdout
+
+
+def test_the_dashboard_wants_the_token(environment: dict[str, str]) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{head(environment)['dashboard_url']}/api/jobs/", timeout=30)
+    assert refused.value.code in (401, 403)
+
+
+def test_a_failing_job_is_one_line_and_a_status(environment: dict[str, str]) -> None:
+    flags = ["--", "--ratings", "/no/such/file.csv", "--storage", environment["RAYSYS_STORAGE"]]
+    done = call(environment, BIN / "raysys", "submit", "jobs/recommender.py", *flags)
+    assert done.returncode == 1
+    assert "error: /no/such/file.csv: no such file" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+def test_ray_job_submit_by_hand_works_as_well(environment: dict[str, str]) -> None:
+    env = {**environment, "RAY_ADDRESS": head(environment)["dashboard_url"]}
+    command = [
+        "job",
+        "submit",
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        "-m",
+        "jobs.recommender",
+        "--help",
+    ]
+    done = call(env, BIN / "ray", *command)
+    assert done.returncode == 0, done.stderr
+    assert "--strategy {ddp,zero1,zero2,zero3}" in done.stdout
+
+
+def test_down_ends_the_head_and_only_once(environment: dict[str, str]) -> None:
+    pid = int(head(environment)["pid"])
+    assert "stopped" in call(environment, BIN / "raysys", "down").stdout
+    assert not Path(f"/proc/{pid}").exists()
+    assert "nothing to stop" in call(environment, BIN / "raysys", "down").stdout
+
+
+def test_a_job_that_is_no_file_is_named(environment: dict[str, str]) -> None:
+    done = call(environment, BIN / "raysys", "submit", "jobs/nothing.py")
+    assert done.returncode == 1
+    assert "jobs/nothing.py: no such file" in done.stderr
+
+
+@pytest.mark.parametrize("flags", ["--strategy zero2", "--compare", "--ratings FILE"])
+def test_make_demo_passes_its_flags_on(flags: str) -> None:
+    made = subprocess.run(
+        ["make", "-n", "demo", f"ARGS={flags}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert made.stdout.rstrip().endswith(f"jobs/recommender.py -- {flags}")
