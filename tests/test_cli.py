@@ -73,9 +73,10 @@ def test_ray_job_submit_by_hand_works_as_well(environment: dict[str, str]) -> No
 
 
 def test_down_ends_the_head_and_only_once(environment: dict[str, str]) -> None:
-    pid = int(head(environment)["pid"])
+    dashboard = head(environment)["dashboard_url"]
     assert "stopped" in call(environment, BIN / "raysys", "down").stdout
-    assert not Path(f"/proc/{pid}").exists()
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        urllib.request.urlopen(dashboard, timeout=30)
     assert "nothing to stop" in call(environment, BIN / "raysys", "down").stdout
 
 
