@@ -62,11 +62,11 @@ def fit(
     settings: TrainSettings,
     storage: Storage,
 ) -> Fitted:
-    """Train a task on `settings.workers` workers; a lost worker costs at most an epoch.
+    """Train a task on `settings.workers` workers; a lost worker costs an epoch or two.
 
     Workers receive references and map the tables' blocks from the object store. After each
     epoch all of them write a checkpoint under the storage root; when a worker dies, Ray Train
-    starts the group anew and it goes on from there.
+    starts the group anew and it goes on from the last that Ray Train had taken note of.
 
     Args:
         name: The run's name; a second call with it goes on where the first stopped.

@@ -1,4 +1,4 @@
-"""Strategies agree; a killed worker costs at most an epoch and changes no result."""
+"""Strategies agree; a killed worker costs an epoch or two and changes no result."""
 
 import json
 import os
@@ -85,7 +85,9 @@ def test_a_killed_worker_changes_no_result(strategy: str, storage: Storage, tmp_
     said = log.read_text().split()
     assert said.count("start") == 4, "two workers, started twice"
     after_restart = said[::-1].index("start")
-    assert after_restart <= (12 - killed[0]) * 3 * 2, "it began again from an earlier epoch"
+    # Ray Train may not have taken note of the newest checkpoint yet: then it is the one before.
+    steps_an_epoch = 3 * 2
+    assert after_restart <= (12 - killed[0] + 1) * steps_an_epoch, "it began again too early"
     undisturbed = fit("undisturbed", Regression(), tables, how, storage)
     assert without_time(disturbed.history) == without_time(undisturbed.history)
     for name, value in undisturbed.parameters().items():

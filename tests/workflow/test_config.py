@@ -107,6 +107,7 @@ def test_the_flags_of_the_recommender_are_these(capsys: pytest.CaptureFixture[st
         "--compare",
         "--epochs",
         "--help",
+        "--host",
         "--no-compare",
         "--no-serve",
         "--port",
