@@ -84,7 +84,7 @@ def main(config: Config) -> None:
             model = store_model(run, tables, towers, ranker)
         with run.stage("index"):
             index = build_index(run, config, tables, towers)
-        run.on_failure(index.close)
+        run.on_failure.callback(index.close)
         with run.stage("evaluate"):
             results = evaluate(run, tables, model, index)
         if config.compare:
@@ -231,6 +231,7 @@ def deploy(run: Run, config: Config, model: StoredModel, index: VectorIndex) -> 
         host=config.host,
         port=config.port,
     )
+    run.on_failure.pop_all()  # the index is the endpoint's now
     index.retire_others("recommender-")
     request = {"user_id": 15, "k": 10}
     answer = endpoint.ask(request)

@@ -30,7 +30,6 @@ class Resources:
 
     cpus: float
     gpus: float
-    nodes: int
 
 
 def connect(address: str | None = None) -> None:
@@ -61,8 +60,7 @@ def resources() -> Resources:
     import ray
 
     total = ray.cluster_resources()
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), nodes=nodes)
+    return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
 
 
 def require(purpose: str, *, cpus: float, gpus: float = 0.0) -> None:

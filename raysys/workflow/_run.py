@@ -8,7 +8,7 @@ import os
 import secrets
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,8 @@ class Run:
     """One run of a job, from connecting to the cluster to the record in the storage root.
 
     Everything that the job leaves stands under `runs/<id>/`, which is `folder`; the settings,
-    stages and metrics are logged to MLflow too.
+    stages and metrics are logged to MLflow too. What a stage leaves running is ended by a
+    callback in `on_failure`, if the run fails.
 
     Example:
         with Run("recommender", config, Storage()) as run:
@@ -55,19 +56,16 @@ class Run:
             run.log_metrics({"ndcg_at_10": 0.08})
     """
 
-    def __init__(
-        self, job: str, config: BaseModel, storage: Storage, run_id: str | None = None
-    ) -> None:
+    def __init__(self, job: str, config: BaseModel, storage: Storage) -> None:
         """Name a run.
 
         Args:
             job: The job's name; it becomes the MLflow experiment.
             config: The job's settings, recorded as they are.
             storage: Where the run's folder is made.
-            run_id: None makes one from the time.
         """
         moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        self.id = run_id or f"{job}-{moment}-{secrets.token_hex(2)}"
+        self.id = f"{job}-{moment}-{secrets.token_hex(2)}"
         self.job, self.config, self.storage = job, config, storage
         self.folder = Storage(storage.uri(f"runs/{self.id}"))
         self.stages: list[Stage] = []
@@ -75,7 +73,7 @@ class Run:
         self.facts: dict[str, Any] = {}
         self._models = ModelStore(storage)
         self._meter = DriverMeter()
-        self._on_failure: list[Callable[[], None]] = []
+        self.on_failure = ExitStack()
 
     def __enter__(self) -> Run:
         cluster.connect()
@@ -89,9 +87,9 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         self._meter.uninstall()
         status = "FINISHED" if kind is None else "FAILED"
+        undo = self.on_failure.pop_all()
         if kind is not None:
-            for undo in self._on_failure:
-                undo()
+            undo.close()
         self.folder.write_json("run.json", self._record(status))
         self._tracked.end(status, self.metrics)
         total = sum(stage.driver_table_bytes for stage in self.stages)
@@ -128,10 +126,6 @@ class Run:
             for what, size in self._meter.take_biggest():
                 if what.startswith("table"):
                     say(f"[{name}]   {size} bytes through the driver: {what}")
-
-    def on_failure(self, undo: Callable[[], None]) -> None:
-        """Call `undo` if the run fails: what a stage left running ends with it."""
-        self._on_failure.append(undo)
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Record named results."""
@@ -213,13 +207,13 @@ def _mebibytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
-def git_commit(folder: Path | None = None) -> str:
+def git_commit() -> str:
     """The commit of the code: what the submitter says (RAYSYS_GIT_COMMIT), else git's answer."""
     if said := os.environ.get("RAYSYS_GIT_COMMIT"):
         return said
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return answer.stdout.strip()

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
@@ -35,14 +37,14 @@ def test_ndcg_equals_that_of_scikit_learn(k: int) -> None:
 
 
 @pytest.mark.parametrize("measure", [ndcg, recall])
-def test_padding_of_a_short_ranking_is_no_hit(measure) -> None:  # type: ignore[no-untyped-def]
+def test_padding_of_a_short_ranking_is_no_hit(measure: Callable[..., np.ndarray]) -> None:
     padded, relevant = np.array([[3, -1, -1]]), np.array([[3, 4, -1]])
     filled = np.array([[3, 7, 8]])
     assert measure(padded, relevant, 3) == measure(filled, relevant, 3) < 1
 
 
 @pytest.mark.parametrize("measure", [ndcg, recall])
-def test_a_cut_off_beyond_the_ranking_is_refused(measure) -> None:  # type: ignore[no-untyped-def]
+def test_a_cut_off_beyond_the_ranking_is_refused(measure: Callable[..., np.ndarray]) -> None:
     with pytest.raises(ValueError, match="4 ranked ids a row are too few for a cut-off of 5"):
         measure(RANKED, RELEVANT, 5)
 

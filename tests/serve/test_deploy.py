@@ -38,11 +38,23 @@ def build() -> Graph:
     return Graph(inputs=["x", "k"], nodes={"doubled": doubled, "answer": answer}, output="answer")
 
 
+def deployed() -> Endpoint:
+    return deploy(
+        "double",
+        build,
+        route="/double",
+        request=Question,
+        response=Answer,
+        prefix="/arithmetic",
+        port=PORT,
+    )
+
+
 @pytest.fixture(scope="module")
 def endpoint(ray_cluster: None) -> Iterator[Endpoint]:
     from ray import serve
 
-    yield deploy("double", build, route="/double", request=Question, response=Answer, port=PORT)
+    yield deployed()
     serve.delete("double")
 
 
@@ -92,3 +104,14 @@ def test_health_and_openapi(endpoint: Endpoint) -> None:
         description = json.load(reply)
     assert set(description["paths"]) == {"/double", "/healthz"}
     assert set(description["components"]["schemas"]["Question"]["properties"]) == {"x", "k"}
+
+
+def test_a_redeployment_answers_all_the_while(endpoint: Endpoint) -> None:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        redeployed = pool.submit(deployed)
+        asked = 0
+        while not redeployed.done():
+            assert endpoint.ask({"x": asked})["doubled"] == 2 * asked
+            asked += 1
+    assert redeployed.result() == endpoint
+    assert asked > 10
