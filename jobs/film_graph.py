@@ -13,16 +13,17 @@ from pydantic import BaseModel, Field
 
 from jobs.film_etl import NOW, TEST
 from jobs.film_features import FilmFeatures
-from jobs.film_retrieval import CANDIDATES, Search, build_towers, candidates
+from jobs.film_retrieval import CANDIDATES, build_towers, candidates
 from raysys.evaluate import ndcg, recall, top_k
 from raysys.index import VectorIndex
-from raysys.serve import Graph
+from raysys.serve import Graph, Lazy, from_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from raysys.data import Table
+    from raysys.models import StoredModel
     from raysys.storage import Storage
     from raysys.train import Parameters
 
@@ -65,12 +66,13 @@ class FilmGraph:
     films not seen yet.
     """
 
-    def __init__(self, model: Path, search: Search, *, part: int, rated: bool) -> None:
+    def __init__(self, model: Path, index: str, shards: int, *, part: int, rated: bool) -> None:
         """Load a model.
 
         Args:
             model: The folder of the stored model.
-            search: Over the films' vectors.
+            index: Name of the running index of the films' vectors.
+            shards: How many it has.
             part: The cut up to which ratings are known, see `FilmFeatures`.
             rated: Leave out all that a person has rated, else only their favourites.
         """
@@ -80,28 +82,14 @@ class FilmGraph:
         )
         self.known = FilmFeatures(ratings, self._films, people, part)
         parameters = torch.load(model / "towers.pt", weights_only=True)
-        self._towers, self._search, self._rated = (
-            build_towers(self._films, parameters),
-            search,
-            rated,
-        )
+        self._towers, self._rated = build_towers(self._films, parameters), rated
+        self._search = VectorIndex.connect(index, shards).query
         self._ranker = xgboost.Booster(model_file=model / "ranker.ubj")
         self._ranker.set_param({"nthread": 1})
         self._popular = self.known.popular()[:CANDIDATES]
         self._columns = {
             name: self._films[name].to_pylist() for name in ("movieId", "title", "year", "genres")
         }
-
-    def graph(self, output: str = "answer") -> Graph:
-        """The graph; `output="ranked"` ends it at films and scores."""
-        nodes: dict[str, Callable[..., Any]] = {
-            "person": self.person,
-            "retrieved": self.retrieved,
-            "features": self.features,
-            "ranked": self.ranked,
-            "answer": self.answer,
-        }
-        return Graph(inputs=["user_id", "k"], nodes=nodes, output=output)
 
     def person(self, user_id: np.ndarray) -> np.ndarray:
         """Rows of people, -1 for who is not known."""
@@ -181,24 +169,50 @@ def write_model(
     (folder / "ranker.ubj").write_bytes(ranker)
 
 
-def build_endpoint(storage: Storage, model: str, index: str, shards: int) -> Graph:
-    """The graph of a replica: all that is known, every rated film left out."""
-    search = VectorIndex.connect(index, shards).query
-    return FilmGraph(storage.fetch(model), search, part=NOW, rated=True).graph()
+def build_graph(films: FilmGraph | Lazy, output: str = "answer") -> Graph:
+    """The graph over a model, or over one that each replica loads; "ranked" ends it at scores."""
+    return Graph(
+        inputs=RecommendRequest,
+        nodes={
+            "person": films.person,
+            "retrieved": films.retrieved,
+            "features": films.features,
+            "ranked": films.ranked,
+            "answer": films.answer,
+        },
+        output=output,
+        response=RecommendResponse,
+    )
+
+
+def endpoint_graph(storage: Storage, model: StoredModel, index: VectorIndex) -> Graph:
+    """The graph that is served: all that is known, every rated film left out."""
+    shards = len(index.shards)
+    return build_graph(
+        from_store(FilmGraph, storage, model, index.name, shards, part=NOW, rated=True)
+    )
 
 
 def measure(
-    block: pa.Table, tables: Mapping[str, Table], storage: Storage, model: str, index: VectorIndex
+    block: pa.Table,
+    tables: Mapping[str, Table],
+    storage: Storage,
+    model: StoredModel,
+    index: VectorIndex,
 ) -> pa.Table:
     """The test set's measures of the people of a block that have one, with and without ranker."""
-    graph = FilmGraph(storage.fetch(model), index.query, part=TEST, rated=False)
-    wanted = graph.known.held_out(tables["ratings"].arrow(), tables["films"].arrow(), TEST)
-    rows = np.intersect1d(graph.known.rows(block["userId"].to_numpy()), list(wanted))
-    batch = {"user_id": graph.known.people[rows], "k": np.full(len(rows), CANDIDATES)}
+    shards = len(index.shards)
+    films = FilmGraph(model.fetch(storage), index.name, shards, part=TEST, rated=False)
+    known = films.known
+    wanted = known.held_out(tables["ratings"].arrow(), tables["films"].arrow(), TEST)
+    rows = np.intersect1d(known.rows(block["userId"].to_numpy()), list(wanted))
+    batch = {"user_id": known.people[rows], "k": np.full(len(rows), CANDIDATES)}
+    graph = build_graph(films, output="ranked")
+    values = graph.run(graph.order, graph.check_columns(batch))
     relevant = np.stack([wanted[row] for row in rows]) if len(rows) else np.empty((0, 1), int)
     columns = {}
     for node in ("retrieved", "ranked"):
-        found, _ = graph.graph(node)(batch)
+        found, _ = values[node]
         columns[f"{node}_ndcg_at_10"] = ndcg(found, relevant, 10)
         columns[f"{node}_recall_at_20"] = recall(found, relevant, 20)
     return pa.table(columns)

@@ -203,7 +203,7 @@ def build_index(run: Run, config: Config, tables: Tables, towers: train.Fitted) 
 def evaluate(run: Run, tables: Tables, model: StoredModel, index: VectorIndex) -> Results:
     """Run the serving graph over everybody who has a test set."""
     measured = tables["people"].map_blocks(
-        film_graph.measure, tables, run.storage, model.path, index, name="evaluate"
+        film_graph.measure, tables, run.storage, model, index, name="evaluate"
     )
     means = measured.means()
     return {
@@ -222,12 +222,9 @@ def deploy(run: Run, config: Config, model: StoredModel, index: VectorIndex) -> 
     """Put the graph behind HTTP, retire the last run's index, and ask for a real answer."""
     endpoint = serve.deploy(
         "recommender",
-        functools.partial(
-            film_graph.build_endpoint, run.storage, model.path, index.name, config.shards
-        ),
+        film_graph.endpoint_graph(run.storage, model, index),
         route="/recommend",
-        request=film_graph.RecommendRequest,
-        response=film_graph.RecommendResponse,
+        example={"user_id": [15], "k": [10]},
         host=config.host,
         port=config.port,
     )

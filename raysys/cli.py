@@ -1,4 +1,4 @@
-"""The command line: `raysys up`, `submit`, `down`."""
+"""The command line: `raysys up`, `submit`, `down`, `key`."""
 
 import os
 import shlex
@@ -16,6 +16,9 @@ from raysys.workflow import git_commit, say
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
 )
+
+key = typer.Typer(no_args_is_help=True, help="API keys of protected applications.")
+app.add_typer(key, name="key")
 
 Cpus = Annotated[int | None, typer.Option(help="Logical CPUs of a local cluster.")]
 
@@ -58,6 +61,35 @@ def submit(job: Path, arguments: Annotated[list[str] | None, typer.Argument()] =
 def down() -> None:
     """Stop the head that `up` or `submit` started, and all that runs on it."""
     say("stopped" if cluster.stop_local(Storage()) else "nothing to stop")
+
+
+@key.command("add")
+def add_key(
+    name: str,
+    rate: Annotated[int, typer.Option(help="Requests a second at most.")] = 100,
+    max_body_bytes: Annotated[int, typer.Option(help="Of a request.")] = 1 << 20,
+) -> None:
+    """Make an API key and print it; it is not kept and cannot be shown again."""
+    from raysys import serve
+
+    say(serve.create_key(Storage(), name, rate_per_s=rate, max_body_bytes=max_body_bytes))
+
+
+@key.command("list")
+def list_keys() -> None:
+    """Names and limits of all API keys."""
+    from raysys import serve
+
+    for one in serve.read_keys(Storage()):
+        say(f"{one.name}: {one.rate_per_s} requests/s, bodies up to {one.max_body_bytes} bytes")
+
+
+@key.command("revoke")
+def revoke_key(name: str) -> None:
+    """Let an API key in no more, within seconds."""
+    from raysys import serve
+
+    serve.revoke_key(Storage(), name)
 
 
 def main() -> None:

@@ -2,6 +2,6 @@
 
 from raysys.data._check import Checked, check
 from raysys.data._read import read
-from raysys.data._table import Table
+from raysys.data._table import BlockMeta, Table, described
 
-__all__ = ["Checked", "Table", "check", "read"]
+__all__ = ["BlockMeta", "Checked", "Table", "check", "described", "read"]

@@ -47,8 +47,8 @@ class Table:
     # --- made from ---
 
     @classmethod
-    def _of(cls, pairs: Sequence[Sequence[ObjectRef]]) -> Table:
-        """A Table of what tasks return as (block, meta); waits for the metas alone."""
+    def of(cls, pairs: Sequence[Sequence[ObjectRef]]) -> Table:
+        """A Table of what tasks return as (block, meta), see `described`; waits for the metas."""
         import ray
 
         metas = ray.get([meta for _, meta in pairs])
@@ -57,7 +57,7 @@ class Table:
     @classmethod
     def load(cls, read: Callable[..., pa.Table], *args: Any, name: str = "load") -> Table:
         """A Table of one block that a task reads, on whatever node it runs."""
-        return cls._of([_task(name).remote(read, *args)])
+        return cls.of([_task(name).remote(read, *args)])
 
     @classmethod
     def from_modin(cls, frame: Any, name: str = "from_modin") -> Table:
@@ -65,7 +65,7 @@ class Table:
         from modin.distributed.dataframe.pandas import unwrap_partitions
 
         task = _task(name)
-        return cls._of([task.remote(_from_pandas, p) for p in unwrap_partitions(frame, axis=0)])
+        return cls.of([task.remote(_from_pandas, p) for p in unwrap_partitions(frame, axis=0)])
 
     # --- seen as ---
 
@@ -148,7 +148,7 @@ class Table:
             name: The tasks' name in the dashboard; the function's by default.
         """
         task = _task(name or str(getattr(function, "__name__", "map_blocks")))
-        return Table._of([task.remote(_call, block, function, *args) for block in self.blocks])
+        return Table.of([task.remote(_call, block, function, *args) for block in self.blocks])
 
     def split_blocks(
         self, function: Callable[..., tuple[pa.Table, pa.Table]], *args: Any, name: str
@@ -156,7 +156,7 @@ class Table:
         """Like `map_blocks`, for a function that deals the rows out to two Tables."""
         task = _task(name, tables=2)
         made = [task.remote(_call, block, function, *args) for block in self.blocks]
-        return Table._of([four[:2] for four in made]), Table._of([four[2:] for four in made])
+        return Table.of([four[:2] for four in made]), Table.of([four[2:] for four in made])
 
     def with_row_number(self, column: str) -> Table:
         """Add a column that counts the rows from 0, over all blocks."""
@@ -164,7 +164,7 @@ class Table:
         for block, meta in zip(self.blocks, self.metas, strict=True):
             made.append(task.remote(_call, block, _number_rows, column, first))
             first += meta.rows
-        return Table._of(made)
+        return Table.of(made)
 
     def select(self, columns: Sequence[str]) -> Table:
         """Only these columns."""
@@ -197,7 +197,7 @@ class Table:
         if blocks == 1:
             parts = [[part] for part in parts]
         task = _task("partition_by")
-        return Table._of(
+        return Table.of(
             [task.remote(_concat, *[part[number] for part in parts]) for number in range(blocks)]
         )
 
@@ -213,12 +213,17 @@ def _with_meta(function: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
     made = function(*args)
     results: list[Any] = []
     for table in made if isinstance(made, tuple) else (made,):
-        block = table.combine_chunks()
-        digest = hashlib.blake2b(block.schema.remove_metadata().serialize(), digest_size=16)
-        for batch in block.to_batches():
-            digest.update(batch.serialize())
-        results += [block, BlockMeta(len(block), block.nbytes, digest.hexdigest(), block.schema)]
+        results += described(table)
     return tuple(results)
+
+
+def described(table: pa.Table) -> tuple[pa.Table, BlockMeta]:
+    """A block and what the driver knows of it: what a task gives for `Table.of`."""
+    block = table.combine_chunks()
+    digest = hashlib.blake2b(block.schema.remove_metadata().serialize(), digest_size=16)
+    for batch in block.to_batches():
+        digest.update(batch.serialize())
+    return block, BlockMeta(len(block), block.nbytes, digest.hexdigest(), block.schema)
 
 
 def _call(block: pa.Table, function: Callable[..., Any], *args: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 _MANIFEST = "model.json"
+_DIGEST_TAG = "raysys.sha256"
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,29 @@ class StoredModel:
         name: The registered name.
         version: Counted by the store from 1.
         path: Its folder, as a storage path.
+        sha256: Of its files, as the store recorded it apart from them.
     """
 
     name: str
     version: int
     path: str
+    sha256: str
 
     def fetch(self, storage: Storage) -> Path:
-        """A local folder with the model's files."""
-        return storage.fetch(self.path)
+        """A local folder with the model's files.
+
+        Raises:
+            StorageError: They are missing, or not those that were stored.
+        """
+        folder = storage.fetch(self.path)
+        found = _digest(folder)
+        if found != self.sha256:
+            raise StorageError(
+                f"the files of {self.name!r} version {self.version} at {storage.uri(self.path)} "
+                f"are not those that were stored (SHA-256 {found}, recorded {self.sha256}): "
+                "restore them, or store the model again"
+            )
+        return folder
 
     def manifest(self, storage: Storage) -> dict[str, Any]:
         """Signature, data fingerprint, settings and metrics, as they were saved."""
@@ -117,15 +133,17 @@ class ModelStore:
         from mlflow.exceptions import MlflowException
 
         task = ray.remote(_write).options(name=f"store {name}")
-        ray.get(task.remote(self.storage, path, write, dict(manifest)))
+        sha256 = ray.get(task.remote(self.storage, path, write, dict(manifest)))
         client = self._client()
         try:
             client.get_registered_model(name)
         except MlflowException:
             client.create_registered_model(name)
-        version = client.create_model_version(name, self.storage.uri(path), run.run_id).version
+        version = client.create_model_version(
+            name, self.storage.uri(path), run.run_id, tags={_DIGEST_TAG: sha256}
+        ).version
         client.set_registered_model_alias(name, alias, version)
-        return StoredModel(name, int(version), path)
+        return StoredModel(name, int(version), path, sha256)
 
     def get(self, name: str, alias: str = "champion") -> StoredModel:
         """The version that an alias points at.
@@ -143,7 +161,7 @@ class ModelStore:
                 "saves it"
             ) from error
         path = str(found.source).removeprefix(f"{self.storage.root}/")
-        return StoredModel(name, int(found.version), path)
+        return StoredModel(name, int(found.version), path, found.tags.get(_DIGEST_TAG, ""))
 
     @property
     def tracking_uri(self) -> str:
@@ -175,7 +193,22 @@ class ModelStore:
 
 def _write(
     storage: Storage, path: str, write: Callable[[Path], None], manifest: dict[str, Any]
-) -> None:
+) -> str:
+    """Fill a model's folder; the digest of its files."""
     with storage.new_dir(path) as folder:
         write(folder)
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2, default=str))
+        return _digest(folder)
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        name = file.relative_to(folder).as_posix()
+        if name == "_COMPLETE":  # the mark that a remote root's upload has ended
+            continue
+        with file.open("rb") as content:
+            part = hashlib.file_digest(content, "sha256").hexdigest()
+        digest.update(f"{name}\n{part}\n".encode())
+    return digest.hexdigest()

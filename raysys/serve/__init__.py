@@ -1,6 +1,29 @@
-"""Serving: a graph of batch functions, written once, called in-process or put behind HTTP."""
+"""Serving: a graph of batch functions, called in-process, mapped over a Table, put behind HTTP."""
 
-from raysys.serve._deploy import Endpoint, deploy
-from raysys.serve._graph import Batch, Graph
+from raysys.serve._batcher import Batching, RequestContext, current_requests
+from raysys.serve._deploy import Endpoint, deploy, shutdown, undeploy
+from raysys.serve._graph import Graph, Lazy, Placement, using
+from raysys.serve._keys import create_key, read_keys, revoke_key
+from raysys.serve._stored import IndexSearch, ModelPool, from_store
+from raysys.serve._types import Array
 
-__all__ = ["Batch", "Endpoint", "Graph", "deploy"]
+__all__ = [
+    "Array",
+    "Batching",
+    "Endpoint",
+    "Graph",
+    "IndexSearch",
+    "Lazy",
+    "ModelPool",
+    "Placement",
+    "RequestContext",
+    "create_key",
+    "current_requests",
+    "deploy",
+    "from_store",
+    "read_keys",
+    "revoke_key",
+    "shutdown",
+    "undeploy",
+    "using",
+]

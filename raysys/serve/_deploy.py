@@ -1,26 +1,48 @@
-"""A graph behind HTTP: one Ray Serve application, batched on the server."""
+"""Putting a graph behind HTTP, version after version."""
 
-# No postponed annotations here: FastAPI reads the types of a handler that is made in a function.
-import asyncio
+from __future__ import annotations
+
 import json
+import re
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from pydantic import BaseModel
+from raysys import cluster
+from raysys.errors import RaysysError, ResourceError
+from raysys.serve._application import Application
+from raysys.serve._batcher import Batching
+from raysys.serve._gateway import gateway, start_gateway
+from raysys.serve._haproxy import Backend
+from raysys.serve._plan import ENTRY
+from raysys.storage import Storage
 
-from raysys.serve._graph import Graph
+if TYPE_CHECKING:
+    from raysys.serve._graph import Graph
+
+_START_ATTEMPTS = 3
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A running application."""
+    """A running application.
 
+    Attributes:
+        name: Of the application, and of the model in the Open Inference Protocol.
+        version: That answers.
+        base_url: Of the gateway; `tritonclient.http` takes it without its scheme.
+        route: Path of requests.
+        grpc_address: Of the Open Inference Protocol over gRPC, if it was asked for.
+    """
+
+    name: str
+    version: int
     base_url: str
     route: str
+    grpc_address: str | None = None
 
     @property
     def url(self) -> str:
@@ -30,13 +52,16 @@ class Endpoint:
     @property
     def docs_url(self) -> str:
         """The OpenAPI form."""
-        return f"{self.base_url}/docs"
+        return f"{self.url}/docs"
 
-    def ask(self, request: dict[str, Any], timeout_s: float = 30.0) -> dict[str, Any]:
+    def ask(
+        self, request: dict[str, Any], *, key: str | None = None, timeout_s: float = 30.0
+    ) -> dict[str, Any]:
         """Post one request and return its answer."""
-        call = urllib.request.Request(
-            self.url, json.dumps(request).encode(), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        call = urllib.request.Request(self.url, json.dumps(request).encode(), headers)
         with urllib.request.urlopen(call, timeout=timeout_s) as reply:
             return json.load(reply)
 
@@ -48,112 +73,215 @@ class Endpoint:
 
 def deploy(
     name: str,
-    build: Callable[[], Graph],
+    graph: Graph,
     *,
-    route: str,
-    request: type[BaseModel],
-    response: type[BaseModel],
-    prefix: str = "/",
+    route: str | None = None,
     replicas: int = 1,
     cpus_per_replica: float = 1.0,
-    max_batch_size: int = 64,
+    batching: Batching | None = None,
+    deadline_s: float = 10.0,
+    max_body_bytes: int = 16 << 20,
+    cache_s: float = 0.0,
+    example: Mapping[str, Any] | None = None,
+    protected: bool = False,
     host: str = "127.0.0.1",
     port: int = 8000,
+    grpc_port: int | None = None,
+    storage: Storage | None = None,
+    start_timeout_s: float = 300.0,
 ) -> Endpoint:
-    """Deploy a graph as an HTTP application, replacing the one of that name when it is ready.
+    """Put a graph behind HTTP, in place of the version that runs under its name.
 
-    `POST <route>` takes one request and answers one response. Requests that wait while the
-    graph is busy make the next batch, so a lone request waits for nothing. A request that does
-    not fit its model gets 422 with the field named, before it joins a batch. `GET /healthz`
-    says that a replica answers, `/docs` shows the OpenAPI form.
+    `POST <route>` takes one request as JSON and answers one response, or takes and gives Arrow
+    IPC streams of many rows; `/v2/models/<name>/infer` speaks the Open Inference Protocol. See
+    `<route>/docs`. The new version's replicas start beside the old ones and have run an example
+    before requests go to them; no request fails on the way, and if the new version cannot start
+    the old one stays. A request whose replica dies is sent to another, so nodes may run twice
+    for one request.
 
     Args:
-        name: The application's name in Serve.
-        build: Makes the graph, once in each replica. The graph's inputs are the request's
-            fields, as NumPy arrays `(n,)`; it answers one dict of response fields a request.
-        route: Path of the endpoint.
-        request: Model of one request.
-        response: Model of one answer.
-        prefix: Where the application stands on the cluster's proxy; each has its own.
-        replicas: Number of replicas.
+        name: Of the application: letters, digits, `_` and `-`.
+        graph: What answers.
+        route: Path of requests; `/<name>` by default.
+        replicas: Of the entry. Nodes with a placement have their own.
         cpus_per_replica: Logical CPUs of each.
-        max_batch_size: Requests in a batch at most.
-        host: Interface that the proxy binds, if this call starts Serve.
-        port: Port of the proxy, if this call starts Serve.
+        batching: How requests are brought together.
+        deadline_s: Time for an answer, 504 after it; the header `x-request-timeout-seconds` asks
+            for less. What could not be answered in time gets 503 with Retry-After at once.
+        max_body_bytes: Of a request, 413 beyond.
+        cache_s: How long the answer to a JSON body is kept and given again; 0 keeps none.
+        example: A batch to warm a replica up with; zeros by default.
+        protected: Wants an API key, see `create_key`.
+        host: Interface of the gateway, if this call starts it.
+        port: Of the gateway, if this call starts it.
+        grpc_port: Of the Open Inference Protocol over gRPC, if this call starts the gateway;
+            None serves none.
+        storage: Where the gateway finds API keys, if this call starts it; the default root.
+        start_timeout_s: Time for the replicas to start.
+
+    Raises:
+        ResourceError: The cluster has no room for it.
+        RaysysError: It cannot start; the message says why, and nothing has changed.
     """
-    from ray import serve
+    import ray
 
-    serve.start(http_options={"host": host, "port": port})
-    server = serve.deployment(
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise RaysysError(f"application name {name!r}: use letters, digits, _ and -")
+    route = "/" + (name if route is None else route).strip("/")
+    if not re.fullmatch(r"(/[A-Za-z0-9_.~-]+)+", route) or f"{route}/".startswith("/v2/"):
+        raise RaysysError(f"route {route!r}: give a path such as /{name}, not below /v2")
+    stages = graph.plan.stages.values()
+    placed = [stage.placement for stage in stages if stage.name != ENTRY]
+    cluster.require(
+        f"application {name!r}",
+        cpus=replicas * cpus_per_replica + sum(place.replicas * place.cpus for place in placed),
+        gpus=sum(place.replicas * place.gpus for place in placed),
+    )
+    front = start_gateway(host, port, grpc_port, storage or Storage())
+    try:
+        address = ray.get(front.address.remote())
+    except ray.exceptions.RayTaskError as error:
+        ray.kill(front)
+        raise error.cause from None
+    application = Application(
         name=name,
-        num_replicas=replicas,
-        ray_actor_options={"num_cpus": cpus_per_replica},
-        # Serve's default of 5 starves the batcher: let in enough to fill the next batch too.
-        max_ongoing_requests=2 * max_batch_size,
-        # By default Serve stops the old replicas first, and a redeployment is an outage.
-        max_surge_percent=100,
-    )(_server(name, build, route, request, response, max_batch_size))
-    serve.run(server.bind(), name=name, route_prefix=prefix)
-    # Serve keeps the address that it was first started with, whatever is asked for later.
-    listening = serve.context._get_global_client().http_config
-    base = f"http://{listening.host}:{listening.port}{prefix}"
-    return Endpoint(base.rstrip("/"), route)
+        version=ray.get(front.next_version.remote(name)),
+        route=route,
+        graph=graph,
+        batching=batching or Batching(),
+        deadline_s=deadline_s,
+        max_body_bytes=max_body_bytes,
+        cache_s=cache_s,
+        example=example,
+        protected=protected,
+        token=address["token"],
+    )
+    before = ray.get(front.current_version.remote(name))
+    version = application.version
+    try:
+        _start(application, replicas, cpus_per_replica, start_timeout_s)
+        backend = Backend(name, version, route, deadline_s, max_body_bytes, protected)
+        ray.get(front.publish.remote(backend))
+    except BaseException as error:
+        _delete(name, version)
+        if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, RaysysError):
+            raise error.cause from None
+        raise
+    if before is not None:
+        _delete(name, before)
+    grpc = address["grpc_port"]
+    return Endpoint(
+        name,
+        version,
+        f"http://{address['host']}:{address['port']}",
+        route,
+        None if grpc is None else f"{address['host']}:{grpc}",
+    )
 
 
-def _server(
-    name: str,
-    build: Callable[[], Graph],
-    route: str,
-    request: type[BaseModel],
-    response: type[BaseModel],
-    max_batch_size: int,
-) -> type:
-    """The replica's class: a FastAPI application in front of a batched graph."""
-    from fastapi import FastAPI
+def undeploy(name: str) -> None:
+    """End an application; its path is 404 from now on.
+
+    Raises:
+        RaysysError: There is none of that name.
+    """
+    import ray
+
+    front = gateway()
+    version = ray.get(front.current_version.remote(name))
+    if version is None:
+        raise RaysysError(f"no application {name!r} runs")
+    ray.get(front.withdraw.remote(name))
+    _delete(name, version)
+
+
+def shutdown() -> None:
+    """End all applications, the gateway, and Serve."""
+    import ray
     from ray import serve
-    from ray.util import metrics
 
-    app = FastAPI(title=name)
+    try:
+        front = gateway()
+    except RaysysError:
+        pass
+    else:
+        ray.get(front.stop.remote())
+        ray.kill(front)
+    serve.shutdown()
 
-    @serve.ingress(app)
-    class Server:
-        def __init__(self) -> None:
-            self._graph = build()
-            tags = {"application": name}
-            self._batch_size = metrics.Histogram(
-                "raysys_serve_batch_size",
-                "Requests answered by one run of the graph",
-                boundaries=[1, 2, 4, 8, 16, 32, 64, 128],
-                tag_keys=("application",),
+
+def _start(application: Application, replicas: int, cpus: float, timeout_s: float) -> None:
+    """Start a version's deployments and wait until its replicas take requests."""
+    import ray
+    from ray import serve
+    from ray.serve.schema import ApplicationStatus
+
+    from raysys.serve._replica import EntryReplica, NodeReplica
+
+    plan = application.graph.plan
+    shared = {
+        # Serve looks every ten seconds by default, and leaves a dead replica's place empty.
+        "health_check_period_s": 1.0,
+        "health_check_timeout_s": 30.0,
+        "graceful_shutdown_timeout_s": application.deadline_s + 10,
+        "graceful_shutdown_wait_loop_s": 0.2,
+        "max_constructor_retry_count": _START_ATTEMPTS,
+    }
+    handles = {
+        stage.name: serve.deployment(
+            NodeReplica,
+            name=stage.name,
+            num_replicas=stage.placement.replicas,
+            ray_actor_options={
+                "num_cpus": stage.placement.cpus, "num_gpus": stage.placement.gpus
+            },
+            # Every batch that the entries keep under way: with Serve's default of 5 they queue.
+            max_ongoing_requests=max(5, 2 * replicas * plan.in_flight),
+            **shared,
+        ).bind(application, stage.name)
+        for stage in plan.stages.values()
+        if stage.name != ENTRY
+    }  # fmt: skip
+    entry = serve.deployment(
+        EntryReplica,
+        name=ENTRY,
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": cpus},
+        **shared,
+    ).bind(application, handles)
+    serve.start(proxy_location="Disabled")
+    title = _title(application.name, application.version)
+    target = serve.RunTarget(entry, name=title, route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
+    front, deadline = gateway(), time.monotonic() + timeout_s
+    while True:
+        found = serve.status().applications.get(title)
+        status = found.status if found else ApplicationStatus.DEPLOYING
+        if status == ApplicationStatus.RUNNING:
+            there = ray.get(front.replicas.remote(application.name, application.version))
+            if there >= replicas:
+                return
+        if found and status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            why = "\n".join(one.message for one in found.deployments.values() if one.message)
+            raise RaysysError(
+                f"version {application.version} of {application.name!r} cannot start, and the "
+                f"version before it stays: {found.message}\n{why}"
             )
-            self._latency_ms = metrics.Histogram(
-                "raysys_serve_graph_latency_ms",
-                "Time of one run of the graph over a batch",
-                boundaries=[1, 2, 5, 10, 20, 50, 100, 200, 500],
-                tag_keys=("application",),
+        if time.monotonic() > deadline:
+            raise ResourceError(
+                f"version {application.version} of {application.name!r} has not started within "
+                f"{timeout_s:g} s: {found.message if found else 'Serve does not know it'}. It "
+                "starts beside the version before: is there room for both?"
             )
-            self._batch_size.set_default_tags(tags)
-            self._latency_ms.set_default_tags(tags)
+        time.sleep(_POLL_S)
 
-        @serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=0.0)
-        async def _run(self, requests: list[BaseModel]) -> Sequence[dict[str, Any]]:
-            started = time.perf_counter()
-            columns = {
-                field: np.array([getattr(one, field) for one in requests])
-                for field in request.model_fields
-            }
-            # In a thread: the event loop goes on taking the requests of the next batch.
-            answers = await asyncio.to_thread(self._graph, columns)
-            self._batch_size.observe(len(requests))
-            self._latency_ms.observe(1000 * (time.perf_counter() - started))
-            return answers
 
-        @app.post(route, response_model=response)
-        async def answer(self, body: request) -> Any:  # type: ignore[valid-type]
-            return await self._run(body)
+def _delete(name: str, version: int) -> None:
+    from ray import serve
 
-        @app.get("/healthz")
-        async def healthz(self) -> dict[str, str]:
-            return {"status": "ok"}
+    serve.delete(_title(name, version))
 
-    return Server
+
+def _title(name: str, version: int) -> str:
+    """A version's name in Serve and in the dashboard."""
+    return f"{name}-v{version}"

@@ -2,69 +2,395 @@
 
 from __future__ import annotations
 
+import functools
 import graphlib
+import hashlib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+import itertools
+import time
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from raysys.errors import GraphError
+from raysys.serve._types import Array, Columns, mismatch, of_annotation, of_field, rows_of
 
-# Columns of equal length: what enters a graph, and what its last node gives back.
-Batch = dict[str, Any]
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from raysys.data import Table
+    from raysys.serve._plan import Plan
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a node runs, if not beside the others.
+
+    Nodes of equal placement share a deployment of their own, unless they are isolated.
+
+    Attributes:
+        replicas: Processes that hold the node.
+        cpus: Logical CPUs of each.
+        gpus: GPUs of each.
+        isolated: Alone, so that what kills it takes nothing else along.
+    """
+
+    replicas: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    isolated: bool = False
+
+
+class Lazy:
+    """An object that each process makes for itself when it first runs one of its nodes.
+
+    So a graph travels as a description: models are loaded where they compute. A Lazy is a node
+    if its class has `__call__`; its methods are nodes too, and share the object.
+
+    Example:
+        >>> class Shift:
+        ...     def __init__(self, by: int):
+        ...         self.by = by
+        ...
+        ...     def up(self, x):
+        ...         return x + self.by
+        >>> shift = Lazy(Shift, 3)
+        >>> Graph(inputs={"x": Array("int64")}, nodes={"y": shift.up}, output="y")({"x": [1]})
+        array([4])
+    """
+
+    def __init__(self, make: type, *args: Any, **kwargs: Any) -> None:
+        """Describe the object.
+
+        Args:
+            make: Its class.
+            args: Of the class; they are pickled to every replica, so give paths, not weights.
+            kwargs: Likewise.
+        """
+        self._make, self._args, self._kwargs = make, args, kwargs
+        self._made: Any = None
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_") or not callable(getattr(self._make, name, None)):
+            raise AttributeError(f"{self._make.__name__} has no method {name!r}")
+        return _Method(self, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def _get(self) -> Any:
+        """The object of this process."""
+        if self._made is None:
+            self._made = self._make(*self._args, **self._kwargs)
+        return self._made
+
+    def __call__(self, *args: Any) -> Any:
+        return self._get()(*args)
+
+
+class _Method:
+    """A method of a Lazy as a node."""
+
+    def __init__(self, owner: Lazy, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __call__(self, *args: Any) -> Any:
+        return getattr(self.owner._get(), self.name)(*args)
+
+
+class Renamed:
+    """A node whose parameters are fed by others than their names say; see `using`."""
+
+    def __init__(self, call: Callable[..., Any], names: Mapping[str, str]) -> None:
+        self.call, self.names = call, dict(names)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.call(*args)
+
+
+def using(node: Callable[..., Any], **names: str) -> Callable[..., Any]:
+    """A node whose parameters are fed by the inputs or nodes of these names.
+
+    Example:
+        >>> triple = using(lambda x: 3 * x, x="weight")
+        >>> Graph(inputs={"weight": Array("int64")}, nodes={"y": triple}, output="y")(
+        ...     {"weight": np.array([2])}
+        ... )
+        array([6])
+    """
+    return Renamed(node, names)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A function of a graph, as the checks see it.
+
+    Attributes:
+        call: The function.
+        needs: Names of inputs and nodes, in the order of its parameters.
+        takes: Annotations of the parameters that have one.
+        gives: Annotation of what it returns, if it has one.
+        placement: None runs it in the entry's replica.
+    """
+
+    call: Callable[..., Any]
+    needs: tuple[str, ...]
+    takes: Mapping[str, Any]
+    gives: Any
+    placement: Placement | None
 
 
 class Graph:
     """Batch functions joined by the names of their arguments.
 
-    A node is a function whose parameters are names of inputs or of other nodes. It receives
-    their values for a whole batch, and its own value is known by its node's name.
+    A node is a function or a `Lazy` whose parameters are names of inputs or of other nodes. It
+    receives their values for a whole batch, and its own value is known by its node's name. The
+    same graph is called in-process, mapped over a Table (`map`) and put behind HTTP (`deploy`).
+    Nodes must not depend on which rows share their batch, and must be safe to run twice: rows
+    are split anew when one is bad, and run again when a replica dies.
 
     Example:
-        >>> graph = Graph(inputs=["x"], nodes={"double": lambda x: 2 * x}, output="double")
-        >>> import numpy as np
+        >>> graph = Graph(
+        ...     inputs={"x": Array("int64")}, nodes={"double": lambda x: 2 * x}, output="double"
+        ... )
         >>> graph({"x": np.array([1, 2])})
         array([2, 4])
     """
 
     def __init__(
-        self, *, inputs: list[str], nodes: Mapping[str, Callable[..., Any]], output: str
+        self,
+        *,
+        inputs: Mapping[str, Array] | type[BaseModel],
+        nodes: Mapping[str, Callable[..., Any]],
+        output: str,
+        placement: Mapping[str, Placement] | None = None,
+        response: type[BaseModel] | None = None,
     ) -> None:
         """Check and order the nodes.
 
         Args:
-            inputs: Names of the columns that a batch brings.
+            inputs: Types of the columns that a batch brings, or a pydantic model of one row,
+                whose bounds hold for every request that comes over HTTP.
             nodes: Functions by the name of what they compute.
-            output: The node whose value answers.
+            output: The node whose value answers: an array `(n, ...)`, a dict of such columns,
+                or a list of n dicts, one a row.
+            placement: Of the nodes that do not run in the entry's replica.
+            response: A pydantic model of one answer, for the OpenAPI form.
 
         Raises:
-            GraphError: A cycle, or a name that nothing provides.
+            GraphError: A cycle, a name that nothing provides, an edge whose types do not fit.
         """
-        self._nodes = dict(nodes)
-        self._needs = {name: tuple(inspect.signature(nodes[name]).parameters) for name in nodes}
-        known = set(inputs) | set(nodes)
-        for name, needs in self._needs.items():
-            if missing := [need for need in needs if need not in known]:
-                raise GraphError(
-                    f"node {name!r} needs {missing}, which is neither an input ({inputs}) nor a "
-                    f"node ({sorted(nodes)}): rename the parameter or add the node"
-                )
-        if output not in nodes:
-            raise GraphError(f"the output {output!r} is not a node; nodes are {sorted(nodes)}")
-        edges = {name: [n for n in needs if n in nodes] for name, needs in self._needs.items()}
+        if isinstance(inputs, Mapping):
+            self.request, types = None, dict(inputs)
+        else:
+            fields = typing.get_type_hints(inputs)  # without Annotated's bounds
+            self.request = inputs
+            types = {name: of_field(name, fields[name]) for name in inputs.model_fields}
+        placement = placement or {}
+        self.inputs: dict[str, Array] = types
+        self.nodes = {name: _node(name, call, placement.get(name)) for name, call in nodes.items()}
+        self.output, self.response = output, response
+        for check in _CHECKS:
+            check(self, placement)
+        self.order = self._sorted()
+
+    def _sorted(self) -> tuple[str, ...]:
+        edges = {
+            name: [n for n in node.needs if n in self.nodes] for name, node in self.nodes.items()
+        }
         try:
-            self._order = tuple(graphlib.TopologicalSorter(edges).static_order())
+            order = tuple(graphlib.TopologicalSorter(edges).static_order())
         except graphlib.CycleError as error:
             raise GraphError(f"nodes feed each other in a circle: {error.args[1]}") from error
-        wanted = {output}
-        for name in reversed(self._order):
+        wanted = {self.output}
+        for name in reversed(order):
             if name in wanted:
                 wanted.update(edges[name])
-        self._order = tuple(name for name in self._order if name in wanted)
-        self._inputs, self._output = tuple(inputs), output
+        return tuple(name for name in order if name in wanted)
 
-    def __call__(self, batch: Batch) -> Any:
-        """Run what the output needs, each node once; the output node's value comes back."""
-        values = {name: batch[name] for name in self._inputs}
-        for name in self._order:
-            values[name] = self._nodes[name](*[values[need] for need in self._needs[name]])
-        return values[self._output]
+    def __call__(self, batch: Mapping[str, Any]) -> Any:
+        """Run what the output needs in this process; the output node's value comes back.
+
+        Args:
+            batch: A column of n values for each input.
+
+        Raises:
+            DataError: A column is missing or does not fit its type.
+        """
+        columns = self.check_columns(batch)
+        return self.run(self.order, columns)[self.output]
+
+    def map(self, table: Table, **how: Any) -> Table:
+        """Run the graph over a Table on the whole cluster; see `map_table`."""
+        from raysys.serve._map import map_table
+
+        return map_table(self, table, **how)
+
+    def check_columns(self, batch: Mapping[str, Any]) -> Columns:
+        """The inputs' columns as arrays of their types; others are let be."""
+        from raysys.errors import DataError
+
+        if missing := [name for name in self.inputs if name not in batch]:
+            raise DataError(f"inputs {missing} are missing; given {sorted(batch)}")
+        columns = {name: self.inputs[name].check(name, batch[name]) for name in self.inputs}
+        rows_of(columns)
+        return columns
+
+    def run(
+        self,
+        names: Sequence[str],
+        values: Columns,
+        observe: Callable[[str, float], None] | None = None,
+    ) -> Columns:
+        """Run some nodes in their order; their values come back by name.
+
+        Args:
+            names: Nodes.
+            values: What they need of inputs and other nodes.
+            observe: Told each node's name and seconds.
+        """
+        known = dict(values)
+        for name in names:
+            node, started = self.nodes[name], time.perf_counter()
+            try:
+                known[name] = node.call(*[known[need] for need in node.needs])
+            except Exception as error:
+                error.add_note(f"in node {name!r}")
+                raise
+            if observe:
+                observe(name, time.perf_counter() - started)
+        return {name: known[name] for name in names}
+
+    def load(self, names: Sequence[str]) -> None:
+        """Make the objects that some nodes need, before the first batch."""
+        for name in names:
+            call = self.nodes[name].call
+            lazy = call.owner if isinstance(call, _Method) else call
+            if isinstance(lazy, Lazy):
+                lazy._get()
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the plan, the nodes' source and the arguments of their Lazy objects."""
+        parts = [self.explain()]
+        for name in self.order:
+            function, arguments = _described(self.nodes[name].call)
+            try:
+                parts.append(inspect.getsource(function))
+            except (OSError, TypeError):
+                parts.append(repr(function))
+            parts.append(arguments)
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """What runs where."""
+        from raysys.serve._plan import compile_plan
+
+        return compile_plan(self)
+
+    def explain(self, form: typing.Literal["text", "mermaid"] = "text") -> str:
+        """What will run where, and why: to read, or as a Mermaid flowchart."""
+        from raysys.serve import _plan
+
+        return _plan.as_mermaid(self) if form == "mermaid" else _plan.as_text(self)
+
+
+def _node(name: str, call: Callable[..., Any], placement: Placement | None) -> Node:
+    """What the checks know of a function."""
+    if isinstance(call, Renamed):
+        node = _node(name, call.call, placement)
+        if unknown := sorted(set(call.names) - set(node.needs)):
+            raise GraphError(f"node {name!r} has no parameters {unknown}, it has {node.needs}")
+        needs = tuple(call.names.get(need, need) for need in node.needs)
+        takes = {call.names.get(need, need): kind for need, kind in node.takes.items()}
+        return Node(node.call, needs, takes, node.gives, placement)
+    function: Any = call
+    if isinstance(call, _Method):
+        function = getattr(call.owner._make, call.name)
+    elif isinstance(call, Lazy):
+        function = call._make.__call__
+        if not inspect.isfunction(function):
+            raise GraphError(
+                f"node {name!r}: {call._make.__name__} has no __call__; give one of its methods"
+            )
+    elif not callable(call):
+        raise GraphError(f"node {name!r} is a {type(call).__name__}: give a function or a Lazy")
+    parameters = list(inspect.signature(function).parameters)
+    if isinstance(call, (Lazy, _Method)):
+        parameters = parameters[1:]  # self
+    target = function if inspect.isroutine(function) else type(function).__call__
+    try:
+        hints = typing.get_type_hints(target, include_extras=True)
+    except Exception:  # names that exist for type checkers only
+        hints = {}
+    return Node(call, tuple(parameters), hints, hints.get("return"), placement)
+
+
+def _described(call: Callable[..., Any]) -> tuple[Any, str]:
+    """The function or class behind a node, and what a Lazy was given."""
+    lazy = call.owner if isinstance(call, _Method) else call
+    if not isinstance(lazy, Lazy):
+        return call, ""
+    method = call.name if isinstance(call, _Method) else "__call__"
+    return lazy._make, f"{method} {lazy._args} {lazy._kwargs}"
+
+
+def _check_names(graph: Graph, _: Mapping[str, Placement]) -> None:
+    known = {*graph.inputs, *graph.nodes}
+    if twice := set(graph.inputs) & set(graph.nodes):
+        raise GraphError(f"{sorted(twice)} are inputs and nodes at once: rename one of the two")
+    for name, node in graph.nodes.items():
+        if missing := [need for need in node.needs if need not in known]:
+            raise GraphError(
+                f"node {name!r} needs {missing}, which is neither an input "
+                f"({list(graph.inputs)}) nor a node ({sorted(graph.nodes)}): rename the parameter "
+                "or add the node"
+            )
+
+
+def _check_output(graph: Graph, _: Mapping[str, Placement]) -> None:
+    if graph.output not in graph.nodes:
+        raise GraphError(
+            f"the output {graph.output!r} is not a node; nodes are {sorted(graph.nodes)}"
+        )
+
+
+def _check_placement(graph: Graph, placement: Mapping[str, Placement]) -> None:
+    if unknown := sorted(set(placement) - set(graph.nodes)):
+        raise GraphError(
+            f"placement of {unknown}, which are not nodes; nodes are {sorted(graph.nodes)}"
+        )
+
+
+def _check_edges(graph: Graph, _: Mapping[str, Placement]) -> None:
+    for name, need in itertools.chain.from_iterable(
+        ((name, need) for need in node.needs) for name, node in graph.nodes.items()
+    ):
+        wanted = graph.nodes[name].takes.get(need)
+        if need in graph.nodes:
+            given, source = graph.nodes[need].gives, f"node {need!r}"
+        else:
+            given = typing.Annotated[np.ndarray, graph.inputs[need]]
+            source = f"input {need!r}"
+        if wanted is not None and given is not None and (why := mismatch(given, wanted)):
+            raise GraphError(f"{source} -> node {name!r}: gives {why}")
+
+
+_CHECKS: tuple[Callable[[Graph, Mapping[str, Placement]], None], ...] = (
+    _check_names,
+    _check_output,
+    _check_placement,
+    _check_edges,
+)
+
+
+def output_type(graph: Graph) -> Array | None:
+    """The type of the output's column, if its node says it."""
+    return of_annotation(graph.nodes[graph.output].gives)

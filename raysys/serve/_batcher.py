@@ -1,0 +1,351 @@
+"""Batching at the entry: whatever waits when the graph is free is the next batch."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import contextvars
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysys.errors import RaysysError
+from raysys.serve._answers import Answers, join, slice_of
+
+if TYPE_CHECKING:
+    from raysys.serve._types import Array, Columns
+
+_SWEEP_S = 0.05
+_QUEUED_BATCHES = 16
+# Of a prediction that deadlines are held against: batches are not all equally slow.
+_MARGIN = 1.5
+_SMOOTHING = 0.2
+
+
+class OverloadedError(RaysysError):
+    """The queue is full, or too long for the request's deadline."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("more requests wait than can be answered in time: try again later")
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(RaysysError):
+    """The request's deadline passed before its answer was there."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How requests are brought together.
+
+    No request waits for others to come: a batch is what has queued up while the graph was busy.
+
+    Attributes:
+        max_batch_size: Rows in a batch at most.
+        max_queue: Rows that wait at most, in each replica; 16 full batches by default.
+        cost: What a row costs, for example its tokens; it is given the row's values by name.
+        max_cost: Sum of a batch's costs at most; a row that costs more goes alone.
+        target_ms: A batch's time: the size follows it by additive increase and multiplicative
+            decrease (Crankshaw et al., Clipper, NSDI 2017, section 4.3.1).
+    """
+
+    max_batch_size: int = 64
+    max_queue: int | None = None
+    cost: Callable[[Mapping[str, Any]], float] | None = None
+    max_cost: float = math.inf
+    target_ms: float | None = None
+
+    @property
+    def rows_queued(self) -> int:
+        """Rows that wait at most."""
+        return self.max_queue or _QUEUED_BATCHES * self.max_batch_size
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """Whose row it is.
+
+    Attributes:
+        request_id: Of the header `x-request-id`.
+        traceparent: W3C trace context.
+    """
+
+    request_id: str
+    traceparent: str
+
+
+_current: contextvars.ContextVar[tuple[RequestContext, ...]] = contextvars.ContextVar(
+    "raysys_requests", default=()
+)
+
+
+def current_requests() -> tuple[RequestContext, ...]:
+    """The requests of the batch that is running, for a node's logs and spans; a bulk request once.
+
+    Empty outside of an HTTP application.
+    """
+    return _current.get()
+
+
+@contextlib.contextmanager
+def requests_running(contexts: tuple[RequestContext, ...]) -> Any:
+    """Say whose batch runs in this thread."""
+    token = _current.set(contexts)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class _Item:
+    """Rows of one request that run in one batch."""
+
+    __slots__ = ("columns", "context", "cost", "deadline", "future", "row", "rows", "shape")
+
+    def __init__(
+        self, row: Sequence[Any] | None, columns: Columns | None, rows: int, cost: float,
+        shape: Any, deadline: float, context: RequestContext, future: asyncio.Future[Answers],
+    ) -> None:  # fmt: skip
+        self.row, self.columns, self.rows, self.cost = row, columns, rows, cost
+        self.shape, self.deadline, self.context, self.future = shape, deadline, context, future
+
+
+class Batcher:
+    """Queues rows and runs them in batches; belongs to one event loop."""
+
+    def __init__(
+        self,
+        run: Callable[[Columns, tuple[RequestContext, ...]], Awaitable[Answers]],
+        inputs: Mapping[str, Array],
+        batching: Batching,
+        *,
+        in_flight: int = 1,
+        observe: Callable[[int, float], None] | None = None,
+    ) -> None:
+        """Start with an empty queue.
+
+        Args:
+            run: Answers a batch.
+            inputs: Types of its columns.
+            batching: Bounds.
+            in_flight: Batches under way at once.
+            observe: Told each batch's rows and seconds.
+        """
+        self._run, self._inputs, self._batching = run, inputs, batching
+        self._in_flight, self._observe = in_flight, observe
+        # Rows of unequal length make no array, so they cannot share a batch.
+        self._ragged = any(None in kind.shape for kind in inputs.values())
+        self._limit = float(batching.max_batch_size)
+        self._queue: collections.deque[_Item] = collections.deque()
+        self._rows_queued = 0
+        self._running: set[asyncio.Task[None]] = set()
+        self._items_running: set[_Item] = set()
+        self._starting = False
+        self._batch_s = 0.0
+        self._last_sweep = 0.0
+
+    @property
+    def rows_queued(self) -> int:
+        """Rows that wait."""
+        return self._rows_queued
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits or runs."""
+        return not self._queue and not self._running
+
+    def submit_row(
+        self, row: Sequence[Any], deadline: float, context: RequestContext
+    ) -> asyncio.Future[Answers]:
+        """Queue one row.
+
+        Args:
+            row: Values of the inputs, in their order.
+            deadline: On the clock of `time.monotonic`.
+            context: Whose it is.
+
+        Returns:
+            A future of answers to one row.
+
+        Raises:
+            OverloadedError: The answer could not be there in time.
+        """
+        self._admit(1, deadline)
+        shape = tuple(np.shape(value) for value in row) if self._ragged else None
+        cost = self._cost(dict(zip(self._inputs, row, strict=True)))
+        return self._put(row, None, 1, cost, shape, deadline, context)
+
+    async def submit_columns(
+        self, columns: Columns, rows: int, deadline: float, context: RequestContext
+    ) -> Answers:
+        """Answer many rows, cut into batches if they are too many for one."""
+        self._admit(rows, deadline)
+        size, futures, start = self._batching.max_batch_size, [], 0
+        shape = tuple(column.shape[1:] for column in columns.values()) if self._ragged else None
+        while start < rows:
+            stop, cost = start, 0.0
+            while stop < min(rows, start + size):
+                one = self._cost({name: column[stop] for name, column in columns.items()})
+                if stop > start and cost + one > self._batching.max_cost:
+                    break
+                stop, cost = stop + 1, cost + one
+            piece = {name: column[start:stop] for name, column in columns.items()}
+            futures.append(self._put(None, piece, stop - start, cost, shape, deadline, context))
+            start = stop
+        return join(await asyncio.gather(*futures))
+
+    async def drain(self) -> None:
+        """Wait until nothing waits or runs."""
+        while not self.is_idle:
+            await asyncio.sleep(0.01)
+
+    def _cost(self, row: Mapping[str, Any]) -> float:
+        return self._batching.cost(row) if self._batching.cost else 1.0
+
+    def _admit(self, rows: int, deadline: float) -> None:
+        """Refuse now what would be late later."""
+        if not self._queue and len(self._running) < self._in_flight:
+            return
+        batches = math.ceil((self._rows_queued + rows) / max(1.0, self._limit))
+        wait_s = (1 + batches / self._in_flight) * self._batch_s
+        full = self._rows_queued + rows > self._batching.rows_queued and self._queue
+        if full or time.monotonic() + _MARGIN * wait_s > deadline:
+            raise OverloadedError(wait_s)
+
+    def _put(
+        self, row: Sequence[Any] | None, columns: Columns | None, rows: int, cost: float,
+        shape: Any, deadline: float, context: RequestContext,
+    ) -> asyncio.Future[Answers]:  # fmt: skip
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answers] = loop.create_future()
+        self._queue.append(_Item(row, columns, rows, cost, shape, deadline, context, future))
+        self._rows_queued += rows
+        self._start_soon(loop)
+        if time.monotonic() - self._last_sweep > _SWEEP_S:
+            self._last_sweep = time.monotonic()
+            loop.call_later(_SWEEP_S, self._sweep)
+        return future
+
+    def _start_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """After the requests that this turn of the event loop has read."""
+        if not self._starting and len(self._running) < self._in_flight:
+            self._starting = True
+            loop.call_soon(self._start)
+
+    def _start(self) -> None:
+        self._starting = False
+        while self._queue and len(self._running) < self._in_flight:
+            items = self._take()
+            if items:
+                task = asyncio.get_running_loop().create_task(self._work(items))
+                self._running.add(task)
+
+    def _take(self) -> list[_Item]:
+        """The next batch: the oldest item and those after it that fit beside it."""
+        items: list[_Item] = []
+        rows, cost, now = 0, 0.0, time.monotonic()
+        while self._queue:
+            item = self._queue[0]
+            if item.future.done():  # late, or its client has gone
+                self._drop()
+                continue
+            if now > item.deadline:
+                self._drop()
+                item.future.set_exception(_late())
+                continue
+            if items and (
+                rows + item.rows > self._limit
+                or cost + item.cost > self._batching.max_cost
+                or item.shape != items[0].shape
+            ):
+                break
+            self._drop()
+            items.append(item)
+            rows, cost = rows + item.rows, cost + item.cost
+        return items
+
+    def _drop(self) -> None:
+        self._rows_queued -= self._queue.popleft().rows
+
+    async def _work(self, items: list[_Item]) -> None:
+        started = time.perf_counter()
+        self._items_running.update(items)
+        try:
+            await self._answer(items)
+        finally:
+            task = asyncio.current_task()
+            if task:
+                self._running.discard(task)
+            self._items_running.difference_update(items)
+            rows, seconds = sum(item.rows for item in items), time.perf_counter() - started
+            self._adapt(rows, seconds)
+            if self._queue:
+                self._start_soon(asyncio.get_running_loop())
+        if self._observe:
+            self._observe(rows, seconds)
+
+    async def _answer(self, items: list[_Item]) -> None:
+        """Run a batch; if it fails, find who is to blame by halving it."""
+        try:
+            contexts = tuple(item.context for item in items)
+            answers = await self._run(self._columns(items), contexts)
+        except Exception as error:
+            if len(items) == 1:
+                if not items[0].future.done():
+                    items[0].future.set_exception(error)
+                return
+            await self._answer(items[: len(items) // 2])
+            await self._answer(items[len(items) // 2 :])
+            return
+        start = 0
+        for item in items:
+            if not item.future.done():
+                item.future.set_result(slice_of(answers, start, start + item.rows))
+            start += item.rows
+
+    def _columns(self, items: list[_Item]) -> Columns:
+        if all(item.columns is None for item in items):
+            return self._stack([item.row for item in items if item.row is not None])
+        parts = [
+            item.columns if item.columns is not None else self._stack([item.row or ()])
+            for item in items
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._inputs}
+
+    def _stack(self, rows: Sequence[Sequence[Any]]) -> Columns:
+        return {
+            name: np.array([row[number] for row in rows], kind.numpy)
+            for number, (name, kind) in enumerate(self._inputs.items())
+        }
+
+    def _adapt(self, rows: int, seconds: float) -> None:
+        """Learn a batch's time; move the size towards the target."""
+        self._batch_s += (seconds - self._batch_s) * (_SMOOTHING if self._batch_s else 1.0)
+        target_ms = self._batching.target_ms
+        if target_ms is None:
+            return
+        if 1000 * seconds > target_ms:
+            self._limit = max(1.0, 0.9 * self._limit)
+        elif rows >= math.floor(self._limit):
+            self._limit = min(self._batching.max_batch_size, self._limit + 1)
+
+    def _sweep(self) -> None:
+        """Tell those whose deadline has passed, wherever their rows are."""
+        now = time.monotonic()
+        for item in [*self._queue, *self._items_running]:
+            if now > item.deadline and not item.future.done():
+                item.future.set_exception(_late())
+        if self._queue or self._items_running:
+            self._last_sweep = now
+            asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+
+def _late() -> DeadlineError:
+    return DeadlineError("the deadline passed before the answer was there")

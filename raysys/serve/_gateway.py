@@ -1,0 +1,336 @@
+"""The gateway: the one actor that decides which replicas HAProxy sends requests to.
+
+Requests go from HAProxy to a replica's own HTTP server; Ray Serve starts, watches and replaces
+the replicas. Replicas announce themselves, so a gateway that restarts learns of them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysys.errors import RaysysError
+from raysys.serve._application import GATEWAY_NAME, GATEWAY_NAMESPACE
+from raysys.serve._haproxy import SLOTS, Backend, HAProxy, Key, new_token
+from raysys.serve._keys import read_keys
+from raysys.serve._room import WaitingRoom
+
+if TYPE_CHECKING:
+    from raysys.storage import Storage
+
+ANNOUNCE_S = 1.0
+_FORGET_S = 6.0
+_STATE_KEY = b"raysys-gateway"
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """A replica that takes requests."""
+
+    application: str
+    version: int
+    replica: str
+    host: str
+    port: int
+
+
+@dataclass
+class _Server:
+    """A replica, as the gateway knows it; `slot` is its place in HAProxy, if it has one."""
+
+    announcement: Announcement
+    heard: float
+    slot: int | None = None
+
+
+@dataclass
+class _State:
+    """What outlives the gateway's process."""
+
+    host: str
+    port: int
+    grpc_port: int | None
+    token: str
+    backends: dict[str, Backend] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+
+
+class Gateway:
+    """The actor; all of its methods are asynchronous and short, except `publish`."""
+
+    def __init__(self, host: str, port: int, grpc_port: int | None, storage: Storage) -> None:
+        self._state = self._restored() or _State(host, port, grpc_port, new_token())
+        self._storage = storage
+        self._keys: list[Key] = []
+        self._servers: dict[str, dict[str, _Server]] = {}
+        self._haproxy: HAProxy | None = None
+        self._failure: str | None = None
+        self._ready = asyncio.Event()
+        self._changing = asyncio.Lock()
+        self._main = asyncio.get_event_loop().create_task(self._run())
+
+    async def address(self) -> dict[str, Any]:
+        """Where clients and replicas find what they need.
+
+        Raises:
+            RaysysError: The port is taken.
+        """
+        await self._ready.wait()
+        if self._failure:
+            raise RaysysError(self._failure)
+        state = self._state
+        return {"host": state.host, "port": state.port, "grpc_port": state.grpc_port,
+                "token": state.token}  # fmt: skip
+
+    async def next_version(self, name: str) -> int:
+        """A number for the next version of an application."""
+        self._state.versions[name] = self._state.versions.get(name, 0) + 1
+        self._save()
+        return self._state.versions[name]
+
+    async def current_version(self, name: str) -> int | None:
+        """The version that gets the requests."""
+        backend = self._state.backends.get(name)
+        return backend.version if backend else None
+
+    async def replica_host(self, node_ip: str) -> str:
+        """The interface that a replica on some node must bind: loopback if it can."""
+        import ray
+
+        return "127.0.0.1" if node_ip == ray.util.get_node_ip_address() else node_ip
+
+    async def announce(self, announcement: Announcement) -> None:
+        """A replica is there, or still there."""
+        servers = self._servers.setdefault(announcement.application, {})
+        server = servers.setdefault(announcement.replica, _Server(announcement, 0.0))
+        server.heard = time.monotonic()
+        self._admit(server)
+
+    async def leave(self, application: str, replica: str) -> None:
+        """A replica takes no more requests; it answers those under way."""
+        server = self._servers.get(application, {}).pop(replica, None)
+        if server and server.slot is not None and self._haproxy:
+            self._haproxy.drain_server(application, server.slot)
+            await self._drained(application, [server.slot])
+            self._haproxy.free_server(application, server.slot)
+
+    async def replicas(self, name: str, version: int) -> int:
+        """How many replicas of a version have announced themselves."""
+        servers = self._servers.get(name, {}).values()
+        return sum(server.announcement.version == version for server in servers)
+
+    async def publish(self, backend: Backend) -> None:
+        """Send an application's requests to a version whose replicas are there already.
+
+        Returns when the replicas of the version before have answered all they had.
+
+        Raises:
+            RaysysError: Another application has the route.
+        """
+        await self._ready.wait()
+        async with self._changing:
+            for other in self._state.backends.values():
+                if other.name != backend.name and other.route == backend.route:
+                    raise RaysysError(
+                        f"the route {backend.route} belongs to {other.name!r}: deploy "
+                        f"{backend.name!r} with another, or undeploy that one"
+                    )
+            before = self._state.backends.get(backend.name)
+            self._state.backends[backend.name] = backend
+            servers = self._servers.setdefault(backend.name, {}).values()
+            old = [server for server in servers if server.announcement.version != backend.version]
+            if before and dataclasses.replace(before, version=backend.version) == backend:
+                for server in servers:
+                    self._admit(server)
+            else:
+                self._place(backend)
+                self._apply()
+            slots = [server.slot for server in old if server.slot is not None]
+            assert self._haproxy
+            for slot in slots:
+                self._haproxy.drain_server(backend.name, slot)
+            self._save()
+        await self._drained(backend.name, slots)
+        for server in old:
+            if server.slot is not None:
+                self._haproxy.free_server(backend.name, server.slot)
+                server.slot = None
+
+    async def withdraw(self, name: str) -> None:
+        """Forget an application."""
+        async with self._changing:
+            self._state.backends.pop(name, None)
+            self._servers.pop(name, None)
+            self._apply()
+            self._save()
+
+    async def stop(self) -> None:
+        """End HAProxy and forget everything, before the actor is killed."""
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        self._main.cancel()
+        if self._haproxy:
+            self._haproxy.stop()
+        _internal_kv_del(_STATE_KEY)
+
+    def _admit(self, server: _Server) -> None:
+        """Give a replica of the current version a slot."""
+        name, backend = server.announcement.application, None
+        backend = self._state.backends.get(name)
+        if (
+            backend is None
+            or server.slot is not None
+            or server.announcement.version != backend.version
+            or self._haproxy is None
+        ):
+            return
+        server.slot = self._free_slot(name)
+        if server.slot is not None:
+            self._haproxy.set_server(name, server.slot, _address(server))
+
+    def _place(self, backend: Backend) -> None:
+        """Slots for all replicas of a version, before HAProxy is told."""
+        for server in self._servers.get(backend.name, {}).values():
+            if server.slot is None and server.announcement.version == backend.version:
+                server.slot = self._free_slot(backend.name)
+
+    def _free_slot(self, name: str) -> int | None:
+        taken = {server.slot for server in self._servers.get(name, {}).values()}
+        return next((slot for slot in range(SLOTS) if slot not in taken), None)
+
+    async def _drained(self, name: str, slots: list[int]) -> None:
+        backend = self._state.backends.get(name)
+        deadline = time.monotonic() + (backend.deadline_s if backend else 0) + 1
+        while slots and self._haproxy and time.monotonic() < deadline:
+            if not self._haproxy.requests_at(name, slots):
+                return
+            await asyncio.sleep(0.05)
+
+    def _apply(self) -> None:
+        assert self._haproxy
+        servers = {
+            name: {
+                server.slot: _address(server)
+                for server in self._servers.get(name, {}).values()
+                if server.slot is not None
+            }
+            for name in self._state.backends
+        }
+        self._haproxy.apply(list(self._state.backends.values()), servers, self._keys)
+
+    async def _run(self) -> None:
+        """Start what clients see, then keep house."""
+        state = self._state
+        try:
+            room = WaitingRoom(self._live, self._is_ready)
+            room_port = await room.start()
+            folder = Path(tempfile.mkdtemp(prefix="raysys-gateway-"))
+            self._haproxy = HAProxy(folder, state.host, state.port, room_port, state.token)
+            self._keys = await asyncio.to_thread(read_keys, self._storage)
+            self._apply()
+            if state.grpc_port is not None:
+                from raysys.serve._grpc import serve_grpc
+
+                url = f"http://{state.host}:{state.port}"
+                self._grpc, state.grpc_port = await serve_grpc(state.host, state.grpc_port, url)
+        except Exception as error:
+            self._failure = str(error)
+        self._save()
+        self._ready.set()
+        while not self._failure:
+            await asyncio.sleep(ANNOUNCE_S)
+            self._forget_silent()
+            async with self._changing:
+                with contextlib.suppress(RaysysError):
+                    await self._keep_current()
+
+    async def _keep_current(self) -> None:
+        """Start HAProxy again if it has ended; let new keys in and revoked ones out."""
+        keys = await asyncio.to_thread(read_keys, self._storage)
+        assert self._haproxy
+        if keys != self._keys or not self._haproxy.is_running:
+            self._keys = keys
+            self._apply()
+
+    def _forget_silent(self) -> None:
+        silent_since = time.monotonic() - _FORGET_S
+        for name, servers in self._servers.items():
+            for replica in [r for r, server in servers.items() if server.heard < silent_since]:
+                server = servers.pop(replica)
+                if server.slot is not None and self._haproxy and name in self._state.backends:
+                    self._haproxy.free_server(name, server.slot)
+
+    def _live(self, application: str) -> list[tuple[str, int]]:
+        """Addresses of the current version's replicas, the last heard first."""
+        backend = self._state.backends.get(application)
+        servers = sorted(
+            (
+                server
+                for server in self._servers.get(application, {}).values()
+                if backend and server.announcement.version == backend.version
+            ),
+            key=lambda server: -server.heard,
+        )
+        return [_address(server) for server in servers]
+
+    def _is_ready(self) -> bool:
+        return all(self._live(name) for name in self._state.backends)
+
+    def _save(self) -> None:
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        _internal_kv_put(_STATE_KEY, json.dumps(dataclasses.asdict(self._state)).encode())
+
+    def _restored(self) -> _State | None:
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        saved = _internal_kv_get(_STATE_KEY)
+        if not saved:
+            return None
+        state = json.loads(saved)
+        state["backends"] = {
+            name: Backend(**backend) for name, backend in state["backends"].items()
+        }
+        return _State(**state)
+
+
+def _address(server: _Server) -> tuple[str, int]:
+    return server.announcement.host, server.announcement.port
+
+
+def start_gateway(host: str, port: int, grpc_port: int | None, storage: Storage) -> Any:
+    """The cluster's gateway, started if there is none; it keeps the address it started with."""
+    import ray
+
+    actor = ray.remote(Gateway).options(
+        name=GATEWAY_NAME,
+        namespace=GATEWAY_NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=1000,
+    )
+    return actor.remote(host, port, grpc_port, storage)
+
+
+def gateway() -> Any:
+    """The cluster's gateway.
+
+    Raises:
+        RaysysError: Nothing has been deployed.
+    """
+    import ray
+
+    try:
+        return ray.get_actor(GATEWAY_NAME, GATEWAY_NAMESPACE)
+    except ValueError as error:
+        raise RaysysError("no gateway runs on this cluster: deploy an application") from error

@@ -1,0 +1,273 @@
+"""A replica's HTTP side: an ASGI application in front of the batcher.
+
+It is bare ASGI because a framework's routing and response models cost more than the batch does;
+what a request and an answer must look like is checked all the same.
+"""
+
+from __future__ import annotations
+
+import collections
+import hmac
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from pydantic import BaseModel, ValidationError, create_model
+
+from raysys.errors import DataError
+from raysys.serve import _arrow, _openapi, _v2
+from raysys.serve._answers import Answers, columns_of
+from raysys.serve._application import TOKEN_HEADER, Application
+from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError, RequestContext
+
+if TYPE_CHECKING:
+    from raysys.serve._types import Array
+
+_JSON_TYPE = "application/json"
+_CACHED_ANSWERS = 4096
+_log = logging.getLogger("ray.serve")
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = dict[bytes, bytes]
+
+
+class _HttpError(Exception):
+    """An answer that is not 200."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.status, self.headers = status, dict(headers or {})
+        self.body: dict[str, Any] = {"error": text}
+
+
+class HttpApp:
+    """The ASGI application of one replica."""
+
+    def __init__(
+        self, application: Application, batcher: Batcher, outputs: Mapping[str, Array]
+    ) -> None:
+        """Prepare the routes.
+
+        Args:
+            application: What is served.
+            batcher: Answers rows.
+            outputs: Types of the answer's columns, as far as they are known.
+        """
+        self._app, self._batcher, self._outputs = application, batcher, outputs
+        graph = application.graph
+        fields: Any = {name: kind.field() for name, kind in graph.inputs.items()}
+        self._request: type[BaseModel] = graph.request or create_model("Request", **fields)
+        self._validate = self._request.__pydantic_validator__.validate_json
+        self._inputs = tuple(graph.inputs)
+        self._token = application.token.encode()
+        self._cache: collections.OrderedDict[bytes, tuple[float, bytes]] = collections.OrderedDict()
+        route, model = application.route, f"/v2/models/{application.name}"
+        version = f"{model}/versions/{application.version}"
+        self._get = {
+            f"{route}/healthz": lambda: {"status": "ok"},
+            f"{route}/openapi.json": self._openapi,
+        }
+        for path in (model, version):
+            self._get[path] = self._metadata
+            self._get[f"{path}/ready"] = lambda: {"ready": True}
+        self._post = {
+            route: self._predict,
+            f"{model}/infer": self._infer,
+            f"{version}/infer": self._infer,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        headers: Headers = dict(scope["headers"])
+        try:
+            if not hmac.compare_digest(headers.get(TOKEN_HEADER, b""), self._token):
+                raise _HttpError(403, "replicas answer the gateway only: use the endpoint's URL")
+            handle = self._post.get(scope["path"])
+            if handle is not None and scope["method"] == "POST":
+                kind, body, more = await handle(headers, await self._read(receive))
+            else:
+                kind, body = self._other(scope["method"], scope["path"])
+                more = None
+            await _respond(send, 200, kind, body, more)
+        except Exception as error:
+            failed = self._failed(error, headers)
+            await _respond(send, failed.status, _JSON_TYPE, orjson.dumps(failed.body),
+                           failed.headers)  # fmt: skip
+
+    async def _read(self, receive: Receive) -> bytes:
+        message = await receive()
+        body = message.get("body", b"")
+        while message.get("more_body"):
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self._app.max_body_bytes:
+                raise _HttpError(413, f"the body exceeds {self._app.max_body_bytes} bytes")
+        return body
+
+    def _other(self, method: str, path: str) -> tuple[str, bytes]:
+        if path == f"{self._app.route}/docs" and method == "GET":
+            return "text/html; charset=utf-8", _openapi.page(self._app)
+        make = self._get.get(path)
+        if make is None or method != "GET":
+            allowed = "POST" if path in self._post else "GET"
+            if make is None and path not in self._post:
+                raise _HttpError(404, f"there is nothing at {path}; see {self._app.route}/docs")
+            raise _HttpError(405, f"{method} is not allowed here", {"allow": allowed})
+        return _JSON_TYPE, orjson.dumps(make())
+
+    async def _predict(
+        self, headers: Headers, body: bytes
+    ) -> tuple[str, bytes, dict[str, str] | None]:
+        kind = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
+        if kind == _arrow.MEDIA_TYPE.encode():
+            columns = _decoded(lambda: _arrow.decode(body, self._app.graph.inputs))
+            answers = await self._bulk(columns, headers)
+            return (
+                _arrow.MEDIA_TYPE,
+                _arrow.encode(columns_of(self._app.graph.output, answers)),
+                None,
+            )
+        if kind != b"application/json":
+            raise _HttpError(415, f"content-type must be {_JSON_TYPE} or {_arrow.MEDIA_TYPE}")
+        if self._app.cache_s and (found := self._cached(body)) is not None:
+            return _JSON_TYPE, found, {"x-cache": "hit"}
+        request = self._validate(body, strict=True)
+        row = tuple([getattr(request, name) for name in self._inputs])
+        answers = await self._batcher.submit_row(row, self._deadline(headers), _context(headers))
+        answer = (
+            answers[0]
+            if isinstance(answers, list)
+            else {name: column[0] for name, column in answers.items()}
+        )
+        encoded = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+        if self._app.cache_s:
+            self._cache[body] = (time.monotonic() + self._app.cache_s, encoded)
+            if len(self._cache) > _CACHED_ANSWERS:
+                self._cache.popitem(last=False)
+        return _JSON_TYPE, encoded, None
+
+    async def _infer(
+        self, headers: Headers, body: bytes
+    ) -> tuple[str, bytes, dict[str, str] | None]:
+        length = headers.get(b"inference-header-content-length")
+        if length is not None and not length.isdigit():
+            raise _HttpError(400, "Inference-Header-Content-Length is not a number")
+        graph, json_length = self._app.graph, None if length is None else int(length)
+        request = _decoded(lambda: _v2.decode(body, json_length, graph.inputs))
+        answers = await self._bulk(request.columns, headers)
+        columns = columns_of(graph.output, answers)
+        version = str(self._app.version)
+        encoded, json_length = _decoded(
+            lambda: _v2.encode(request, self._app.name, version, columns)
+        )
+        if json_length is None:
+            return _JSON_TYPE, encoded, None
+        return "application/octet-stream", encoded, {
+            "inference-header-content-length": str(json_length)
+        }  # fmt: skip
+
+    async def _bulk(self, columns: dict[str, Any], headers: Headers) -> Answers:
+        rows = len(next(iter(columns.values())))
+        if self._app.graph.request:
+            # The model of a row may bound more than the columns' types do.
+            for row in range(rows):
+                values = {
+                    name: column[row].tolist() if hasattr(column[row], "tolist") else column[row]
+                    for name, column in columns.items()
+                }
+                try:
+                    self._request.model_validate(values)
+                except ValidationError as error:
+                    raise _HttpError(422, f"row {row}: {_first(error)}") from error
+        deadline = self._deadline(headers)
+        return await self._batcher.submit_columns(columns, rows, deadline, _context(headers))
+
+    def _deadline(self, headers: Headers) -> float:
+        asked = headers.get(b"x-request-timeout-seconds")
+        seconds = self._app.deadline_s
+        if asked is not None:
+            try:
+                wanted = float(asked)
+            except ValueError:
+                wanted = math.nan
+            if not wanted > 0:
+                raise _HttpError(400, "x-request-timeout-seconds is not a positive number")
+            seconds = min(seconds, wanted)
+        return time.monotonic() + seconds
+
+    def _cached(self, body: bytes) -> bytes | None:
+        found = self._cache.get(body)
+        if found is None:
+            return None
+        if found[0] < time.monotonic():
+            del self._cache[body]
+            return None
+        return found[1]
+
+    def _openapi(self) -> dict[str, Any]:
+        return _openapi.document(self._app, self._request, self._outputs)
+
+    def _metadata(self) -> dict[str, Any]:
+        versions = [str(self._app.version)]
+        return _v2.model_metadata(self._app.name, versions, self._app.graph.inputs, self._outputs)
+
+    def _failed(self, error: Exception, headers: Headers) -> _HttpError:
+        """What a client is told of an error."""
+        if isinstance(error, _HttpError):
+            return error
+        if isinstance(error, OverloadedError):
+            wait = str(max(1, math.ceil(error.retry_after_s)))
+            return _HttpError(503, str(error), {"retry-after": wait})
+        if isinstance(error, DeadlineError):
+            return _HttpError(504, str(error))
+        if isinstance(error, ValidationError):
+            failed = _HttpError(422, _first(error))
+            failed.body["detail"] = error.errors(
+                include_url=False, include_context=False, include_input=False
+            )
+            return failed
+        if isinstance(error, DataError):
+            return _HttpError(422, str(error))
+        request = _context(headers).request_id
+        _log.error("request %s failed", request, exc_info=error)
+        return _HttpError(500, f"the graph failed; the replica's log says why at {request}")
+
+
+def _decoded(decode: Callable[[], Any]) -> Any:
+    """Malformed bodies are 400; what a graph says of good ones is 422."""
+    try:
+        return decode()
+    except DataError as error:
+        raise _HttpError(400, str(error)) from error
+
+
+def _first(error: ValidationError) -> str:
+    """The first complaint, with its field named."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in found["loc"]) or "the body"
+    more = error.error_count() - 1
+    return f"{place}: {found['msg']}" + (f" (and {more} more)" if more else "")
+
+
+def _context(headers: Headers) -> RequestContext:
+    return RequestContext(
+        headers.get(b"x-request-id", b"").decode("latin-1"),
+        headers.get(b"traceparent", b"").decode("latin-1"),
+    )
+
+
+async def _respond(
+    send: Send, status: int, kind: str, body: bytes, more: Mapping[str, str] | None
+) -> None:
+    headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
+    if more:
+        headers += [(name.encode(), value.encode()) for name, value in more.items()]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,108 @@
+"""The OpenAPI 3.1 form of an application."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import create_model
+from pydantic.json_schema import models_json_schema
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from raysys.serve._application import Application
+    from raysys.serve._types import Array
+
+_ERRORS = {
+    "400": "The body cannot be read",
+    "401": "An API key is missing or unknown",
+    "411": "Content-Length is missing",
+    "413": "The body is too large",
+    "415": "The content type is neither JSON nor Arrow",
+    "422": "A value does not fit; the message names the field",
+    "429": "The key's rate is exceeded",
+    "500": "The graph failed",
+    "503": "Too many requests wait; Retry-After says for how long",
+    "504": "The deadline passed",
+}
+
+
+def document(
+    application: Application, request: type[BaseModel], outputs: Mapping[str, Array]
+) -> dict[str, Any]:
+    """The OpenAPI document.
+
+    Args:
+        application: What is served.
+        request: Model of one request.
+        outputs: Types of the answer's columns, as far as they are known.
+    """
+    answer = application.graph.response or create_model(
+        "Answer",
+        **{name: kind.field() for name, kind in outputs.items()},  # type: ignore[call-overload]
+    )
+    modes = [(request, "validation"), (answer, "serialization")]
+    references, definitions = models_json_schema(
+        modes,  # type: ignore[arg-type]
+        ref_template="#/components/schemas/{model}",
+    )
+    known = application.graph.response is not None or (isinstance(outputs, Mapping) and outputs)
+    schemas = definitions.get("$defs", {})
+    schemas["Error"] = {
+        "type": "object",
+        "properties": {"error": {"type": "string"}, "detail": {"type": "array"}},
+        "required": ["error"],
+    }
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    errors = {code: {"description": text, "content": error} for code, text in _ERRORS.items()}
+    arrow = {"application/vnd.apache.arrow.stream": {"schema": {"type": "string",
+                                                                "format": "binary"}}}  # fmt: skip
+    answered = references[(answer, "serialization")] if known else {}
+    operation: dict[str, Any] = {
+        "operationId": application.name,
+        "summary": f"Answers of {application.name}: one to a JSON request, many to Arrow's IPC",
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": references[(request, "validation")]},
+                **arrow,
+            },
+        },
+        "responses": {
+            "200": {
+                "description": "The answer",
+                "content": {"application/json": {"schema": answered}, **arrow},
+            },
+            **errors,
+        },
+    }
+    healthz = {
+        "operationId": "healthz",
+        "summary": "Says that a replica answers",
+        "responses": {"200": {"description": "It does", "content": {
+            "application/json": {"schema": {"type": "object"}}}}},
+    }  # fmt: skip
+    components: dict[str, Any] = {"schemas": schemas}
+    if application.protected:
+        operation["security"] = [{"key": []}]
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": application.name, "version": str(application.version)},
+        "paths": {
+            application.route: {"post": operation},
+            f"{application.route}/healthz": {"get": healthz},
+        },
+        "components": components,
+    }
+
+
+def page(application: Application) -> bytes:
+    """The document as a form to try requests with; the browser loads Swagger UI from its CDN."""
+    from fastapi.openapi.docs import get_swagger_ui_html
+
+    page = get_swagger_ui_html(
+        openapi_url=f"{application.route}/openapi.json", title=application.name
+    )
+    return bytes(page.body)

@@ -1,0 +1,232 @@
+"""What runs in Serve's replicas: the entry, which answers HTTP, and nodes placed elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import logging
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from raysys.errors import RaysysError
+from raysys.serve._answers import Answers, answers_of, types_of
+from raysys.serve._batcher import Batcher, RequestContext, requests_running
+from raysys.serve._gateway import ANNOUNCE_S, Announcement, gateway
+from raysys.serve._metrics import Metrics
+from raysys.serve._plan import ENTRY, Step
+
+if TYPE_CHECKING:
+    from raysys.serve._application import Application
+    from raysys.serve._graph import Graph
+    from raysys.serve._types import Columns
+
+_HOP_ATTEMPTS = 4
+_STUCK_S = 20.0
+_log = logging.getLogger("ray.serve")
+
+
+class NodeReplica:
+    """A deployment of nodes that asked for one."""
+
+    def __init__(self, application: Application, stage: str) -> None:
+        self._graph = application.graph
+        self._metrics = Metrics(application.name)
+        self._graph.load(application.graph.plan.stages[stage].nodes)
+
+    def run(self, number: int, values: Columns, contexts: tuple[RequestContext, ...]) -> Columns:
+        """Run a step over a batch."""
+        step = self._graph.plan.steps[number]
+        with requests_running(contexts):
+            made = self._graph.run(step.nodes, values, self._metrics.node)
+        return {name: made[name] for name in step.gives}
+
+
+class Runner:
+    """Takes a batch through the plan's steps: the entry's in threads, others by Serve's handles."""
+
+    def __init__(self, graph: Graph, handles: Mapping[str, Any], metrics: Metrics) -> None:
+        self._graph, self._handles, self._metrics = graph, handles, metrics
+        self._steps = graph.plan.steps
+        self._threads = concurrent.futures.ThreadPoolExecutor(
+            graph.plan.in_flight, thread_name_prefix="graph"
+        )
+
+    async def __call__(self, columns: Columns, contexts: tuple[RequestContext, ...]) -> Answers:
+        """Answer a batch."""
+        rows = len(next(iter(columns.values())))
+        if len(self._steps) == 1 and self._steps[0].stage == ENTRY:
+            values = await self._local(self._steps[0], columns, contexts)
+        else:
+            values = await self._all(columns, contexts)
+        return answers_of(self._graph.output, values[self._graph.output], rows)
+
+    async def _all(self, columns: Columns, contexts: tuple[RequestContext, ...]) -> Columns:
+        """Each step as soon as those before it have ended."""
+        values = dict(columns)
+        tasks: list[asyncio.Task[None]] = []
+
+        async def take(number: int, step: Step) -> None:
+            await asyncio.gather(*(tasks[before] for before in step.after))
+            needs = {name: values[name] for name in step.needs}
+            if step.stage == ENTRY:
+                values.update(await self._local(step, needs, contexts))
+            else:
+                values.update(await self._remote(number, step, needs, contexts))
+
+        async with asyncio.TaskGroup() as group:
+            for number, step in enumerate(self._steps):
+                tasks.append(group.create_task(take(number, step)))
+        return values
+
+    async def _local(
+        self, step: Step, values: Columns, contexts: tuple[RequestContext, ...]
+    ) -> Columns:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._run, step, values, contexts
+        )
+
+    def _run(self, step: Step, values: Columns, contexts: tuple[RequestContext, ...]) -> Columns:
+        with requests_running(contexts):
+            return self._graph.run(step.nodes, values, self._metrics.node)
+
+    async def _remote(
+        self, number: int, step: Step, values: Columns, contexts: tuple[RequestContext, ...]
+    ) -> Columns:
+        """One object there, one back; a replica that dies costs another attempt."""
+        from ray.exceptions import RayActorError
+
+        for attempt in range(1, _HOP_ATTEMPTS + 1):
+            try:
+                return await self._handles[step.stage].run.remote(number, values, contexts)
+            except RayActorError as error:
+                if attempt == _HOP_ATTEMPTS:
+                    raise
+                _log.warning(
+                    "a replica of %s died under a batch; attempt %d of %d follows (%s)",
+                    step.stage, attempt + 1, _HOP_ATTEMPTS, type(error).__name__,
+                )  # fmt: skip
+        raise AssertionError
+
+
+class EntryReplica:
+    """The deployment that requests come to: an HTTP server of its own beside Serve's machinery.
+
+    Serve starts, watches, scales and replaces it; requests do not pass through Serve.
+    """
+
+    def __init__(self, application: Application, handles: Mapping[str, Any]) -> None:
+        import ray
+
+        self._application = application
+        self._metrics = Metrics(application.name)
+        graph = application.graph
+        graph.load(graph.plan.stages[ENTRY].nodes)
+        self._runner = Runner(graph, handles, self._metrics)
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self._beat = time.monotonic()
+        self._gateway = gateway()
+        self._host = ray.get(self._gateway.replica_host.remote(ray.util.get_node_ip_address()))
+        self._socket = socket.create_server((self._host, 0), backlog=2048)
+        threading.Thread(target=self._serve, name="http", daemon=True).start()
+        self._ready.wait()
+        if self._failure:
+            raise self._failure
+
+    def check_health(self) -> None:
+        """Called by Serve each second.
+
+        Raises:
+            RaysysError: The server has ended or its event loop is stuck; Serve starts another.
+        """
+        silent_s = time.monotonic() - self._beat
+        if self._failure or silent_s > _STUCK_S:
+            raise RaysysError(f"the HTTP server is silent for {silent_s:.0f} s ({self._failure!r})")
+
+    async def __del__(self) -> None:
+        """Called by Serve before the replica is stopped: take leave, answer what is under way."""
+        if not hasattr(self, "_loop"):
+            return
+        self._stopping = True
+        await self._gateway.leave.remote(self._application.name, self._id)
+        drained = asyncio.run_coroutine_threadsafe(self._batcher.drain(), self._loop)
+        await asyncio.wrap_future(drained)
+        self._server.should_exit = True
+
+    def _serve(self) -> None:
+        import uvloop
+
+        try:
+            uvloop.run(self._main())
+        except BaseException as error:
+            _log.exception("the HTTP server ended")
+            self._failure = error
+        self._ready.set()
+
+    async def _main(self) -> None:
+        import ray
+        import uvicorn
+
+        from raysys.serve._http import HttpApp
+
+        self._loop = asyncio.get_running_loop()
+        self._id = ray.get_runtime_context().get_actor_id()
+        application = self._application
+        self._batcher = Batcher(
+            self._runner,
+            application.graph.inputs,
+            application.batching,
+            in_flight=application.graph.plan.in_flight,
+            observe=self._metrics.batch,
+        )
+        app = HttpApp(application, self._batcher, await self._warm_up())
+        config = uvicorn.Config(
+            app, loop="uvloop", http="httptools", lifespan="off", access_log=False,
+            log_level="warning", server_header=False, date_header=False,
+            timeout_keep_alive=3600,  # the gateway closes what it no longer wants
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+        announcing = asyncio.create_task(self._announce())
+        await self._server.serve(sockets=[self._socket])
+        announcing.cancel()
+
+    async def _warm_up(self) -> dict[str, Any]:
+        """Run the example, so that the first request finds everything loaded; learn the types."""
+        graph = self._application.graph
+        example = self._application.example
+        columns = (
+            {name: kind.zeros(1) for name, kind in graph.inputs.items()}
+            if example is None
+            else graph.check_columns(example)
+        )
+        try:
+            answers = await self._runner(columns, ())
+        except Exception:
+            if example is not None:
+                raise
+            _log.warning("the graph does not take zeros; give an example to warm up with")
+            return {}
+        return types_of(graph.output, answers)
+
+    async def _announce(self) -> None:
+        """Tell the gateway again and again, so that a new gateway knows its replicas too."""
+        announcement = Announcement(
+            self._application.name, self._application.version, self._id,
+            self._host, self._socket.getsockname()[1],
+        )  # fmt: skip
+        tell = functools.partial(self._gateway.announce.remote, announcement)
+        while True:
+            self._beat = time.monotonic()
+            self._metrics.queue(self._batcher.rows_queued)
+            if not self._stopping:
+                try:
+                    await asyncio.wrap_future(tell().future())
+                    self._ready.set()
+                except Exception as error:  # a gateway that restarts
+                    _log.warning("the gateway does not listen: %r", error)
+            await asyncio.sleep(ANNOUNCE_S)

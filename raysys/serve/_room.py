@@ -1,0 +1,107 @@
+"""Where requests wait while no replica takes them: during a restart, or between versions."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from raysys.serve._application import APP_HEADER
+
+_PATIENCE_S = 30.0
+_LOOK_AGAIN_S = 0.05
+_WAITING_MAX = 2048
+_BODY_MAX_BYTES = 1 << 30
+
+
+class WaitingRoom:
+    """An HTTP server that HAProxy falls back to; it passes requests on when a replica is there."""
+
+    def __init__(
+        self, live: Callable[[str], list[tuple[str, int]]], is_ready: Callable[[], bool]
+    ) -> None:
+        """Prepare.
+
+        Args:
+            live: Addresses of an application's replicas.
+            is_ready: Whether every application has one.
+        """
+        self._live, self._is_ready, self._waiting = live, is_ready, 0
+
+    async def start(self) -> int:
+        """Listen on a free port of the loopback interface, which is returned."""
+        from aiohttp import ClientSession, web
+
+        self._session = ClientSession(auto_decompress=False)
+        app = web.Application(client_max_size=_BODY_MAX_BYTES)
+        app.router.add_get("/v2/health/ready", self._ready)
+        app.router.add_route("*", "/{path:.*}", self._hold)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        return int(self._runner.addresses[0][1])
+
+    async def _ready(self, _: Any) -> Any:
+        from aiohttp import web
+
+        ready = self._is_ready()
+        return web.json_response({"ready": ready}, status=200 if ready else 503)
+
+    async def _hold(self, request: Any) -> Any:
+        from aiohttp import web
+
+        if self._waiting >= _WAITING_MAX:
+            return _unavailable()
+        self._waiting += 1
+        try:
+            body = await request.read()
+            given_up = time.monotonic() + self._patience_s(request)
+            for attempt in itertools.count():
+                replicas = self._live(request.headers.get(APP_HEADER, ""))
+                if replicas:
+                    host, port = replicas[attempt % len(replicas)]
+                    answer = await self._ask(f"http://{host}:{port}{request.path_qs}",
+                                             request, body)  # fmt: skip
+                    if answer is not None:
+                        return answer
+                if time.monotonic() > given_up:
+                    break
+                await asyncio.sleep(_LOOK_AGAIN_S)
+            return _unavailable()
+        finally:
+            self._waiting -= 1
+        return web.Response()
+
+    def _patience_s(self, request: Any) -> float:
+        try:
+            return min(_PATIENCE_S, float(request.headers["x-request-timeout-seconds"]))
+        except (KeyError, ValueError):
+            return _PATIENCE_S
+
+    async def _ask(self, url: str, request: Any, body: bytes) -> Any | None:
+        """A replica's answer; None if it broke off."""
+        from aiohttp import ClientError, web
+
+        try:
+            async with self._session.request(
+                request.method, url, headers=request.headers, data=body
+            ) as reply:
+                headers = {
+                    name: value
+                    for name, value in reply.headers.items()
+                    if name.lower() not in ("content-length", "transfer-encoding", "connection")
+                }
+                return web.Response(status=reply.status, body=await reply.read(), headers=headers)
+        except (ClientError, OSError):
+            return None
+
+
+def _unavailable() -> Any:
+    from aiohttp import web
+
+    return web.json_response(
+        {"error": "no replica takes requests now"}, status=503, headers={"retry-after": "1"}
+    )
