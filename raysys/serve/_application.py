@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
 TOKEN_HEADER = b"x-raysys-token"
 APP_HEADER = "x-raysys-app"
+ALIVE_PATH = "/-/alive"
 GATEWAY_NAMESPACE = "raysys"
 GATEWAY_NAME = "raysys-gateway"
 
@@ -45,3 +48,12 @@ class Application:
     example: Mapping[str, Any] | None
     protected: bool
     token: str
+
+
+def raise_priority() -> None:
+    """Let this process answer before bulk work on its node, if the system permits it.
+
+    Ray starts workers at niceness 15, so all that is not Ray's on the machine goes first.
+    """
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)

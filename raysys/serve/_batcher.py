@@ -8,7 +8,7 @@ import contextlib
 import contextvars
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +147,7 @@ class Batcher:
         self._items_running: set[_Item] = set()
         self._starting = False
         self._batch_s = 0.0
+        self._started = 0.0
         self._last_sweep = 0.0
 
     @property
@@ -177,27 +178,47 @@ class Batcher:
         """
         self._admit(1, deadline)
         shape = tuple(np.shape(value) for value in row) if self._ragged else None
-        cost = self._cost(dict(zip(self._inputs, row, strict=True)))
+        cost = 1.0
+        if self._batching.cost:
+            cost = self._cost(dict(zip(self._inputs, row, strict=True)))
         return self._put(row, None, 1, cost, shape, deadline, context)
 
     async def submit_columns(
         self, columns: Columns, rows: int, deadline: float, context: RequestContext
     ) -> Answers:
         """Answer many rows, cut into batches if they are too many for one."""
-        self._admit(rows, deadline)
-        size, futures, start = self._batching.max_batch_size, [], 0
+        self._admit(min(rows, self._batching.max_batch_size), deadline)
         shape = tuple(column.shape[1:] for column in columns.values()) if self._ragged else None
+        waiting: collections.deque[asyncio.Future[Answers]] = collections.deque()
+        answers = []
+        try:
+            for start, stop, cost in self._cuts(columns, rows):
+                # A few at a time, so that the rows of others come in between.
+                if len(waiting) > self._in_flight:
+                    answers.append(await waiting.popleft())
+                piece = {name: column[start:stop] for name, column in columns.items()}
+                waiting.append(self._put(None, piece, stop - start, cost, shape, deadline, context))
+            while waiting:
+                answers.append(await waiting.popleft())
+        finally:
+            for future in waiting:
+                future.cancel()
+        return join(answers)
+
+    def _cuts(self, columns: Columns, rows: int) -> Iterator[tuple[int, int, float]]:
+        """(start, stop, cost) of pieces that fit a batch."""
+        size, start = self._batching.max_batch_size, 0
         while start < rows:
-            stop, cost = start, 0.0
-            while stop < min(rows, start + size):
-                one = self._cost({name: column[stop] for name, column in columns.items()})
-                if stop > start and cost + one > self._batching.max_cost:
-                    break
-                stop, cost = stop + 1, cost + one
-            piece = {name: column[start:stop] for name, column in columns.items()}
-            futures.append(self._put(None, piece, stop - start, cost, shape, deadline, context))
+            stop, cost = min(rows, start + size), float(min(size, rows - start))
+            if self._batching.cost:
+                stop, cost = start, 0.0
+                while stop < min(rows, start + size):
+                    one = self._cost({name: column[stop] for name, column in columns.items()})
+                    if stop > start and cost + one > self._batching.max_cost:
+                        break
+                    stop, cost = stop + 1, cost + one
+            yield start, stop, cost
             start = stop
-        return join(await asyncio.gather(*futures))
 
     async def drain(self) -> None:
         """Wait until nothing waits or runs."""
@@ -211,10 +232,12 @@ class Batcher:
         """Refuse now what would be late later."""
         if not self._queue and len(self._running) < self._in_flight:
             return
+        now = time.monotonic()
         batches = math.ceil((self._rows_queued + rows) / max(1.0, self._limit))
-        wait_s = (1 + batches / self._in_flight) * self._batch_s
+        running_s = max(0.0, self._started + self._batch_s - now)
+        wait_s = running_s + batches / self._in_flight * self._batch_s
         full = self._rows_queued + rows > self._batching.rows_queued and self._queue
-        if full or time.monotonic() + _MARGIN * wait_s > deadline:
+        if full or now + _MARGIN * wait_s > deadline:
             raise OverloadedError(wait_s)
 
     def _put(
@@ -273,24 +296,19 @@ class Batcher:
         self._rows_queued -= self._queue.popleft().rows
 
     async def _work(self, items: list[_Item]) -> None:
-        started = time.perf_counter()
+        task = asyncio.current_task()
+        assert task
+        self._started = time.monotonic()
         self._items_running.update(items)
         try:
-            await self._answer(items)
+            await self._answer(items, task)
         finally:
-            task = asyncio.current_task()
-            if task:
-                self._running.discard(task)
+            self._release(task)
             self._items_running.difference_update(items)
-            rows, seconds = sum(item.rows for item in items), time.perf_counter() - started
-            self._adapt(rows, seconds)
-            if self._queue:
-                self._start_soon(asyncio.get_running_loop())
-        if self._observe:
-            self._observe(rows, seconds)
 
-    async def _answer(self, items: list[_Item]) -> None:
+    async def _answer(self, items: list[_Item], task: asyncio.Task[None] | None = None) -> None:
         """Run a batch; if it fails, find who is to blame by halving it."""
+        started = time.monotonic()
         try:
             contexts = tuple(item.context for item in items)
             answers = await self._run(self._columns(items), contexts)
@@ -302,11 +320,22 @@ class Batcher:
             await self._answer(items[: len(items) // 2])
             await self._answer(items[len(items) // 2 :])
             return
+        rows, seconds = sum(item.rows for item in items), time.monotonic() - started
+        self._adapt(rows, seconds)
+        if task:
+            self._release(task)  # the next batch starts before this one's answers are sent
         start = 0
         for item in items:
             if not item.future.done():
                 item.future.set_result(slice_of(answers, start, start + item.rows))
             start += item.rows
+        if self._observe:
+            self._observe(rows, seconds)
+
+    def _release(self, task: asyncio.Task[None]) -> None:
+        if task in self._running:
+            self._running.discard(task)
+            self._start()
 
     def _columns(self, items: list[_Item]) -> Columns:
         if all(item.columns is None for item in items):

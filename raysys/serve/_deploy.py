@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 import urllib.request
@@ -125,6 +126,7 @@ def deploy(
     """
     import ray
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise RaysysError(f"application name {name!r}: use letters, digits, _ and -")
     route = "/" + (name if route is None else route).strip("/")
@@ -156,7 +158,6 @@ def deploy(
         protected=protected,
         token=address["token"],
     )
-    before = ray.get(front.current_version.remote(name))
     version = application.version
     try:
         _start(application, replicas, cpus_per_replica, start_timeout_s)
@@ -167,8 +168,7 @@ def deploy(
         if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, RaysysError):
             raise error.cause from None
         raise
-    if before is not None:
-        _delete(name, before)
+    _delete_others(name, version)
     grpc = address["grpc_port"]
     return Endpoint(
         name,
@@ -280,6 +280,16 @@ def _delete(name: str, version: int) -> None:
     from ray import serve
 
     serve.delete(_title(name, version))
+
+
+def _delete_others(name: str, version: int) -> None:
+    """The versions before, and what an interrupted deployment left."""
+    from ray import serve
+
+    titles = re.compile(rf"{re.escape(name)}-v\d+")
+    for title in serve.status().applications:
+        if titles.fullmatch(title) and title != _title(name, version):
+            serve.delete(title)
 
 
 def _title(name: str, version: int) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
-from raysys.serve._application import GATEWAY_NAME, GATEWAY_NAMESPACE
+from raysys.serve._application import GATEWAY_NAME, GATEWAY_NAMESPACE, raise_priority
 from raysys.serve._haproxy import SLOTS, Backend, HAProxy, Key, new_token
 from raysys.serve._keys import read_keys
 from raysys.serve._room import WaitingRoom
@@ -67,6 +67,7 @@ class Gateway:
 
     def __init__(self, host: str, port: int, grpc_port: int | None, storage: Storage) -> None:
         self._state = self._restored() or _State(host, port, grpc_port, new_token())
+        raise_priority()
         self._storage = storage
         self._keys: list[Key] = []
         self._servers: dict[str, dict[str, _Server]] = {}
@@ -315,6 +316,7 @@ def start_gateway(host: str, port: int, grpc_port: int | None, storage: Storage)
         lifetime="detached",
         get_if_exists=True,
         num_cpus=0,
+        resources={"node:__internal_head__": 0.001},
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=1000,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysys.errors import RaysysError
-from raysys.serve._application import APP_HEADER, TOKEN_HEADER
+from raysys.serve._application import ALIVE_PATH, APP_HEADER, TOKEN_HEADER
 
 SLOTS = 64
 _GRACE_S = 5
@@ -221,6 +221,7 @@ class HAProxy:
             [
                 f"""global
     maxconn 8192
+    no strict-limits
     nbthread {threads}
     tune.bufsize {_BUFFER_BYTES}
     stats socket {folder}/admin.sock mode 600 level admin expose-fd listeners
@@ -320,8 +321,12 @@ frontend http
         lines = [
             f"backend app.{backend.name}",
             f"    timeout server {int(1000 * (backend.deadline_s + _GRACE_S))}ms",
-            # A dead replica is noticed at its first broken connection, and again when it is back.
-            "    default-server check inter 1s fastinter 100ms downinter 100ms rise 1 fall 1 "
+            # Asked by name: another application's replica may have taken a dead one's port.
+            "    option httpchk",
+            f"    http-check send meth GET uri {ALIVE_PATH} hdr {APP_HEADER} {backend.name}",
+            "    timeout check 3s",
+            # A dead replica is noticed at its first broken connection; it is back when it says so.
+            "    default-server check inter 1s fastinter 100ms downinter 100ms rise 1 fall 3 "
             "observe layer4 error-limit 1 on-error mark-down init-addr none",
         ]
         for slot in range(SLOTS):

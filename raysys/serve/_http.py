@@ -6,6 +6,7 @@ what a request and an answer must look like is checked all the same.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import hmac
 import logging
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ValidationError, create_model
 from raysys.errors import DataError
 from raysys.serve import _arrow, _openapi, _v2
 from raysys.serve._answers import Answers, columns_of
-from raysys.serve._application import TOKEN_HEADER, Application
+from raysys.serve._application import ALIVE_PATH, APP_HEADER, TOKEN_HEADER, Application
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError, RequestContext
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ class HttpApp:
             return
         headers: Headers = dict(scope["headers"])
         try:
+            if scope["path"] == ALIVE_PATH:
+                ours = headers.get(APP_HEADER.encode()) == self._app.name.encode()
+                await _respond(send, 200 if ours else 404, _JSON_TYPE, b"{}", None)
+                return
             if not hmac.compare_digest(headers.get(TOKEN_HEADER, b""), self._token):
                 raise _HttpError(403, "replicas answer the gateway only: use the endpoint's URL")
             handle = self._post.get(scope["path"])
@@ -176,18 +181,22 @@ class HttpApp:
     async def _bulk(self, columns: dict[str, Any], headers: Headers) -> Answers:
         rows = len(next(iter(columns.values())))
         if self._app.graph.request:
-            # The model of a row may bound more than the columns' types do.
-            for row in range(rows):
-                values = {
-                    name: column[row].tolist() if hasattr(column[row], "tolist") else column[row]
-                    for name, column in columns.items()
-                }
-                try:
-                    self._request.model_validate(values)
-                except ValidationError as error:
-                    raise _HttpError(422, f"row {row}: {_first(error)}") from error
+            # Aside: of a large body this takes long enough for the event loop to be missed.
+            await asyncio.to_thread(self._check_rows, columns, rows)
         deadline = self._deadline(headers)
         return await self._batcher.submit_columns(columns, rows, deadline, _context(headers))
+
+    def _check_rows(self, columns: dict[str, Any], rows: int) -> None:
+        """The model of a row may bound more than the columns' types do."""
+        for row in range(rows):
+            values = {
+                name: column[row].tolist() if hasattr(column[row], "tolist") else column[row]
+                for name, column in columns.items()
+            }
+            try:
+                self._request.model_validate(values)
+            except ValidationError as error:
+                raise _HttpError(422, f"row {row}: {_first(error)}") from error
 
     def _deadline(self, headers: Headers) -> float:
         asked = headers.get(b"x-request-timeout-seconds")

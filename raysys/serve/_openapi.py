@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import create_model
 from pydantic.json_schema import models_json_schema
 
+from raysys.serve import _arrow
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -38,16 +40,10 @@ def document(
         request: Model of one request.
         outputs: Types of the answer's columns, as far as they are known.
     """
-    answer = application.graph.response or create_model(
-        "Answer",
-        **{name: kind.field() for name, kind in outputs.items()},  # type: ignore[call-overload]
-    )
-    modes = [(request, "validation"), (answer, "serialization")]
-    references, definitions = models_json_schema(
-        modes,  # type: ignore[arg-type]
-        ref_template="#/components/schemas/{model}",
-    )
-    known = application.graph.response is not None or (isinstance(outputs, Mapping) and outputs)
+    fields: Any = {name: kind.field() for name, kind in outputs.items()}
+    answer = application.graph.response or create_model("Answer", **fields)
+    modes: Any = [(request, "validation"), (answer, "serialization")]
+    references, definitions = models_json_schema(modes, ref_template="#/components/schemas/{model}")
     schemas = definitions.get("$defs", {})
     schemas["Error"] = {
         "type": "object",
@@ -56,8 +52,9 @@ def document(
     }
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     errors = {code: {"description": text, "content": error} for code, text in _ERRORS.items()}
-    arrow = {"application/vnd.apache.arrow.stream": {"schema": {"type": "string",
-                                                                "format": "binary"}}}  # fmt: skip
+    arrow = {_arrow.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+    # Without a model of it, and if the example failed, nothing is known of the answer.
+    known = application.graph.response or outputs
     answered = references[(answer, "serialization")] if known else {}
     operation: dict[str, Any] = {
         "operationId": application.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import gc
 import logging
 import socket
 import threading
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
 from raysys.serve._answers import Answers, answers_of, types_of
+from raysys.serve._application import raise_priority
 from raysys.serve._batcher import Batcher, RequestContext, requests_running
 from raysys.serve._gateway import ANNOUNCE_S, Announcement, gateway
 from raysys.serve._metrics import Metrics
@@ -33,6 +35,7 @@ class NodeReplica:
     """A deployment of nodes that asked for one."""
 
     def __init__(self, application: Application, stage: str) -> None:
+        raise_priority()
         self._graph = application.graph
         self._metrics = Metrics(application.name)
         self._graph.load(application.graph.plan.stages[stage].nodes)
@@ -121,10 +124,13 @@ class EntryReplica:
     def __init__(self, application: Application, handles: Mapping[str, Any]) -> None:
         import ray
 
+        raise_priority()  # before threads start: a thread keeps what it was started with
         self._application = application
         self._metrics = Metrics(application.name)
         graph = application.graph
         graph.load(graph.plan.stages[ENTRY].nodes)
+        gc.collect()
+        gc.freeze()  # else each full collection walks all that the models' libraries imported
         self._runner = Runner(graph, handles, self._metrics)
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -187,7 +193,7 @@ class EntryReplica:
         app = HttpApp(application, self._batcher, await self._warm_up())
         config = uvicorn.Config(
             app, loop="uvloop", http="httptools", lifespan="off", access_log=False,
-            log_level="warning", server_header=False, date_header=False,
+            log_level="warning", server_header=False, date_header=False, proxy_headers=False,
             timeout_keep_alive=3600,  # the gateway closes what it no longer wants
         )  # fmt: skip
         self._server = uvicorn.Server(config)

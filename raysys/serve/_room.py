@@ -32,9 +32,10 @@ class WaitingRoom:
 
     async def start(self) -> int:
         """Listen on a free port of the loopback interface, which is returned."""
-        from aiohttp import ClientSession, web
+        from aiohttp import ClientSession, TCPConnector, web
 
-        self._session = ClientSession(auto_decompress=False)
+        connector = TCPConnector(limit=0)
+        self._session = ClientSession(connector=connector, auto_decompress=False)
         app = web.Application(client_max_size=_BODY_MAX_BYTES)
         app.router.add_get("/v2/health/ready", self._ready)
         app.router.add_route("*", "/{path:.*}", self._hold)
@@ -51,7 +52,6 @@ class WaitingRoom:
         return web.json_response({"ready": ready}, status=200 if ready else 503)
 
     async def _hold(self, request: Any) -> Any:
-        from aiohttp import web
 
         if self._waiting >= _WAITING_MAX:
             return _unavailable()
@@ -73,7 +73,6 @@ class WaitingRoom:
             return _unavailable()
         finally:
             self._waiting -= 1
-        return web.Response()
 
     def _patience_s(self, request: Any) -> float:
         try:
