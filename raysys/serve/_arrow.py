@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import reprlib
 import struct
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def decode(
         )
     try:
         size = len(body) + _scan(body, max_bytes)
-        # A forged offset would make arrays that NumPy wrongly takes for aligned.
+        # Else a stream out of step would make arrays that NumPy wrongly takes for aligned.
         options = pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.DataTypeSpecific)
         table = pa.ipc.open_stream(pa.py_buffer(body), options=options).read_all()
         table.validate(full=True)
@@ -87,7 +88,8 @@ def from_table(table: pa.Table, inputs: Mapping[str, Array]) -> dict[str, np.nda
     """
     names = table.column_names
     if len(set(names)) != len(names) or set(names) != set(inputs):
-        raise DataError(f"columns must be {sorted(inputs)}, each once, given {sorted(names)[:100]}")
+        given = reprlib.repr(sorted(names))
+        raise DataError(f"columns must be {sorted(inputs)}, each once, given {given}")
     columns = {}
     for name, array in inputs.items():
         column = table.column(name)
@@ -133,7 +135,9 @@ def _check_type(name: str, kind: pa.DataType, array: Array) -> None:
         else:
             break
     if not any(is_kind(leaf) for is_kind in (_TEXTS if array.dtype == "str" else _NUMBERS)):
-        raise DataError(f"{name}: expected {array}, given Arrow's {kind}: cast it")
+        given = str(kind)
+        given = given if len(given) < 100 else f"{given[:100]}..."
+        raise DataError(f"{name}: expected {array}, given Arrow's {given}: cast it")
 
 
 def _from_chunks(name: str, column: pa.ChunkedArray, array: Array) -> np.ndarray:

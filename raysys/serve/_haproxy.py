@@ -14,6 +14,7 @@ from pathlib import Path
 
 from raysys.errors import RaysysError
 from raysys.serve._application import ALIVE_PATH, APP_HEADER, TOKEN_HEADER
+from raysys.serve._v2 import server_metadata
 
 SLOTS = 64
 _GRACE_S = 5
@@ -257,7 +258,7 @@ frontend http
     http-request set-var(txn.span) uuid,regsub(-,,g),bytes(0,16)
     http-request set-header traceparent 00-%[var(txn.trace)]-%[var(txn.span)]-00 if !has_trace
     {_returns(200, {"live": True}, "{ path /v2/health/live }")}
-    {_returns(200, _SERVER, "{ path /v2 }")}""",
+    {_returns(200, server_metadata(), "{ path /v2 }")}""",
                 *self._routes(backends),
                 *(self._backend(backend, servers.get(backend.name, {})) for backend in backends),
                 "",
@@ -346,7 +347,6 @@ _ERRORS = {
     504: "the deadline passed",
 }
 _TRACEPARENT = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
-_SERVER = {"name": "raysys", "version": "2", "extensions": ["binary_tensor_data"]}
 
 
 def _returns(status: int, body: Mapping[str, object], condition: str, header: str = "") -> str:

@@ -162,7 +162,7 @@ class HttpApp:
         self, headers: Headers, body: bytes
     ) -> tuple[str, bytes, dict[str, str] | None]:
         length = headers.get(b"inference-header-content-length")
-        if length is not None and not length.isdigit():
+        if length is not None and not (length.isdigit() and len(length) < 12):
             raise _HttpError(400, "Inference-Header-Content-Length is not a number")
         graph, json_length = self._app.graph, None if length is None else int(length)
         request = _decoded(lambda: _v2.decode(body, json_length, graph.inputs))
