@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH := $(VENV)/.bench
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
 .PHONY: demo stop test bench lint format clean
 
@@ -15,9 +17,10 @@ stop: $(READY)
 test: lint
 	$(BIN)/pytest
 
-bench: $(READY)
+bench: $(BENCH)
 	$(BIN)/python -m benchmarks.recommender
 	$(BIN)/python -m benchmarks.strategies
+	$(BIN)/python -m benchmarks.serving
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -34,5 +37,9 @@ clean:
 $(READY): pyproject.toml requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name one with make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[jobs,dev]'
+	$(INSTALL) --editable '.[jobs,dev]'
+	@touch $@
+
+$(BENCH): $(READY)
+	$(INSTALL) --editable '.[jobs,dev,bench]'
 	@touch $@

@@ -2,8 +2,9 @@
 
 from raysys.serve._batcher import Batching, RequestContext, current_requests
 from raysys.serve._deploy import Endpoint, deploy, shutdown, undeploy
-from raysys.serve._graph import Graph, Lazy, Placement, using
+from raysys.serve._graph import Graph
 from raysys.serve._keys import create_key, read_keys, revoke_key
+from raysys.serve._lazy import Lazy, Placement, using
 from raysys.serve._stored import IndexSearch, ModelPool, from_store
 from raysys.serve._types import Array
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TOKEN_HEADER = b"x-raysys-token"
 APP_HEADER = "x-raysys-app"
+TIMEOUT_HEADER = "x-request-timeout-seconds"
 ALIVE_PATH = "/-/alive"
 GATEWAY_NAMESPACE = "raysys"
 GATEWAY_NAME = "raysys-gateway"

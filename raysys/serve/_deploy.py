@@ -16,7 +16,7 @@ from raysys.errors import RaysysError, ResourceError
 from raysys.serve._application import Application
 from raysys.serve._batcher import Batching
 from raysys.serve._gateway import gateway, start_gateway
-from raysys.serve._haproxy import Backend
+from raysys.serve._haproxy_config import Backend
 from raysys.serve._plan import ENTRY
 from raysys.storage import Storage
 
@@ -200,14 +200,13 @@ def shutdown() -> None:
     import ray
     from ray import serve
 
+    serve.shutdown()
     try:
         front = gateway()
     except RaysysError:
-        pass
-    else:
-        ray.get(front.stop.remote())
-        ray.kill(front)
-    serve.shutdown()
+        return
+    ray.get(front.stop.remote())
+    ray.kill(front)
 
 
 def _start(application: Application, replicas: int, cpus: float, timeout_s: float) -> None:

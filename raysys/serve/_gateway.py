@@ -7,9 +7,9 @@ the replicas. Replicas announce themselves, so a gateway that restarts learns of
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
+import logging
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
 from raysys.serve._application import GATEWAY_NAME, GATEWAY_NAMESPACE, raise_priority
-from raysys.serve._haproxy import SLOTS, Backend, HAProxy, Key, new_token
+from raysys.serve._haproxy import HAProxy, new_token
+from raysys.serve._haproxy_config import SLOTS, Backend, Front, Key
 from raysys.serve._keys import read_keys
 from raysys.serve._room import WaitingRoom
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 ANNOUNCE_S = 1.0
 _FORGET_S = 6.0
 _STATE_KEY = b"raysys-gateway"
+_log = logging.getLogger("raysys.serve")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class Gateway:
     """The actor; all of its methods are asynchronous and short, except `publish`."""
 
     def __init__(self, host: str, port: int, grpc_port: int | None, storage: Storage) -> None:
-        self._state = self._restored() or _State(host, port, grpc_port, new_token())
+        before = self._restored()
+        self._is_restart = before is not None
+        self._state = before or _State(host, port, grpc_port, new_token())
         raise_priority()
         self._storage = storage
         self._keys: list[Key] = []
@@ -116,11 +120,12 @@ class Gateway:
 
     async def leave(self, application: str, replica: str) -> None:
         """A replica takes no more requests; it answers those under way."""
-        server = self._servers.get(application, {}).pop(replica, None)
+        server = self._servers.get(application, {}).get(replica)
         if server and server.slot is not None and self._haproxy:
             self._haproxy.drain_server(application, server.slot)
             await self._drained(application, [server.slot])
             self._haproxy.free_server(application, server.slot)
+        self._servers.get(application, {}).pop(replica, None)  # now its slot is free for another
 
     async def replicas(self, name: str, version: int) -> int:
         """How many replicas of a version have announced themselves."""
@@ -152,7 +157,11 @@ class Gateway:
                     self._admit(server)
             else:
                 self._place(backend)
-                self._apply()
+                try:
+                    self._apply()
+                except BaseException:
+                    self._take_back(backend.name, before)
+                    raise
             slots = [server.slot for server in old if server.slot is not None]
             assert self._haproxy
             for slot in slots:
@@ -196,6 +205,16 @@ class Gateway:
         if server.slot is not None:
             self._haproxy.set_server(name, server.slot, _address(server))
 
+    def _take_back(self, name: str, before: Backend | None) -> None:
+        """Leave an application as it was before a publication that failed."""
+        if before:
+            self._state.backends[name] = before
+        else:
+            del self._state.backends[name]
+        for server in self._servers.get(name, {}).values():
+            if before is None or server.announcement.version != before.version:
+                server.slot = None
+
     def _place(self, backend: Backend) -> None:
         """Slots for all replicas of a version, before HAProxy is told."""
         for server in self._servers.get(backend.name, {}).values():
@@ -228,29 +247,43 @@ class Gateway:
 
     async def _run(self) -> None:
         """Start what clients see, then keep house."""
-        state = self._state
-        try:
-            room = WaitingRoom(self._live, self._is_ready)
-            room_port = await room.start()
-            folder = Path(tempfile.mkdtemp(prefix="raysys-gateway-"))
-            self._haproxy = HAProxy(folder, state.host, state.port, room_port, state.token)
-            self._keys = await asyncio.to_thread(read_keys, self._storage)
-            self._apply()
-            if state.grpc_port is not None:
-                from raysys.serve._grpc import serve_grpc
-
-                url = f"http://{state.host}:{state.port}"
-                self._grpc, state.grpc_port = await serve_grpc(state.host, state.grpc_port, url)
-        except Exception as error:
-            self._failure = str(error)
-        self._save()
-        self._ready.set()
-        while not self._failure:
+        while not self._ready.is_set():
+            try:
+                await self._start()
+            except Exception as error:
+                if not self._is_restart:
+                    self._failure = str(error)
+                    self._ready.set()
+                    return
+                _log.warning("the gateway cannot start again yet: %s", error)
+                await asyncio.sleep(ANNOUNCE_S)
+            else:
+                self._save()
+                self._ready.set()
+        while True:
             await asyncio.sleep(ANNOUNCE_S)
-            self._forget_silent()
             async with self._changing:
-                with contextlib.suppress(RaysysError):
+                try:
+                    self._forget_silent()
                     await self._keep_current()
+                except (RaysysError, OSError) as error:
+                    _log.warning("the gateway's HAProxy: %s", error)
+
+    async def _start(self) -> None:
+        """The waiting room, HAProxy, gRPC."""
+        state = self._state
+        if self._haproxy is None:
+            room_port = await WaitingRoom(self._live, self._deadline_s, self._is_ready).start()
+            folder = Path(tempfile.mkdtemp(prefix="raysys-gateway-"))
+            front = Front(folder, state.host, state.port, room_port, state.token)
+            self._haproxy = HAProxy(front)
+        self._keys = await asyncio.to_thread(read_keys, self._storage)
+        self._apply()
+        if state.grpc_port is not None:
+            from raysys.serve._grpc import serve_grpc
+
+            url = f"http://{state.host}:{state.port}"
+            self._grpc, state.grpc_port = await serve_grpc(state.host, state.grpc_port, url)
 
     async def _keep_current(self) -> None:
         """Start HAProxy again if it has ended; let new keys in and revoked ones out."""
@@ -267,6 +300,10 @@ class Gateway:
                 server = servers.pop(replica)
                 if server.slot is not None and self._haproxy and name in self._state.backends:
                     self._haproxy.free_server(name, server.slot)
+
+    def _deadline_s(self, application: str) -> float:
+        backend = self._state.backends.get(application)
+        return backend.deadline_s if backend else 0.0
 
     def _live(self, application: str) -> list[tuple[str, int]]:
         """Addresses of the current version's replicas, the last heard first."""

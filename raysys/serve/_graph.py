@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.errors import GraphError
+from raysys.serve._lazy import Placement, Renamed, function_of, load, source_of
 from raysys.serve._types import Array, Columns, mismatch, of_annotation, of_field, rows_of
 
 if TYPE_CHECKING:
@@ -23,108 +24,6 @@ if TYPE_CHECKING:
 
     from raysys.data import Table
     from raysys.serve._plan import Plan
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a node runs, if not beside the others.
-
-    Nodes of equal placement share a deployment of their own, unless they are isolated.
-
-    Attributes:
-        replicas: Processes that hold the node.
-        cpus: Logical CPUs of each.
-        gpus: GPUs of each.
-        isolated: Alone, so that what kills it takes nothing else along.
-    """
-
-    replicas: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
-    isolated: bool = False
-
-
-class Lazy:
-    """An object that each process makes for itself when it first runs one of its nodes.
-
-    So a graph travels as a description: models are loaded where they compute. A Lazy is a node
-    if its class has `__call__`; its methods are nodes too, and share the object.
-
-    Example:
-        >>> class Shift:
-        ...     def __init__(self, by: int):
-        ...         self.by = by
-        ...
-        ...     def up(self, x):
-        ...         return x + self.by
-        >>> shift = Lazy(Shift, 3)
-        >>> Graph(inputs={"x": Array("int64")}, nodes={"y": shift.up}, output="y")({"x": [1]})
-        array([4])
-    """
-
-    def __init__(self, make: type, *args: Any, **kwargs: Any) -> None:
-        """Describe the object.
-
-        Args:
-            make: Its class.
-            args: Of the class; they are pickled to every replica, so give paths, not weights.
-            kwargs: Likewise.
-        """
-        self._make, self._args, self._kwargs = make, args, kwargs
-        self._made: Any = None
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("_") or not callable(getattr(self._make, name, None)):
-            raise AttributeError(f"{self._make.__name__} has no method {name!r}")
-        return _Method(self, name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
-    def _get(self) -> Any:
-        """The object of this process."""
-        if self._made is None:
-            self._made = self._make(*self._args, **self._kwargs)
-        return self._made
-
-    def __call__(self, *args: Any) -> Any:
-        return self._get()(*args)
-
-
-class _Method:
-    """A method of a Lazy as a node."""
-
-    def __init__(self, owner: Lazy, name: str) -> None:
-        self.owner, self.name = owner, name
-
-    def __call__(self, *args: Any) -> Any:
-        return getattr(self.owner._get(), self.name)(*args)
-
-
-class Renamed:
-    """A node whose parameters are fed by others than their names say; see `using`."""
-
-    def __init__(self, call: Callable[..., Any], names: Mapping[str, str]) -> None:
-        self.call, self.names = call, dict(names)
-
-    def __call__(self, *args: Any) -> Any:
-        return self.call(*args)
-
-
-def using(node: Callable[..., Any], **names: str) -> Callable[..., Any]:
-    """A node whose parameters are fed by the inputs or nodes of these names.
-
-    Example:
-        >>> triple = using(lambda x: 3 * x, x="weight")
-        >>> Graph(inputs={"weight": Array("int64")}, nodes={"y": triple}, output="y")(
-        ...     {"weight": np.array([2])}
-        ... )
-        array([6])
-    """
-    return Renamed(node, names)
 
 
 @dataclass(frozen=True)
@@ -270,22 +169,12 @@ class Graph:
     def load(self, names: Sequence[str]) -> None:
         """Make the objects that some nodes need, before the first batch."""
         for name in names:
-            call = self.nodes[name].call
-            lazy = call.owner if isinstance(call, _Method) else call
-            if isinstance(lazy, Lazy):
-                lazy._get()
+            load(self.nodes[name].call)
 
     @property
     def fingerprint(self) -> str:
         """A digest of the plan, the nodes' source and the arguments of their Lazy objects."""
-        parts = [self.explain()]
-        for name in self.order:
-            function, arguments = _described(self.nodes[name].call)
-            try:
-                parts.append(inspect.getsource(function))
-            except (OSError, TypeError):
-                parts.append(repr(function))
-            parts.append(arguments)
+        parts = [self.explain(), *(source_of(self.nodes[name].call) for name in self.order)]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     @functools.cached_property
@@ -311,35 +200,16 @@ def _node(name: str, call: Callable[..., Any], placement: Placement | None) -> N
         needs = tuple(call.names.get(need, need) for need in node.needs)
         takes = {call.names.get(need, need): kind for need, kind in node.takes.items()}
         return Node(node.call, needs, takes, node.gives, placement)
-    function: Any = call
-    if isinstance(call, _Method):
-        function = getattr(call.owner._make, call.name)
-    elif isinstance(call, Lazy):
-        function = call._make.__call__
-        if not inspect.isfunction(function):
-            raise GraphError(
-                f"node {name!r}: {call._make.__name__} has no __call__; give one of its methods"
-            )
-    elif not callable(call):
-        raise GraphError(f"node {name!r} is a {type(call).__name__}: give a function or a Lazy")
-    parameters = list(inspect.signature(function).parameters)
-    if isinstance(call, (Lazy, _Method)):
-        parameters = parameters[1:]  # self
+    try:
+        function, parameters = function_of(call)
+    except GraphError as error:
+        raise GraphError(f"node {name!r}: {error}") from None
     target = function if inspect.isroutine(function) else type(function).__call__
     try:
         hints = typing.get_type_hints(target, include_extras=True)
     except Exception:  # names that exist for type checkers only
         hints = {}
     return Node(call, tuple(parameters), hints, hints.get("return"), placement)
-
-
-def _described(call: Callable[..., Any]) -> tuple[Any, str]:
-    """The function or class behind a node, and what a Lazy was given."""
-    lazy = call.owner if isinstance(call, _Method) else call
-    if not isinstance(lazy, Lazy):
-        return call, ""
-    method = call.name if isinstance(call, _Method) else "__call__"
-    return lazy._make, f"{method} {lazy._args} {lazy._kwargs}"
 
 
 def _check_names(graph: Graph, _: Mapping[str, Placement]) -> None:

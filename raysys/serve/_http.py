@@ -13,19 +13,22 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 from pydantic import BaseModel, ValidationError, create_model
 
 from raysys.errors import DataError
 from raysys.serve import _arrow, _openapi, _v2
-from raysys.serve._answers import Answers, columns_of
-from raysys.serve._application import ALIVE_PATH, APP_HEADER, TOKEN_HEADER, Application
+from raysys.serve._answers import Answers, columns_of, types_of
+from raysys.serve._application import (
+    ALIVE_PATH,
+    APP_HEADER,
+    TIMEOUT_HEADER,
+    TOKEN_HEADER,
+    Application,
+)
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError, RequestContext
-
-if TYPE_CHECKING:
-    from raysys.serve._types import Array
 
 _JSON_TYPE = "application/json"
 _CACHED_ANSWERS = 4096
@@ -49,22 +52,26 @@ class _HttpError(Exception):
 class HttpApp:
     """The ASGI application of one replica."""
 
-    def __init__(
-        self, application: Application, batcher: Batcher, outputs: Mapping[str, Array]
-    ) -> None:
+    def __init__(self, application: Application, batcher: Batcher, example: Answers | None) -> None:
         """Prepare the routes.
 
         Args:
             application: What is served.
             batcher: Answers rows.
-            outputs: Types of the answer's columns, as far as they are known.
+            example: Answers to an example, by which clients are told what to expect.
         """
-        self._app, self._batcher, self._outputs = application, batcher, outputs
+        self._app, self._batcher, self._example = application, batcher, example
         graph = application.graph
+        self._outputs = {} if example is None else types_of(graph.output, example)
         fields: Any = {name: kind.field() for name, kind in graph.inputs.items()}
         self._request: type[BaseModel] = graph.request or create_model("Request", **fields)
         self._validate = self._request.__pydantic_validator__.validate_json
         self._inputs = tuple(graph.inputs)
+        # Models of our own are as strict as the schema that clients see.
+        self._strict = True if graph.request is None else None
+        self._loose = graph.request is not None or any(
+            None in kind.shape for kind in graph.inputs.values()
+        )
         self._token = application.token.encode()
         self._cache: collections.OrderedDict[bytes, tuple[float, bytes]] = collections.OrderedDict()
         route, model = application.route, f"/v2/models/{application.name}"
@@ -143,15 +150,18 @@ class HttpApp:
             raise _HttpError(415, f"content-type must be {_JSON_TYPE} or {_arrow.MEDIA_TYPE}")
         if self._app.cache_s and (found := self._cached(body)) is not None:
             return _JSON_TYPE, found, {"x-cache": "hit"}
-        request = self._validate(body, strict=True)
+        request = self._validate(body, strict=self._strict)
         row = tuple([getattr(request, name) for name in self._inputs])
+        if self._loose:  # the types of the columns are narrower than the model of a row
+            for value, (name, column) in zip(row, self._app.graph.inputs.items(), strict=True):
+                column.check(name, [value])
         answers = await self._batcher.submit_row(row, self._deadline(headers), _context(headers))
         answer = (
             answers[0]
             if isinstance(answers, list)
             else {name: column[0] for name, column in answers.items()}
         )
-        encoded = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+        encoded = orjson.dumps(answer, _as_list, orjson.OPT_SERIALIZE_NUMPY)
         if self._app.cache_s:
             self._cache[body] = (time.monotonic() + self._app.cache_s, encoded)
             if len(self._cache) > _CACHED_ANSWERS:
@@ -199,7 +209,7 @@ class HttpApp:
                 raise _HttpError(422, f"row {row}: {_first(error)}") from error
 
     def _deadline(self, headers: Headers) -> float:
-        asked = headers.get(b"x-request-timeout-seconds")
+        asked = headers.get(TIMEOUT_HEADER.encode())
         seconds = self._app.deadline_s
         if asked is not None:
             try:
@@ -207,7 +217,7 @@ class HttpApp:
             except ValueError:
                 wanted = math.nan
             if not wanted > 0:
-                raise _HttpError(400, "x-request-timeout-seconds is not a positive number")
+                raise _HttpError(400, f"{TIMEOUT_HEADER} is not a positive number")
             seconds = min(seconds, wanted)
         return time.monotonic() + seconds
 
@@ -221,7 +231,7 @@ class HttpApp:
         return found[1]
 
     def _openapi(self) -> dict[str, Any]:
-        return _openapi.document(self._app, self._request, self._outputs)
+        return _openapi.document(self._app, self._request, self._example)
 
     def _metadata(self) -> dict[str, Any]:
         versions = [str(self._app.version)]
@@ -247,6 +257,13 @@ class HttpApp:
         request = _context(headers).request_id
         _log.error("request %s failed", request, exc_info=error)
         return _HttpError(500, f"the graph failed; the replica's log says why at {request}")
+
+
+def _as_list(value: Any) -> Any:
+    """Arrays that orjson does not take, such as those in Fortran's order."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 def _decoded(decode: Callable[[], Any]) -> Any:

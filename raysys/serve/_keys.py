@@ -10,7 +10,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from raysys.errors import RaysysError
-from raysys.serve._haproxy import Key
+from raysys.serve._haproxy_config import Key
 
 if TYPE_CHECKING:
     from raysys.storage import Storage

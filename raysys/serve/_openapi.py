@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import create_model
+import numpy as np
 from pydantic.json_schema import models_json_schema
 
 from raysys.serve import _arrow
@@ -13,8 +12,8 @@ from raysys.serve import _arrow
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from raysys.serve._answers import Answers
     from raysys.serve._application import Application
-    from raysys.serve._types import Array
 
 _ERRORS = {
     "400": "The body cannot be read",
@@ -30,21 +29,30 @@ _ERRORS = {
 }
 
 
+# A number that is not finite goes as null.
+_JSON_TYPES: dict[str, Any] = {
+    "b": "boolean", "i": "integer", "u": "integer", "f": ["number", "null"],
+}  # fmt: skip
+
+
 def document(
-    application: Application, request: type[BaseModel], outputs: Mapping[str, Array]
+    application: Application, request: type[BaseModel], example: Answers | None
 ) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
         application: What is served.
         request: Model of one request.
-        outputs: Types of the answer's columns, as far as they are known.
+        example: Answers, by which the schema is told if the graph has no model of one.
     """
-    fields: Any = {name: kind.field() for name, kind in outputs.items()}
-    answer = application.graph.response or create_model("Answer", **fields)
-    modes: Any = [(request, "validation"), (answer, "serialization")]
+    modes: Any = [(request, "validation")]
+    if application.graph.response:
+        modes.append((application.graph.response, "serialization"))
     references, definitions = models_json_schema(modes, ref_template="#/components/schemas/{model}")
     schemas = definitions.get("$defs", {})
+    answered = _schema_of(example)
+    if application.graph.response:
+        answered = references[(application.graph.response, "serialization")]
     schemas["Error"] = {
         "type": "object",
         "properties": {"error": {"type": "string"}, "detail": {"type": "array"}},
@@ -53,9 +61,6 @@ def document(
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     errors = {code: {"description": text, "content": error} for code, text in _ERRORS.items()}
     arrow = {_arrow.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
-    # Without a model of it, and if the example failed, nothing is known of the answer.
-    known = application.graph.response or outputs
-    answered = references[(answer, "serialization")] if known else {}
     operation: dict[str, Any] = {
         "operationId": application.name,
         "summary": f"Answers of {application.name}: one to a JSON request, many to Arrow's IPC",
@@ -93,6 +98,21 @@ def document(
         },
         "components": components,
     }
+
+
+def _schema_of(example: Answers | None) -> dict[str, Any]:
+    """What is known of an answer; of rows that a node makes freely, and of objects, nothing is."""
+    if not isinstance(example, dict):
+        return {}
+    properties: dict[str, Any] = {}
+    for name, column in example.items():
+        properties[name] = {}
+        if isinstance(column, np.ndarray) and column.dtype.kind in _JSON_TYPES:
+            kind: dict[str, Any] = {"type": _JSON_TYPES[column.dtype.kind]}
+            for _ in column.shape[1:]:
+                kind = {"type": "array", "items": kind}
+            properties[name] = kind
+    return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 def page(application: Application) -> bytes:

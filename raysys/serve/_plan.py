@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raysys.serve._graph import Placement
+from raysys.serve._lazy import Placement
 
 if TYPE_CHECKING:
     from raysys.serve._graph import Graph

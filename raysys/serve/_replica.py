@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import gc
 import logging
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
-from raysys.serve._answers import Answers, answers_of, types_of
+from raysys.serve._answers import Answers, answers_of
 from raysys.serve._application import raise_priority
 from raysys.serve._batcher import Batcher, RequestContext, requests_running
 from raysys.serve._gateway import ANNOUNCE_S, Announcement, gateway
@@ -80,9 +81,12 @@ class Runner:
             else:
                 values.update(await self._remote(number, step, needs, contexts))
 
-        async with asyncio.TaskGroup() as group:
-            for number, step in enumerate(self._steps):
-                tasks.append(group.create_task(take(number, step)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, step in enumerate(self._steps):
+                    tasks.append(group.create_task(take(number, step)))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None  # the others were only cut short
         return values
 
     async def _local(
@@ -100,11 +104,13 @@ class Runner:
         self, number: int, step: Step, values: Columns, contexts: tuple[RequestContext, ...]
     ) -> Columns:
         """One object there, one back; a replica that dies costs another attempt."""
-        from ray.exceptions import RayActorError
+        from ray.exceptions import RayActorError, RayTaskError
 
         for attempt in range(1, _HOP_ATTEMPTS + 1):
             try:
                 return await self._handles[step.stage].run.remote(number, values, contexts)
+            except RayTaskError as error:
+                raise error.cause from None  # what the node itself said
             except RayActorError as error:
                 if attempt == _HOP_ATTEMPTS:
                     raise
@@ -156,10 +162,13 @@ class EntryReplica:
 
     async def __del__(self) -> None:
         """Called by Serve before the replica is stopped: take leave, answer what is under way."""
+        from ray.exceptions import RayActorError
+
         if not hasattr(self, "_loop"):
             return
         self._stopping = True
-        await self._gateway.leave.remote(self._application.name, self._id)
+        with contextlib.suppress(RayActorError):  # no gateway, nothing to leave
+            await self._gateway.leave.remote(self._application.name, self._id)
         drained = asyncio.run_coroutine_threadsafe(self._batcher.drain(), self._loop)
         await asyncio.wrap_future(drained)
         self._server.should_exit = True
@@ -201,8 +210,8 @@ class EntryReplica:
         await self._server.serve(sockets=[self._socket])
         announcing.cancel()
 
-    async def _warm_up(self) -> dict[str, Any]:
-        """Run the example, so that the first request finds everything loaded; learn the types."""
+    async def _warm_up(self) -> Answers | None:
+        """Run the example, so that the first request finds everything loaded."""
         graph = self._application.graph
         example = self._application.example
         columns = (
@@ -211,13 +220,12 @@ class EntryReplica:
             else graph.check_columns(example)
         )
         try:
-            answers = await self._runner(columns, ())
+            return await self._runner(columns, ())
         except Exception:
             if example is not None:
                 raise
             _log.warning("the graph does not take zeros; give an example to warm up with")
-            return {}
-        return types_of(graph.output, answers)
+            return None
 
     async def _announce(self) -> None:
         """Tell the gateway again and again, so that a new gateway knows its replicas too."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from raysys.serve._application import APP_HEADER
+from raysys.serve._application import APP_HEADER, TIMEOUT_HEADER
 
-_PATIENCE_S = 30.0
 _LOOK_AGAIN_S = 0.05
 _WAITING_MAX = 2048
 _BODY_MAX_BYTES = 1 << 30
@@ -20,15 +19,20 @@ class WaitingRoom:
     """An HTTP server that HAProxy falls back to; it passes requests on when a replica is there."""
 
     def __init__(
-        self, live: Callable[[str], list[tuple[str, int]]], is_ready: Callable[[], bool]
+        self,
+        live: Callable[[str], list[tuple[str, int]]],
+        deadline_s: Callable[[str], float],
+        is_ready: Callable[[], bool],
     ) -> None:
         """Prepare.
 
         Args:
             live: Addresses of an application's replicas.
+            deadline_s: Time for an answer of an application.
             is_ready: Whether every application has one.
         """
-        self._live, self._is_ready, self._waiting = live, is_ready, 0
+        self._live, self._deadline_s, self._is_ready = live, deadline_s, is_ready
+        self._waiting = 0
 
     async def start(self) -> int:
         """Listen on a free port of the loopback interface, which is returned."""
@@ -58,42 +62,47 @@ class WaitingRoom:
         self._waiting += 1
         try:
             body = await request.read()
-            given_up = time.monotonic() + self._patience_s(request)
+            application = request.headers.get(APP_HEADER, "")
+            given_up = time.monotonic() + self._patience_s(request, application)
             for attempt in itertools.count():
-                replicas = self._live(request.headers.get(APP_HEADER, ""))
+                left_s = given_up - time.monotonic()
+                if left_s <= 0:
+                    break
+                replicas = self._live(application)
                 if replicas:
                     host, port = replicas[attempt % len(replicas)]
-                    answer = await self._ask(f"http://{host}:{port}{request.path_qs}",
-                                             request, body)  # fmt: skip
+                    headers = {**request.headers, TIMEOUT_HEADER: f"{left_s:.3f}"}
+                    url = f"http://{host}:{port}{request.path_qs}"
+                    answer = await self._ask(request.method, url, headers, body)
                     if answer is not None:
                         return answer
-                if time.monotonic() > given_up:
-                    break
                 await asyncio.sleep(_LOOK_AGAIN_S)
             return _unavailable()
         finally:
             self._waiting -= 1
 
-    def _patience_s(self, request: Any) -> float:
+    def _patience_s(self, request: Any, application: str) -> float:
+        """What is left of the deadline when a request comes here."""
+        deadline_s = self._deadline_s(application)
         try:
-            return min(_PATIENCE_S, float(request.headers["x-request-timeout-seconds"]))
+            return min(deadline_s, float(request.headers[TIMEOUT_HEADER]))
         except (KeyError, ValueError):
-            return _PATIENCE_S
+            return deadline_s
 
-    async def _ask(self, url: str, request: Any, body: bytes) -> Any | None:
+    async def _ask(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes
+    ) -> Any | None:
         """A replica's answer; None if it broke off."""
         from aiohttp import ClientError, web
 
         try:
-            async with self._session.request(
-                request.method, url, headers=request.headers, data=body
-            ) as reply:
-                headers = {
+            async with self._session.request(method, url, headers=headers, data=body) as reply:
+                kept = {
                     name: value
                     for name, value in reply.headers.items()
                     if name.lower() not in ("content-length", "transfer-encoding", "connection")
                 }
-                return web.Response(status=reply.status, body=await reply.read(), headers=headers)
+                return web.Response(status=reply.status, body=await reply.read(), headers=kept)
         except (ClientError, OSError):
             return None
 

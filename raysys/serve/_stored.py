@@ -13,7 +13,7 @@ import numpy as np
 from raysys.errors import DataError, StorageError
 from raysys.index import VectorIndex
 from raysys.models import ModelStore
-from raysys.serve._graph import Lazy
+from raysys.serve._lazy import Lazy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +128,7 @@ class ModelPool:
             DataError: The store has no such model.
         """
         answers: np.ndarray | None = None
-        names, which = np.unique(model.astype(str), return_inverse=True)
+        names, which = np.unique(model, return_inverse=True)
         for number, name in enumerate(names):
             rows = np.flatnonzero(which == number)
             made = np.asarray(self._get(str(name))(x[rows]))

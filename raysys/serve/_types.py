@@ -100,7 +100,7 @@ class Array:
 
     def field(self) -> tuple[Any, Any]:
         """The type of one row in JSON, as pydantic takes it: annotation and Field."""
-        from pydantic import Field
+        from pydantic import BeforeValidator, Field
 
         kind = self.numpy.kind
         scalar: Any = {"b": bool, "f": float, "O": str}.get(kind, int)
@@ -108,8 +108,10 @@ class Array:
         if kind in "iu":
             limits = np.iinfo(self.numpy)
             bounds |= {"ge": int(limits.min), "le": int(limits.max)}
+            # JSON knows no integers: 1.0 is one by its schema.
+            scalar = typing.Annotated[int, BeforeValidator(_integral)]
         elif kind == "f":
-            most = float(np.finfo(self.numpy).max)
+            most = float(str(np.finfo(self.numpy).max))  # as JSON prints it, so that it comes back
             bounds |= {"ge": -most, "le": most, "allow_inf_nan": False}
         annotation: Any = typing.Annotated[scalar, Field(**bounds)]
         for side in reversed(self.shape):
@@ -117,6 +119,10 @@ class Array:
             rows = types.GenericAlias(list, (annotation,))
             annotation = typing.Annotated[rows, Field(**length)]  # type: ignore[call-overload]
         return annotation, ...
+
+
+def _integral(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _SCALARS = {int: "int64", float: "float64", bool: "bool", str: _TEXT}
