@@ -26,12 +26,16 @@ def answers_of(output: str, value: Any, rows: int) -> Answers:
         GraphError: Another kind of value, or another number of rows.
     """
     answers: Answers
+    lengths: dict[str, Any]
     if isinstance(value, Mapping):
         answers = {
             name: column if isinstance(column, list) else np.asarray(column)
             for name, column in value.items()
         }
-        lengths = {name: len(column) for name, column in answers.items()}
+        lengths = {
+            name: len(column) if isinstance(column, list) or column.ndim else "no"
+            for name, column in answers.items()
+        }
     elif isinstance(value, np.ndarray) and value.ndim:
         answers, lengths = {output: value}, {output: len(value)}
     elif isinstance(value, list):

@@ -148,7 +148,7 @@ class Batcher:
         self._starting = False
         self._batch_s = 0.0
         self._started = 0.0
-        self._last_sweep = 0.0
+        self._sweeping = False
 
     @property
     def rows_queued(self) -> int:
@@ -249,8 +249,8 @@ class Batcher:
         self._queue.append(_Item(row, columns, rows, cost, shape, deadline, context, future))
         self._rows_queued += rows
         self._start_soon(loop)
-        if time.monotonic() - self._last_sweep > _SWEEP_S:
-            self._last_sweep = time.monotonic()
+        if not self._sweeping:
+            self._sweeping = True
             loop.call_later(_SWEEP_S, self._sweep)
         return future
 
@@ -371,8 +371,8 @@ class Batcher:
         for item in [*self._queue, *self._items_running]:
             if now > item.deadline and not item.future.done():
                 item.future.set_exception(_late())
-        if self._queue or self._items_running:
-            self._last_sweep = now
+        self._sweeping = bool(self._queue or self._items_running)
+        if self._sweeping:
             asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
 

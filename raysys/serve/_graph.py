@@ -159,6 +159,8 @@ class Graph:
             node, started = self.nodes[name], time.perf_counter()
             try:
                 known[name] = node.call(*[known[need] for need in node.needs])
+            except StopIteration as error:  # no future takes one
+                raise RuntimeError(f"node {name!r} raised StopIteration") from error
             except Exception as error:
                 error.add_note(f"in node {name!r}")
                 raise
@@ -174,7 +176,10 @@ class Graph:
     @property
     def fingerprint(self) -> str:
         """A digest of the plan, the nodes' source and the arguments of their Lazy objects."""
-        parts = [self.explain(), *(source_of(self.nodes[name].call) for name in self.order)]
+        parts = [self.explain()]
+        for name in self.order:
+            node = self.nodes[name]
+            parts.append(f"{name} {node.needs} {source_of(node.call)}")
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     @functools.cached_property

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _START_TIMEOUT_S = 10.0
+_SIGNAL_AGAIN_S = 0.5
 
 
 class HAProxy:
@@ -100,8 +101,8 @@ class HAProxy:
             self._process.wait()
 
     def _start(self, file: Path) -> None:
-        socket = self._front.folder / "admin.sock"
-        socket.unlink(missing_ok=True)
+        (self._front.folder / "admin.sock").unlink(missing_ok=True)
+        self._refuse_taken_port()
         log = self._front.folder / "haproxy.log"
         with log.open("wb") as output:
             # Master and worker: the master reloads the worker and hands its sockets on.
@@ -112,41 +113,49 @@ class HAProxy:
                 preexec_fn=_die_with_parent,
             )
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while not self._answers():
+        while self._worker() is None:
             if not self.is_running or time.monotonic() > deadline:
                 self._end()
                 said = log.read_text(errors="replace").strip().splitlines()
-                raise RaysysError(
-                    f"the gateway cannot listen on {self._front.host}:{self._front.port}: "
-                    f"{said[-1] if said else 'HAProxy says nothing'}. Free the port or deploy "
-                    "with another"
-                )
+                raise self._cannot_listen(said[-1] if said else "HAProxy says nothing")
             time.sleep(0.02)
+
+    def _refuse_taken_port(self) -> None:
+        """HAProxy would share the port of another HAProxy, and half of its requests."""
+        try:
+            socket.create_server((self._front.host, self._front.port)).close()
+        except OSError as error:
+            raise self._cannot_listen(str(error)) from error
+
+    def _cannot_listen(self, why: str) -> RaysysError:
+        return RaysysError(
+            f"the gateway cannot listen on {self._front.host}:{self._front.port}: {why}. Free the "
+            "port or deploy with another"
+        )
 
     def _reload(self) -> None:
+        """Have the master start a worker with the new file; the old one ends its connections."""
         assert self._process is not None
-        before = self._tell("show info").split("Pid: ")[1].split()[0]
-        os.kill(self._process.pid, signal.SIGUSR2)
+        before = self._worker()
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while True:
-            time.sleep(0.02)
-            try:
-                if self._tell("show info").split("Pid: ")[1].split()[0] != before:
-                    return
-            except (OSError, IndexError):
-                pass
-            if time.monotonic() > deadline:
+        signalled = 0.0
+        while self._worker() in (before, None):
+            now = time.monotonic()
+            if now > deadline:
                 raise RaysysError("HAProxy did not take over its new configuration")
+            if now - signalled > _SIGNAL_AGAIN_S:  # a master that is still starting misses one
+                self._process.send_signal(signal.SIGUSR2)
+                signalled = now
+            time.sleep(0.02)
 
-    def _answers(self) -> bool:
+    def _worker(self) -> str | None:
+        """The process id of the worker that answers; None if none does."""
         try:
-            return "Pid" in self._tell("show info")
-        except OSError:
-            return False
+            return self._tell("show info").split("Pid: ")[1].split()[0]
+        except (OSError, IndexError):
+            return None
 
     def _tell(self, command: str) -> str:
-        import socket
-
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
             connection.connect(str(self._front.folder / "admin.sock"))

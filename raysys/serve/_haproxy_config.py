@@ -119,9 +119,9 @@ backend keys
 frontend http
     bind {front.host}:{front.port}
     http-request del-header x-raysys- -m beg
-    acl has_id req.hdr(x-request-id) -m len 1:128
+    acl has_id req.fhdr(x-request-id) -m len 1:128
     http-request set-header x-request-id %[uuid] if !has_id
-    http-request set-var(txn.id) req.hdr(x-request-id)
+    http-request set-var(txn.id) req.fhdr(x-request-id)
     http-after-response set-header x-request-id %[var(txn.id)]
     acl has_trace req.hdr(traceparent) -m reg {_TRACEPARENT}
     http-request set-var(txn.trace) uuid,regsub(-,,g)
@@ -150,7 +150,6 @@ def _routes(front: Front, backends: Sequence[Backend]) -> list[str]:
             f"http-request set-var(txn.app) str({backend.name}) {first}",
         ]
     lines += [
-        "use_backend gateway if { path /v2/health/ready }",
         # HAProxy takes all `return` rules before any `use_backend`.
         _returns(
             404,
@@ -176,20 +175,23 @@ def _routes(front: Front, backends: Sequence[Backend]) -> list[str]:
             "http-request set-var(txn.over) sc_http_req_rate(0,keys),sub(txn.rate) if guarded",
             _returns(429, {"error": "the rate of the API key is exceeded"},
                      "guarded { var(txn.over) -m int gt 0 }", "hdr Retry-After 1"),
-            f"http-request set-var(txn.body) {key},map_str_int({folder}/bodies.map,0) "
-            "if guarded",
+            f"http-request set-var(txn.own) {key},map_str_int({folder}/bodies.map,0) if guarded",
+            "http-request set-var(txn.less) var(txn.own),sub(txn.body) if guarded",
+            "http-request set-var(txn.body) var(txn.own) if guarded { var(txn.less) -m int lt 0 }",
             f"http-request set-header x-raysys-key %[{key}] if guarded",
             "http-request del-header authorization if guarded",
             "http-request del-header x-api-key if guarded",
         ]  # fmt: skip
     lines += [
         _returns(411, {"error": "Content-Length is wanted"},
-                 "{ req.hdr(transfer-encoding) -m found }"),
+                 "{ req.hdr(transfer-encoding) -m found } or "
+                 "METH_POST !{ req.hdr(content-length) -m found }"),
         "http-request set-var(txn.excess) req.hdr_val(content-length),sub(txn.body)",
         _returns(413, {"error": "the body is too large"},
                  "{ var(txn.excess) -m int gt 0 }"),
         f"http-request set-header {TOKEN_HEADER.decode()} {front.token}",
         f"http-request set-header {APP_HEADER} %[var(txn.app)]",
+        "use_backend gateway if { path /v2/health/ready }",
         "use_backend app.%[var(txn.app)]",
     ]  # fmt: skip
     return [f"    {line}" for line in lines]

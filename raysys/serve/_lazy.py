@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,8 +112,19 @@ def function_of(call: Callable[..., Any]) -> tuple[Any, list[str]]:
             raise GraphError(f"{call._make.__name__} has no __call__; give one of its methods")
     elif not callable(call):
         raise GraphError(f"type {type(call).__name__} cannot be called: give a function or a Lazy")
-    parameters = list(inspect.signature(function).parameters)
-    return function, parameters[isinstance(call, (Lazy, Method)) :]
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError as error:  # of some built-in functions
+        raise GraphError(f"{call!r} does not say what it takes: wrap it in a function") from error
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    free = [parameter for parameter in parameters.values() if parameter.kind in plain]
+    if len(free) < len(parameters):
+        raise GraphError(f"{call!r} takes more than plain parameters: wrap it in a function")
+    static = isinstance(call, Method) and isinstance(
+        inspect.getattr_static(call.owner._make, call.name), (staticmethod, classmethod)
+    )
+    names = [parameter.name for parameter in free]
+    return function, names[1:] if isinstance(call, (Lazy, Method)) and not static else names
 
 
 def source_of(call: Callable[..., Any]) -> str:
@@ -123,9 +135,10 @@ def source_of(call: Callable[..., Any]) -> str:
         method = call.name if isinstance(call, Method) else "__call__"
         code, made_of = lazy._make, f"{method} {lazy._args} {lazy._kwargs}"
     try:
-        return inspect.getsource(code) + made_of
+        made_by = inspect.getsource(code)
     except (OSError, TypeError):
-        return repr(code) + made_of
+        made_by = repr(code)
+    return re.sub(" at 0x[0-9a-f]+", "", made_by + made_of)  # where an object lies says nothing
 
 
 class Renamed:

@@ -83,6 +83,7 @@ def compile_plan(graph: Graph) -> Plan:
     stages = {ENTRY: Stage(ENTRY, Placement(), tuple(entry), "takes requests and batches them")}
     for (placement, _), fused in members.items():
         title = "-".join(fused)
+        title += "-node" * (title == ENTRY)
         why = "isolated" if placement.isolated else "asks for its own hardware and scale"
         stages[title] = Stage(title, placement, tuple(fused), why)
     stage_of = {node: stage.name for stage in stages.values() for node in stage.nodes}

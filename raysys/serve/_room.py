@@ -65,10 +65,10 @@ class WaitingRoom:
             application = request.headers.get(APP_HEADER, "")
             given_up = time.monotonic() + self._patience_s(request, application)
             for attempt in itertools.count():
+                replicas = self._live(application)
                 left_s = given_up - time.monotonic()
                 if left_s <= 0:
                     break
-                replicas = self._live(application)
                 if replicas:
                     host, port = replicas[attempt % len(replicas)]
                     headers = {**request.headers, TIMEOUT_HEADER: f"{left_s:.3f}"}
@@ -85,9 +85,10 @@ class WaitingRoom:
         """What is left of the deadline when a request comes here."""
         deadline_s = self._deadline_s(application)
         try:
-            return min(deadline_s, float(request.headers[TIMEOUT_HEADER]))
+            asked = float(request.headers[TIMEOUT_HEADER])
         except (KeyError, ValueError):
             return deadline_s
+        return asked if asked < deadline_s else deadline_s  # not a number is not less either
 
     async def _ask(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes

@@ -108,12 +108,12 @@ class Array:
         if kind in "iu":
             limits = np.iinfo(self.numpy)
             bounds |= {"ge": int(limits.min), "le": int(limits.max)}
-            # JSON knows no integers: 1.0 is one by its schema.
-            scalar = typing.Annotated[int, BeforeValidator(_integral)]
         elif kind == "f":
             most = float(str(np.finfo(self.numpy).max))  # as JSON prints it, so that it comes back
             bounds |= {"ge": -most, "le": most, "allow_inf_nan": False}
         annotation: Any = typing.Annotated[scalar, Field(**bounds)]
+        if kind in "iu":  # JSON has no integers of its own: 1.0 is one by its schema
+            annotation = typing.Annotated[annotation, BeforeValidator(_integral)]
         for side in reversed(self.shape):
             length = {} if side is None else {"min_length": side, "max_length": side}
             rows = types.GenericAlias(list, (annotation,))
@@ -158,7 +158,10 @@ def mismatch(given: Any, wanted: Any) -> str | None:
         fits = given_array.fits(wanted_array)
         return None if fits else f"{given_array}, but {wanted_array} is wanted"
     given, wanted = _class_of(given), _class_of(wanted)
-    if given is None or wanted is None or issubclass(given, wanted):
+    try:
+        if given is None or wanted is None or issubclass(given, wanted):
+            return None
+    except TypeError:  # typed dicts and protocols know no instances
         return None
     return f"{given.__name__}, but {wanted.__name__} is wanted"
 

@@ -505,7 +505,6 @@ async def test_each_batch_is_reported_with_its_rows_and_seconds(clock: Clock) ->
     assert seen == [(3, 0.5)]
 
 
-@pytest.mark.xfail(reason="each late sweep leaves one more chain of timers", strict=True)
 @in_loop
 async def test_a_busy_batcher_has_one_timer_for_deadlines(clock: Clock) -> None:
     loop, timers = asyncio.get_running_loop(), 0
@@ -696,7 +695,6 @@ async def test_an_error_of_a_node_reaches_its_request_as_it_is() -> None:
     assert error.__notes__ == ["in node 'y'"]
 
 
-@pytest.mark.xfail(reason="the TaskGroup wraps it in an ExceptionGroup: 500, not 422", strict=True)
 @in_loop
 async def test_an_error_in_a_graph_of_several_steps_reaches_its_request_as_it_is() -> None:
     async def answer(number: int, values: Columns, contexts: object) -> Columns:
@@ -706,7 +704,6 @@ async def test_an_error_in_a_graph_of_several_steps_reaches_its_request_as_it_is
     assert isinstance(error, DataError)
 
 
-@pytest.mark.xfail(reason="no future takes a StopIteration: the batch never ends", strict=True)
 @in_loop
 async def test_a_node_that_raises_stop_iteration_does_not_block_its_replica() -> None:
     lost = asyncio.Event()

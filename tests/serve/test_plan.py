@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -197,7 +196,6 @@ def test_placed_nodes_that_the_output_does_not_need_get_no_deployment() -> None:
     assert list(plan.stages) == [ENTRY]
 
 
-@pytest.mark.xfail(reason="its stage takes the entry's place", raises=KeyError, strict=True)
 def test_a_placed_node_may_be_called_like_the_entry() -> None:
     plan = graph_of({ENTRY: "x", "y": ENTRY}, placement={ENTRY: Placement()}).plan
     assert sorted(n for stage in plan.stages.values() for n in stage.nodes) == [ENTRY, "y"]

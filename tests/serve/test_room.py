@@ -35,6 +35,7 @@ class Room:
     def __init__(self, client: aiohttp.ClientSession) -> None:
         self.replicas: dict[str, list[Address]] = {}
         self.ready, self.port, self.looks = False, 0, 0
+        self.deadline_s = 30.0
         self.looked = asyncio.Event()
         self._client = client
 
@@ -57,7 +58,7 @@ class Room:
 async def open_room() -> AsyncIterator[Room]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
         room = Room(client)
-        waiting = WaitingRoom(room.live, lambda: room.ready)
+        waiting = WaitingRoom(room.live, lambda _: room.deadline_s, lambda: room.ready)
         room.port = await waiting.start()
         yield room
         await waiting._session.close()
@@ -148,10 +149,10 @@ async def test_a_request_gives_up_when_its_time_has_passed(patience: str) -> Non
 @pytest.mark.parametrize("patience", [None, "soon", "nan", "1e9"])
 @in_loop
 async def test_without_a_time_of_its_own_a_request_gives_up_after_the_rooms(
-    patience: str | None, monkeypatch: pytest.MonkeyPatch
+    patience: str | None,
 ) -> None:
-    monkeypatch.setattr(_room, "_PATIENCE_S", 0.01)
     async with open_room() as room:
+        room.deadline_s = 0.01
         how = {} if patience is None else {"x_request_timeout_seconds": patience}
         assert (await room.ask(**how))[0] == 503
 
@@ -197,7 +198,7 @@ async def test_the_room_says_whether_every_application_has_a_replica() -> None:
 @in_loop
 async def test_the_room_is_on_the_loopback_interface_only() -> None:
     async with open_room() as room:
-        waiting = WaitingRoom(room.live, lambda: True)
+        waiting = WaitingRoom(room.live, lambda name: 30.0, lambda: True)
         await waiting.start()
         assert {host for host, _ in waiting._runner.addresses} == {"127.0.0.1"}
         await waiting._session.close()
