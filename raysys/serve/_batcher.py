@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 _SWEEP_S = 0.05
 _QUEUED_BATCHES = 16
-# Of a prediction that deadlines are held against: batches are not all equally slow.
-_MARGIN = 1.5
+# Of a prediction that deadlines are held against: a flood of requests takes processor time from
+# the batches, which are then several times slower than they were when requests were let in.
+_MARGIN = 3.0
 _SMOOTHING = 0.2
 
 
@@ -154,6 +155,14 @@ class Batcher:
     def rows_queued(self) -> int:
         """Rows that wait."""
         return self._rows_queued
+
+    def capacity(self, deadline_s: float) -> int:
+        """Rows that may be here at once, so that the last is answered in time."""
+        most = self._batching.rows_queued + self._in_flight * self._batching.max_batch_size
+        if not self._batch_s:
+            return most
+        batches = self._in_flight * deadline_s / _MARGIN / self._batch_s
+        return int(min(most, self._limit * max(2.0 * self._in_flight, batches)))
 
     @property
     def is_idle(self) -> bool:

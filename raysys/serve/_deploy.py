@@ -161,7 +161,9 @@ def deploy(
     version = application.version
     try:
         _start(application, replicas, cpus_per_replica, start_timeout_s)
-        backend = Backend(name, version, route, deadline_s, max_body_bytes, protected)
+        rows = application.batching.rows_queued
+        rows += graph.plan.in_flight * application.batching.max_batch_size
+        backend = Backend(name, version, route, deadline_s, max_body_bytes, protected, rows)
         ray.get(front.publish.remote(backend))
     except BaseException as error:
         _delete(name, version)

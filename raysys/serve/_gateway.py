@@ -111,12 +111,14 @@ class Gateway:
 
         return "127.0.0.1" if node_ip == ray.util.get_node_ip_address() else node_ip
 
-    async def announce(self, announcement: Announcement) -> None:
-        """A replica is there, or still there."""
+    async def announce(self, announcement: Announcement, capacity: int) -> None:
+        """A replica is there, or still there, and can have so many requests at a time."""
         servers = self._servers.setdefault(announcement.application, {})
         server = servers.setdefault(announcement.replica, _Server(announcement, 0.0))
         server.heard = time.monotonic()
         self._admit(server)
+        if server.slot is not None and self._haproxy:
+            self._haproxy.limit_server(announcement.application, server.slot, capacity)
 
     async def leave(self, application: str, replica: str) -> None:
         """A replica takes no more requests; it answers those under way."""
@@ -192,7 +194,7 @@ class Gateway:
 
     def _admit(self, server: _Server) -> None:
         """Give a replica of the current version a slot."""
-        name, backend = server.announcement.application, None
+        name = server.announcement.application
         backend = self._state.backends.get(name)
         if (
             backend is None

@@ -69,6 +69,10 @@ class HAProxy:
         self._tell(f"set server {server} addr {host} port {port}")
         self._tell(f"set server {server} state ready")
 
+    def limit_server(self, backend: str, slot: int, requests: int) -> None:
+        """So many requests at a time for a slot; beyond, the gateway itself answers 503."""
+        self._tell(f"set maxconn server app.{backend}/r{slot} {requests}")
+
     def drain_server(self, backend: str, slot: int) -> None:
         """No new requests to a slot; those under way go on."""
         self._tell(f"set server app.{backend}/r{slot} state drain")

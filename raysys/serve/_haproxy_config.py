@@ -14,7 +14,7 @@ from raysys.serve._v2 import server_metadata
 SLOTS = 64
 _GRACE_S = 5
 # A request is sent again if a replica dies under it, as long as it fits this buffer.
-_BUFFER_BYTES = 131072
+_BUFFER_BYTES = 32768
 _ERRORS = {
     400: "the request cannot be read as HTTP",
     408: "the request did not arrive in time",
@@ -23,6 +23,7 @@ _ERRORS = {
     503: "no replica takes requests now",
     504: "the deadline passed",
 }
+_OVERLOADED = "more requests wait than can be answered in time: try again later"
 _TRACEPARENT = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 
 Servers = Mapping[str, Mapping[int, tuple[str, int]]]
@@ -31,7 +32,18 @@ Servers = Mapping[str, Mapping[int, tuple[str, int]]]
 
 @dataclass(frozen=True)
 class Backend:
-    """An application, as the gateway routes to it."""
+    """An application, as the gateway routes to it.
+
+    Attributes:
+        name: Of the application.
+        version: Whose replicas get its requests.
+        route: Path of requests.
+        deadline_s: Time for an answer.
+        max_body_bytes: Of a request.
+        protected: Wants an API key.
+        max_requests: That a replica has at a time, until it says what it can do; beyond, the
+            gateway itself answers 503.
+    """
 
     name: str
     version: int
@@ -39,6 +51,7 @@ class Backend:
     deadline_s: float
     max_body_bytes: int
     protected: bool
+    max_requests: int = 1024
 
 
 @dataclass(frozen=True)
@@ -189,6 +202,12 @@ def _routes(front: Front, backends: Sequence[Backend]) -> list[str]:
         "http-request set-var(txn.excess) req.hdr_val(content-length),sub(txn.body)",
         _returns(413, {"error": "the body is too large"},
                  "{ var(txn.excess) -m int gt 0 }"),
+        *(
+            _returns(503, {"error": _OVERLOADED},
+                     f"for_{backend.name} {{ var(txn.app) -m str {backend.name} }} "
+                     f"{{ be_conn_free(app.{backend.name}) eq 0 }}", "hdr Retry-After 1")
+            for backend in backends
+        ),
         f"http-request set-header {TOKEN_HEADER.decode()} {front.token}",
         f"http-request set-header {APP_HEADER} %[var(txn.app)]",
         "use_backend gateway if { path /v2/health/ready }",
@@ -207,6 +226,7 @@ def _backend(front: Front, backend: Backend, servers: Mapping[int, tuple[str, in
         "    timeout check 3s",
         # A dead replica is noticed at its first broken connection; it is back when it says so.
         "    default-server check inter 1s fastinter 100ms downinter 100ms rise 1 fall 3 "
+        f"maxconn {backend.max_requests} maxqueue 1 "
         "observe layer4 error-limit 1 on-error mark-down init-addr none",
     ]
     for slot in range(SLOTS):

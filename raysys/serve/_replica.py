@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import functools
 import gc
 import logging
 import socket
@@ -229,17 +228,19 @@ class EntryReplica:
 
     async def _announce(self) -> None:
         """Tell the gateway again and again, so that a new gateway knows its replicas too."""
+        application = self._application
         announcement = Announcement(
-            self._application.name, self._application.version, self._id,
+            application.name, application.version, self._id,
             self._host, self._socket.getsockname()[1],
         )  # fmt: skip
-        tell = functools.partial(self._gateway.announce.remote, announcement)
         while True:
             self._beat = time.monotonic()
             self._metrics.queue(self._batcher.rows_queued)
             if not self._stopping:
                 try:
-                    await asyncio.wrap_future(tell().future())
+                    capacity = self._batcher.capacity(application.deadline_s)
+                    told = self._gateway.announce.remote(announcement, capacity)
+                    await asyncio.wrap_future(told.future())
                     self._ready.set()
                 except Exception as error:  # a gateway that restarts
                     _log.warning("the gateway does not listen: %r", error)

@@ -704,9 +704,11 @@ def test_no_request_fails_while_reloads_follow_each_other(start: Starter, replic
 
     with ThreadPoolExecutor() as threads:
         clients = [threads.submit(client, keep) for keep in (True, True, False, False)]
-        for number in range(3):
-            front.proxy.apply([app("a"), app(f"new{number}")], servers, [])
-        ended.set()
+        try:
+            for number in range(3):
+                front.proxy.apply([app("a"), app(f"new{number}")], servers, [])
+        finally:
+            ended.set()
         for one in clients:
             one.result(SAFETY_S)
     assert set(statuses) == {200}

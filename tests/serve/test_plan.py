@@ -11,7 +11,7 @@ from raysys.serve import Array, Graph, Placement
 from raysys.serve._plan import ENTRY, Plan
 
 PLACEMENTS = [None, None, Placement(), Placement(2), Placement(isolated=True)]
-MANY = settings(deadline=None, derandomize=True, max_examples=120)
+MANY = settings(deadline=None, derandomize=True, max_examples=80)
 
 
 def node(number: int, needs: tuple[str, ...]) -> Callable[..., Any]:
