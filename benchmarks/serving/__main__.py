@@ -6,7 +6,9 @@ under load, overload, hostile input, and bulk prediction.
 
 from __future__ import annotations
 
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -46,6 +48,7 @@ class CannotStart:
 
 def main() -> None:
     options = arguments(__doc__ or "")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that peers are ended too
     quick: bool = options.quick
     report = Report()
     with tempfile.TemporaryDirectory(prefix="raysys-") as place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +51,10 @@ def document(
         modes.append((application.graph.response, "serialization"))
     references, definitions = models_json_schema(modes, ref_template="#/components/schemas/{model}")
     schemas = definitions.get("$defs", {})
-    answered = _schema_of(example)
+    answered: dict[str, Any] = {}
+    if isinstance(example, dict):
+        schemas["Answer"] = _schema_of(example)
+        answered = {"$ref": "#/components/schemas/Answer"}
     if application.graph.response:
         answered = references[(application.graph.response, "serialization")]
     schemas["Error"] = {
@@ -100,12 +104,10 @@ def document(
     }
 
 
-def _schema_of(example: Answers | None) -> dict[str, Any]:
-    """What is known of an answer; of rows that a node makes freely, and of objects, nothing is."""
-    if not isinstance(example, dict):
-        return {}
+def _schema_of(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of an answer with these columns; of lists and objects nothing is known."""
     properties: dict[str, Any] = {}
-    for name, column in example.items():
+    for name, column in columns.items():
         properties[name] = {}
         if isinstance(column, np.ndarray) and column.dtype.kind in _JSON_TYPES:
             kind: dict[str, Any] = {"type": _JSON_TYPES[column.dtype.kind]}

@@ -368,12 +368,33 @@ async def test_a_hopeless_deadline_is_refused_at_once_with_the_time_to_wait(cloc
     with pytest.raises(OverloadedError) as refused:
         put(batcher, 3, deadline=clock.now + 3)
     assert refused.value.retry_after_s == 4  # the batch under way and its own
-    futures += put(batcher, 3, 4, deadline=clock.now + 10)
+    futures += put(batcher, 3, 4, deadline=clock.now + 100)
     with pytest.raises(OverloadedError) as refused:
         put(batcher, 5, deadline=clock.now + 4)
     assert refused.value.retry_after_s == 6
     run.let_go()
     assert await answers(futures) == [4, 6, 8]
+
+
+@in_loop
+async def test_the_capacity_shrinks_to_what_slow_batches_answer_in_time(clock: Clock) -> None:
+    batching = Batching(max_batch_size=10, max_queue=100)
+    batch_s = 0.0
+
+    async def run(columns: Columns, contexts: tuple[RequestContext, ...]) -> Any:
+        clock.now += batch_s
+        return {"y": columns["x"]}
+
+    async def capacity(seconds: float) -> int:
+        nonlocal batch_s
+        batch_s, batcher = seconds, Batcher(run, INT, batching, in_flight=2)
+        assert batcher.capacity(6.0) == 120  # a full queue and what runs, as nothing is known
+        await answers(put(batcher, 1))
+        return batcher.capacity(6.0)
+
+    assert await capacity(0.001) == 120
+    assert 40 < await capacity(0.7) < 120
+    assert await capacity(60.0) == 40  # twice what runs
 
 
 @in_loop

@@ -529,10 +529,7 @@ def test_keys_come_and_go_without_a_restart(start: Starter, replica: Maker) -> N
 
 @pytest.mark.parametrize(
     "apart",
-    [
-        False,
-        True,
-    ],
+    [False, True],
     ids=["one packet", "two packets"],
 )
 def test_a_request_whose_replica_dies_under_it_is_answered_by_another(
@@ -632,6 +629,34 @@ def test_a_drained_slot_ends_what_it_has_and_gets_no_more(start: Starter, replic
         one.gate.set()
         assert asked.result(SAFETY_S).server == "one"
     eventually(lambda: front.proxy.requests_at("a", [0]) == 0)
+
+
+def test_what_no_replica_can_take_is_refused_at_once_and_others_are_not(
+    start: Starter, replica: Maker
+) -> None:
+    one, other = replica("one"), replica("other")
+    front = start([app("a"), app("b")], {"a": {0: one.address}, "b": {0: other.address}}, [])
+    front.proxy.limit_server("a", 0, 2)
+    one.gate.clear()
+    with ThreadPoolExecutor() as threads:
+        asked = [threads.submit(front.ask, "/a") for _ in range(2)]
+        for _ in asked:
+            assert one.arrived.acquire(timeout=SAFETY_S)
+        refused = front.ask("/a", headers={"x-request-id": "mine"})
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert refused.headers["x-request-id"] == "mine"
+        assert "try again later" in refused.json["error"]
+        assert front.ask("/v2/models/a/infer").status == 503
+        assert front.ask("/b").server == "other"
+        front.proxy.set_server("a", 1, other.address)
+        assert front.ask("/a").server == "other"
+        front.proxy.free_server("a", 1)
+        front.proxy.limit_server("a", 0, 3)
+        third = threads.submit(front.ask, "/a")
+        assert one.arrived.acquire(timeout=SAFETY_S)
+        one.gate.set()
+        assert {each.result(SAFETY_S).server for each in (*asked, third)} == {"one"}
+    assert front.ask("/a").server == "one"
 
 
 def test_a_freed_slot_stands_for_nobody_until_it_is_set_again(
