@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import gc
 import logging
+import math
 import socket
 import threading
 import time
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 _HOP_ATTEMPTS = 4
 _STUCK_S = 20.0
+_BRIEF_S = 0.002
+_CROWDED_PERCENT = 85.0
+_SMOOTHING = 8  # batches
 _log = logging.getLogger("ray.serve")
 
 
@@ -49,11 +53,20 @@ class NodeReplica:
 
 
 class Runner:
-    """Takes a batch through the plan's steps: the entry's in threads, others by Serve's handles."""
+    """Takes a batch through the plan's steps: the entry's here, others by Serve's handles.
+
+    Steps of the entry run in threads, so that requests are read meanwhile. If no core is idle a
+    thread only adds switching, so brief steps then run on the event loop.
+
+    Attributes:
+        is_crowded: Whether no core of the machine is idle; told from outside.
+    """
 
     def __init__(self, graph: Graph, handles: Mapping[str, Any], metrics: Metrics) -> None:
         self._graph, self._handles, self._metrics = graph, handles, metrics
         self._steps = graph.plan.steps
+        self.is_crowded = False
+        self._seconds: dict[tuple[str, ...], float] = {}  # that a step takes, smoothed
         self._threads = concurrent.futures.ThreadPoolExecutor(
             graph.plan.in_flight, thread_name_prefix="graph"
         )
@@ -91,13 +104,20 @@ class Runner:
     async def _local(
         self, step: Step, values: Columns, contexts: tuple[RequestContext, ...]
     ) -> Columns:
+        if self.is_crowded and self._seconds.get(step.nodes, math.inf) < _BRIEF_S:
+            return self._run(step, values, contexts)
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, self._run, step, values, contexts
         )
 
     def _run(self, step: Step, values: Columns, contexts: tuple[RequestContext, ...]) -> Columns:
+        started = time.perf_counter()
         with requests_running(contexts):
-            return self._graph.run(step.nodes, values, self._metrics.node)
+            made = self._graph.run(step.nodes, values, self._metrics.node)
+        seconds = time.perf_counter() - started
+        before = self._seconds.get(step.nodes, seconds)
+        self._seconds[step.nodes] = before + (seconds - before) / _SMOOTHING
+        return made
 
     async def _remote(
         self, number: int, step: Step, values: Columns, contexts: tuple[RequestContext, ...]
@@ -228,6 +248,8 @@ class EntryReplica:
 
     async def _announce(self) -> None:
         """Tell the gateway again and again, so that a new gateway knows its replicas too."""
+        import psutil
+
         application = self._application
         announcement = Announcement(
             application.name, application.version, self._id,
@@ -236,6 +258,7 @@ class EntryReplica:
         while True:
             self._beat = time.monotonic()
             self._metrics.queue(self._batcher.rows_queued)
+            self._runner.is_crowded = psutil.cpu_percent() > _CROWDED_PERCENT
             if not self._stopping:
                 try:
                     capacity = self._batcher.capacity(application.deadline_s)
