@@ -1,8 +1,4 @@
-"""A replica's HTTP side: an ASGI application in front of the batcher.
-
-It is bare ASGI because a framework's routing and response models cost more than the batch does;
-what a request and an answer must look like is checked all the same.
-"""
+"""What a replica answers over HTTP: routes and checks in front of the batcher."""
 
 from __future__ import annotations
 
@@ -12,8 +8,8 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from pydantic import BaseModel, ValidationError, create_model
@@ -30,14 +26,12 @@ from raysys.serve._application import (
 )
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError, RequestContext
 
+if TYPE_CHECKING:
+    from raysys.serve._server import Headers, Respond
+
 _JSON_TYPE = "application/json"
 _CACHED_ANSWERS = 4096
 _log = logging.getLogger("ray.serve")
-
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Headers = dict[bytes, bytes]
 
 
 class _HttpError(Exception):
@@ -50,7 +44,7 @@ class _HttpError(Exception):
 
 
 class HttpApp:
-    """The ASGI application of one replica."""
+    """The answers of one replica."""
 
     def __init__(self, application: Application, batcher: Batcher, example: Answers | None) -> None:
         """Prepare the routes.
@@ -72,6 +66,7 @@ class HttpApp:
         self._loose = graph.request is not None or any(
             None in kind.shape for kind in graph.inputs.values()
         )
+        self._tasks: set[asyncio.Task[None]] = set()
         self._token = application.token.encode()
         self._cache: collections.OrderedDict[bytes, tuple[float, bytes]] = collections.OrderedDict()
         route, model = application.route, f"/v2/models/{application.name}"
@@ -89,39 +84,44 @@ class HttpApp:
             f"{version}/infer": self._infer,
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            return
-        headers: Headers = dict(scope["headers"])
+    def answer(
+        self, method: str, path: str, headers: Headers, body: bytes, respond: Respond
+    ) -> None:
+        """Answer one request, at once or when its batch has run."""
         try:
-            if scope["path"] == ALIVE_PATH:
+            if path == ALIVE_PATH:
                 ours = headers.get(APP_HEADER.encode()) == self._app.name.encode()
-                await _respond(send, 200 if ours else 404, _JSON_TYPE, b"{}", None)
+                respond(200 if ours else 404, _JSON_TYPE, b"{}")
                 return
             if not hmac.compare_digest(headers.get(TOKEN_HEADER, b""), self._token):
                 raise _HttpError(403, "replicas answer the gateway only: use the endpoint's URL")
-            handle = self._post.get(scope["path"])
-            if handle is not None and scope["method"] == "POST":
-                kind, body, more = await handle(headers, await self._read(receive))
+            handle = self._post.get(path)
+            if handle is None or method != "POST":
+                respond(200, *self._other(method, path))
             else:
-                kind, body = self._other(scope["method"], scope["path"])
-                more = None
-            await _respond(send, 200, kind, body, more)
+                handle(headers, body, respond)
         except Exception as error:
-            failed = self._failed(error, headers)
-            await _respond(send, failed.status, _JSON_TYPE, orjson.dumps(failed.body),
-                           failed.headers)  # fmt: skip
+            self._fail(error, headers, respond)
 
-    async def _read(self, receive: Receive) -> bytes:
-        message = await receive()
-        body = message.get("body", b"")
-        while message.get("more_body"):
-            message = await receive()
-            body += message.get("body", b"")
-            if len(body) > self._app.max_body_bytes:
-                raise _HttpError(413, f"the body exceeds {self._app.max_body_bytes} bytes")
-        return body
+    def _later(
+        self, answer: Coroutine[Any, Any, tuple[str, bytes, dict[str, str] | None]],
+        headers: Headers, respond: Respond,
+    ) -> None:  # fmt: skip
+        """Answer when a coroutine has ended."""
+
+        async def run() -> None:
+            try:
+                respond(200, *await answer)
+            except Exception as error:
+                self._fail(error, headers, respond)
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _fail(self, error: BaseException, headers: Headers, respond: Respond) -> None:
+        failed = self._failed(error, headers)
+        respond(failed.status, _JSON_TYPE, orjson.dumps(failed.body), failed.headers)
 
     def _other(self, method: str, path: str) -> tuple[str, bytes]:
         if path == f"{self._app.route}/docs" and method == "GET":
@@ -134,43 +134,48 @@ class HttpApp:
             raise _HttpError(405, f"{method} is not allowed here", {"allow": allowed})
         return _JSON_TYPE, orjson.dumps(make())
 
-    async def _predict(
-        self, headers: Headers, body: bytes
-    ) -> tuple[str, bytes, dict[str, str] | None]:
+    def _predict(self, headers: Headers, body: bytes, respond: Respond) -> None:
+        """One row as JSON, or many as Arrow."""
         kind = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
         if kind == _arrow.MEDIA_TYPE.encode():
-            columns = _decoded(lambda: _arrow.decode(body, self._app.graph.inputs))
-            answers = await self._bulk(columns, headers)
-            return (
-                _arrow.MEDIA_TYPE,
-                _arrow.encode(columns_of(self._app.graph.output, answers)),
-                None,
-            )
+            self._later(self._arrow(headers, body), headers, respond)
+            return
         if kind != b"application/json":
             raise _HttpError(415, f"content-type must be {_JSON_TYPE} or {_arrow.MEDIA_TYPE}")
         if self._app.cache_s and (found := self._cached(body)) is not None:
-            return _JSON_TYPE, found, {"x-cache": "hit"}
+            respond(200, _JSON_TYPE, found, {"x-cache": "hit"})
+            return
         request = self._validate(body, strict=self._strict)
         row = tuple([getattr(request, name) for name in self._inputs])
         if self._loose:  # the types of the columns are narrower than the model of a row
             for value, (name, column) in zip(row, self._app.graph.inputs.items(), strict=True):
                 column.check(name, [value])
-        answers = await self._batcher.submit_row(row, self._deadline(headers), _context(headers))
-        answer = (
-            answers[0]
-            if isinstance(answers, list)
-            else {name: column[0] for name, column in answers.items()}
-        )
-        encoded = orjson.dumps(answer, _as_list, orjson.OPT_SERIALIZE_NUMPY)
-        if self._app.cache_s:
-            self._cache[body] = (time.monotonic() + self._app.cache_s, encoded)
-            if len(self._cache) > _CACHED_ANSWERS:
-                self._cache.popitem(last=False)
-        return _JSON_TYPE, encoded, None
+        future = self._batcher.submit_row(row, self._deadline(headers), _context(headers))
 
-    async def _infer(
+        def done(future: asyncio.Future[Answers]) -> None:
+            try:
+                encoded = _encoded(future.result())
+                if self._app.cache_s:
+                    self._keep(body, encoded)
+                respond(200, _JSON_TYPE, encoded)
+            except Exception as error:
+                self._fail(error, headers, respond)
+
+        future.add_done_callback(done)
+
+    async def _arrow(
         self, headers: Headers, body: bytes
     ) -> tuple[str, bytes, dict[str, str] | None]:
+        columns = _decoded(lambda: _arrow.decode(body, self._app.graph.inputs))
+        answers = await self._bulk(columns, headers)
+        encoded = _arrow.encode(columns_of(self._app.graph.output, answers))
+        return _arrow.MEDIA_TYPE, encoded, None
+
+    def _infer(self, headers: Headers, body: bytes, respond: Respond) -> None:
+        """Many rows in the Open Inference Protocol."""
+        self._later(self._v2(headers, body), headers, respond)
+
+    async def _v2(self, headers: Headers, body: bytes) -> tuple[str, bytes, dict[str, str] | None]:
         length = headers.get(b"inference-header-content-length")
         if length is not None and not (length.isdigit() and len(length) < 12):
             raise _HttpError(400, "Inference-Header-Content-Length is not a number")
@@ -230,6 +235,11 @@ class HttpApp:
             return None
         return found[1]
 
+    def _keep(self, body: bytes, encoded: bytes) -> None:
+        self._cache[body] = (time.monotonic() + self._app.cache_s, encoded)
+        if len(self._cache) > _CACHED_ANSWERS:
+            self._cache.popitem(last=False)
+
     def _openapi(self) -> dict[str, Any]:
         return _openapi.document(self._app, self._request, self._example)
 
@@ -237,7 +247,7 @@ class HttpApp:
         versions = [str(self._app.version)]
         return _v2.model_metadata(self._app.name, versions, self._app.graph.inputs, self._outputs)
 
-    def _failed(self, error: Exception, headers: Headers) -> _HttpError:
+    def _failed(self, error: BaseException, headers: Headers) -> _HttpError:
         """What a client is told of an error."""
         if isinstance(error, _HttpError):
             return error
@@ -257,6 +267,16 @@ class HttpApp:
         request = _context(headers).request_id
         _log.error("request %s failed", request, exc_info=error)
         return _HttpError(500, f"the graph failed; the replica's log says why at {request}")
+
+
+def _encoded(answers: Answers) -> bytes:
+    """The answers to one row as JSON."""
+    answer = (
+        answers[0]
+        if isinstance(answers, list)
+        else {name: column[0] for name, column in answers.items()}
+    )
+    return orjson.dumps(answer, _as_list, orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _as_list(value: Any) -> Any:
@@ -287,13 +307,3 @@ def _context(headers: Headers) -> RequestContext:
         headers.get(b"x-request-id", b"").decode("latin-1"),
         headers.get(b"traceparent", b"").decode("latin-1"),
     )
-
-
-async def _respond(
-    send: Send, status: int, kind: str, body: bytes, more: Mapping[str, str] | None
-) -> None:
-    headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
-    if more:
-        headers += [(name.encode(), value.encode()) for name, value in more.items()]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -190,7 +190,7 @@ class EntryReplica:
             await self._gateway.leave.remote(self._application.name, self._id)
         drained = asyncio.run_coroutine_threadsafe(self._batcher.drain(), self._loop)
         await asyncio.wrap_future(drained)
-        self._server.should_exit = True
+        self._loop.call_soon_threadsafe(self._stop.set)
 
     def _serve(self) -> None:
         import uvloop
@@ -204,9 +204,9 @@ class EntryReplica:
 
     async def _main(self) -> None:
         import ray
-        import uvicorn
 
         from raysys.serve._http import HttpApp
+        from raysys.serve._server import Connection
 
         self._loop = asyncio.get_running_loop()
         self._id = ray.get_runtime_context().get_actor_id()
@@ -219,15 +219,15 @@ class EntryReplica:
             observe=self._metrics.batch,
         )
         app = HttpApp(application, self._batcher, await self._warm_up())
-        config = uvicorn.Config(
-            app, loop="uvloop", http="httptools", lifespan="off", access_log=False,
-            log_level="warning", server_header=False, date_header=False, proxy_headers=False,
-            timeout_keep_alive=3600,  # the gateway closes what it no longer wants
-        )  # fmt: skip
-        self._server = uvicorn.Server(config)
+        limit = application.max_body_bytes
+        self._stop = asyncio.Event()
+        server = await self._loop.create_server(
+            lambda: Connection(app.answer, limit), sock=self._socket
+        )
         announcing = asyncio.create_task(self._announce())
-        await self._server.serve(sockets=[self._socket])
+        await self._stop.wait()
         announcing.cancel()
+        server.close()
 
     async def _warm_up(self) -> Answers | None:
         """Run the example, so that the first request finds everything loaded."""
