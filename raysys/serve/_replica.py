@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _HOP_ATTEMPTS = 4
 _STUCK_S = 20.0
 _BRIEF_S = 0.002
-_CROWDED_PERCENT = 85.0
+# Of the machine's processor time; two bounds, since what a crowd brings about makes room.
+_CROWDED_PERCENT, _CALM_PERCENT = 85.0, 60.0
 _SMOOTHING = 8  # batches
 _log = logging.getLogger("ray.serve")
 
@@ -258,7 +259,9 @@ class EntryReplica:
         while True:
             self._beat = time.monotonic()
             self._metrics.queue(self._batcher.rows_queued)
-            self._runner.is_crowded = psutil.cpu_percent() > _CROWDED_PERCENT
+            bound = _CALM_PERCENT if self._runner.is_crowded else _CROWDED_PERCENT
+            is_crowded = psutil.cpu_percent() > bound
+            self._runner.is_crowded = self._batcher.is_crowded = is_crowded
             if not self._stopping:
                 try:
                     capacity = self._batcher.capacity(application.deadline_s)
