@@ -70,7 +70,8 @@ def map_table(
         max_actors = int((room.cpus - cluster.HEADROOM_CPUS) / cpus)
         if gpus:
             max_actors = min(max_actors, int(room.gpus / gpus))
-    inputs = table.select(list(graph.inputs))
+    others = set(table.schema.names) - set(graph.inputs)
+    inputs = table.select(list(graph.inputs)) if others else table
     kept = _Kept(storage, path, graph) if storage is not None and path else None
     actor = ray.remote(_Mapper).options(num_cpus=cpus, num_gpus=gpus)
     pool = _Pool(actor, (graph, batch_size, kept), name)
