@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-import litserve  # type: ignore[import-untyped]
+import litserve
 import numpy as np
 
 from benchmarks.serving.yardstick import Yardstick
