@@ -7,6 +7,7 @@ Tensor Data Extension").
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import math
 import reprlib
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 import orjson
 
-import raysys
 from raysys.errors import DataError, GraphError
 from raysys.serve._types import Array, rows_of
 
@@ -178,7 +178,7 @@ def server_metadata() -> dict[str, Any]:
     """What this server is, for `GET /v2`."""
     return {
         "name": "raysys",
-        "version": raysys.__version__,
+        "version": importlib.metadata.version("raysys"),
         "extensions": ["binary_tensor_data"],
     }
 
