@@ -41,7 +41,9 @@ def compare_bulk(report: Report, folder: Path, rows: int) -> None:
         timed = []
         for table in (small, large):
             started = time.perf_counter()
-            answers = graph.map(table, batch_size=8192, max_actors=cores)
+            answers = graph.map(
+                table, batch_size=max(bare, key=lambda size: bare[size]), max_actors=cores
+            )
             timed.append(time.perf_counter() - started)
             if answers.rows != table.rows:
                 raise RuntimeError(f"{answers.rows} answers to {table.rows} rows")
