@@ -45,7 +45,8 @@ class DeadlineError(RaysysError):
 class Batching:
     """How requests are brought together.
 
-    No request waits for others to come: a batch is what has queued up while the graph was busy.
+    A batch is what has queued up while the graph was busy; no request waits for others to come,
+    unless no core of the machine is idle: then a batch gathers for a millisecond.
 
     Attributes:
         max_batch_size: Rows in a batch at most.

@@ -17,7 +17,7 @@ import numpy as np
 
 from raysys.errors import GraphError
 from raysys.serve._lazy import Placement, Renamed, function_of, load, source_of
-from raysys.serve._types import Array, Columns, mismatch, of_annotation, of_field, rows_of
+from raysys.serve._types import Array, Columns, mismatch, of_field, rows_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -264,8 +264,3 @@ _CHECKS: tuple[Callable[[Graph, Mapping[str, Placement]], None], ...] = (
     _check_placement,
     _check_edges,
 )
-
-
-def output_type(graph: Graph) -> Array | None:
-    """The type of the output's column, if its node says it."""
-    return of_annotation(graph.nodes[graph.output].gives)

@@ -43,7 +43,7 @@ def map_table(
     Args:
         graph: Its inputs are columns of the Table; other columns are let be.
         table: Its blocks are the units of work.
-        name: Of the actors in the dashboard.
+        name: In what is said of its progress.
         batch_size: Rows of a call of the nodes.
         max_actors: At most; by default what the CPUs allow beside the head-room for tasks.
         storage: With `path`: every block's answers are written there as soon as they are done,
