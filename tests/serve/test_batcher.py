@@ -1,6 +1,5 @@
 import asyncio
 import collections
-import functools
 import math
 import random
 import threading
@@ -25,23 +24,10 @@ from raysys.serve import (
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
 from raysys.serve._replica import Runner
 from raysys.serve._types import Columns
+from tests.serve.asynchronous import SAFETY_S, in_loop
 
 INT = {"x": Array("int64")}
 WHO = RequestContext("me", "00-1-2-00")
-SAFETY_S = 20.0
-
-
-def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """An asynchronous test as pytest takes it."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        async def main() -> None:
-            await asyncio.wait_for(test(*args, **kwargs), SAFETY_S)
-
-        asyncio.run(main())
-
-    return run
 
 
 async def turns(count: int = 10) -> None:
@@ -734,3 +720,35 @@ async def test_a_node_that_raises_stop_iteration_does_not_block_its_replica() ->
     await asyncio.wait([asked, nobody_told], return_when=asyncio.FIRST_COMPLETED)
     assert not lost.is_set()
     assert isinstance(await asked, Exception)
+
+
+@in_loop
+async def test_in_a_crowd_rows_that_come_a_moment_apart_share_a_batch() -> None:
+    for crowded, batches in ((False, [[1], [2]]), (True, [[1, 2]])):
+        run = Doubling(held=False)
+        batcher = Batcher(run, INT, Batching())
+        batcher.is_crowded = crowded
+        futures = put(batcher, 1)
+        await turns()
+        futures += put(batcher, 2)
+        await asyncio.gather(*futures)
+        assert run.batches == batches
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+@in_loop
+async def test_brief_steps_run_on_the_event_loop_in_a_crowd_only(crowded: bool) -> None:
+    threads: list[int] = []
+
+    def node(x: np.ndarray) -> np.ndarray:
+        threads.append(threading.get_ident())
+        return x
+
+    graph = Graph(inputs=INT, nodes={"y": node}, output="y")
+    runner = Runner(graph, {}, NoMetrics())  # type: ignore[arg-type]
+    runner.is_crowded = crowded
+    columns = graph.check_columns({"x": [1]})
+    await runner(columns, ())  # nothing is known yet of its time
+    await runner(columns, ())
+    here = threading.get_ident()
+    assert [thread == here for thread in threads] == [False, crowded]

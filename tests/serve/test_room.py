@@ -1,7 +1,6 @@
 import asyncio
-import functools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,22 +10,9 @@ from aiohttp import web
 
 from raysys.serve import _room
 from raysys.serve._room import WaitingRoom
+from tests.serve.asynchronous import in_loop
 
-SAFETY_S = 20.0
 Address = tuple[str, int]
-
-
-def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """An asynchronous test as pytest takes it."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        async def main() -> None:
-            await asyncio.wait_for(test(*args, **kwargs), SAFETY_S)
-
-        asyncio.run(main())
-
-    return run
 
 
 class Room:
