@@ -1,7 +1,8 @@
 """Serving: a graph of batch functions, called in-process, mapped over a Table, put behind HTTP."""
 
 from raysys.serve._batcher import Batching, RequestContext, current_requests
-from raysys.serve._deploy import Endpoint, deploy, shutdown, undeploy
+from raysys.serve._deploy import deploy, shutdown, undeploy
+from raysys.serve._endpoint import Endpoint
 from raysys.serve._graph import Graph
 from raysys.serve._keys import create_key, read_keys, revoke_key
 from raysys.serve._lazy import Lazy, Placement, using

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
-import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
 from raysys.errors import RaysysError, ResourceError
-from raysys.serve._application import Application
+from raysys.serve._application import Application, examples_of, graphs_of
 from raysys.serve._batcher import Batching
+from raysys.serve._endpoint import Endpoint
 from raysys.serve._gateway import gateway, start_gateway
 from raysys.serve._haproxy_config import Backend
 from raysys.serve._plan import ENTRY
@@ -22,59 +20,15 @@ from raysys.storage import Storage
 
 if TYPE_CHECKING:
     from raysys.serve._graph import Graph
+    from raysys.serve._plan import Stage
 
 _START_ATTEMPTS = 3
 _POLL_S = 0.1
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """A running application.
-
-    Attributes:
-        name: Of the application, and of the model in the Open Inference Protocol.
-        version: That answers.
-        base_url: Of the gateway; `tritonclient.http` takes it without its scheme.
-        route: Path of requests.
-        grpc_address: Of the Open Inference Protocol over gRPC, if it was asked for.
-    """
-
-    name: str
-    version: int
-    base_url: str
-    route: str
-    grpc_address: str | None = None
-
-    @property
-    def url(self) -> str:
-        """Where requests are posted."""
-        return self.base_url + self.route
-
-    @property
-    def docs_url(self) -> str:
-        """The OpenAPI form."""
-        return f"{self.url}/docs"
-
-    def ask(
-        self, request: dict[str, Any], *, key: str | None = None, timeout_s: float = 30.0
-    ) -> dict[str, Any]:
-        """Post one request and return its answer."""
-        headers = {"Content-Type": "application/json"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        call = urllib.request.Request(self.url, json.dumps(request).encode(), headers)
-        with urllib.request.urlopen(call, timeout=timeout_s) as reply:
-            return json.load(reply)
-
-    def curl(self, request: dict[str, Any]) -> str:
-        """The same as a line for the shell."""
-        header = "Content-Type: application/json"
-        return f"curl -s {self.url} -H '{header}' -d '{json.dumps(request)}'"
-
-
 def deploy(
     name: str,
-    graph: Graph,
+    graph: Graph | Mapping[str, Graph],
     *,
     route: str | None = None,
     replicas: int = 1,
@@ -95,23 +49,32 @@ def deploy(
 
     `POST <route>` takes one request as JSON and answers one response, or takes and gives Arrow
     IPC streams of many rows; `/v2/models/<name>/infer` speaks the Open Inference Protocol. See
-    `<route>/docs`. The new version's replicas start beside the old ones and have run an example
-    before requests go to them; no request fails on the way, and if the new version cannot start
-    the old one stays. A request whose replica dies is sent to another, so nodes may run twice
-    for one request.
+    `<route>/docs`.
+
+    Several graphs are the actions of one application: they share its replicas, its route and its
+    docs, and each batches its own requests. An action answers at `<route>/<action>`, and in the
+    Open Inference Protocol, over HTTP and gRPC, as the model `<name>/<action>`. Actions run at
+    the same time, so what two of them share, such as the object of a Lazy, must bear two threads.
+    Nodes with a placement have a deployment for each action.
+
+    The new version's replicas start beside the old ones and have run an example before requests go
+    to them; no request fails on the way, and if the new version cannot start the old one stays. A
+    request whose replica dies is sent to another, so nodes may run twice for one request.
 
     Args:
         name: Of the application: letters, digits, `_` and `-`.
-        graph: What answers.
+        graph: What answers; or graphs by the names of their actions: letters, digits, `_`, `-`.
         route: Path of requests; `/<name>` by default.
         replicas: Of the entry. Nodes with a placement have their own.
         cpus_per_replica: Logical CPUs of each.
-        batching: How requests are brought together.
+        batching: How requests are brought together; holds for each action by itself.
         deadline_s: Time for an answer, 504 after it; the header `x-request-timeout-seconds` asks
             for less. What could not be answered in time gets 503 with Retry-After at once.
         max_body_bytes: Of a request, 413 beyond.
-        cache_s: How long the answer to a JSON body is kept and given again; 0 keeps none.
-        example: A batch to warm a replica up with; zeros by default.
+        cache_s: How long the answer to a JSON body is kept and given again; 0 keeps none. Leave
+            it if an action changes something: a request that is answered so is not run.
+        example: A batch to warm a replica up with; zeros by default. With several graphs a batch
+            for each action, where None runs nothing, for an action that changes something.
         protected: Wants an API key, see `create_key`.
         host: Interface of the gateway, if this call starts it.
         port: Of the gateway, if this call starts it.
@@ -121,6 +84,8 @@ def deploy(
         start_timeout_s: Time for the replicas to start.
 
     Raises:
+        GraphError: An action has a name that will not do or is no graph, there is none, or an
+            example is of none.
         ResourceError: The cluster has no room for it.
         RaysysError: It cannot start; the message says why, and nothing has changed.
     """
@@ -132,8 +97,14 @@ def deploy(
     route = "/" + (name if route is None else route).strip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9_.~-]+)+", route) or f"{route}/".startswith("/v2/"):
         raise RaysysError(f"route {route!r}: give a path such as /{name}, not below /v2")
-    stages = graph.plan.stages.values()
-    placed = [stage.placement for stage in stages if stage.name != ENTRY]
+    graphs = graphs_of(name, graph)
+    examples = examples_of(graphs, example)
+    placed = [
+        stage.placement
+        for one in graphs.values()
+        for stage in one.plan.stages.values()
+        if stage.name != ENTRY
+    ]
     cluster.require(
         f"application {name!r}",
         cpus=replicas * cpus_per_replica + sum(place.replicas * place.cpus for place in placed),
@@ -149,20 +120,22 @@ def deploy(
         name=name,
         version=ray.get(front.next_version.remote(name)),
         route=route,
-        graph=graph,
+        graphs=graphs,
         batching=batching or Batching(),
         deadline_s=deadline_s,
         max_body_bytes=max_body_bytes,
         cache_s=cache_s,
-        example=example,
+        examples=examples,
         protected=protected,
         token=address["token"],
     )
     version = application.version
     try:
         _start(application, replicas, cpus_per_replica, start_timeout_s)
-        rows = application.batching.rows_queued
-        rows += graph.plan.in_flight * application.batching.max_batch_size
+        most = application.batching
+        rows = sum(
+            most.rows_queued + one.plan.in_flight * most.max_batch_size for one in graphs.values()
+        )
         backend = Backend(name, version, route, deadline_s, max_body_bytes, protected, rows)
         ray.get(front.publish.remote(backend))
     except BaseException as error:
@@ -178,6 +151,7 @@ def deploy(
         f"http://{address['host']}:{address['port']}",
         route,
         None if grpc is None else f"{address['host']}:{grpc}",
+        tuple(graphs) if isinstance(graph, Mapping) else (),
     )
 
 
@@ -219,7 +193,6 @@ def _start(application: Application, replicas: int, cpus: float, timeout_s: floa
 
     from raysys.serve._replica import EntryReplica, NodeReplica
 
-    plan = application.graph.plan
     shared = {
         # Serve looks every ten seconds by default, and leaves a dead replica's place empty.
         "health_check_period_s": 1.0,
@@ -228,21 +201,28 @@ def _start(application: Application, replicas: int, cpus: float, timeout_s: floa
         "graceful_shutdown_wait_loop_s": 0.2,
         "max_constructor_retry_count": _START_ATTEMPTS,
     }
-    handles = {
-        stage.name: serve.deployment(
+
+    def placed(action: str, stage: Stage) -> Any:
+        place = stage.placement
+        return serve.deployment(
             NodeReplica,
-            name=stage.name,
-            num_replicas=stage.placement.replicas,
-            ray_actor_options={
-                "num_cpus": stage.placement.cpus, "num_gpus": stage.placement.gpus
-            },
+            # No action's name has a dot, so that no two deployments have the same name.
+            name=f"{action}.{stage.name}" if action else stage.name,
+            num_replicas=place.replicas,
+            ray_actor_options={"num_cpus": place.cpus, "num_gpus": place.gpus},
             # Every batch that the entries keep under way: with Serve's default of 5 they queue.
-            max_ongoing_requests=max(5, 2 * replicas * plan.in_flight),
+            max_ongoing_requests=max(5, 2 * replicas * application.graphs[action].plan.in_flight),
             **shared,
-        ).bind(application, stage.name)
-        for stage in plan.stages.values()
-        if stage.name != ENTRY
-    }  # fmt: skip
+        ).bind(application, action, stage.name)
+
+    handles = {
+        action: {
+            stage.name: placed(action, stage)
+            for stage in graph.plan.stages.values()
+            if stage.name != ENTRY
+        }
+        for action, graph in application.graphs.items()
+    }
     entry = serve.deployment(
         EntryReplica,
         name=ENTRY,

@@ -157,6 +157,8 @@ def _routes(front: Front, backends: Sequence[Backend]) -> list[str]:
         acl = f"for_{backend.name}"
         for path in paths:
             lines += [f"acl {acl} path {path}", f"acl {acl} path_beg {path.rstrip('/')}/"]
+        # The model of an action is <name>/<action>, where clients may encode the slash.
+        lines.append(f"acl {acl} path_beg /v2/models/{backend.name}%2F")
         first = f"if {acl} !{{ var(txn.app) -m found }}"
         lines += [
             f"http-request set-var(txn.body) int({backend.max_body_bytes}) {first}",

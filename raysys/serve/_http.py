@@ -1,88 +1,57 @@
-"""What a replica answers over HTTP: routes and checks in front of the batcher."""
+"""What a replica answers over HTTP: its routes."""
 
 from __future__ import annotations
 
-import asyncio
-import collections
 import hmac
-import logging
-import math
-import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from pydantic import BaseModel, ValidationError, create_model
 
-from raysys.errors import DataError
-from raysys.serve import _arrow, _openapi, _v2
-from raysys.serve._answers import Answers, columns_of, types_of
-from raysys.serve._application import (
-    ALIVE_PATH,
-    APP_HEADER,
-    TIMEOUT_HEADER,
-    TOKEN_HEADER,
-    Application,
-)
-from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError, RequestContext
+from raysys.serve import _openapi
+from raysys.serve._action import JSON_TYPE, Action, HttpError, fail
+from raysys.serve._application import ALIVE_PATH, APP_HEADER, TOKEN_HEADER, Application
 
 if TYPE_CHECKING:
+    from raysys.serve._answers import Answers
+    from raysys.serve._batcher import Batcher
     from raysys.serve._server import Headers, Respond
-
-_JSON_TYPE = "application/json"
-_CACHED_ANSWERS = 4096
-_log = logging.getLogger("ray.serve")
-
-
-class _HttpError(Exception):
-    """An answer that is not 200."""
-
-    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(text)
-        self.status, self.headers = status, dict(headers or {})
-        self.body: dict[str, Any] = {"error": text}
 
 
 class HttpApp:
     """The answers of one replica."""
 
-    def __init__(self, application: Application, batcher: Batcher, example: Answers | None) -> None:
+    def __init__(
+        self,
+        application: Application,
+        batchers: Mapping[str, Batcher],
+        examples: Mapping[str, Answers | None],
+    ) -> None:
         """Prepare the routes.
 
         Args:
             application: What is served.
-            batcher: Answers rows.
-            example: Answers to an example, by which clients are told what to expect.
+            batchers: Answer rows, by action.
+            examples: Answers to an example of each action, by which clients are told what to
+                expect.
         """
-        self._app, self._batcher, self._example = application, batcher, example
-        graph = application.graph
-        self._outputs = {} if example is None else types_of(graph.output, example)
-        fields: Any = {name: kind.field() for name, kind in graph.inputs.items()}
-        self._request: type[BaseModel] = graph.request or create_model("Request", **fields)
-        self._validate = self._request.__pydantic_validator__.validate_json
-        self._inputs = tuple(graph.inputs)
-        # Models of our own are as strict as the schema that clients see.
-        self._strict = True if graph.request is None else None
-        self._loose = graph.request is not None or any(
-            None in kind.shape for kind in graph.inputs.values()
-        )
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._token = application.token.encode()
-        self._cache: collections.OrderedDict[bytes, tuple[float, bytes]] = collections.OrderedDict()
-        route, model = application.route, f"/v2/models/{application.name}"
-        version = f"{model}/versions/{application.version}"
-        self._get = {
-            f"{route}/healthz": lambda: {"status": "ok"},
-            f"{route}/openapi.json": self._openapi,
+        self._app, self._token = application, application.token.encode()
+        self._actions = {
+            name: Action(application, name, batchers[name], examples[name])
+            for name in application.graphs
         }
-        for path in (model, version):
-            self._get[path] = self._metadata
-            self._get[f"{path}/ready"] = lambda: {"ready": True}
-        self._post = {
-            route: self._predict,
-            f"{model}/infer": self._infer,
-            f"{version}/infer": self._infer,
+        self._get: dict[str, Callable[[], Any]] = {
+            f"{application.route}/healthz": lambda: {"status": "ok"},
+            f"{application.route}/openapi.json": self._openapi,
         }
+        self._post: dict[str, Callable[[Headers, bytes, Respond], None]] = {}
+        for name, action in self._actions.items():
+            self._post[application.path(name)] = action.predict
+            model = f"/v2/models/{application.model(name)}"
+            for path in (model, f"{model}/versions/{application.version}"):
+                self._get[path] = action.metadata
+                self._get[f"{path}/ready"] = lambda: {"ready": True}
+                self._post[f"{path}/infer"] = action.infer
 
     def answer(
         self, method: str, path: str, headers: Headers, body: bytes, respond: Respond
@@ -91,37 +60,17 @@ class HttpApp:
         try:
             if path == ALIVE_PATH:
                 ours = headers.get(APP_HEADER.encode()) == self._app.name.encode()
-                respond(200 if ours else 404, _JSON_TYPE, b"{}")
+                respond(200 if ours else 404, JSON_TYPE, b"{}")
                 return
             if not hmac.compare_digest(headers.get(TOKEN_HEADER, b""), self._token):
-                raise _HttpError(403, "replicas answer the gateway only: use the endpoint's URL")
+                raise HttpError(403, "replicas answer the gateway only: use the endpoint's URL")
             handle = self._post.get(path)
             if handle is None or method != "POST":
                 respond(200, *self._other(method, path))
             else:
                 handle(headers, body, respond)
         except Exception as error:
-            self._fail(error, headers, respond)
-
-    def _later(
-        self, answer: Coroutine[Any, Any, tuple[str, bytes, dict[str, str] | None]],
-        headers: Headers, respond: Respond,
-    ) -> None:  # fmt: skip
-        """Answer when a coroutine has ended."""
-
-        async def run() -> None:
-            try:
-                respond(200, *await answer)
-            except Exception as error:
-                self._fail(error, headers, respond)
-
-        task = asyncio.get_running_loop().create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _fail(self, error: BaseException, headers: Headers, respond: Respond) -> None:
-        failed = self._failed(error, headers)
-        respond(failed.status, _JSON_TYPE, orjson.dumps(failed.body), failed.headers)
+            fail(error, headers, respond)
 
     def _other(self, method: str, path: str) -> tuple[str, bytes]:
         if path == f"{self._app.route}/docs" and method == "GET":
@@ -130,180 +79,16 @@ class HttpApp:
         if make is None or method != "GET":
             allowed = "POST" if path in self._post else "GET"
             if make is None and path not in self._post:
-                raise _HttpError(404, f"there is nothing at {path}; see {self._app.route}/docs")
-            raise _HttpError(405, f"{method} is not allowed here", {"allow": allowed})
-        return _JSON_TYPE, orjson.dumps(make())
-
-    def _predict(self, headers: Headers, body: bytes, respond: Respond) -> None:
-        """One row as JSON, or many as Arrow."""
-        kind = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
-        if kind == _arrow.MEDIA_TYPE.encode():
-            self._later(self._arrow(headers, body), headers, respond)
-            return
-        if kind != b"application/json":
-            raise _HttpError(415, f"content-type must be {_JSON_TYPE} or {_arrow.MEDIA_TYPE}")
-        if self._app.cache_s and (found := self._cached(body)) is not None:
-            respond(200, _JSON_TYPE, found, {"x-cache": "hit"})
-            return
-        request = self._validate(body, strict=self._strict)
-        row = tuple([getattr(request, name) for name in self._inputs])
-        if self._loose:  # the types of the columns are narrower than the model of a row
-            for value, (name, column) in zip(row, self._app.graph.inputs.items(), strict=True):
-                column.check(name, [value])
-        future = self._batcher.submit_row(row, self._deadline(headers), _context(headers))
-
-        def done(future: asyncio.Future[Answers]) -> None:
-            try:
-                encoded = _encoded(future.result())
-                if self._app.cache_s:
-                    self._keep(body, encoded)
-                respond(200, _JSON_TYPE, encoded)
-            except Exception as error:
-                self._fail(error, headers, respond)
-
-        future.add_done_callback(done)
-
-    async def _arrow(
-        self, headers: Headers, body: bytes
-    ) -> tuple[str, bytes, dict[str, str] | None]:
-        columns = _decoded(lambda: _arrow.decode(body, self._app.graph.inputs))
-        answers = await self._bulk(columns, headers)
-        encoded = _arrow.encode(columns_of(self._app.graph.output, answers))
-        return _arrow.MEDIA_TYPE, encoded, None
-
-    def _infer(self, headers: Headers, body: bytes, respond: Respond) -> None:
-        """Many rows in the Open Inference Protocol."""
-        self._later(self._v2(headers, body), headers, respond)
-
-    async def _v2(self, headers: Headers, body: bytes) -> tuple[str, bytes, dict[str, str] | None]:
-        length = headers.get(b"inference-header-content-length")
-        if length is not None and not (length.isdigit() and len(length) < 12):
-            raise _HttpError(400, "Inference-Header-Content-Length is not a number")
-        graph, json_length = self._app.graph, None if length is None else int(length)
-        request = _decoded(lambda: _v2.decode(body, json_length, graph.inputs))
-        answers = await self._bulk(request.columns, headers)
-        columns = columns_of(graph.output, answers)
-        version = str(self._app.version)
-        encoded, json_length = _decoded(
-            lambda: _v2.encode(request, self._app.name, version, columns)
-        )
-        if json_length is None:
-            return _JSON_TYPE, encoded, None
-        return "application/octet-stream", encoded, {
-            "inference-header-content-length": str(json_length)
-        }  # fmt: skip
-
-    async def _bulk(self, columns: dict[str, Any], headers: Headers) -> Answers:
-        rows = len(next(iter(columns.values())))
-        if self._app.graph.request:
-            # Aside: of a large body this takes long enough for the event loop to be missed.
-            await asyncio.to_thread(self._check_rows, columns, rows)
-        deadline = self._deadline(headers)
-        return await self._batcher.submit_columns(columns, rows, deadline, _context(headers))
-
-    def _check_rows(self, columns: dict[str, Any], rows: int) -> None:
-        """The model of a row may bound more than the columns' types do."""
-        for row in range(rows):
-            values = {
-                name: column[row].tolist() if hasattr(column[row], "tolist") else column[row]
-                for name, column in columns.items()
-            }
-            try:
-                self._request.model_validate(values)
-            except ValidationError as error:
-                raise _HttpError(422, f"row {row}: {_first(error)}") from error
-
-    def _deadline(self, headers: Headers) -> float:
-        asked = headers.get(TIMEOUT_HEADER.encode())
-        seconds = self._app.deadline_s
-        if asked is not None:
-            try:
-                wanted = float(asked)
-            except ValueError:
-                wanted = math.nan
-            if not wanted > 0:
-                raise _HttpError(400, f"{TIMEOUT_HEADER} is not a positive number")
-            seconds = min(seconds, wanted)
-        return time.monotonic() + seconds
-
-    def _cached(self, body: bytes) -> bytes | None:
-        found = self._cache.get(body)
-        if found is None:
-            return None
-        if found[0] < time.monotonic():
-            del self._cache[body]
-            return None
-        return found[1]
-
-    def _keep(self, body: bytes, encoded: bytes) -> None:
-        self._cache[body] = (time.monotonic() + self._app.cache_s, encoded)
-        if len(self._cache) > _CACHED_ANSWERS:
-            self._cache.popitem(last=False)
+                paths = ", ".join(map(self._app.path, self._actions))
+                raise HttpError(
+                    404, f"there is nothing at {path}: post to {paths}, see {self._app.route}/docs"
+                )
+            raise HttpError(405, f"{method} is not allowed here", {"allow": allowed})
+        return JSON_TYPE, orjson.dumps(make())
 
     def _openapi(self) -> dict[str, Any]:
-        return _openapi.document(self._app, self._request, self._example)
-
-    def _metadata(self) -> dict[str, Any]:
-        versions = [str(self._app.version)]
-        return _v2.model_metadata(self._app.name, versions, self._app.graph.inputs, self._outputs)
-
-    def _failed(self, error: BaseException, headers: Headers) -> _HttpError:
-        """What a client is told of an error."""
-        if isinstance(error, _HttpError):
-            return error
-        if isinstance(error, OverloadedError):
-            wait = str(max(1, math.ceil(error.retry_after_s)))
-            return _HttpError(503, str(error), {"retry-after": wait})
-        if isinstance(error, DeadlineError):
-            return _HttpError(504, str(error))
-        if isinstance(error, ValidationError):
-            failed = _HttpError(422, _first(error))
-            failed.body["detail"] = error.errors(
-                include_url=False, include_context=False, include_input=False
-            )
-            return failed
-        if isinstance(error, DataError):
-            return _HttpError(422, str(error))
-        request = _context(headers).request_id
-        _log.error("request %s failed", request, exc_info=error)
-        return _HttpError(500, f"the graph failed; the replica's log says why at {request}")
-
-
-def _encoded(answers: Answers) -> bytes:
-    """The answers to one row as JSON."""
-    answer = (
-        answers[0]
-        if isinstance(answers, list)
-        else {name: column[0] for name, column in answers.items()}
-    )
-    return orjson.dumps(answer, _as_list, orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _as_list(value: Any) -> Any:
-    """Arrays that orjson does not take, such as those in Fortran's order."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
-def _decoded(decode: Callable[[], Any]) -> Any:
-    """Malformed bodies are 400; what a graph says of good ones is 422."""
-    try:
-        return decode()
-    except DataError as error:
-        raise _HttpError(400, str(error)) from error
-
-
-def _first(error: ValidationError) -> str:
-    """The first complaint, with its field named."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in found["loc"]) or "the body"
-    more = error.error_count() - 1
-    return f"{place}: {found['msg']}" + (f" (and {more} more)" if more else "")
-
-
-def _context(headers: Headers) -> RequestContext:
-    return RequestContext(
-        headers.get(b"x-request-id", b"").decode("latin-1"),
-        headers.get(b"traceparent", b"").decode("latin-1"),
-    )
+        return _openapi.document(
+            self._app,
+            {name: action.request for name, action in self._actions.items()},
+            {name: action.example for name, action in self._actions.items()},
+        )

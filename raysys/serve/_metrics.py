@@ -6,14 +6,22 @@ from typing import Any
 
 
 class Metrics:
-    """The metrics of one application in this process."""
+    """The metrics of one graph of an application in this process."""
 
-    def __init__(self, application: str) -> None:
+    def __init__(self, application: str, action: str) -> None:
+        """Start them.
+
+        Args:
+            application: Whose graph it is.
+            action: That it answers; "" if the application has only this graph.
+        """
         from ray.util import metrics
 
+        tags = {"application": application, "action": action}
+
         def histogram(name: str, text: str, bounds: list[float], *keys: str) -> Any:
-            made = metrics.Histogram(name, text, bounds, tag_keys=("application", *keys))
-            made.set_default_tags({"application": application})
+            made = metrics.Histogram(name, text, bounds, tag_keys=(*tags, *keys))
+            made.set_default_tags(tags)
             return made
 
         milliseconds = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 2000.0]
@@ -28,9 +36,9 @@ class Metrics:
             [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0],
         )  # fmt: skip
         self._queue_rows = metrics.Gauge(
-            "raysys_serve_queue_size", "Rows that wait in a replica", tag_keys=("application",)
+            "raysys_serve_queue_size", "Rows that wait in a replica", tag_keys=tuple(tags)
         )
-        self._queue_rows.set_default_tags({"application": application})
+        self._queue_rows.set_default_tags(tags)
         self._tags: dict[str, dict[str, str]] = {}
 
     def node(self, name: str, seconds: float) -> None:

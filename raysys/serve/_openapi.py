@@ -37,43 +37,72 @@ _JSON_TYPES: dict[str, Any] = {
 
 
 def document(
-    application: Application, request: type[BaseModel], example: Answers | None
+    application: Application,
+    requests: Mapping[str, type[BaseModel]],
+    examples: Mapping[str, Answers | None],
 ) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
         application: What is served.
-        request: Model of one request.
-        example: Answers, by which the schema is told if the graph has no model of one.
+        requests: Models of one request, by action.
+        examples: Answers, by which the schema is told if a graph has no model of one.
     """
-    modes: Any = [(request, "validation")]
-    if application.graph.response:
-        modes.append((application.graph.response, "serialization"))
-    references, definitions = models_json_schema(modes, ref_template="#/components/schemas/{model}")
+    modes: dict[Any, None] = {}  # in place of a set, which has no order
+    for action, graph in application.graphs.items():
+        modes[requests[action], "validation"] = None
+        if graph.response:
+            modes[graph.response, "serialization"] = None
+    references, definitions = models_json_schema(
+        list(modes), ref_template="#/components/schemas/{model}"
+    )
     schemas = definitions.get("$defs", {})
-    answered: dict[str, Any] = {}
-    if isinstance(example, dict):
-        schemas["Answer"] = _schema_of(example)
-        answered = {"$ref": "#/components/schemas/Answer"}
-    if application.graph.response:
-        answered = references[(application.graph.response, "serialization")]
     schemas["Error"] = {
         "type": "object",
         "properties": {"error": {"type": "string"}, "detail": {"type": "array"}},
         "required": ["error"],
     }
+    components: dict[str, Any] = {"schemas": schemas}
+    if application.protected:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    paths: dict[str, Any] = {}
+    for action, graph in application.graphs.items():
+        example, answered = examples[action], {}
+        if isinstance(example, dict):
+            schemas[f"{action}Answer"] = _schema_of(example)
+            answered = {"$ref": f"#/components/schemas/{action}Answer"}
+        if graph.response:
+            answered = references[graph.response, "serialization"]
+        asked = references[requests[action], "validation"]
+        paths[application.path(action)] = {"post": _operation(application, action, asked, answered)}
+    paths[f"{application.route}/healthz"] = {"get": {
+        "operationId": "healthz",
+        "summary": "Says that a replica answers",
+        "responses": {"200": {"description": "It does", "content": {
+            "application/json": {"schema": {"type": "object"}}}}},
+    }}  # fmt: skip
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": application.name, "version": str(application.version)},
+        "paths": paths,
+        "components": components,
+    }
+
+
+def _operation(
+    application: Application, action: str, asked: Mapping[str, Any], answered: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What an action takes and gives, by the schemas of its JSON."""
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     errors = {code: {"description": text, "content": error} for code, text in _ERRORS.items()}
     arrow = {_arrow.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+    model = application.model(action)
     operation: dict[str, Any] = {
-        "operationId": application.name,
-        "summary": f"Answers of {application.name}: one to a JSON request, many to Arrow's IPC",
+        "operationId": model.replace("/", "-"),
+        "summary": f"Answers of {model}: one to a JSON request, many to Arrow's IPC",
         "requestBody": {
             "required": True,
-            "content": {
-                "application/json": {"schema": references[(request, "validation")]},
-                **arrow,
-            },
+            "content": {"application/json": {"schema": asked}, **arrow},
         },
         "responses": {
             "200": {
@@ -83,25 +112,9 @@ def document(
             **errors,
         },
     }
-    healthz = {
-        "operationId": "healthz",
-        "summary": "Says that a replica answers",
-        "responses": {"200": {"description": "It does", "content": {
-            "application/json": {"schema": {"type": "object"}}}}},
-    }  # fmt: skip
-    components: dict[str, Any] = {"schemas": schemas}
     if application.protected:
         operation["security"] = [{"key": []}]
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": application.name, "version": str(application.version)},
-        "paths": {
-            application.route: {"post": operation},
-            f"{application.route}/healthz": {"get": healthz},
-        },
-        "components": components,
-    }
+    return operation
 
 
 def _schema_of(columns: Mapping[str, Any]) -> dict[str, Any]:

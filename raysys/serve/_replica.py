@@ -39,11 +39,11 @@ _log = logging.getLogger("ray.serve")
 class NodeReplica:
     """A deployment of nodes that asked for one."""
 
-    def __init__(self, application: Application, stage: str) -> None:
+    def __init__(self, application: Application, action: str, stage: str) -> None:
         raise_priority()
-        self._graph = application.graph
-        self._metrics = Metrics(application.name)
-        self._graph.load(application.graph.plan.stages[stage].nodes)
+        self._graph = application.graphs[action]
+        self._metrics = Metrics(application.name, action)
+        self._graph.load(self._graph.plan.stages[stage].nodes)
 
     def run(self, number: int, values: Columns, contexts: tuple[RequestContext, ...]) -> Columns:
         """Run a step over a batch."""
@@ -147,17 +147,26 @@ class EntryReplica:
     Serve starts, watches, scales and replaces it; requests do not pass through Serve.
     """
 
-    def __init__(self, application: Application, handles: Mapping[str, Any]) -> None:
+    def __init__(self, application: Application, handles: Mapping[str, Mapping[str, Any]]) -> None:
+        """Load what the nodes need and start to listen.
+
+        Args:
+            application: What is served.
+            handles: Of the placed stages, by action and stage.
+        """
         import ray
 
         raise_priority()  # before threads start: a thread keeps what it was started with
         self._application = application
-        self._metrics = Metrics(application.name)
-        graph = application.graph
-        graph.load(graph.plan.stages[ENTRY].nodes)
+        for graph in application.graphs.values():
+            graph.load(graph.plan.stages[ENTRY].nodes)
         gc.collect()
         gc.freeze()  # else each full collection walks all that the models' libraries imported
-        self._runner = Runner(graph, handles, self._metrics)
+        self._metrics = {action: Metrics(application.name, action) for action in handles}
+        self._runners = {
+            action: Runner(application.graphs[action], of_action, self._metrics[action])
+            for action, of_action in handles.items()
+        }
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._stopping = False
@@ -189,8 +198,9 @@ class EntryReplica:
         self._stopping = True
         with contextlib.suppress(RayActorError):  # no gateway, nothing to leave
             await self._gateway.leave.remote(self._application.name, self._id)
-        drained = asyncio.run_coroutine_threadsafe(self._batcher.drain(), self._loop)
-        await asyncio.wrap_future(drained)
+        for batcher in self._batchers.values():
+            drained = asyncio.run_coroutine_threadsafe(batcher.drain(), self._loop)
+            await asyncio.wrap_future(drained)
         self._loop.call_soon_threadsafe(self._stop.set)
 
     def _serve(self) -> None:
@@ -212,14 +222,18 @@ class EntryReplica:
         self._loop = asyncio.get_running_loop()
         self._id = ray.get_runtime_context().get_actor_id()
         application = self._application
-        self._batcher = Batcher(
-            self._runner,
-            application.graph.inputs,
-            application.batching,
-            in_flight=application.graph.plan.in_flight,
-            observe=self._metrics.batch,
-        )
-        app = HttpApp(application, self._batcher, await self._warm_up())
+        self._batchers = {
+            action: Batcher(
+                self._runners[action],
+                graph.inputs,
+                application.batching,
+                in_flight=graph.plan.in_flight,
+                observe=self._metrics[action].batch,
+            )
+            for action, graph in application.graphs.items()
+        }
+        answers = {action: await self._warm_up(action) for action in application.graphs}
+        app = HttpApp(application, self._batchers, answers)
         limit = application.max_body_bytes
         self._stop = asyncio.Event()
         server = await self._loop.create_server(
@@ -230,21 +244,22 @@ class EntryReplica:
         announcing.cancel()
         server.close()
 
-    async def _warm_up(self) -> Answers | None:
+    async def _warm_up(self, action: str) -> Answers | None:
         """Run the example, so that the first request finds everything loaded."""
-        graph = self._application.graph
-        example = self._application.example
-        columns = (
-            {name: kind.zeros(1) for name, kind in graph.inputs.items()}
-            if example is None
-            else graph.check_columns(example)
-        )
+        graph, examples = self._application.graphs[action], self._application.examples
+        if action not in examples:
+            columns = {name: kind.zeros(1) for name, kind in graph.inputs.items()}
+        elif (example := examples[action]) is None:
+            return None
+        else:
+            columns = graph.check_columns(example)
         try:
-            return await self._runner(columns, ())
+            return await self._runners[action](columns, ())
         except Exception:
-            if example is not None:
+            if action in examples:
                 raise
-            _log.warning("the graph does not take zeros; give an example to warm up with")
+            which = f"the graph of action {action!r}" if action else "the graph"
+            _log.warning("%s does not take zeros; give an example to warm up with", which)
             return None
 
     async def _announce(self) -> None:
@@ -256,15 +271,17 @@ class EntryReplica:
             application.name, application.version, self._id,
             self._host, self._socket.getsockname()[1],
         )  # fmt: skip
+        is_crowded = False
         while True:
             self._beat = time.monotonic()
-            self._metrics.queue(self._batcher.rows_queued)
-            bound = _CALM_PERCENT if self._runner.is_crowded else _CROWDED_PERCENT
-            is_crowded = psutil.cpu_percent() > bound
-            self._runner.is_crowded = self._batcher.is_crowded = is_crowded
+            is_crowded = psutil.cpu_percent() > (_CALM_PERCENT if is_crowded else _CROWDED_PERCENT)
+            capacity = 0
+            for action, batcher in self._batchers.items():
+                self._metrics[action].queue(batcher.rows_queued)
+                self._runners[action].is_crowded = batcher.is_crowded = is_crowded
+                capacity += batcher.capacity(application.deadline_s)
             if not self._stopping:
                 try:
-                    capacity = self._batcher.capacity(application.deadline_s)
                     told = self._gateway.announce.remote(announcement, capacity)
                     await asyncio.wrap_future(told.future())
                     self._ready.set()

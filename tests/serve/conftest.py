@@ -1,7 +1,7 @@
 """One gateway for the tests of this package, and the deployments that several of them share."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -34,7 +34,7 @@ def deployer(ray_cluster: None, serving_storage: Storage) -> Iterator[Deployer]:
     port, grpc_port = _free_ports(2)
     gateway: dict[str, Any] = {"port": port, "grpc_port": grpc_port, "storage": serving_storage}
 
-    def deploy_small(name: str, graph: Graph, **how: Any) -> Endpoint:
+    def deploy_small(name: str, graph: Graph | Mapping[str, Graph], **how: Any) -> Endpoint:
         return deploy(name, graph, **{"cpus_per_replica": 0.1, **gateway, **how})
 
     yield deploy_small

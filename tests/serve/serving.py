@@ -265,6 +265,44 @@ def stored_graph(base: Lazy, storage: Storage, index: str) -> Graph:
     )
 
 
+class Shelf:
+    """Titles by number; what is not there is called nothing."""
+
+    def __init__(self) -> None:
+        self._titles: dict[int, str] = {}
+
+    def put(self, number: np.ndarray, title: np.ndarray) -> dict[str, np.ndarray]:
+        self._titles.update(zip(number.tolist(), title.tolist(), strict=True))
+        return {"put": number, "pid": np.full(len(number), os.getpid())}
+
+    def find(self, number: np.ndarray) -> dict[str, Any]:
+        titles = [self._titles.get(one, "nothing") for one in number.tolist()]
+        return {"title": titles, "pid": np.full(len(number), os.getpid())}
+
+
+def _far(number: np.ndarray) -> np.ndarray:
+    return np.full(len(number), os.getpid())
+
+
+def shelf_graphs() -> dict[str, Graph]:
+    """Three actions: two share an object, the third has a node in a deployment of its own."""
+    shelf, number = Lazy(Shelf), Array("int64")
+    return {
+        "put": Graph(
+            inputs={"number": number, "title": Array("str")},
+            nodes={"shelf": shelf.put},
+            output="shelf",
+        ),
+        "find": Graph(inputs={"number": number}, nodes={"shelf": shelf.find}, output="shelf"),
+        "go-far": Graph(
+            inputs={"number": number},
+            nodes={"far": _far},
+            output="far",
+            placement={"far": Placement(cpus=_FEW_CPUS)},
+        ),
+    }
+
+
 # --- clients ---
 
 

@@ -314,6 +314,8 @@ def test_tokens_are_never_the_same() -> None:
         ("/v2/models/a", "a"),
         ("/v2/models/ab/versions/1/infer", "ab"),
         ("/v2/models/long_er-1/infer?x=1", "long_er-1"),
+        ("/v2/models/ab/find/infer", "ab"),
+        ("/v2/models/ab%2Ffind/versions/1/infer", "ab"),
     ],
 )
 def test_a_request_goes_to_the_application_of_the_longest_route_or_of_the_model(
