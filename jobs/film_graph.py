@@ -15,14 +15,14 @@ from jobs.film_etl import NOW, TEST
 from jobs.film_features import FilmFeatures
 from jobs.film_retrieval import CANDIDATES, build_towers, candidates
 from raysys.evaluate import ndcg, recall, top_k
-from raysys.index import VectorIndex
-from raysys.serve import Graph, Lazy, from_store
+from raysys.serve import Graph, IndexSearch, Lazy, from_store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from raysys.data import Table
+    from raysys.index import VectorIndex
     from raysys.models import StoredModel
     from raysys.storage import Storage
     from raysys.train import Parameters
@@ -66,13 +66,12 @@ class FilmGraph:
     films not seen yet.
     """
 
-    def __init__(self, model: Path, index: str, shards: int, *, part: int, rated: bool) -> None:
+    def __init__(self, model: Path, index: str, *, part: int, rated: bool) -> None:
         """Load a model.
 
         Args:
             model: The folder of the stored model.
             index: Name of the running index of the films' vectors.
-            shards: How many it has.
             part: The cut up to which ratings are known, see `FilmFeatures`.
             rated: Leave out all that a person has rated, else only their favourites.
         """
@@ -83,7 +82,7 @@ class FilmGraph:
         self.known = FilmFeatures(ratings, self._films, people, part)
         parameters = torch.load(model / "towers.pt", weights_only=True)
         self._towers, self._rated = build_towers(self._films, parameters), rated
-        self._search = VectorIndex.connect(index, shards).query
+        self._search = IndexSearch(index, CANDIDATES)
         self._ranker = xgboost.Booster(model_file=model / "ranker.ubj")
         self._ranker.set_param({"nthread": 1})
         self._popular = self.known.popular()[:CANDIDATES]
@@ -187,10 +186,7 @@ def build_graph(films: FilmGraph | Lazy, output: str = "answer") -> Graph:
 
 def endpoint_graph(storage: Storage, model: StoredModel, index: VectorIndex) -> Graph:
     """The graph that is served: all that is known, every rated film left out."""
-    shards = len(index.shards)
-    return build_graph(
-        from_store(FilmGraph, storage, model, index.name, shards, part=NOW, rated=True)
-    )
+    return build_graph(from_store(FilmGraph, storage, model, index.name, part=NOW, rated=True))
 
 
 def measure(
@@ -201,8 +197,7 @@ def measure(
     index: VectorIndex,
 ) -> pa.Table:
     """The test set's measures of the people of a block that have one, with and without ranker."""
-    shards = len(index.shards)
-    films = FilmGraph(model.fetch(storage), index.name, shards, part=TEST, rated=False)
+    films = FilmGraph(model.fetch(storage), index.name, part=TEST, rated=False)
     known = films.known
     wanted = known.held_out(tables["ratings"].arrow(), tables["films"].arrow(), TEST)
     rows = np.intersect1d(known.rows(block["userId"].to_numpy()), list(wanted))

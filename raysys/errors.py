@@ -1,6 +1,13 @@
 """Errors that users see. A message says the fact, what was given, and the remedy."""
 
-__all__ = ["DataError", "GraphError", "RaysysError", "ResourceError", "StorageError"]
+__all__ = [
+    "DataError",
+    "GraphError",
+    "RaysysError",
+    "ResourceError",
+    "StorageError",
+    "UnavailableError",
+]
 
 
 class RaysysError(Exception):
@@ -21,3 +28,7 @@ class ResourceError(RaysysError):
 
 class StorageError(RaysysError):
     """An artefact is missing, incomplete or cannot be written."""
+
+
+class UnavailableError(RaysysError):
+    """What is asked for does not run now, on this cluster."""

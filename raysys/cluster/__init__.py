@@ -2,6 +2,7 @@
 
 from raysys.cluster._connection import HEADROOM_CPUS, Resources, connect, require, resources
 from raysys.cluster._local import Head, enable_token_auth, start_local, stop_local
+from raysys.cluster._process import raise_priority
 from raysys.cluster._submission import submit
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Resources",
     "connect",
     "enable_token_auth",
+    "raise_priority",
     "require",
     "resources",
     "start_local",

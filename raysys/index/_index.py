@@ -1,229 +1,428 @@
-"""A vector index over shard actors that build, answer and come back from their snapshot."""
+"""The vector index as its users see it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import pickle
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
-from raysys.errors import DataError
-from raysys.storage import Storage
+from raysys.errors import DataError, UnavailableError
+from raysys.index import _build, _names, _tune
+from raysys.index._files import Files, Manifest
+from raysys.index._local import LocalIndex
+from raysys.index._readers import Readers
+from raysys.index._record import Batch, encode
+from raysys.index._shard import StaleError
+from raysys.index._types import (
+    Found,
+    Metric,
+    check_attributes,
+    check_queries,
+    merge,
+    split_rows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ray.actor import ActorHandle
-
     from raysys.data import Table
+    from raysys.index._tune import Tuned
+    from raysys.storage import Storage
 
-NAMESPACE = "raysys"
-_FILE = "shard.hnsw"
-_EF = 64
+_CHUNK_QUERIES = 512
+_STALE_ATTEMPTS = 10
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A snapshot that `restore` takes; `version` names it."""
+
+    version: int
+    rows: int
+    shards: int
+
+
 class VectorIndex:
-    """An index of vectors by inner product, spread over shard actors.
+    """Nearest neighbours among vectors that change, spread over actors.
 
-    Graph: hierarchical navigable small worlds (Malkov & Yashunin, 2018), by hnswlib. A row
-    belongs to the shard `id % shards`. The actors are detached and named `<name>:<shard>`:
-    they outlive the job that built them, and an actor that dies is restarted by Ray and
-    loads its shard from the snapshot.
+    Rows have an id, a vector and attributes. Each belongs to one shard; a shard is held by one
+    or more replicas, actors named `index:<name>:<shard>.<replica>`, each an HNSW graph by hnswlib
+    (Malkov & Yashunin, 2018). One more actor, `index:<name>`, orders the changes. They are
+    detached: they outlive the job that built them, and an actor that dies is restarted and comes
+    back with every acknowledged change.
+
+    - Build it from a Table, ask it for neighbours, change it while others ask.
+    - A query sees each batch of changes whole or not at all, over all shards.
+    - Changes are in a log on the storage root, flushed to disk, before they are acknowledged.
+    - `snapshot` bounds that log; `restore` brings an index back, on other shards if you like.
+
+    Example:
+        >>> index = VectorIndex.build("films", table, storage)  # doctest: +SKIP
+        >>> ids, distances, _ = index.query(vectors, k=10, filters="year >= 1990")
+        ... # doctest: +SKIP
 
     Attributes:
-        name: Of the index; part of the actors' names.
-        shards: Handles of the shard actors.
-        size: Number of vectors.
+        name: Of the index.
+        settings: How it was built.
+        schema: Of the attribute columns.
     """
 
-    name: str
-    shards: Sequence[ActorHandle]
-    size: int
+    def __init__(self, name: str, files: Files, manifest: Manifest) -> None:
+        """Reach the actors of a running index; use `connect`, `build` or `restore`."""
+        self.name, self.settings, self.schema = name, manifest.settings, manifest.schema
+        self._files, self._manifest = files, manifest
+        shards, replicas = range(manifest.settings.shards), range(manifest.settings.replicas)
+        try:
+            self._writer = _names.actor(_names.writer_name(name))
+            handles = {
+                shard: [_names.actor(_names.replica_name(name, shard, one)) for one in replicas]
+                for shard in shards
+            }
+        except ValueError as error:
+            raise _not_there(name) from error
+        self._readers = Readers(name, handles)
+
+    def __reduce__(self) -> Any:
+        return VectorIndex, (self.name, self._files, self._manifest)
+
+    def __repr__(self) -> str:
+        return f"VectorIndex({self.name!r}, {self.settings!r})"
+
+    # --- comes and goes ---
 
     @classmethod
     def build(
         cls,
         name: str,
-        table: Table,
+        rows: Table | pa.Table,
         storage: Storage,
-        path: str,
+        path: str | None = None,
         *,
-        shards: int = 2,
-        m: int = 16,
-        ef_construction: int = 200,
-        seed: int = 0,
+        metric: Metric = "cosine",
+        shards: int | None = None,
+        replicas: int | None = None,
+        **settings: Any,
     ) -> VectorIndex:
-        """Build all shards at once from references, and write their snapshots.
+        """Build all shards at once from references, and write the first snapshot.
 
         Args:
-            name: Unique on the cluster; an index of that name is replaced.
-            table: Columns `id` (int64) and `vector` (list of float32, one length).
-            storage: Where snapshots go.
-            path: Storage path of the snapshot, one folder a shard.
-            shards: Number of actors.
-            m: Links a node of the graph keeps.
-            ef_construction: Candidates looked at for each insertion.
-            seed: Of the graph's random levels.
+            name: Unique on the cluster, without `:`; an index of that name is replaced once the
+                rows have been checked.
+            rows: Columns `id` (integers, each once) and `vector` (fixed-size list of float32), and
+                attributes; `raysys.index.rows` makes them of arrays. Other numbers are converted.
+            storage: Where snapshots and log go; every node must reach it.
+            path: Their folder, `indexes/<name>` by default.
+            metric: See `Settings`.
+            shards: Parts that are built and searched at the same time; by default one for every
+                50,000 rows, as far as there are cores.
+            replicas: Of each shard; by default 2 if there is a second node, else 1.
+            settings: Others of `Settings`, such as `m`, `ef_construction`, `seed`.
 
         Raises:
-            DataError: The table has no rows, or columns of another type.
+            DataError: The rows or settings cannot be used; nothing has changed.
+            ResourceError: The memory that it needs is not there.
         """
-        import pyarrow as pa
-        import ray
-
-        given = {field.name: field.type for field in table.schema}
-        vector = given.get("vector")
-        if given.get("id") != pa.int64() or not (
-            vector and pa.types.is_fixed_size_list(vector) and vector.value_type == pa.float32()
-        ):
-            raise DataError(
-                f"an index is built from columns `id` (int64) and `vector` (fixed-size list of "
-                f"float32); given: {given}. Cast them before the build"
-            )
-        if table.rows == 0:
-            raise DataError("an index is built from at least one vector; the table has no rows")
-        actor = ray.remote(Shard)
-        handles = []
-        for number in range(shards):
-            actor_name = f"{name}:{number}"
-            _kill(actor_name)
-            options = actor.options(
-                name=actor_name,
-                namespace=NAMESPACE,
-                lifetime="detached",
-                max_restarts=-1,
-                max_task_retries=-1,
-                num_cpus=0.1,
-            )
-            handles.append(options.remote(storage.root, f"{path}/{number}"))
-        sizes = ray.get(
-            [
-                shard.build.remote(table, number, shards, m, ef_construction, seed)
-                for number, shard in enumerate(handles)
-            ]
-        )
-        return cls(name, tuple(handles), sum(sizes))
+        settings |= {"metric": metric, "shards": shards, "replicas": replicas}
+        files = Files(storage, path or f"indexes/{name}")
+        return cls(name, files, _build.build(name, rows, files, settings))
 
     @classmethod
-    def connect(cls, name: str, shards: int) -> VectorIndex:
-        """The index that another process built under this name."""
-        import ray
-
-        handles = [
-            ray.get_actor(f"{name}:{number}", namespace=NAMESPACE) for number in range(shards)
-        ]
-        return cls(name, tuple(handles), sum(ray.get([shard.size.remote() for shard in handles])))
-
-    def query(
-        self, vectors: np.ndarray, k: int, ef: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest of each vector, over all shards: one hop to each and back.
+    def restore(
+        cls,
+        name: str,
+        storage: Storage,
+        path: str | None = None,
+        *,
+        version: int | None = None,
+        shards: int | None = None,
+        replicas: int | None = None,
+    ) -> VectorIndex:
+        """Start an index from its folder, with all changes that were acknowledged.
 
         Args:
-            vectors: float32 `(n, dim)`, C-contiguous.
-            k: Neighbours wanted; at most `size` come back.
-            ef: Candidates looked at in each shard; at least k. None looks at 64 or more: with
-                one alone, the search for the nearest often ends beside it.
+            name: Of the index; one that runs under it is replaced.
+            storage: Where its folder is.
+            path: Of the folder, `indexes/<name>` by default.
+            version: Of a snapshot, see `snapshots`: the index as it was then. By default it is
+                the last one and the log since.
+            shards: As many as it had, by default; other numbers build it anew.
+            replicas: As many as it had, by default.
 
-        Returns:
-            Ids int64 `(n, min(k, size))` and inner products float32 of the same shape, best
-            first.
+        Raises:
+            StorageError: There is no such snapshot.
+        """
+        files = Files(storage, path or f"indexes/{name}")
+        return cls(name, files, _build.restore(name, files, version, shards, replicas))
+
+    @classmethod
+    def connect(cls, name: str) -> VectorIndex:
+        """The running index of a name.
+
+        Raises:
+            UnavailableError: There is none on this cluster.
         """
         import ray
 
-        found = ray.get([shard.query.remote(vectors, k, ef) for shard in self.shards])
-        ids = np.concatenate([part[0] for part in found], axis=1)
-        scores = np.concatenate([part[1] for part in found], axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        try:
+            writer = _names.actor(_names.writer_name(name))
+            return cls(name, *ray.get(writer.describe.remote()))
+        except (ValueError, ray.exceptions.RayActorError) as error:
+            raise _not_there(name) from error
 
-    def retire_others(self, prefix: str) -> None:
-        """End the actors of other indexes whose names start with `prefix`."""
-        from ray.util import list_named_actors
+    def local(self) -> LocalIndex:
+        """A copy in this process that follows the index, of a single shard; no hop to ask it.
 
-        mine = {f"{self.name}:{number}" for number in range(len(self.shards))}
-        for actor in list_named_actors(all_namespaces=True):
-            name = actor["name"]
-            if actor["namespace"] == NAMESPACE and name.startswith(prefix) and name not in mine:
-                _kill(name)
+        Raises:
+            DataError: The index has more than one shard.
+        """
+        return LocalIndex(self.name, self._files)
 
     def close(self) -> None:
-        """End the actors; the snapshot stays."""
-        for number in range(len(self.shards)):
-            _kill(f"{self.name}:{number}")
+        """End the actors; the folder stays, and `restore` starts them again."""
+        _names.end(self.name)
 
+    def retire_others(self, prefix: str) -> None:
+        """Close the other indexes whose names start with `prefix`."""
+        for name in _names.indexes():
+            if name.startswith(prefix) and name != self.name:
+                _names.end(name)
 
-class Shard:
-    """One shard, in an actor of its own."""
+    # --- asked ---
 
-    def __init__(self, root: str, path: str) -> None:
-        """Start empty, or from the snapshot when the actor was restarted."""
-        self._storage, self._path = Storage(root), path
-        self._graph: Any = None
-        if self._storage.exists(path):
-            self._load()
-
-    def build(
-        self, table: Table, shard: int, shards: int, m: int, ef_construction: int, seed: int
-    ) -> int:
-        """Build from this shard's rows of the table, write the snapshot, return the size."""
-        import hnswlib
-
-        rows = table.arrow()
-        ids = rows["id"].to_numpy()
-        column = rows["vector"].combine_chunks()
-        vectors = column.flatten().to_numpy().reshape(len(ids), -1)
-        mine = ids % shards == shard
-        graph = hnswlib.Index(space="ip", dim=vectors.shape[1])
-        graph.init_index(
-            max(1, int(mine.sum())), M=m, ef_construction=ef_construction, random_seed=seed
-        )
-        # One thread: the graph that several build differs from run to run.
-        if mine.any():
-            graph.add_items(vectors[mine], ids[mine], num_threads=1)
-        with self._storage.new_dir(self._path) as folder:
-            graph.save_index(str(folder / _FILE))
-            (folder / "dim").write_text(str(vectors.shape[1]))
-        self._graph = graph
-        return int(mine.sum())
-
+    @property
     def size(self) -> int:
-        """Number of vectors held."""
-        return int(self._graph.element_count)
+        """Number of rows."""
+        return sum(one["rows"] for one in self._readers.ask("status", timeout_s=30.0).values())
 
-    def query(self, vectors: np.ndarray, k: int, ef: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """This shard's nearest: ids and inner products `(n, min(k, size))`."""
-        k = min(k, self.size())
-        if k == 0:
-            return np.empty((len(vectors), 0), np.int64), np.empty((len(vectors), 0), np.float32)
-        self._graph.set_ef(max(k, ef or _EF))
+    def query(
+        self,
+        vectors: Any,
+        k: int,
+        *,
+        ef: int | None = None,
+        filters: str | Sequence[str | None] | None = None,
+        partial: bool = False,
+        timeout_s: float = 30.0,
+    ) -> Found:
+        """The k nearest rows of each vector: one hop to each shard and back.
+
+        Args:
+            vectors: float32 `(n, dim)`, C-contiguous; other numbers and layouts are converted.
+            k: Neighbours wanted.
+            ef: Candidates looked at in each shard, k at least; by default what `tune` found.
+            filters: A predicate over `id` and the attributes, such as `"year >= 1990"`, or one
+                for each vector (None for all rows); see `raysys.index.FILTER_GRAMMAR`.
+            partial: If a shard has no replica that answers, do without it and say so, instead
+                of waiting for it.
+            timeout_s: How long to wait for a shard that is being restored.
+
+        Returns:
+            Ids int64 `(n, k)` and distances float32 `(n, k)`, nearest first, padded with -1 and
+            infinity where fewer than k rows exist or match; and the shards that are missing.
+
+        Raises:
+            DataError: Vectors or filters do not fit the index.
+            UnavailableError: A shard did not answer in time.
+        """
+        matrix = check_queries(vectors, self.settings)
+        if not isinstance(k, (int, np.integer)) or k < 1 or (ef is not None and ef < 1):
+            raise DataError(f"k and ef are positive integers; given: k={k!r}, ef={ef!r}")
+        if isinstance(filters, str):
+            filters = [filters] * len(matrix)
+        if filters is not None and len(filters) != len(matrix):
+            raise DataError(f"{len(filters)} filters for {len(matrix)} vectors: give one a vector")
+        if len(matrix) <= _CHUNK_QUERIES:
+            return self._query(matrix, k, ef, filters, partial, timeout_s)
+        parts = []
+        for start in range(0, len(matrix), _CHUNK_QUERIES):
+            some = slice(start, start + _CHUNK_QUERIES)
+            chosen = filters and filters[some]
+            parts.append(self._query(matrix[some], k, ef, chosen, partial, timeout_s))
+        missing = {shard for part in parts for shard in part.missing_shards}
+        return Found(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.distances for part in parts]),
+            tuple(sorted(missing)),
+        )
+
+    def _query(
+        self, matrix: np.ndarray, k: int, ef: int | None, filters: Sequence[str | None] | None,
+        partial: bool, timeout_s: float,
+    ) -> Found:  # fmt: skip
+        def ask(as_of: int | None = None, **which: Any) -> dict[int, Any]:
+            question = pickle.dumps((matrix, k, ef, filters, as_of), protocol=5)
+            answers = self._readers.ask("query", question, timeout_s=timeout_s, **which)
+            return {shard: pickle.loads(answer) for shard, answer in answers.items()}
+
+        for _ in range(_STALE_ATTEMPTS):
+            found = ask(partial=partial)
+            # A batch of changes reaches one shard before another: all answer as of the lowest
+            # version, which has reached them all.
+            oldest = min((version for version, _, _ in found.values()), default=0)
+            ahead = [shard for shard, (version, _, _) in found.items() if version > oldest]
+            try:
+                if ahead:
+                    found |= ask(oldest, shards=ahead)
+            except StaleError:
+                continue
+            missing = tuple(sorted(set(range(self.settings.shards)) - set(found)))
+            if not found:
+                found[0] = 0, *_nothing(len(matrix), k)
+            return Found(*merge([part[1:] for _, part in sorted(found.items())], k), missing)
+        raise UnavailableError(
+            f"index {self.name!r}: its shards did not agree on a version in {_STALE_ATTEMPTS} "
+            "attempts; ask again, with fewer vectors a call"
+        )
+
+    def matching(self, filter: str | None = None, limit: int = 1000) -> np.ndarray:
+        """Ids of up to `limit` rows that satisfy a filter (all by default), int64, ascending."""
+        found = self._readers.ask("matching", filter, limit, timeout_s=30.0)
+        return np.sort(np.concatenate(list(found.values())))[:limit]
+
+    def get(self, ids: Any) -> pa.Table:
+        """The rows among these ids that exist, in no order, as `raysys.index.rows` makes them."""
+        wanted = np.asarray(ids, np.int64).reshape(-1)
+        tables = []
+        for found, vectors, attributes in self._readers.ask("get", wanted, timeout_s=30.0).values():
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.settings.dim)
+            table = attributes.add_column(0, "id", pa.array(found))
+            tables.append(table.add_column(1, "vector", flat))
+        return pa.concat_tables(tables)
+
+    # --- changed ---
+
+    def upsert(self, rows: pa.Table) -> int:
+        """Add rows, and replace those whose ids are there: all of them or, after an error, none.
+
+        Args:
+            rows: As for `build`, with every attribute of the index.
+
+        Returns:
+            The version from which on they are seen: by every query that starts now.
+
+        Raises:
+            DataError: A row cannot be used; nothing has changed.
+            StorageError: The log cannot be written; nothing has changed.
+        """
+        ids, vectors, attributes = split_rows(rows, self.settings.metric)
+        if vectors.shape[1] != self.settings.dim:
+            raise DataError(
+                f"the index holds vectors of {self.settings.dim} numbers; given: {vectors.shape[1]}"
+            )
+        attributes = check_attributes(attributes, self.schema)
+        return self._commit(Batch(ids, vectors, attributes, np.empty(0, np.int64)))
+
+    def delete(self, ids: Any) -> int:
+        """Delete rows; ids that are not there do not matter.
+
+        Args:
+            ids: Integers `(n,)`.
+
+        Returns:
+            The version from which on they are gone.
+        """
+        given = np.asarray(ids)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise DataError(f"ids are integers (n,); given: {given.dtype} {given.shape}")
+        none = np.empty((0, self.settings.dim), np.float32)
+        empty = self.schema.empty_table()
+        ended = np.unique(given.astype(np.int64))
+        return self._commit(Batch(np.empty(0, np.int64), none, empty, ended))
+
+    def _commit(self, batch: Batch) -> int:
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        token = uuid.uuid4().hex
+        record = encode(batch, token)
         try:
-            ids, distances = self._graph.knn_query(vectors, k=k, num_threads=1)
-        except RuntimeError:
-            # By inner product some vectors may be nobody's neighbour; when k is near the size
-            # the graph then reaches fewer than k.
-            return self._exact(vectors, k)
-        return ids.astype(np.int64), 1.0 - distances
+            # Sent again, by the same token, if the writer dies on the way.
+            call = self._writer.commit.options(max_task_retries=-1)
+            return ray.get(call.remote(token, record))
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayActorError as error:
+            raise _not_there(self.name) from error
 
-    def _exact(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.array(self._graph.get_ids_list(), np.int64)
-        scores = vectors @ np.asarray(self._graph.get_items(ids), np.float32).T
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return ids[order], np.take_along_axis(scores, order, axis=1)
+    # --- looked after ---
 
-    def _load(self) -> None:
-        import hnswlib
+    def tune(
+        self, recall: float = 0.95, k: int = 10, queries: Any = None, *, rows: int = 500
+    ) -> Tuned:
+        """Set ef to the smallest value with which queries reach a recall.
 
-        folder = self._storage.fetch(self._path)
-        self._graph = hnswlib.Index(space="ip", dim=int((folder / "dim").read_text()))
-        self._graph.load_index(str(folder / _FILE))
+        Args:
+            recall: Share of the true k nearest that must be found, on average.
+            k: Neighbours wanted.
+            queries: float32 `(n, dim)`, vectors like those that will be asked for and that are
+                not in the index. By default `rows` of its own vectors, each moved half-way to
+                one of its ten nearest.
+            rows: See `queries`.
+
+        Raises:
+            DataError: No ef reaches it; the message says how far it got. ef stays what it was.
+        """
+        import ray
+
+        if queries is None:
+            queries = _tune.between(self, rows)
+        tuned = _tune.smallest_ef(self, check_queries(queries, self.settings), recall, k)
+        ray.get(self._writer.set_ef.remote(tuned.ef))
+        return tuned
+
+    def exact(self, vectors: Any, k: int) -> Found:
+        """The true k nearest, by comparing with every row: to measure recall with."""
+        matrix = check_queries(vectors, self.settings)
+        found = self._readers.ask("exact", matrix, k, timeout_s=600.0)
+        return Found(*merge([part for _, part in sorted(found.items())], k))
+
+    def sample(self, rows: int, seed: int = 0) -> np.ndarray:
+        """Vectors of about so many rows, float32 `(n, dim)`."""
+        each = -(-rows // self.settings.shards)
+        found = self._readers.ask("sample", each, seed, timeout_s=60.0)
+        return np.concatenate([part for _, part in sorted(found.items())])
+
+    def snapshot(self) -> int:
+        """Write a snapshot while the index goes on; its version. Old ones are pruned."""
+        import ray
+        from ray.exceptions import RayTaskError
+
+        try:
+            return ray.get(self._writer.snapshot.remote())
+        except RayTaskError as error:
+            raise error.cause from None
+
+    @staticmethod
+    def snapshots(name: str, storage: Storage, path: str | None = None) -> list[Snapshot]:
+        """The snapshots of an index's folder, oldest first."""
+        found = Files(storage, path or f"indexes/{name}").manifests()
+        return [Snapshot(one.version, one.rows, one.settings.shards) for one in found]
+
+    def compact(self) -> None:
+        """Rebuild the graphs without deleted rows now; it happens by itself, see `Settings`."""
+        import ray
+
+        ray.get(self._writer.compact.remote())
+
+    def status(self) -> dict[str, dict[str, int] | None]:
+        """Version, rows, pending rows and tombstones of each replica; None: it does not answer."""
+        import ray
+
+        found = ray.get(self._writer.status.remote())
+        return {f"{shard}.{number}": counts for (shard, number), counts in found.items()}
 
 
-def _kill(actor_name: str) -> None:
-    import ray
+def _not_there(name: str) -> UnavailableError:
+    running = ", ".join(_names.indexes()) or "none"
+    return UnavailableError(
+        f"no index {name!r} runs on this cluster (there are: {running}). Start it with "
+        "VectorIndex.build or VectorIndex.restore"
+    )
 
-    try:
-        ray.kill(ray.get_actor(actor_name, namespace=NAMESPACE))
-    except ValueError:
-        return  # there is none
+
+def _nothing(rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.full((rows, k), -1), np.full((rows, k), np.inf, np.float32)

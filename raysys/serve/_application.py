@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,12 +112,3 @@ def examples_of(
             "example={action: batch}"
         )
     return dict(example or {})
-
-
-def raise_priority() -> None:
-    """Let this process answer before bulk work on its node, if the system permits it.
-
-    Ray starts workers at niceness 15, so all that is not Ray's on the machine goes first.
-    """
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, 0)

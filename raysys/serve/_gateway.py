@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysys.cluster import raise_priority
 from raysys.errors import RaysysError
-from raysys.serve._application import GATEWAY_NAME, GATEWAY_NAMESPACE, raise_priority
+from raysys.serve._application import GATEWAY_NAME, GATEWAY_NAMESPACE
 from raysys.serve._haproxy import HAProxy, new_token
 from raysys.serve._haproxy_config import SLOTS, Backend, Front, Key
 from raysys.serve._keys import read_keys

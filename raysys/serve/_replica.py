@@ -14,9 +14,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from raysys.cluster import raise_priority
 from raysys.errors import RaysysError
 from raysys.serve._answers import Answers, answers_of
-from raysys.serve._application import raise_priority
 from raysys.serve._batcher import Batcher, RequestContext, requests_running
 from raysys.serve._gateway import ANNOUNCE_S, Announcement, gateway
 from raysys.serve._metrics import Metrics

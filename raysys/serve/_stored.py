@@ -1,4 +1,4 @@
-"""Nodes over stored models and over indexes."""
+"""Nodes over stored models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.errors import DataError, StorageError
-from raysys.index import VectorIndex
 from raysys.models import ModelStore
 from raysys.serve._lazy import Lazy
 
@@ -65,24 +64,6 @@ class _Stored(Lazy):
             model, *args = self._args
             self._made = self._make(model.fetch(self._storage), *args, **self._kwargs)
         return self._made
-
-
-class IndexSearch:
-    """Nearest neighbours as a node: `Lazy(IndexSearch, name, shards, k)`."""
-
-    def __init__(self, name: str, shards: int, k: int) -> None:
-        """Connect to a running index.
-
-        Args:
-            name: Of the index.
-            shards: How many it has.
-            k: Neighbours of each vector.
-        """
-        self._index, self._k = VectorIndex.connect(name, shards), k
-
-    def __call__(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids `(n, k)` int64 and distances `(n, k)` float32 of vectors `(n, dim)` float32."""
-        return self._index.query(vectors, self._k)
 
 
 class ModelPool:

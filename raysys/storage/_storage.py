@@ -88,6 +88,7 @@ class Storage:
                     if file.is_file():
                         _flush(file)
                 _replace_dir(staged, final)
+                _flush(final.parent)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
             return
@@ -113,6 +114,7 @@ class Storage:
                 staged.write_bytes(data)
                 _flush(staged)
                 staged.replace(final)
+                _flush(final.parent)
             finally:
                 staged.unlink(missing_ok=True)
             return
@@ -133,6 +135,40 @@ class Storage:
         filesystem, base = self._remote(path)
         with filesystem.open_input_stream(base) as stream:
             return bytes(stream.read())
+
+    def names(self, path: str) -> list[str]:
+        """Names of the files and folders below a folder, sorted; none if there is no such folder.
+
+        A folder among them may be unfinished on an object store: ask `exists`.
+        """
+        if self.is_local:
+            folder = Path(self.uri(path))
+            found = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+            return sorted(name for name in found if not name.startswith("."))
+        from pyarrow import fs
+
+        filesystem, base = self._remote(path)
+        entries = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True))
+        return sorted(entry.base_name for entry in entries if entry.base_name != _COMPLETE)
+
+    def remove(self, path: str) -> None:
+        """Remove a file or folder; readers that have it open keep it on a local file system."""
+        if self.is_local:
+            final = Path(self.uri(path))
+            if final.is_dir():
+                aside = final.parent / f".{final.name}.{uuid.uuid4().hex}.old"
+                final.rename(aside)
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                final.unlink(missing_ok=True)
+            return
+        filesystem, base = self._remote(path)
+        if filesystem.get_file_info(base).is_file:
+            filesystem.delete_file(base)
+            return
+        if filesystem.get_file_info(f"{base}/{_COMPLETE}").is_file:
+            filesystem.delete_file(f"{base}/{_COMPLETE}")
+        filesystem.delete_dir_contents(base, missing_dir_ok=True)
 
     def fetch(self, path: str) -> Path:
         """A local path with the content of a finished artefact; a copy if the root is remote.
@@ -166,10 +202,13 @@ class Storage:
         return filesystem, f"{base.rstrip('/')}/{path}"
 
 
-def _flush(file: Path) -> None:
-    """Force a file to disk: a rename must never overtake the content."""
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
+def _flush(path: Path) -> None:
+    """Force a file or a folder's entries to disk: a rename must never overtake the content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _replace_dir(staged: Path, final: Path) -> None:

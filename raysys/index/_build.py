@@ -1,0 +1,255 @@
+"""Building an index from rows, and starting one from its folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from raysys.errors import DataError, ResourceError, StorageError
+from raysys.index import _names
+from raysys.index._files import Manifest
+from raysys.index._graph import memory_bytes
+from raysys.index._types import Settings, shard_of, split_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+
+    from raysys.data import Table
+    from raysys.index._files import Files
+
+_ROWS_PER_SHARD = 50_000
+_SAY_S = 10.0
+_CPUS = 0.1  # an actor works when it is asked; a reserved CPU would starve tasks
+_THREADS = 16
+_log = logging.getLogger("raysys.index")
+
+
+def build(name: str, rows: Table | pa.Table, files: Files, given: Mapping[str, Any]) -> Manifest:
+    """Check the rows, build the shards of an index and start all of its actors."""
+    import ray
+
+    if not name or ":" in name:
+        raise DataError(f"index name {name!r}: give one without `:`")
+    blocks = [ray.put(rows)] if isinstance(rows, pa.Table) else list(rows.blocks)
+    counts = [len(rows)] if isinstance(rows, pa.Table) else [meta.rows for meta in rows.metas]
+    total = sum(counts)
+    if total == 0:
+        raise DataError("an index is built from at least one vector; the table has no rows")
+    dim = _dim(rows.schema)
+    try:
+        settings = Settings(
+            **{
+                **given,
+                "dim": dim,
+                "shards": given["shards"] or _default_shards(total),
+                "replicas": given["replicas"] or (2 if _nodes() > 1 else 1),
+            }
+        )
+    except ValidationError as error:
+        raise DataError(f"settings of index {name!r}: {error}") from error
+    schema = pa.schema([field for field in rows.schema if field.name not in ("id", "vector")])
+    schema = schema.remove_metadata()
+    _check_memory(name, total, settings)
+    # Rows that cannot be used end it here, while an index of this name still answers.
+    pieces = _split(blocks, settings, schema)
+    _names.end(name)
+    version = files.last_version() + 1
+    handles = [_start_replica(name, files, shard, 0, version) for shard in range(settings.shards)]
+    try:
+        builds = [
+            handle.build.options(max_task_retries=3).remote(settings, schema, pieces[shard])
+            for shard, handle in enumerate(handles)
+        ]
+        sizes = _wait(name, handles, builds, total)
+        versions = (version,) * settings.shards
+        folder = f"{version:020d}"
+        manifest = Manifest(folder, version, versions, sum(sizes), settings, schema)
+        files.commit(manifest)
+        ray.get([handle.start.remote() for handle in handles])
+        _start_others(name, files, manifest)
+    except BaseException:
+        _names.end(name)
+        raise
+    files.prune(settings.keep_snapshots)
+    return manifest
+
+
+def restore(
+    name: str, files: Files, version: int | None, shards: int | None, replicas: int | None
+) -> Manifest:
+    """Start an index from its folder."""
+    import ray
+
+    manifest = files.manifest(version)
+    if manifest is None:
+        there = [one.version for one in files.manifests()]
+        raise StorageError(
+            f"no snapshot {'' if version is None else version} of index {name!r} at "
+            f"{files.storage.uri(files.path)}; there are: {there or 'none'}"
+        )
+    last = files.last_version()
+    upto = last if version is None else version
+    settings = manifest.settings
+    if shards in (None, settings.shards) and (version is None or version == last):
+        wanted = settings.model_copy(update={"replicas": replicas or settings.replicas})
+        if wanted != settings:
+            manifest = Manifest(**{**vars(manifest), "settings": wanted})
+            files.commit(manifest)
+        _names.end(name)
+        for shard in range(settings.shards):
+            _start_replica(name, files, shard, 0, 0)
+        _start_others(name, files, manifest)
+        return manifest
+    # Its log must not grow while it is read.
+    _names.end(name)
+    read = ray.remote(type(files).read_rows).options(name=f"restore:{name}")
+    parts = [read.remote(files, manifest, shard, upto) for shard in range(settings.shards)]
+    rows = pa.concat_tables(ray.get(parts))
+    given = settings.model_dump() | {
+        "shards": shards or settings.shards,
+        "replicas": replicas or settings.replicas,
+    }
+    return build(name, rows, files, given)
+
+
+def _dim(schema: pa.Schema) -> int:
+    # Types are checked where the rows are; here the length alone is of interest.
+    split_rows(schema.empty_table(), "ip")
+    return schema.field("vector").type.list_size
+
+
+def _default_shards(rows: int) -> int:
+    import ray
+
+    cores = int(min(ray.cluster_resources().get("CPU", 1), _nodes() * (os.cpu_count() or 1)))
+    return max(1, min(cores, rows // _ROWS_PER_SHARD))
+
+
+def _nodes() -> int:
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+def _check_memory(name: str, rows: int, settings: Settings) -> None:
+    import ray
+
+    needed = settings.replicas * memory_bytes(rows, settings)
+    have = ray.cluster_resources().get("memory", float("inf"))
+    _log.info(
+        "index %r: %d rows of %d numbers in %d shards, %d replicas, will take about %.1f MiB",
+        name, rows, settings.dim, settings.shards, settings.replicas, needed / 2**20,
+    )  # fmt: skip
+    if needed > have:
+        raise ResourceError(
+            f"index {name!r} needs about {needed / 2**30:.1f} GiB of memory ({rows} rows of "
+            f"{settings.dim} numbers, m={settings.m}, {settings.replicas} replicas); the cluster "
+            f"has {have / 2**30:.1f} GiB. Use fewer replicas, a smaller m, or more nodes"
+        )
+
+
+def _split(
+    blocks: Sequence[ObjectRef], settings: Settings, schema: pa.Schema
+) -> list[list[ObjectRef]]:
+    """References to each shard's rows, in pieces, checked in tasks."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    shards = settings.shards
+    task = ray.remote(_split_block).options(name="split", num_returns=shards + 1)
+    made = [task.remote(block, settings, schema) for block in blocks]
+    try:
+        ids = ray.get([one[shards] for one in made])
+    except RayTaskError as error:
+        raise error.cause from None
+    if len(ids) > 1:
+        ray.get(ray.remote(_check_unique).remote(*[one[shards] for one in made]))
+    return [[one[shard] for one in made] for shard in range(shards)]
+
+
+def _split_block(block: pa.Table, settings: Settings, schema: pa.Schema) -> Any:
+    """A block's rows for each shard, and its ids."""
+    ids, vectors, attributes = split_rows(block, settings.metric)
+    if vectors.shape[1] != settings.dim:
+        raise DataError(f"vectors of {vectors.shape[1]} and of {settings.dim} numbers in one table")
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), settings.dim)
+    table = attributes.cast(schema).add_column(0, "id", pa.array(ids)).add_column(1, "vector", flat)
+    shards = shard_of(ids, settings.shards)
+    pieces = [table.take(np.flatnonzero(shards == one)) for one in range(settings.shards)]
+    return *pieces, ids
+
+
+def _start_replica(name: str, files: Files, shard: int, number: int, version: int) -> ActorHandle:
+    import ray
+
+    from raysys.index._replica import Replica
+
+    options = {
+        "name": _names.replica_name(name, shard, number),
+        "namespace": _names.NAMESPACE,
+        "lifetime": "detached",
+        "max_restarts": -1,
+        "max_concurrency": _THREADS,
+        "num_cpus": _CPUS,
+        # Replicas of a shard on different nodes, where there are several.
+        "scheduling_strategy": "SPREAD",
+    }
+    made = ray.remote(Replica).options(**options)
+    return made.remote(name, files.storage, files.path, shard, number, version)
+
+
+def _start_others(name: str, files: Files, manifest: Manifest) -> None:
+    """Start the further replicas and the writer, and wait until they are there."""
+    import ray
+
+    from raysys.index._writer import Writer
+
+    settings = manifest.settings
+    handles = [
+        _start_replica(name, files, shard, number, 0)
+        for shard in range(settings.shards)
+        for number in range(1, settings.replicas)
+    ]
+    first = [_names.actor(_names.replica_name(name, shard, 0)) for shard in range(settings.shards)]
+    writer = ray.remote(Writer).options(
+        name=_names.writer_name(name), namespace=_names.NAMESPACE, lifetime="detached",
+        max_restarts=-1, max_concurrency=1000, num_cpus=_CPUS,
+    )  # fmt: skip
+    made = writer.remote(name, files.storage, files.path)
+    ray.get([handle.status.remote() for handle in (*first, *handles)])
+    ray.get(made.status.remote())
+
+
+def _wait(
+    name: str, handles: Sequence[ActorHandle], builds: Sequence[ObjectRef], total: int
+) -> list[int]:
+    """The shards' sizes, when they are built; says meanwhile how far they are."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    started, left = time.monotonic(), list(builds)
+    while left:
+        _, left = ray.wait(left, num_returns=len(left), timeout=_SAY_S)
+        if left:
+            done = sum(ray.get([handle.progress.remote() for handle in handles]))
+            seconds = time.monotonic() - started
+            print(f"index {name}: {done:,} of {total:,} rows after {seconds:.0f} s", flush=True)
+    try:
+        return ray.get(list(builds))
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def _check_unique(*ids: np.ndarray) -> None:
+    from raysys.index._types import check_ids
+
+    check_ids(np.concatenate(ids))

@@ -1,0 +1,206 @@
+"""The actor that holds one shard and answers for it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from raysys.cluster import raise_priority
+from raysys.index._files import Files
+from raysys.index._held import HeldShard
+from raysys.index._metrics import Metrics
+from raysys.index._names import actor, writer_name
+from raysys.index._shard import Shard
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import pyarrow as pa
+
+    from raysys.index._types import Settings
+    from raysys.storage import Storage
+
+_REPORT_S, _RETRY_S = 2.0, 1.0
+_log = logging.getLogger("raysys.index")
+
+
+class Replica:
+    """One of the actors that hold the same shard.
+
+    It starts from the last snapshot and the log, and tells the writer before it answers: from
+    then on no change is acknowledged that it does not hold.
+    """
+
+    def __init__(
+        self, name: str, storage: Storage, path: str, shard: int, number: int, version: int
+    ) -> None:
+        """Load the shard, unless the snapshot is still to be built.
+
+        Args:
+            name: Of the index.
+            storage: Where its folder is.
+            path: Of the folder.
+            shard: Number of the shard.
+            number: Of the replica.
+            version: Of the snapshot that the index began with; `build` makes it.
+        """
+        raise_priority()
+        self._name, self._shard, self._number, self._version = name, shard, number, version
+        self._files = Files(storage, path)
+        self._metrics = Metrics(name, shard, number)
+        self._progress = 0
+        self._held: HeldShard | None = None
+        self._come_back()
+        threading.Thread(target=self._report, name="metrics", daemon=True).start()
+
+    def _come_back(self) -> None:
+        """Load the shard and join, however often it takes: Ray gives up an actor that raises."""
+        while True:
+            try:
+                manifest = self._files.manifest()
+                if manifest is not None and manifest.version >= self._version:
+                    self._held = HeldShard(self._files, self._shard)
+                    self._join()
+                return
+            except Exception:
+                _log.exception("shard %d cannot be loaded; it is tried again", self._shard)
+                time.sleep(_RETRY_S)
+
+    def build(self, settings: Settings, schema: pa.Schema, pieces: Sequence[Any]) -> int:
+        """Build the shard from references to its rows and write its part of the snapshot.
+
+        Returns:
+            Number of rows.
+        """
+        import pyarrow as pa
+        import ray
+
+        from raysys.index._types import split_rows
+
+        table = pa.concat_tables(ray.get(list(pieces))).combine_chunks()
+        ids, vectors, attributes = split_rows(table, settings.metric)
+        del table
+
+        def progress(rows: int) -> None:
+            self._progress = rows
+
+        if len(ids):
+            shard = Shard.build(settings, ids, vectors, attributes, self._version, progress)
+        else:
+            shard = Shard.empty(settings, schema, self._version)
+        folder = f"{self._version:020d}"
+        shard.capture(lambda state: self._files.write_shard(folder, self._shard, state))
+        self._built = shard
+        return len(ids)
+
+    def progress(self) -> int:
+        """Rows that `build` has put into the graph."""
+        return self._progress
+
+    def start(self) -> None:
+        """Take what was built into service, once the snapshot is complete."""
+        if self._held is None:
+            self._held = HeldShard(self._files, self._shard, self._built)
+            del self._built
+
+    def query(self, question: bytes) -> bytes:
+        """This shard's nearest: arguments and answer of `Shard.search`, pickled.
+
+        Ray passes bytes on as they are, which saves a quarter of a millisecond a hop.
+        """
+        started = time.perf_counter()
+        vectors, *others = pickle.loads(question)
+        found = self._shard_held.search(vectors, *others)
+        self._metrics.query(len(vectors), time.perf_counter() - started)
+        return pickle.dumps(found, protocol=5)
+
+    def exact(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """This shard's true nearest."""
+        return self._shard_held.exact(vectors, k)
+
+    def matching(self, text: str | None, limit: int) -> np.ndarray:
+        """Ids of up to `limit` rows that satisfy a filter."""
+        return self._shard_held.matching(text, limit)
+
+    def get(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, pa.Table]:
+        """Rows by id."""
+        return self._shard_held.get(ids)
+
+    def sample(self, rows: int, seed: int) -> np.ndarray:
+        """Vectors of some rows."""
+        return self._shard_held.sample(rows, seed)
+
+    def apply(self, version: int, record: bytes) -> int:
+        """Apply a record of the log; tell how many rows wait beside the graph."""
+        held = self._service()
+        held.apply(version, record)
+        return held.shard.pending
+
+    def catch_up(self, version: int) -> None:
+        """Apply what the log holds up to a version."""
+        self._service().catch_up(version)
+
+    def set_ef(self, ef: int) -> None:
+        """Look at so many candidates by default."""
+        shard = self._shard_held
+        shard.settings = shard.settings.model_copy(update={"ef": ef})
+
+    def snapshot(self, folder: str) -> tuple[int, int]:
+        """Write this shard's part of a snapshot; tell its version and number of rows."""
+        told = []
+
+        def write(state: Any) -> None:
+            self._files.write_shard(folder, self._shard, state)
+            told.append((state.version, len(state.ids) - len(state.deleted)))
+
+        self._shard_held.capture(write)
+        return told[0]
+
+    def compact(self) -> None:
+        """Rebuild the graph without its tombstones now."""
+        self._shard_held.compact()
+
+    def status(self) -> dict[str, int]:
+        """Counts of this shard."""
+        shard = self._shard_held
+        return {
+            "version": shard.version,
+            "rows": shard.size,
+            "pending": shard.pending,
+            "tombstones": shard.tombstones,
+        }
+
+    @property
+    def _shard_held(self) -> Shard:
+        return self._service().shard
+
+    def _service(self) -> HeldShard:
+        if self._held is None:
+            raise RuntimeError("the index is still being built")
+        return self._held
+
+    def _join(self) -> None:
+        """Tell the writer, then take what was acknowledged until it listened."""
+        import ray
+
+        with contextlib.suppress(ValueError):  # no writer: nothing changes
+            writer = actor(writer_name(self._name))
+            self._service().catch_up(
+                ray.get(writer.join.options(max_task_retries=-1).remote(self._shard, self._number))
+            )
+
+    def _report(self) -> None:
+        """Metrics; and a word to the writer, which may have been restarted or given us up."""
+        while True:
+            time.sleep(_REPORT_S)
+            try:
+                if self._held:
+                    self._metrics.state(self.status())
+                    self._join()
+            except Exception:
+                _log.exception("replica %d.%d could not report", self._shard, self._number)

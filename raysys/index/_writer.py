@@ -1,0 +1,258 @@
+"""The actor that orders an index's changes and makes them durable."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+from raysys.cluster import raise_priority
+from raysys.errors import StorageError
+from raysys.index import _record
+from raysys.index._files import Files, Manifest
+from raysys.index._names import actor, replica_name
+
+if TYPE_CHECKING:
+    from raysys.storage import Storage
+
+_PUSH_TIMEOUT_S = 60.0
+_REMEMBERED_TOKENS = 100_000
+_REMEMBERED_BYTES = 64 << 20
+_SNAPSHOT_AFTER_RECORDS = 10_000
+# Rows beside the graph are compared with every query: beyond so many, writers wait for merging.
+_PENDING_ROWS, _WAIT_S_PER_ROW, _MAX_WAIT_S = 20_000, 2e-4, 5.0
+_log = logging.getLogger("raysys.index")
+
+
+class Writer:
+    """Takes changes one after the other: into the log, then to every replica, then acknowledged.
+
+    What waits while a record is written goes into the next one together. A change is visible to
+    readers only after it is in the log, and acknowledged only when each replica that answers
+    holds it; a replica that fails is left out until it has caught up and joins again. A client
+    whose call was cut off sends its batch again under the same token and is told the version
+    that it had.
+    """
+
+    def __init__(self, name: str, storage: Storage, path: str) -> None:
+        raise_priority()
+        self._name, self._files = name, Files(storage, path)
+        manifest = self._files.manifest()
+        if manifest is None:
+            raise StorageError(f"there is no complete snapshot below {storage.uri(path)}")
+        self._manifest = manifest
+        self._version = manifest.version
+        self._tokens: collections.OrderedDict[str, int] = collections.OrderedDict()
+        self._recent: collections.deque[tuple[int, bytes]] = collections.deque()
+        self._recent_bytes = self._bytes_since = self._records_since = 0
+        for version in self._files.log_versions():
+            record = self._files.record(version) if version > min(manifest.shard_versions) else None
+            if record is not None:
+                self._remember(version, record)
+        settings = manifest.settings
+        self._replicas = {
+            (shard, number): actor(replica_name(name, shard, number))
+            for shard in range(settings.shards)
+            for number in range(settings.replicas)
+        }
+        self._live = set(self._replicas)
+        self._waiting: list[tuple[str, bytes, asyncio.Future[int]]] = []
+        self._committing: asyncio.Task[None] | None = None
+        self._recovering, self._is_recovered = asyncio.Lock(), False
+        self._snapshotting = asyncio.Lock()
+        self._news = asyncio.Condition()
+
+    async def describe(self) -> tuple[Files, Manifest]:
+        """Where the index is kept, and what it is as of its last snapshot."""
+        return self._files, self._manifest
+
+    async def commit(self, token: str, record: bytes) -> int:
+        """Apply a batch that `_record.encode` made; its version, once it is safe and visible."""
+        async with self._recovering:
+            await self._recover()
+        known = self._tokens.get(token)
+        if known is not None:
+            if known == self._version and self._committing:
+                await asyncio.shield(self._committing)
+            return known
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append((token, record, done))
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_all())
+        return await done
+
+    async def join(self, shard: int, number: int) -> int:
+        """Count a replica in again; the version that it must have before it answers."""
+        self._live.add((shard, number))
+        return self._version
+
+    async def changes(self, after: int, wait_s: float) -> list[tuple[int, bytes]] | None:
+        """The records after a version; waits for one. None: read the folder, they are too old."""
+        if self._version <= after:
+            async with self._news:
+                try:
+                    await asyncio.wait_for(self._news.wait(), wait_s)
+                except TimeoutError:
+                    return []
+        found = [one for one in self._recent if one[0] > after]
+        return found if found and found[0][0] == after + 1 else None
+
+    async def set_ef(self, ef: int) -> None:
+        """Let every replica look at so many candidates, now and after a restart."""
+        settings = self._manifest.settings.model_copy(update={"ef": ef})
+        self._manifest = dataclasses.replace(self._manifest, settings=settings)
+        await asyncio.to_thread(self._files.commit, self._manifest)
+        await self._tell_all("set_ef", ef)
+
+    async def compact(self) -> None:
+        """Rebuild every replica's graph without its tombstones."""
+        await self._tell_all("compact", timeout_s=None)
+
+    async def snapshot(self) -> int:
+        """Write a snapshot while the index goes on; the version that it restores."""
+        async with self._snapshotting:
+            if self._manifest.version == self._version:
+                return self._version
+            folder, shards = f"{self._version:020d}", self._manifest.settings.shards
+            written = await asyncio.gather(
+                *(self._snapshot_shard(folder, shard) for shard in range(shards))
+            )
+            # A replica that dies now may have written; only the manifest makes it count.
+            self._manifest = dataclasses.replace(
+                self._manifest,
+                folder=folder,
+                version=max(version for version, _ in written),
+                shard_versions=tuple(version for version, _ in written),
+                rows=sum(rows for _, rows in written),
+            )
+            await asyncio.to_thread(self._files.commit, self._manifest)
+            self._bytes_since = self._records_since = 0
+            await asyncio.to_thread(self._files.prune, self._manifest.settings.keep_snapshots)
+            return self._manifest.version
+
+    async def status(self) -> dict[tuple[int, int], dict[str, int] | None]:
+        """Counts of each replica, None of one that does not answer."""
+        found = await asyncio.gather(
+            *(self._ask(key, "status", timeout_s=5.0) for key in self._replicas),
+            return_exceptions=True,
+        )
+        return {
+            key: None if isinstance(one, BaseException) else one
+            for key, one in zip(self._replicas, found, strict=True)
+        }
+
+    # --- the loop of commits ---
+
+    async def _recover(self) -> None:
+        """The last record of a writer that died may not have reached every replica."""
+        if not self._is_recovered:
+            keys = sorted(self._live)
+            found = await asyncio.gather(
+                *(self._ask(key, "catch_up", self._version) for key in keys),
+                return_exceptions=True,
+            )
+            for key, one in zip(keys, found, strict=True):
+                if isinstance(one, BaseException):
+                    await self._leave_out(key, one)
+            self._is_recovered = True
+
+    async def _commit_all(self) -> None:
+        while self._waiting:
+            taken, self._waiting = self._waiting, []
+            try:
+                version = self._version + 1
+                record = b"".join(record for _, record, _ in taken)
+                await asyncio.to_thread(self._files.write_record, version, record)
+                self._remember(version, record)  # from here on a joining replica must have it
+                pending = await self._push(version, record)
+                for _, _, done in taken:
+                    if not done.cancelled():
+                        done.set_result(version)
+                async with self._news:
+                    self._news.notify_all()
+                await self._maybe_wait(pending)
+            except Exception as error:
+                _log.exception("a batch of changes could not be logged")
+                for _, _, done in taken:
+                    if not done.done():
+                        done.set_exception(
+                            StorageError(f"the index's log cannot be written, nothing has "
+                                         f"changed: {error}")
+                        )  # fmt: skip
+        self._committing = None
+
+    async def _push(self, version: int, record: bytes) -> int:
+        """Send a record to all that answer; the most rows that wait beside a graph."""
+        keys = sorted(self._live)
+        found = await asyncio.gather(
+            *(self._ask(key, "apply", version, record) for key in keys), return_exceptions=True
+        )
+        pending = 0
+        for key, one in zip(keys, found, strict=True):
+            if isinstance(one, BaseException):
+                await self._leave_out(key, one)
+            else:
+                pending = max(pending, one)
+        return pending
+
+    async def _leave_out(self, key: tuple[int, int], error: BaseException) -> None:
+        """Go on without a replica; it must not answer before it has joined again."""
+        import ray
+
+        self._live.discard(key)
+        _log.warning("replica %d.%d is left out until it joins again (%r)", *key, error)
+        if not isinstance(error, ray.exceptions.RayActorError):
+            # It lives, and would answer without this change.
+            ray.kill(self._replicas[key], no_restart=False)
+
+    async def _maybe_wait(self, pending: int) -> None:
+        if pending > _PENDING_ROWS:
+            await asyncio.sleep(min(_MAX_WAIT_S, (pending - _PENDING_ROWS) * _WAIT_S_PER_ROW))
+        since = self._bytes_since, self._records_since
+        limits = self._manifest.settings.snapshot_after_bytes, _SNAPSHOT_AFTER_RECORDS
+        if any(one >= limit for one, limit in zip(since, limits, strict=True)):
+            self._bytes_since = self._records_since = 0
+            self._background = asyncio.create_task(self._try_snapshot())
+
+    async def _try_snapshot(self) -> None:
+        try:
+            await self.snapshot()
+        except Exception:
+            _log.exception("a snapshot failed; the log keeps all changes, the next one follows")
+
+    async def _snapshot_shard(self, folder: str, shard: int) -> tuple[int, int]:
+        last: BaseException | None = None
+        for key in sorted(self._live):
+            if key[0] == shard:
+                try:
+                    return await self._ask(key, "snapshot", folder, timeout_s=None)
+                except Exception as error:
+                    last = error
+        raise StorageError(f"shard {shard} has no replica that can write a snapshot") from last
+
+    async def _tell_all(self, method: str, *args: Any, timeout_s: float | None = 60.0) -> None:
+        await asyncio.gather(
+            *(self._ask(key, method, *args, timeout_s=timeout_s) for key in sorted(self._live))
+        )
+
+    async def _ask(
+        self, key: tuple[int, int], method: str, *args: Any,
+        timeout_s: float | None = _PUSH_TIMEOUT_S,
+    ) -> Any:  # fmt: skip
+        called = getattr(self._replicas[key], method).remote(*args)
+        return await asyncio.wait_for(asyncio.wrap_future(called.future()), timeout_s)
+
+    def _remember(self, version: int, record: bytes) -> None:
+        self._version = max(self._version, version)
+        for token in _record.tokens(record):
+            self._tokens[token] = version
+        while len(self._tokens) > _REMEMBERED_TOKENS:
+            self._tokens.popitem(last=False)
+        self._recent.append((version, record))
+        self._recent_bytes += len(record)
+        self._bytes_since += len(record)
+        self._records_since += 1
+        while self._recent_bytes > _REMEMBERED_BYTES and len(self._recent) > 1:
+            self._recent_bytes -= len(self._recent.popleft()[1])
