@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field
 
 from jobs.film_etl import NOW, TEST
 from jobs.film_features import FilmFeatures
-from jobs.film_retrieval import CANDIDATES, build_towers, candidates
+from jobs.film_retrieval import CANDIDATES, build_towers, candidates, index_search
 from raysys.evaluate import ndcg, recall, top_k
-from raysys.serve import Graph, IndexSearch, Lazy, from_store
+from raysys.serve import Graph, Lazy, from_store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,7 +82,7 @@ class FilmGraph:
         self.known = FilmFeatures(ratings, self._films, people, part)
         parameters = torch.load(model / "towers.pt", weights_only=True)
         self._towers, self._rated = build_towers(self._films, parameters), rated
-        self._search = IndexSearch(index, CANDIDATES)
+        self._search = index_search(index)
         self._ranker = xgboost.Booster(model_file=model / "ranker.ubj")
         self._ranker.set_param({"nthread": 1})
         self._popular = self.known.popular()[:CANDIDATES]
@@ -122,7 +122,7 @@ class FilmGraph:
         count, width, _ = features.shape
         scores = self._ranker.inplace_predict(features.reshape(count * width, -1))
         scores = np.where((person >= 0)[:, None], scores.reshape(count, width), -np.arange(width))
-        scores = np.where(np.isneginf(found), -np.inf, scores)  # known films that came along
+        scores = np.where(np.isneginf(found), -np.inf, scores)  # fewer films than candidates
         order = top_k(scores, width)
         return np.take_along_axis(films, order, axis=1), np.take_along_axis(scores, order, axis=1)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jobs.two_tower import Towers, film_content
 from raysys.evaluate import top_k
+from raysys.index import rows
+from raysys.serve import IndexSearch
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
     from raysys.train import Parameters
 
 CANDIDATES = 100
-# Queries float32 (n, dim) and k to ids int64 (n, k) and scores float32 (n, k), best first.
-Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+# Queries float32 (n, dim), and films to leave out for each, to the best other films int64
+# (n, CANDIDATES) and their scores float32, best first; -inf where there are no more films.
+Search = Callable[[np.ndarray, Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]
 
 
 def build_towers(films: pa.Table, parameters: Parameters) -> Towers:
@@ -32,31 +35,41 @@ def build_towers(films: pa.Table, parameters: Parameters) -> Towers:
 
 def film_vectors(films: Table, parameters: Parameters) -> pa.Table:
     """What the index is built from: `id`, the film's row, and `vector`."""
-    import pyarrow as pa
-
     vectors = build_towers(films.arrow(), parameters).index_vectors()
-    flat = pa.array(vectors.ravel())
-    return pa.table(
-        {
-            "id": np.arange(len(vectors)),
-            "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
-        }
-    )
+    return rows(np.arange(len(vectors)), vectors)
+
+
+def index_search(name: str) -> Search:
+    """Search by a running index of the films' vectors."""
+    find = IndexSearch(name, CANDIDATES)
+
+    def search(
+        queries: np.ndarray, left_out: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        filters = [f"id not in {films.tolist()}" if len(films) else "True" for films in left_out]
+        films, distances = find.filtered(queries, np.array(filters, object))
+        return films, 1 - distances
+
+    return search
 
 
 def exact_search(vectors: np.ndarray) -> Search:
     """Search over all vectors, by a matrix product."""
 
-    def search(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        queries: np.ndarray, left_out: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
         scores = queries @ vectors.T
-        order = top_k(scores, k)
+        for row, films in enumerate(left_out):
+            scores[row, films] = -np.inf
+        order = top_k(scores, CANDIDATES)
         return order, np.take_along_axis(scores, order, axis=1)
 
     return search
 
 
 def candidates(
-    known: FilmFeatures, towers: Towers, search: Search, rows: np.ndarray, *, rated: bool
+    known: FilmFeatures, towers: Towers, search: Search, people: np.ndarray, *, rated: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best films for each person by the towers, without those known to them.
 
@@ -64,16 +77,11 @@ def candidates(
         known: People and films up to a cut.
         towers: The trained towers.
         search: Over the films' vectors.
-        rows: int64 `(n,)`, people.
+        people: int64 `(n,)`, rows of people.
         rated: Leave out all that a person has rated, else only their favourites.
 
     Returns:
         Films int64 `(n, CANDIDATES)` and scores float32 of the same shape, best first.
     """
-    left_out = [known.known_films(row, rated=rated) for row in rows]
-    most = max((len(films) for films in left_out), default=0)
-    found, scores = search(towers.query_vectors(known.history[rows]), CANDIDATES + most)
-    for row, films in enumerate(left_out):
-        scores[row, np.isin(found[row], films)] = -np.inf
-    order = top_k(scores, CANDIDATES)
-    return np.take_along_axis(found, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    left_out = [known.known_films(person, rated=rated) for person in people]
+    return search(towers.query_vectors(known.history[people]), left_out)

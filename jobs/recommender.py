@@ -57,7 +57,7 @@ class Config(BaseModel):
     epochs: int = Field(5, ge=1, description="of the two towers")
     retrieval_trials: int = Field(4, ge=1, description="budget of the towers' search")
     ranker_trials: int = Field(8, ge=1, description="budget of the ranker's search")
-    shards: int = Field(2, ge=1, description="of the index")
+    shards: int | None = Field(None, ge=1, description="of the index; chosen by its size")
     compare: bool = Field(False, description="train the peers too: popularity and tuned ALS")
     serve: bool = Field(True, description="leave an HTTP endpoint")
     host: str = Field("127.0.0.1", description="interface of the endpoint; 0.0.0.0 is all")
@@ -195,9 +195,12 @@ def store_model(run: Run, tables: Tables, towers: train.Fitted, ranker: bytes) -
 
 
 def build_index(run: Run, config: Config, tables: Tables, towers: train.Fitted) -> VectorIndex:
-    """Index the films' vectors on shard actors."""
+    """Index the films' vectors on actors."""
     vectors = Table.load(film_retrieval.film_vectors, tables["films"], towers.parameters())
-    return VectorIndex.build(f"{run.id}/films", vectors, run.folder, "index", shards=config.shards)
+    name, place = f"{run.id}/films", run.folder
+    return VectorIndex.build(
+        name, vectors, place, "index", metric="ip", shards=config.shards, ef=400
+    )
 
 
 def evaluate(run: Run, tables: Tables, model: StoredModel, index: VectorIndex) -> Results:

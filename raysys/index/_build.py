@@ -15,7 +15,7 @@ from raysys.errors import DataError, ResourceError, StorageError
 from raysys.index import _names
 from raysys.index._files import Manifest
 from raysys.index._graph import memory_bytes
-from raysys.index._types import Settings, shard_of, split_rows
+from raysys.index._types import Settings, shard_of, split_rows, with_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -182,7 +182,7 @@ def _split_block(block: pa.Table, settings: Settings, schema: pa.Schema) -> Any:
     if vectors.shape[1] != settings.dim:
         raise DataError(f"vectors of {vectors.shape[1]} and of {settings.dim} numbers in one table")
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), settings.dim)
-    table = attributes.cast(schema).add_column(0, "id", pa.array(ids)).add_column(1, "vector", flat)
+    table = with_id(ids, attributes.cast(schema)).append_column("vector", flat)
     shards = shard_of(ids, settings.shards)
     pieces = [table.take(np.flatnonzero(shards == one)) for one in range(settings.shards)]
     return *pieces, ids

@@ -24,6 +24,7 @@ from raysys.index._types import (
     check_queries,
     merge,
     split_rows,
+    with_id,
 )
 
 if TYPE_CHECKING:
@@ -289,8 +290,7 @@ class VectorIndex:
         tables = []
         for found, vectors, attributes in self._readers.ask("get", wanted, timeout_s=30.0).values():
             flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.settings.dim)
-            table = attributes.add_column(0, "id", pa.array(found))
-            tables.append(table.add_column(1, "vector", flat))
+            tables.append(with_id(found, attributes).add_column(1, "vector", flat))
         return pa.concat_tables(tables)
 
     # --- changed ---

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.index._types import with_id
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -48,9 +50,8 @@ class Rows:
         import pyarrow as pa
 
         if self._table is None:
-            attributes = pa.concat_tables([self._schema.empty_table(), *self._chunks])
-            ids = pa.array(self.ids[: self.length])
-            self._table = attributes.add_column(0, "id", ids)
+            none = with_id(np.empty(0, np.int64), self._schema.empty_table())
+            self._table = pa.concat_tables([none, *self._chunks])
         return self._table
 
     def append(
@@ -62,7 +63,7 @@ class Rows:
             self._grow(max(end, len(self.ids) + len(self.ids) // 2, 1024))
         self.ids[start:end], self.vectors[start:end] = ids, vectors
         self.born[start:end], self.died[start:end] = born, died
-        self._chunks.append(attributes)
+        self._chunks.append(with_id(ids, attributes))
         # Like a binary counter: few chunks, and each row is copied a logarithm of times.
         while len(self._chunks) > 1 and len(self._chunks[-2]) <= 2 * len(self._chunks[-1]):
             self._chunks[-2:] = [_concat(self._chunks[-2:])]
@@ -87,7 +88,7 @@ class Rows:
         made.ids[: len(slots)] = self.ids[slots]
         np.take(self.vectors, slots, axis=0, out=made.vectors[: len(slots)])
         made.born[: len(slots)], made.died[: len(slots)] = self.born[slots], self.died[slots]
-        made._chunks = [table.drop_columns("id").take(slots).combine_chunks()]
+        made._chunks = [table.take(slots).combine_chunks()]
         made.length = len(slots)
         return made
 

@@ -260,6 +260,14 @@ def check_attributes(attributes: pa.Table, schema: pa.Schema) -> pa.Table:
         raise DataError(f"attributes do not fit {_types(schema)}: {error}") from error
 
 
+def with_id(ids: np.ndarray, attributes: pa.Table) -> pa.Table:
+    """Columns `id` and the attributes; a table without columns knows no number of rows."""
+    import pyarrow as pa
+
+    columns = {name: attributes[name] for name in attributes.column_names}
+    return pa.table({"id": pa.array(ids), **columns})
+
+
 def _types(schema: pa.Schema) -> str:
     return _shown({field.name: field.type for field in schema})
 

@@ -4,9 +4,10 @@ from raysys.serve._batcher import Batching, RequestContext, current_requests
 from raysys.serve._deploy import deploy, shutdown, undeploy
 from raysys.serve._endpoint import Endpoint
 from raysys.serve._graph import Graph
+from raysys.serve._index import IndexSearch, index_graphs
 from raysys.serve._keys import create_key, read_keys, revoke_key
 from raysys.serve._lazy import Lazy, Placement, using
-from raysys.serve._stored import IndexSearch, ModelPool, from_store
+from raysys.serve._stored import ModelPool, from_store
 from raysys.serve._types import Array
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "current_requests",
     "deploy",
     "from_store",
+    "index_graphs",
     "read_keys",
     "revoke_key",
     "shutdown",

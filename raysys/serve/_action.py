@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import BaseModel, ValidationError, create_model
 
-from raysys.errors import DataError
+from raysys.errors import DataError, UnavailableError
 from raysys.serve import _arrow, _v2
 from raysys.serve._answers import Answers, columns_of, types_of
 from raysys.serve._application import TIMEOUT_HEADER, Application
@@ -57,6 +57,7 @@ class Action:
         """
         self._app, self._batcher, self.example = application, batcher, example
         self._graph = graph = application.graphs[action]
+        self._cache_s = 0.0 if graph.writes else application.cache_s
         self._model = application.model(action)
         self._outputs = {} if example is None else types_of(graph.output, example)
         fields: Any = {name: kind.field() for name, kind in graph.inputs.items()}
@@ -79,7 +80,7 @@ class Action:
             return
         if kind != b"application/json":
             raise HttpError(415, f"content-type must be {JSON_TYPE} or {_arrow.MEDIA_TYPE}")
-        if self._app.cache_s and (found := self._cached(body)) is not None:
+        if self._cache_s and (found := self._cached(body)) is not None:
             respond(200, JSON_TYPE, found, {"x-cache": "hit"})
             return
         request = self._validate(body, strict=self._strict)
@@ -92,7 +93,7 @@ class Action:
         def done(future: asyncio.Future[Answers]) -> None:
             try:
                 encoded = _encoded(future.result())
-                if self._app.cache_s:
+                if self._cache_s:
                     self._keep(body, encoded)
                 respond(200, JSON_TYPE, encoded)
             except Exception as error:
@@ -176,7 +177,7 @@ class Action:
         return found[1]
 
     def _keep(self, body: bytes, encoded: bytes) -> None:
-        self._cache[body] = (time.monotonic() + self._app.cache_s, encoded)
+        self._cache[body] = (time.monotonic() + self._cache_s, encoded)
         if len(self._cache) > _CACHED_ANSWERS:
             self._cache.popitem(last=False)
 
@@ -220,6 +221,8 @@ def _failed(error: BaseException, headers: Headers) -> HttpError:
         return failed
     if isinstance(error, DataError):
         return HttpError(422, str(error))
+    if isinstance(error, UnavailableError):
+        return HttpError(503, str(error), {"retry-after": "1"})
     request = _context(headers).request_id
     _log.error("request %s failed", request, exc_info=error)
     return HttpError(500, f"the graph failed; the replica's log says why at {request}")

@@ -105,10 +105,10 @@ def examples_of(
         GraphError: An example of what is no action.
     """
     if "" in graphs:
-        return {} if example is None else {"": example}
-    if unknown := [action for action in example or {} if action not in graphs]:
+        example = {} if example is None else {"": example}
+    elif unknown := [action for action in example or {} if action not in graphs]:
         raise GraphError(
             f"examples of {unknown}, which are not actions; actions are {sorted(graphs)}: give "
             "example={action: batch}"
         )
-    return dict(example or {})
+    return {action: None for action, graph in graphs.items() if graph.writes} | dict(example or {})

@@ -71,10 +71,10 @@ def deploy(
         deadline_s: Time for an answer, 504 after it; the header `x-request-timeout-seconds` asks
             for less. What could not be answered in time gets 503 with Retry-After at once.
         max_body_bytes: Of a request, 413 beyond.
-        cache_s: How long the answer to a JSON body is kept and given again; 0 keeps none. Leave
-            it if an action changes something: a request that is answered so is not run.
-        example: A batch to warm a replica up with; zeros by default. With several graphs a batch
-            for each action, where None runs nothing, for an action that changes something.
+        cache_s: How long the answer to a JSON body is kept and given again; 0 keeps none. Graphs
+            that write are always run.
+        example: A batch to warm a replica up with, for several graphs one for each action; zeros
+            by default, except for graphs that write.
         protected: Wants an API key, see `create_key`.
         host: Interface of the gateway, if this call starts it.
         port: Of the gateway, if this call starts it.

@@ -70,6 +70,7 @@ class Graph:
         output: str,
         placement: Mapping[str, Placement] | None = None,
         response: type[BaseModel] | None = None,
+        writes: bool = False,
     ) -> None:
         """Check and order the nodes.
 
@@ -81,6 +82,8 @@ class Graph:
                 or a list of n dicts, one a row.
             placement: Of the nodes that do not run in the entry's replica.
             response: A pydantic model of one answer, for the OpenAPI form.
+            writes: The nodes change something, so that no example runs unless it is given, and
+                no answer is given twice.
 
         Raises:
             GraphError: A cycle, a name that nothing provides, an edge whose types do not fit.
@@ -94,7 +97,7 @@ class Graph:
         placement = placement or {}
         self.inputs: dict[str, Array] = types
         self.nodes = {name: _node(name, call, placement.get(name)) for name, call in nodes.items()}
-        self.output, self.response = output, response
+        self.output, self.response, self.writes = output, response, writes
         for check in _CHECKS:
             check(self, placement)
         self.order = self._sorted()

@@ -258,7 +258,7 @@ def stored_graph(base: Lazy, storage: Storage, index: str) -> Graph:
             "base": base,
             "own": pool,
             "held": pool.sizes,
-            "near": using(Lazy(IndexSearch, index, 2, 3), vectors="x"),
+            "near": using(Lazy(IndexSearch, index, 3), vectors="x"),
             "answer": _stored_answer,
         },
         output="answer",

@@ -58,7 +58,7 @@ def stored(deployer: Deployer, tmp_path_factory: pytest.TempPathFactory) -> Iter
     base = save(storage, "base", 1.0, "models/base")
     for number in range(MODELS):
         save(storage, f"own-m{number}", 10.0 * number, f"models/m{number}")
-    index = VectorIndex.build("neighbours", Table.load(vectors_table), storage, "index")
+    index = VectorIndex.build("neighbours", Table.load(vectors_table), storage, metric="ip")
     endpoint = deployer(
         "stored",
         stored_graph(from_store(Linear, storage, "base"), storage, "neighbours"),
@@ -135,7 +135,7 @@ def test_a_model_of_another_family_is_not_reached(stored: Stored) -> None:
 
 def test_neighbours_are_those_of_the_index(stored: Stored) -> None:
     queries = VECTORS[:20]
-    ids, scores = stored.index.query(queries, 3)
+    ids, scores, _ = stored.index.query(queries, 3)
     reply = ask_rows(stored, ["m1"] * len(queries), queries)
     answers = pa.ipc.open_stream(reply.body).read_all()
     assert answers["ids"].to_pylist() == ids.tolist()

@@ -1,0 +1,153 @@
+"""An index behind HTTP: its actions, their forms, and a search that makes no hop."""
+
+import concurrent.futures
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raysys.errors import GraphError
+from raysys.index import VectorIndex, rows
+from raysys.serve import Array, Endpoint, Graph, IndexSearch, Lazy, index_graphs, undeploy, using
+from raysys.storage import Storage
+from tests.serve.conftest import Deployer
+from tests.serve.serving import eventually, get, post
+
+DIM, SIZE = 4, 300
+VECTORS = np.random.default_rng(0).normal(size=(SIZE, DIM)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def index(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VectorIndex]:
+    attributes = {
+        "year": 1900 + np.arange(SIZE) % 100,
+        "title": [f"film {number}" for number in range(SIZE)],
+        "tags": [["war", "drama"] if number % 2 else ["war"] for number in range(SIZE)],
+    }
+    storage = Storage(tmp_path_factory.mktemp("index"))
+    index = VectorIndex.build("shop", rows(np.arange(SIZE), VECTORS, attributes), storage, shards=1)
+    yield index
+    index.close()
+
+
+@pytest.fixture(scope="module")
+def shop(index: VectorIndex, deployer: Deployer) -> Iterator[Endpoint]:
+    yield deployer("shop", index_graphs(index))
+    undeploy("shop")
+
+
+def test_search_answers_as_the_index_does(shop: Endpoint, index: VectorIndex) -> None:
+    request = {"vector": VECTORS[7].tolist(), "k": 3, "with_attributes": True}
+    answer = shop.ask(request, action="search")
+    found = index.query(VECTORS[7:8], 3)
+    assert answer["ids"] == found.ids[0].tolist()
+    np.testing.assert_allclose(answer["distances"], found.distances[0], atol=1e-6)
+    first = answer["attributes"][0]
+    assert first == {"year": 1907, "title": "film 7", "tags": ["war", "drama"]}
+
+
+def test_requests_of_one_batch_have_their_own_k_and_filter(shop: Endpoint) -> None:
+    def ask(number: int) -> dict[str, Any]:
+        request = {"vector": VECTORS[0].tolist(), "k": number, "filter": f"year == {1900 + number}"}
+        return shop.ask(request, action="search")
+
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(ask, range(1, 41)))
+    for number, answer in enumerate(answers, start=1):
+        assert {one % 100 for one in answer["ids"]} == {number}
+        assert len(answer["ids"]) == min(number, SIZE // 100)
+
+
+def test_filter_lists_ids(shop: Endpoint) -> None:
+    answer = shop.ask({"filter": "year == 1901 and 'drama' in tags"}, action="filter")
+    assert answer["ids"] == [1, 101, 201]
+
+
+def test_changes_are_seen_by_the_next_search(shop: Endpoint) -> None:
+    row = {"id": 900, "vector": [9.0, 0, 0, 0], "year": 2030, "title": "new", "tags": []}
+    versions = [shop.ask(row, action="upsert")["version"]]
+    search = {"vector": [9.0, 0, 0, 0], "filter": "year > 2000", "with_attributes": True}
+    answer = shop.ask(search, action="search")
+    assert (answer["ids"], answer["attributes"][0]["title"]) == ([900], "new")
+    versions.append(shop.ask({"id": 900}, action="delete")["version"])
+    assert shop.ask(search, action="search")["ids"] == []
+    assert versions[0] < versions[1]
+
+
+def test_upserts_that_wait_together_all_arrive(shop: Endpoint, index: VectorIndex) -> None:
+    def put(number: int) -> None:
+        row = {"id": 2000 + number % 20, "vector": [1.0, 1, 1, number], "year": 2040}
+        shop.ask({**row, "title": "t", "tags": ["x"]}, action="upsert")
+
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        list(threads.map(put, range(60)))
+    assert index.matching("year == 2040").tolist() == list(range(2000, 2020))
+    index.delete(np.arange(2000, 2020))
+
+
+@pytest.mark.parametrize(
+    ("action", "request_body", "named"),
+    [
+        ("search", {"vector": [1.0, 2.0]}, "vector"),
+        ("search", {"vector": [1.0] * DIM, "k": 0}, "k"),
+        ("search", {"vector": [1.0] * DIM, "filter": "yeer > 1"}, "yeer"),
+        ("search", {"vector": [1e39] * DIM}, "finite"),
+        ("filter", {"filter": "year >"}, "filter"),
+        ("upsert", {"id": 1, "vector": [1.0] * DIM}, "year"),
+        ("upsert", {"id": 1, "vector": [0.0] * DIM, "year": 1, "title": "", "tags": []}, "zeros"),
+        ("delete", {}, "id"),
+    ],
+)
+def test_bad_requests_are_422_and_name_what_is_wrong(
+    shop: Endpoint, index: VectorIndex, action: str, request_body: dict[str, Any], named: str
+) -> None:
+    before = index.status()
+    reply = post(f"{shop.url}/{action}", request_body)
+    assert reply.status == 422
+    assert named in reply.json["error"]
+    assert index.status() == before
+
+
+def test_the_forms_name_the_columns_and_the_language(shop: Endpoint) -> None:
+    document = get(f"{shop.url}/openapi.json").json
+    assert {f"/shop/{one}" for one in ("search", "filter", "upsert", "delete")} < set(
+        document["paths"]
+    )
+    text = str(document["components"])
+    assert all(word in text for word in ("'year'", "'title'", "'tags'", "comparisons of columns"))
+
+
+def test_read_only_leaves_the_changes_out(index: VectorIndex) -> None:
+    assert set(index_graphs(index, read_only=True)) == {"search", "filter"}
+    assert not any(graph.writes for graph in index_graphs(index, read_only=True).values())
+
+
+def test_a_node_over_one_shard_follows_the_index(index: VectorIndex) -> None:
+    graph = Graph(
+        inputs={"x": Array("float32", (DIM,))},
+        nodes={"near": using(Lazy(IndexSearch, "shop", 2), vectors="x"), "ids": _ids},
+        output="ids",
+    )
+    batch = {"x": VECTORS[5:6]}
+    assert graph(batch)[0, 0] == 5
+    index.delete([5])
+    eventually(lambda: graph(batch)[0, 0] != 5)
+    row = index.get([6]).set_column(0, "id", pa.array([5]))
+    index.upsert(row)
+    eventually(lambda: 5 in graph({"x": VECTORS[6:7]})[0])
+
+
+def _ids(near: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    return near[0]
+
+
+def test_an_attribute_that_json_has_no_form_for_is_named(storage: Storage) -> None:
+    class Described:
+        name = "x"
+        settings = type("S", (), {"dim": 2})
+        schema = pa.schema({"blob": pa.binary()})
+
+    with pytest.raises(GraphError, match="'blob' is binary"):
+        index_graphs(Described())  # type: ignore[arg-type]
