@@ -167,12 +167,14 @@ def _split(
     shards = settings.shards
     task = ray.remote(_split_block).options(name="split", num_returns=shards + 1)
     made = [task.remote(block, settings, schema) for block in blocks]
+    check = ray.remote(_check_unique).options(name="check ids")
     try:
-        ids = ray.get([one[shards] for one in made])
+        ray.get(check.remote(*[one[shards] for one in made]))
     except RayTaskError as error:
-        raise error.cause from None
-    if len(ids) > 1:
-        ray.get(ray.remote(_check_unique).remote(*[one[shards] for one in made]))
+        cause: Any = error
+        while isinstance(cause, RayTaskError):  # of the task that split, in that of the check
+            cause = cause.cause
+        raise cause from None
     return [[one[shard] for one in made] for shard in range(shards)]
 
 
