@@ -21,7 +21,7 @@ GRAMMAR = (
     "element of a list), `is None`, `is not None`, columns of booleans, and `and`, `or`, `not`, "
     "parentheses; dates and times are written as strings"
 )
-_MAX_CHARACTERS, _MAX_DEPTH = 1_000_000, 100
+_MAX_CHARACTERS, _MAX_DEPTH, _SHOWN = 1_000_000, 100, 200
 _COMPARE: dict[type[ast.cmpop], str] = {
     ast.Eq: "equal", ast.NotEq: "not_equal", ast.Lt: "less", ast.LtE: "less_equal",
     ast.Gt: "greater", ast.GtE: "greater_equal",
@@ -84,7 +84,8 @@ class Filter:
         """
         import pyarrow as pa
 
-        made = self._evaluate(rows)
+        with np.errstate(over="ignore"):  # a constant too large for float32 is infinite
+            made = self._evaluate(rows)
         if isinstance(made, np.ndarray):
             return made
         if isinstance(made, pa.Scalar):
@@ -92,10 +93,11 @@ class Filter:
         return made.fill_null(False).to_numpy(zero_copy_only=False)
 
     def _error(self, why: str) -> DataError:
-        shown = self._text if len(str(self._text)) < 200 else f"{self._text[:200]}..."
+        shown = str(self._text)
+        shown = shown if len(shown) < _SHOWN else f"{shown[:_SHOWN]}..."
         return DataError(
-            f"filter {shown!r}: {why}. Columns: {', '.join(self._schema.names)}; a filter holds "
-            f"{GRAMMAR}"
+            f"filter {shown!r}: {why[:_SHOWN]}. Columns: {', '.join(self._schema.names)}; a "
+            f"filter holds {GRAMMAR}"
         )
 
     def _compile(self, node: ast.expr, depth: int) -> _Value:
@@ -120,7 +122,7 @@ class Filter:
             return lambda _: truth
         if isinstance(node, ast.Name):
             column = self._column(node)
-            if not pa.types.is_boolean(self._schema.field(node.id).type):
+            if not pa.types.is_boolean(self._type(node)):
                 raise self._error(f"column {node.id!r} holds no truth values")
             return lambda rows: pc.and_kleene(column(rows), True)
         raise self._error(f"{ast.unparse(node)!r} is not of the language")
@@ -142,14 +144,11 @@ class Filter:
             left, right, kind = right, left, _MIRRORED.get(type(kind), type(kind))()
         column, name = self._column(left), _COMPARE[type(kind)]
         other = self._column(right) if isinstance(right, ast.Name) else self._constant(right, left)
-        by_numpy, by_arrow = getattr(np, name), getattr(pc, name)
-
-        def compared(rows: _Columns) -> Any:
-            given = column(rows)
-            value = other(rows) if callable(other) else other
-            return (by_numpy if isinstance(given, np.ndarray) else by_arrow)(given, value)
-
-        return compared
+        # Numbers are always compared by NumPy: Arrow refuses integers that no double can hold.
+        sides = [self._type(side) for side in (left, right) if isinstance(side, ast.Name)]
+        numbers = all(map(_is_number, sides)) and (callable(other) or _is_plain_number(other))
+        compare = _by_numpy(getattr(np, name)) if numbers else getattr(pc, name)
+        return lambda rows: compare(column(rows), other(rows) if callable(other) else other)
 
     def _inside(self, left: ast.expr, right: ast.expr) -> _Value:
         """A constant in a column's string or list, or a column among constants."""
@@ -157,16 +156,17 @@ class Filter:
         import pyarrow.compute as pc
 
         if isinstance(right, ast.Name):
+            self.is_numeric = False
             holder, value = self._column(right), self._literal(left)
             return lambda rows: _contains(holder(rows), value)
         if not isinstance(right, (ast.List, ast.Tuple, ast.Set)):
             raise self._error("`in` is followed by a list or a column")
-        column, kind = self._column(left), self._schema.field(left.id).type  # type: ignore[attr-defined]
+        column, kind = self._column(left), self._type(left)
         values = [self._literal(element) for element in right.elts]
-        self.is_numeric &= all(_is_plain_number(value) for value in values)
-        numbers = np.array(values if self.is_numeric else ())
-        if pa.types.is_integer(kind):  # no row holds the others
-            values = [value for value in values if value == _whole(value)]
+        if _is_number(kind) and all(map(_is_plain_number, values)):
+            numbers, isin = _numbers(values, kind), _by_numpy(np.isin)
+            return lambda rows: isin(column(rows), numbers)
+        self.is_numeric = False
         try:
             choices = pa.array(values, None if values else kind).cast(kind)
         except (OverflowError, pa.ArrowException) as error:
@@ -174,29 +174,38 @@ class Filter:
 
         def among(rows: _Columns) -> Any:
             given = column(rows)
-            if isinstance(given, np.ndarray):
-                return np.isin(given, numbers)
-            found = pc.is_in(given, value_set=choices)
-            return pc.if_else(pc.is_valid(given), found, None)
+            return pc.if_else(pc.is_valid(given), pc.is_in(given, value_set=choices), None)
 
         return among
 
     def _column(self, node: ast.expr) -> _Value:
+        import pyarrow as pa
+
         if not isinstance(node, ast.Name):
             raise self._error(f"{ast.unparse(node)!r} stands where a column is expected")
         if node.id not in self._schema.names:
             raise self._error(f"there is no column {node.id!r}")
         self.names.add(node.id)
+        if pa.types.is_dictionary(self._schema.field(node.id).type):
+            kind = self._type(node)
+            return lambda rows: rows[node.id].cast(kind)
         return operator.itemgetter(node.id)
+
+    def _type(self, node: ast.expr) -> Any:
+        """A column's type; of dictionary-encoded ones that of the values."""
+        import pyarrow as pa
+
+        kind = self._schema.field(node.id).type  # type: ignore[attr-defined]
+        return kind.value_type if pa.types.is_dictionary(kind) else kind
 
     def _constant(self, node: ast.expr, column: ast.expr) -> Any:
         """A number, or a scalar as Arrow compares it with a column: a string may be a date."""
         import pyarrow as pa
 
-        value = self._literal(node)
-        kind = self._schema.field(column.id).type  # type: ignore[attr-defined]
+        value, kind = self._literal(node), self._type(column)
         if _is_plain_number(value) and _is_number(kind):
-            return value
+            # An integer is compared as such, whatever its size.
+            return _whole(value) if pa.types.is_integer(kind) else value
         self.is_numeric = False
         try:
             made = pa.scalar(value)
@@ -242,6 +251,34 @@ def _joined(parts: list[_Value], how: str) -> _Value:
     )
 
 
+def _by_numpy(compute: Callable[..., np.ndarray]) -> Callable[..., Any]:
+    """A comparison of numbers; of a column with nulls, null where it has one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def computed(column: Any, other: Any) -> Any:
+        if isinstance(column, np.ndarray):
+            return compute(column, other)
+        sides = [column, other] if isinstance(other, pa.ChunkedArray) else [column]
+        filled = [pc.fill_null(side, 0).to_numpy() for side in sides]
+        missing = [side.is_null().to_numpy() for side in sides]
+        made = compute(filled[0], filled[1] if len(filled) > 1 else other)
+        return pa.array(made, mask=np.logical_or.reduce(missing))
+
+    return computed
+
+
+def _numbers(values: list[Any], kind: Any) -> np.ndarray:
+    """Constants as a column can hold them; of integers only those that it can."""
+    dtype = np.dtype(kind.to_pandas_dtype())
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return np.array(values, dtype)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    whole = [_whole(value) for value in values]
+    return np.array([one for one in whole if isinstance(one, int) and low <= one <= high], dtype)
+
+
 def _inverted(part: _Value) -> _Value:
     import pyarrow.compute as pc
 
@@ -276,8 +313,6 @@ def _contains(column: Any, value: Any) -> Any:
 def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
@@ -288,9 +323,10 @@ def _is_number(kind: Any) -> bool:
 
 
 def _is_plain_number(value: Any) -> bool:
-    """Within what every kernel can compare; not a truth value."""
-    return type(value) in (int, float) and -(1 << 63) <= value < 1 << 63
+    """Within what NumPy can compare with any column; not a truth value."""
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 64)
 
 
 def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and np.isfinite(value) else value
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 1 << 64
+    return int(value) if is_whole else value

@@ -15,7 +15,7 @@ from raysys.index._filter import Filter
 from raysys.index._graph import HnswGraph
 from raysys.index._planner import Planner
 from raysys.index._rows import NEVER, Rows
-from raysys.index._types import NO_ID, merge
+from raysys.index._types import NO_ID, merge, unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -81,15 +81,16 @@ class Shard:
         """Take over rows and the graph of the first `merged` of them; see `build` and `empty`."""
         self.settings, self.version = settings, version
         self._rows, self._graph, self._merged = rows, graph, merged
-        self._schema = rows.table.schema
         self._lock = threading.Lock()
         # Merging, compaction and capture follow each other; queries and changes do not wait.
         self._maintenance = threading.Lock()
-        self._dead_aside = 0  # among the rows beside the graph
+        # Among the rows beside the graph.
+        self._dead_aside = int((rows.died[merged : rows.length] != NEVER).sum())
         self._deaths: collections.deque[tuple[float, int, np.ndarray]] = collections.deque()
         self._oldest = version
         self._planner = Planner(settings)
-        self._parse = functools.lru_cache(1024)(lambda text: Filter(text, self._schema))
+        schema = rows.table.schema
+        self._parse = functools.lru_cache(1024)(lambda text: Filter(text, schema))
 
     @classmethod
     def empty(cls, settings: Settings, schema: pa.Schema, version: int = 0) -> Shard:
@@ -154,7 +155,7 @@ class Shard:
             in_graph = slots[slots < self._merged]
             self._graph.delete(in_graph)
             self._dead_aside += len(slots) - len(in_graph)
-            self._deaths.append((now, version, in_graph))
+            self._deaths.append((now, version, slots))
             while self._deaths and self._deaths[0][0] < now - HORIZON_S:
                 self._oldest = self._deaths.popleft()[1]
             self.version = version
@@ -174,9 +175,11 @@ class Shard:
 
     @property
     def wants_compaction(self) -> bool:
-        """Whether the graph holds more tombstones than the settings allow."""
-        bound = self.settings.max_tombstones * (self._graph.size + self._graph.tombstones)
-        return self._graph.tombstones > max(bound, _MIN_TOMBSTONES)
+        """Whether more of the rows have ended, in the graph or not, than the settings allow."""
+        with self._lock:
+            rows = self._rows
+            ended = rows.length - len(rows.slot_of)
+            return ended > max(self.settings.max_tombstones * rows.length, _MIN_TOMBSTONES)
 
     def compact(self, pause: Callable[[], None] | None = None) -> None:
         """Build rows and graph anew without what has ended, aside, and swap them in.
@@ -213,9 +216,11 @@ class Shard:
                 rows.slot_of = slot_of
                 self._rows, self._graph, self._merged = rows, graph, len(kept)
                 self._dead_aside = rows.length - len(kept) - len(living)
-                # Rows that ended before are gone, and the slots of later deaths have moved.
+                # Rows that ended before are gone; those that ended since have new slots.
+                since = np.flatnonzero(rows.died[: rows.length] != NEVER)
                 self._deaths.clear()
-                self._oldest = self.version if len(ended) else version
+                self._deaths.append((time.monotonic(), self.version, since))
+                self._oldest = version
                 self._planner = Planner(self.settings)
 
     def capture(self, write: Callable[[Capture], None]) -> None:
@@ -257,8 +262,7 @@ class Shard:
             StaleError: Nothing is known any more of that version.
         """
         if self.settings.metric == "cosine":
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.where(lengths, lengths, 1)
+            vectors = unit(vectors)[0]
         ef = ef or self.settings.ef
         if len(vectors) <= _CHUNK_QUERIES and filters is None:
             with self._lock:
@@ -268,14 +272,15 @@ class Shard:
         with self._lock:
             version = self._readable(as_of)
         for some, text in _groups(len(vectors), filters):
+            chosen = None if text is None else self._parse(text)
             with self._lock:
                 # A long batch lets others in between, and stays at its first version.
                 self._readable(version)
-                if text is None:
-                    parts.append((some, *self._nearest(vectors[some], k, ef, version)))
+                if chosen is None:
+                    found = self._nearest(vectors[some], k, ef, version)
                 else:
-                    found = self._matching(vectors[some], k, ef, self._parse(text), version)
-                    parts.append((some, *found))
+                    found = self._matching(vectors[some], k, ef, chosen, version)
+                parts.append((some, *found))
         ids = np.empty((len(vectors), k), np.int64)
         distances = np.empty((len(vectors), k), np.float32)
         for some, part_ids, part_distances in parts:
@@ -284,8 +289,9 @@ class Shard:
 
     def matching(self, text: str | None, limit: int) -> np.ndarray:
         """Up to `limit` ids of rows that satisfy a predicate, in no order."""
+        chosen = self._parse(text or "True")
         with self._lock:
-            slots = self._matching_slots(self._parse(text or "True"), self.version)
+            slots = self._matching_slots(chosen, self.version)
             return self._rows.ids[slots[:limit]]
 
     def get(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, pa.Table]:
@@ -305,6 +311,8 @@ class Shard:
 
     def exact(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The true k nearest, by comparing with every row."""
+        if self.settings.metric == "cosine":
+            vectors = unit(vectors)[0]
         with self._lock:
             return self._exact(vectors, k, self._rows.alive())
 
@@ -337,11 +345,11 @@ class Shard:
         return version < self.version and bool((self._rows.born[slots] > version).any())
 
     def _aside(self, version: int) -> np.ndarray:
-        """Slots that the graph does not answer for at a version."""
+        """Slots that the graph does not answer for at a version, ascending."""
         slots = np.arange(self._merged, self._rows.length)
         if version < self.version:
-            ended = [slots for _, when, slots in self._deaths if when > version]
-            slots = np.concatenate([*ended, slots])
+            ended = [some for _, when, some in self._deaths if when > version]
+            slots = np.unique(np.concatenate([*ended, slots]))
         return slots[self._rows.visible(slots, version)]
 
     def _matching(

@@ -85,17 +85,22 @@ def rows(
     ids, matrix = np.asarray(ids), as_matrix(vectors)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise DataError(f"ids are integers (n,); given: {ids.dtype} {ids.shape}")
+    if ids.dtype == np.uint64 and (ids >> np.uint64(63)).any():
+        raise DataError(f"ids are int64, below 2**63; given: {ids.max()}")
     if len(ids) != len(matrix):
         raise DataError(f"{len(ids)} ids for {len(matrix)} vectors: give one id a vector")
     columns: dict[str, Any] = {
         "id": pa.array(ids.astype(np.int64)),
-        "vector": pa.FixedSizeListArray.from_arrays(
-            pa.array(matrix.reshape(-1)), max(1, matrix.shape[1])
-        ),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1]),
     }
     for name in [] if attributes is None else list(_names(attributes)):
+        if name in ("id", "vector"):
+            raise DataError(f"an attribute is named {name!r}, as a column of its own: rename it")
         column = attributes[name]  # type: ignore[index]
-        columns[name] = column if isinstance(column, pa.ChunkedArray) else pa.array(column)
+        try:
+            columns[name] = column if isinstance(column, pa.ChunkedArray) else pa.array(column)
+        except (pa.ArrowException, ValueError) as error:
+            raise DataError(f"attribute {name!r} is no column of one type: {error}") from error
         if len(columns[name]) != len(ids):
             raise DataError(
                 f"attribute {name!r} has {len(columns[name])} values for {len(ids)} ids"
@@ -113,8 +118,11 @@ def as_matrix(vectors: Any) -> np.ndarray:
     Raises:
         DataError: It is no matrix of numbers.
     """
-    given = np.asarray(vectors)
-    if given.ndim != 2 or given.dtype.kind not in "fiu":
+    try:
+        given = np.asarray(vectors)
+    except ValueError as error:
+        raise DataError(f"vectors are a matrix of numbers (n, dim): {error}") from error
+    if given.ndim != 2 or given.dtype.kind not in "fiu" or not given.shape[1]:
         hint = "; one vector is vectors[None, :]" if given.ndim == 1 else ""
         raise DataError(
             f"vectors are a matrix of numbers (n, dim); given: {given.dtype} {given.shape}{hint}"
@@ -167,6 +175,8 @@ def split_rows(table: pa.Table, metric: Metric) -> tuple[np.ndarray, np.ndarray,
     import pyarrow as pa
 
     given = {field.name: field.type for field in table.schema}
+    if len(given) < table.num_columns:
+        raise DataError(f"a column's name stands twice: {table.column_names}. Rename one")
     if not pa.types.is_integer(given.get("id", pa.null())):
         raise DataError(
             f"an index takes columns `id` (int64) and `vector` (fixed-size list of float32); "
@@ -183,14 +193,21 @@ def split_rows(table: pa.Table, metric: Metric) -> tuple[np.ndarray, np.ndarray,
         _check_finite(vectors, ids, "id")
     check_ids(ids)
     if metric == "cosine" and len(vectors):
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors, lengths = unit(vectors)
         if not lengths.all():
             raise DataError(
                 f"a vector of zeros has no direction, and so no cosine: id "
-                f"{ids[lengths[:, 0] == 0][:_SHOWN].tolist()}. Leave it out, or use metric 'ip'"
+                f"{ids[lengths == 0][:_SHOWN].tolist()}. Leave it out, or use metric 'ip'"
             )
-        vectors = vectors / lengths
     return ids, vectors, table.drop_columns(["id", "vector"])
+
+
+def unit(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of length one, float32 `(n, dim)`, and what their lengths were; zeros stay."""
+    # In doubles: the square of a float32 may be too large or too small for one.
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    divisors = np.where(lengths, lengths, 1)[:, None]
+    return np.divide(vectors, divisors, out=np.empty_like(vectors), casting="same_kind"), lengths
 
 
 def _vectors(table: pa.Table, given: Mapping[str, Any]) -> np.ndarray:
@@ -256,7 +273,7 @@ def check_attributes(attributes: pa.Table, schema: pa.Schema) -> pa.Table:
         )
     try:
         return attributes.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+    except (pa.ArrowException, ValueError) as error:
         raise DataError(f"attributes do not fit {_types(schema)}: {error}") from error
 
 
