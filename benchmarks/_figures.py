@@ -45,9 +45,11 @@ class Report:
             raise SystemExit(1)
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The flags that every benchmark has."""
+def arguments(description: str, *, full: str | None = None) -> argparse.Namespace:
+    """The flags that every benchmark has; `full` says what `--full` does where there is more."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller inputs")
+    if full:
+        parser.add_argument("--full", action="store_true", help=full)
     parser.add_argument("--json", type=Path, help="where the figures are written")
     return parser.parse_args()

@@ -1,0 +1,196 @@
+"""`python -m benchmarks.index`: our index and the peers on the same vectors, side by side."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from benchmarks._figures import Report, arguments
+from benchmarks.index import changing, faults
+from benchmarks.index._peer import Peer
+from benchmarks.index.data import PRICES, Data, exact, make, recall
+from benchmarks.index.measure import FILTER_EFS, queries_per_s, smallest_ef
+from benchmarks.index.ours import Fused, Ours
+from benchmarks.index.peers import Exact, Faiss, Hnswlib, Qdrant, Usearch
+from raysys import cluster
+from raysys.storage import Storage
+
+_K = 10
+_SHARDS = 2
+_SHARES = (0.5, 0.05, 0.005)
+
+
+def main() -> None:
+    """Run all of it."""
+    asked = arguments(__doc__, full="1,000,000 vectors, of the peers hnswlib and exact search")
+    size = 1_000_000 if asked.full else 50_000 if asked.quick else 200_000
+    report, repeats = Report(), 3 if asked.quick else 5
+    cluster.connect()
+    data = make(size, 1_000)
+    truth = exact(data.vectors, data.queries, _K)
+    with tempfile.TemporaryDirectory() as folder:
+        _measure(report, data, truth, Storage(folder), repeats, asked.full)
+    faults.run(report, 10 if asked.quick else 50)
+    report.write(asked.json)
+
+
+def _measure(
+    report: Report, data: Data, truth: np.ndarray, storage: Storage, repeats: int, full: bool
+) -> None:
+    plain, sharded = Hnswlib(2), Hnswlib(2, shards=_SHARDS)
+    actors, whole = Ours(storage, _SHARDS), Ours(storage, 1)
+    others: list[Peer] = [] if full else [Faiss(2), Usearch(2), Qdrant(2)]
+    for peer in (plain, actors, sharded, whole, *others):
+        peer.build(data.vectors, data.price)
+        print(f"{peer.name}: built in {peer.build_seconds:.1f} s", flush=True)
+    fused = Fused(whole)
+    report.add(
+        "build of 2 shards against hnswlib with 2 threads",
+        plain.build_seconds / actors.build_seconds, "times", above=1.1,
+    )  # fmt: skip
+    _recall(report, data, truth, plain, actors)
+    _through_actors(report, data, truth, actors, sharded, repeats)
+    _one_by_one(report, data, truth, plain, actors, whole, fused, repeats)
+    _against_exact(report, data, truth, actors, fused, full)
+    _filters(report, data, plain, fused, repeats)
+    changing.run(report, actors.index, data.queries, 4.0 if repeats < 5 else 10.0, len(data.price))
+    _table(data, truth, [Exact(2), plain, sharded, *others, actors, fused], repeats)
+    for peer in (*others, sharded, plain, actors, whole):
+        peer.close()
+
+
+def _recall(report: Report, data: Data, truth: np.ndarray, plain: Hnswlib, actors: Ours) -> None:
+    for ef in (20, 40):
+        found = []
+        for peer in (plain, actors):
+            peer.set_ef(ef)
+            found.append(recall(peer.query(data.queries, _K), truth))
+        report.add(f"recall@10, ef {ef}: one hnswlib index", found[0], "share")
+        report.add(f"recall@10, ef {ef}: {_SHARDS} shards", found[1], "share", above=found[0])
+
+
+def _through_actors(
+    report: Report, data: Data, truth: np.ndarray, actors: Ours, sharded: Hnswlib, repeats: int
+) -> None:
+    """Batches of 100, at the ef that reaches the recall."""
+    ef, _ = smallest_ef(sharded, lambda rows: sharded.query(rows, _K), data.queries, truth)
+    actors.set_ef(ef)
+    ratio = _ratio(
+        lambda: queries_per_s(lambda rows: actors.query(rows, _K), data.queries, 100, 3),
+        lambda: queries_per_s(lambda rows: sharded.query(rows, _K), data.queries, 100, 3),
+        repeats,
+    )
+    name = "queries/s in batches of 100 through the actors against hnswlib"
+    report.add(f"{name} with the same shards and threads", ratio, "times", above=0.8)
+
+
+def _one_by_one(
+    report: Report, data: Data, truth: np.ndarray, plain: Hnswlib, actors: Ours, whole: Ours,
+    fused: Fused, repeats: int,
+) -> None:  # fmt: skip
+    for peer in (plain, actors, whole, fused):
+        smallest_ef(peer, _ask(peer), data.queries, truth)
+    for peer in (whole, actors):
+        p50 = statistics.median([_p50(peer, data.queries) for _ in range(repeats)])
+        report.add(f"one query through {peer.name}, p50", 1000 * p50, "ms", below=2)
+    # The same graph's cost with and without us: ef of the one is that of the other.
+    ef, _ = smallest_ef(plain, _ask(plain), data.queries, truth)
+    fused.set_ef(ef)
+    ratio = _ratio(
+        lambda: _p50(fused, data.queries), lambda: _p50(plain, data.queries), 2 * repeats
+    )
+    report.add("one query fused, p50 against hnswlib's own", ratio, "times", below=1.2)
+
+
+def _against_exact(
+    report: Report, data: Data, truth: np.ndarray, actors: Ours, fused: Fused, full: bool
+) -> None:
+    searched = Exact(2)
+    searched.build(data.vectors, data.price)
+    slow = _p50(searched, data.queries[:50])
+    smallest_ef(fused, _ask(fused), data.queries, truth)
+    above = 88 if full else None
+    name = "one by one, recall >= 0.95: speed-up over exact search"
+    report.add(f"{name}, fused", slow / _p50(fused, data.queries), "times", above=above)
+    report.add(f"{name}, through actors", slow / _p50(actors, data.queries), "times")
+
+
+def _filters(report: Report, data: Data, plain: Hnswlib, fused: Fused, repeats: int) -> None:
+    """Each query has a price range of its own, so that nothing can be remembered."""
+    queries = data.queries[:100]
+    random = np.random.default_rng(0)
+    for share in _SHARES:
+        lows = random.integers(0, int(PRICES * (1 - share)), len(queries))
+        ranges = [(int(low), int(low + PRICES * share)) for low in lows]
+        truth = np.concatenate(
+            [
+                exact(data.vectors, query[None], _K, (data.price >= low) & (data.price < high))
+                for query, (low, high) in zip(queries, ranges, strict=True)
+            ]
+        )
+
+        each = partial(_filtered, ranges=ranges)
+        for peer in (plain, fused):
+            smallest_ef(peer, partial(each, peer), queries, truth, efs=FILTER_EFS)
+        title = f"filters that keep {share:.1%}"
+        report.add(f"{title}: recall@10", recall(each(fused, queries), truth), "share", above=0.95)
+        slow, fast = partial(each, plain, queries), partial(each, fused, queries)
+        ratio = _ratio(partial(_seconds, slow), partial(_seconds, fast), repeats)
+        report.add(f"{title}: against hnswlib's Python filter", ratio, "times", above=5)
+        slow = partial(_filtered, plain, queries, ranges=ranges[:1] * len(queries))
+        fast = partial(fused.batch_filtered, queries, _K, *ranges[0])
+        ratio = _ratio(partial(_seconds, slow), partial(_seconds, fast), repeats)
+        report.add(f"{title}: the same, one filter for a batch of 100", ratio, "times")
+
+
+def _filtered(peer: Peer, queries: np.ndarray, ranges: list[tuple[int, int]]) -> np.ndarray:
+    """Ids `(q, k)`, each query with its own range of prices."""
+    found = [
+        peer.filtered(query, _K, *limits) for query, limits in zip(queries, ranges, strict=True)
+    ]
+    return np.stack([one for one in found if one is not None])
+
+
+def _table(data: Data, truth: np.ndarray, peers: list[Peer], repeats: int) -> None:
+    """All side by side, each at the smallest ef that reaches a recall of 0.95."""
+    print(f"\n{'':<22} {'build s':>8} {'ef':>4} {'recall':>7} {'one by one/s':>13} {'batch/s':>9}")
+    for peer in peers:
+        if isinstance(peer, Exact):
+            peer.build(data.vectors, data.price)
+        ef, reached = smallest_ef(peer, _ask(peer), data.queries, truth)
+        few = data.queries[:100] if isinstance(peer, Exact) else data.queries
+        alone = queries_per_s(_ask(peer), few, 1, repeats)
+        batch = queries_per_s(_ask(peer), data.queries, 100, repeats)
+        print(
+            f"{peer.name:<22} {peer.build_seconds:>8.1f} {ef:>4} {reached:>7.3f} {alone:>13,.0f} "
+            f"{batch:>9,.0f}",
+            flush=True,
+        )
+    print()
+
+
+def _ask(peer: Peer) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda rows: peer.query(rows, _K)
+
+
+def _p50(peer: Peer, queries: np.ndarray) -> float:
+    """Seconds of the median query, asked one after the other."""
+    return statistics.median([_seconds(partial(peer.query, row[None], _K)) for row in queries])
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _ratio(first: Callable[[], float], second: Callable[[], float], repeats: int) -> float:
+    """The median of the ratios of measurements taken one after the other."""
+    return statistics.median([first() / second() for _ in range(repeats)])
+
+
+if __name__ == "__main__":
+    main()
