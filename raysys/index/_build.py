@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -15,7 +16,7 @@ from raysys.errors import DataError, ResourceError, StorageError
 from raysys.index import _names
 from raysys.index._files import Manifest
 from raysys.index._graph import memory_bytes
-from raysys.index._types import Settings, shard_of, split_rows, with_id
+from raysys.index._types import Settings, check_attributes, shard_of, split_rows, with_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +34,10 @@ _THREADS = 16
 _log = logging.getLogger("raysys.index")
 
 
-def build(name: str, rows: Table | pa.Table, files: Files, given: Mapping[str, Any]) -> Manifest:
+def build(
+    name: str, rows: Table | pa.Table, files: Files, given: Mapping[str, Any], *,
+    or_empty: bool = False,
+) -> Manifest:  # fmt: skip
     """Check the rows, build the shards of an index and start all of its actors."""
     import ray
 
@@ -42,20 +46,12 @@ def build(name: str, rows: Table | pa.Table, files: Files, given: Mapping[str, A
     blocks = [ray.put(rows)] if isinstance(rows, pa.Table) else list(rows.blocks)
     counts = [len(rows)] if isinstance(rows, pa.Table) else [meta.rows for meta in rows.metas]
     total = sum(counts)
-    if total == 0:
+    if total == 0 and not or_empty:
         raise DataError("an index is built from at least one vector; the table has no rows")
     dim = _dim(rows.schema)
-    try:
-        settings = Settings(
-            **{
-                **given,
-                "dim": dim,
-                "shards": given["shards"] or _default_shards(total),
-                "replicas": given["replicas"] or (2 if _nodes() > 1 else 1),
-            }
-        )
-    except ValidationError as error:
-        raise DataError(f"settings of index {name!r}: {error}") from error
+    usual = {"shards": _default_shards(total), "replicas": 2 if _nodes() > 1 else 1}
+    wanted = {one: value for one, value in given.items() if value is not None}
+    settings = _settings(name, {**usual, **wanted, "dim": dim})
     schema = pa.schema([field for field in rows.schema if field.name not in ("id", "vector")])
     schema = schema.remove_metadata()
     _check_memory(name, total, settings)
@@ -74,7 +70,8 @@ def build(name: str, rows: Table | pa.Table, files: Files, given: Mapping[str, A
         folder = f"{version:020d}"
         manifest = Manifest(folder, version, versions, sum(sizes), settings, schema)
         files.commit(manifest)
-        ray.get([handle.start.remote() for handle in handles])
+        # By a replica that has died since, too: it loads what it wrote.
+        ray.get([handle.start.options(max_task_retries=-1).remote() for handle in handles])
         _start_others(name, files, manifest)
     except BaseException:
         _names.end(name)
@@ -88,7 +85,41 @@ def restore(
 ) -> Manifest:
     """Start an index from its folder."""
     import ray
+    from ray.exceptions import RayActorError, RayTaskError
 
+    given = {"shards": shards, "replicas": replicas}
+    changed = {one: value for one, value in given.items() if value is not None}
+    # What cannot be restored is refused while an index of this name still answers.
+    _settings(name, _snapshot(name, files, version).settings.model_dump() | changed)
+    # Its log must not grow any more.
+    _names.end(name)
+    manifest = _snapshot(name, files, version)
+    settings = manifest.settings
+    wanted = _settings(name, settings.model_dump() | changed)
+    last = files.last_version()
+    upto = last if version is None else version
+    if wanted.shards == settings.shards and upto == last:
+        if wanted != settings:
+            manifest = dataclasses.replace(manifest, settings=wanted)
+            files.commit(manifest)
+        try:
+            for shard in range(settings.shards):
+                _start_replica(name, files, shard, 0, 0)
+            _start_others(name, files, manifest)
+        except RayActorError as error:
+            _names.end(name)
+            raise StorageError(f"index {name!r} cannot be restored: {error}") from error
+        return manifest
+    read = ray.remote(type(files).read_rows).options(name=f"restore:{name}")
+    parts = [read.remote(files, manifest, shard, upto) for shard in range(settings.shards)]
+    try:
+        rows = pa.concat_tables(ray.get(parts))
+    except RayTaskError as error:
+        raise error.cause from None
+    return build(name, rows, files, wanted.model_dump(), or_empty=True)
+
+
+def _snapshot(name: str, files: Files, version: int | None) -> Manifest:
     manifest = files.manifest(version)
     if manifest is None:
         there = [one.version for one in files.manifests()]
@@ -96,29 +127,14 @@ def restore(
             f"no snapshot {'' if version is None else version} of index {name!r} at "
             f"{files.storage.uri(files.path)}; there are: {there or 'none'}"
         )
-    last = files.last_version()
-    upto = last if version is None else version
-    settings = manifest.settings
-    if shards in (None, settings.shards) and (version is None or version == last):
-        wanted = settings.model_copy(update={"replicas": replicas or settings.replicas})
-        if wanted != settings:
-            manifest = Manifest(**{**vars(manifest), "settings": wanted})
-            files.commit(manifest)
-        _names.end(name)
-        for shard in range(settings.shards):
-            _start_replica(name, files, shard, 0, 0)
-        _start_others(name, files, manifest)
-        return manifest
-    # Its log must not grow while it is read.
-    _names.end(name)
-    read = ray.remote(type(files).read_rows).options(name=f"restore:{name}")
-    parts = [read.remote(files, manifest, shard, upto) for shard in range(settings.shards)]
-    rows = pa.concat_tables(ray.get(parts))
-    given = settings.model_dump() | {
-        "shards": shards or settings.shards,
-        "replicas": replicas or settings.replicas,
-    }
-    return build(name, rows, files, given)
+    return manifest
+
+
+def _settings(name: str, given: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise DataError(f"settings of index {name!r}: {error}") from error
 
 
 def _dim(schema: pa.Schema) -> int:
@@ -184,7 +200,8 @@ def _split_block(block: pa.Table, settings: Settings, schema: pa.Schema) -> Any:
     if vectors.shape[1] != settings.dim:
         raise DataError(f"vectors of {vectors.shape[1]} and of {settings.dim} numbers in one table")
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), settings.dim)
-    table = with_id(ids, attributes.cast(schema)).append_column("vector", flat)
+    attributes = check_attributes(attributes, schema)
+    table = with_id(ids, attributes).append_column("vector", flat)
     shards = shard_of(ids, settings.shards)
     pieces = [table.take(np.flatnonzero(shards == one)) for one in range(settings.shards)]
     return *pieces, ids

@@ -56,13 +56,22 @@ class HeldShard:
                 batch = decode(record)
                 shards = self.shard.settings.shards
                 self.shard.apply(version, batch.of_shard(self._number, shards))
+            self._check(version)
         self._changed.set()
 
     def catch_up(self, upto: int) -> None:
         """Apply what the log holds up to a version."""
         with self._order:
             self._catch_up(upto)
+            self._check(upto)
         self._changed.set()
+
+    def _check(self, version: int) -> None:
+        if self.shard.version < version:
+            raise StorageError(
+                f"the log of {self._files.storage.uri(self._files.path)} goes to version "
+                f"{self.shard.version} here, and to {version} elsewhere"
+            )
 
     def _catch_up(self, upto: int | None) -> None:
         shards = self.shard.settings.shards

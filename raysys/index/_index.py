@@ -14,7 +14,7 @@ from raysys.errors import DataError, UnavailableError
 from raysys.index import _build, _names, _tune
 from raysys.index._files import Files, Manifest
 from raysys.index._local import LocalIndex
-from raysys.index._readers import Readers
+from raysys.index._readers import Readers, check_question
 from raysys.index._record import Batch, encode
 from raysys.index._shard import StaleError
 from raysys.index._types import (
@@ -170,7 +170,8 @@ class VectorIndex:
 
         try:
             writer = _names.actor(_names.writer_name(name))
-            return cls(name, *ray.get(writer.describe.remote()))
+            describe = writer.describe.options(max_task_retries=-1)
+            return cls(name, *ray.get(describe.remote()))
         except (ValueError, ray.exceptions.RayActorError) as error:
             raise _not_there(name) from error
 
@@ -230,12 +231,7 @@ class VectorIndex:
             UnavailableError: A shard did not answer in time.
         """
         matrix = check_queries(vectors, self.settings)
-        if not isinstance(k, (int, np.integer)) or k < 1 or (ef is not None and ef < 1):
-            raise DataError(f"k and ef are positive integers; given: k={k!r}, ef={ef!r}")
-        if isinstance(filters, str):
-            filters = [filters] * len(matrix)
-        if filters is not None and len(filters) != len(matrix):
-            raise DataError(f"{len(filters)} filters for {len(matrix)} vectors: give one a vector")
+        filters = check_question(matrix, k, ef, filters)
         if len(matrix) <= _CHUNK_QUERIES:
             return self._query(matrix, k, ef, filters, partial, timeout_s)
         parts = []
@@ -269,6 +265,8 @@ class VectorIndex:
                 if ahead:
                     found |= ask(oldest, shards=ahead)
             except StaleError:
+                continue
+            if any(version != oldest for version, _, _ in found.values()):
                 continue
             missing = tuple(sorted(set(range(self.settings.shards)) - set(found)))
             if not found:
@@ -334,15 +332,16 @@ class VectorIndex:
         return self._commit(Batch(np.empty(0, np.int64), none, empty, ended))
 
     def _commit(self, batch: Batch) -> int:
+        token = uuid.uuid4().hex
+        return self._tell("commit", token, encode(batch, token))
+
+    def _tell(self, method: str, *args: Any) -> Any:
+        """Call the writer; again if it dies on the way, which it knows a batch's token for."""
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
-        token = uuid.uuid4().hex
-        record = encode(batch, token)
         try:
-            # Sent again, by the same token, if the writer dies on the way.
-            call = self._writer.commit.options(max_task_retries=-1)
-            return ray.get(call.remote(token, record))
+            return ray.get(getattr(self._writer, method).options(max_task_retries=-1).remote(*args))
         except RayTaskError as error:
             raise error.cause from None
         except RayActorError as error:
@@ -366,12 +365,10 @@ class VectorIndex:
         Raises:
             DataError: No ef reaches it; the message says how far it got. ef stays what it was.
         """
-        import ray
-
         if queries is None:
             queries = _tune.between(self, rows)
         tuned = _tune.smallest_ef(self, check_queries(queries, self.settings), recall, k)
-        ray.get(self._writer.set_ef.remote(tuned.ef))
+        self._tell("set_ef", tuned.ef)
         return tuned
 
     def exact(self, vectors: Any, k: int) -> Found:
@@ -388,13 +385,7 @@ class VectorIndex:
 
     def snapshot(self) -> int:
         """Write a snapshot while the index goes on; its version. Old ones are pruned."""
-        import ray
-        from ray.exceptions import RayTaskError
-
-        try:
-            return ray.get(self._writer.snapshot.remote())
-        except RayTaskError as error:
-            raise error.cause from None
+        return self._tell("snapshot")
 
     @staticmethod
     def snapshots(name: str, storage: Storage, path: str | None = None) -> list[Snapshot]:
@@ -404,15 +395,11 @@ class VectorIndex:
 
     def compact(self) -> None:
         """Rebuild the graphs without deleted rows now; it happens by itself, see `Settings`."""
-        import ray
-
-        ray.get(self._writer.compact.remote())
+        self._tell("compact")
 
     def status(self) -> dict[str, dict[str, int] | None]:
         """Version, rows, pending rows and tombstones of each replica; None: it does not answer."""
-        import ray
-
-        found = ray.get(self._writer.status.remote())
+        found = self._tell("status")
         return {f"{shard}.{number}": counts for (shard, number), counts in found.items()}
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raysys.errors import DataError
 from raysys.index import _names
 from raysys.index._held import HeldShard
+from raysys.index._readers import check_question
 from raysys.index._types import Found, check_queries
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ class LocalIndex:
         """The k nearest rows of each vector, see `VectorIndex.query`."""
         shard = self._held.shard
         matrix = check_queries(vectors, shard.settings)
-        if isinstance(filters, str):
-            filters = [filters] * len(matrix)
+        filters = check_question(matrix, k, ef, filters)
         _, ids, distances = shard.search(matrix, k, ef, filters)
         return Found(ids, distances)
 

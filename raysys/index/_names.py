@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 NAMESPACE = "raysys"
+_STOP_S = 5.0
 _PREFIX = "index:"
 
 
@@ -54,6 +55,9 @@ def end(index: str) -> None:
     """End all actors of an index, the writer first: a change that it has not logged is refused."""
     import ray
 
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):
+        # Killed in the middle of a record it might finish it after the next writer has started.
+        ray.get(actor(writer_name(index)).stop.remote(), timeout=_STOP_S)
     mine = [name for name in names() if f"{name}:".startswith(f"{writer_name(index)}:")]
     for name in sorted(mine, key=len):
         with contextlib.suppress(ValueError):  # it has just ended

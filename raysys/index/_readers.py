@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from typing import TYPE_CHECKING, Any
 
-from raysys.errors import UnavailableError
+import numpy as np
+
+from raysys.errors import DataError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
 _POLL_S = 0.02
-_PATIENCE_S = 5.0
+# Ray tells of a death a second or two later; a process that answers no probe is not waited for.
+_PATIENCE_S, _PROBE_S = 0.25, 0.5
 
 
 class Readers:
@@ -28,6 +32,7 @@ class Readers:
         """Take the handles of each shard's replicas."""
         self._index, self._replicas = index, replicas
         self._probes: dict[ActorHandle, ObjectRef] = {}
+        self._ended: set[ActorHandle] = set()
 
     def ask(
         self, method: str, *args: Any, shards: Iterable[int] | None = None, timeout_s: float,
@@ -40,13 +45,13 @@ class Readers:
             args: Of the call.
             shards: All by default.
             timeout_s: After which a shard without a replica that answers is given up.
-            partial: Leave such shards out, at once; else they are waited for.
+            partial: Leave such shards out, after less than a second; else they are waited for.
 
         Raises:
             UnavailableError: A shard did not answer in time.
         """
         import ray
-        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+        from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
         deadline = time.monotonic() + timeout_s
         missing = set(self._replicas if shards is None else shards)
@@ -58,22 +63,26 @@ class Readers:
                 if handle is not None:
                     calls[shard] = handle, getattr(handle, method).remote(*args)
             for shard, (handle, call) in calls.items():
-                others = len(self._replicas[shard]) > 1
-                left = max(0.0, deadline - time.monotonic())
+                hurry = partial or len(self._replicas[shard]) > 1
                 try:
-                    answers[shard] = ray.get(
-                        call, timeout=min(left, _PATIENCE_S) if others else left
-                    )
+                    answers[shard] = self._answer(handle, call, deadline, hurry)
                     missing.discard(shard)
-                except (RayActorError, GetTimeoutError):
-                    # A call to an actor that restarts waits for it: as good a probe as any.
-                    self._probes[handle] = handle.status.remote()
+                except (RayActorError, GetTimeoutError) as error:
+                    self._note(handle, error)
                 except RayTaskError as error:
+                    for _, other in calls.values():  # else Ray prints what they failed with
+                        with contextlib.suppress(RayError):
+                            ray.get(other, timeout=_PROBE_S)
                     raise error.cause from None  # what the shard itself said
             if not missing:
                 return answers
             if partial and not any(self._choose(shard) for shard in missing):
                 return answers
+            if any(self._ended.issuperset(self._replicas[shard]) for shard in missing):
+                raise UnavailableError(
+                    f"the actors of index {self._index!r} have ended: it was closed, or built or "
+                    "restored anew. VectorIndex.connect finds the one that runs now"
+                )
             if time.monotonic() >= deadline:
                 raise UnavailableError(
                     f"index {self._index!r}: shard {sorted(missing)} of "
@@ -83,6 +92,31 @@ class Readers:
                 )
             if len(calls) < len(missing):
                 time.sleep(_POLL_S)
+
+    def _answer(self, handle: ActorHandle, call: ObjectRef, deadline: float, hurry: bool) -> Any:
+        """What a replica answers; in a hurry it is waited for only while it answers probes."""
+        import ray
+        from ray.exceptions import GetTimeoutError
+
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                return ray.get(call, timeout=min(left, _PATIENCE_S) if hurry else left)
+            except GetTimeoutError:
+                if not hurry or left <= _PATIENCE_S:
+                    raise
+                probe = handle.status.remote()
+                if not ray.wait([probe, call], timeout=_PROBE_S)[0]:
+                    self._probes[handle] = probe
+                    raise
+
+    def _note(self, handle: ActorHandle, error: Exception) -> None:
+        """Leave a replica alone that failed, until it answers a probe."""
+        from ray.exceptions import ActorDiedError
+
+        if isinstance(error, ActorDiedError):  # Ray will not restart it
+            self._ended.add(handle)
+        self._probes[handle] = handle.status.remote()
 
     def _choose(self, shard: int) -> ActorHandle | None:
         """A replica that has not failed since it last answered."""
@@ -97,9 +131,28 @@ class Readers:
             if ray.wait([probe], timeout=0)[0]:
                 try:
                     ray.get(probe)
-                except RayError:
-                    self._probes[handle] = handle.status.remote()
+                except RayError as error:
+                    self._note(handle, error)
                 else:
-                    del self._probes[handle]
+                    self._probes.pop(handle, None)  # unless another thread has seen it
                     return handle
         return None
+
+
+def check_question(
+    matrix: np.ndarray, k: int, ef: int | None, filters: str | Sequence[str | None] | None
+) -> Sequence[str | None] | None:
+    """A filter for each vector, or None for none at all.
+
+    Raises:
+        DataError: The arguments of a query do not fit each other.
+    """
+    if not isinstance(k, (int, np.integer)) or k < 1 or (ef is not None and ef < 1):
+        raise DataError(f"k and ef are positive integers; given: k={k!r}, ef={ef!r}")
+    if filters is None:
+        return None
+    if isinstance(filters, str):
+        return [filters] * len(matrix)
+    if len(filters) != len(matrix):
+        raise DataError(f"{len(filters)} filters for {len(matrix)} vectors: give one a vector")
+    return list(filters)

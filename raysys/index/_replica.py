@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import pickle
 import threading
 import time
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from raysys.cluster import raise_priority
@@ -54,12 +54,19 @@ class Replica:
         self._files = Files(storage, path)
         self._metrics = Metrics(name, shard, number)
         self._progress = 0
+        self._life = uuid.uuid4().hex
         self._held: HeldShard | None = None
+        self._built: Shard | None = None
         self._come_back()
         threading.Thread(target=self._report, name="metrics", daemon=True).start()
 
     def _come_back(self) -> None:
-        """Load the shard and join, however often it takes: Ray gives up an actor that raises."""
+        """Load the shard and join.
+
+        After a crash as often as it takes: Ray gives up an actor that raises.
+        """
+        import ray
+
         while True:
             try:
                 manifest = self._files.manifest()
@@ -68,6 +75,8 @@ class Replica:
                     self._join()
                 return
             except Exception:
+                if not ray.get_runtime_context().was_current_actor_reconstructed:
+                    raise
                 _log.exception("shard %d cannot be loaded; it is tried again", self._shard)
                 time.sleep(_RETRY_S)
 
@@ -106,7 +115,7 @@ class Replica:
         """Take what was built into service, once the snapshot is complete."""
         if self._held is None:
             self._held = HeldShard(self._files, self._shard, self._built)
-            del self._built
+            self._built = None
 
     def query(self, question: bytes) -> bytes:
         """This shard's nearest: arguments and answer of `Shard.search`, pickled.
@@ -141,9 +150,11 @@ class Replica:
         held.apply(version, record)
         return held.shard.pending
 
-    def catch_up(self, version: int) -> None:
-        """Apply what the log holds up to a version."""
-        self._service().catch_up(version)
+    def catch_up(self, version: int) -> int:
+        """Apply what the log holds up to a version; tell how many rows wait beside the graph."""
+        held = self._service()
+        held.catch_up(version)
+        return held.shard.pending
 
     def set_ef(self, ef: int) -> None:
         """Look at so many candidates by default."""
@@ -188,11 +199,15 @@ class Replica:
         """Tell the writer, then take what was acknowledged until it listened."""
         import ray
 
-        with contextlib.suppress(ValueError):  # no writer: nothing changes
+        try:
             writer = actor(writer_name(self._name))
-            self._service().catch_up(
-                ray.get(writer.join.options(max_task_retries=-1).remote(self._shard, self._number))
-            )
+        except ValueError:  # no writer: nothing changes
+            return
+        join = writer.join.options(max_task_retries=-1)
+        version, ef = ray.get(join.remote(self._shard, self._number, self._life))
+        self._service().catch_up(version)
+        if ef != self._shard_held.settings.ef:
+            self.set_ef(ef)
 
     def _report(self) -> None:
         """Metrics; and a word to the writer, which may have been restarted or given us up."""

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from raysys.cluster import raise_priority
-from raysys.errors import StorageError
+from raysys.errors import StorageError, UnavailableError
 from raysys.index import _record
 from raysys.index._files import Files, Manifest
 from raysys.index._names import actor, replica_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from raysys.storage import Storage
 
 _PUSH_TIMEOUT_S = 60.0
+_RETRY_S = 1.0
+_ATTEMPTS = 2
 _REMEMBERED_TOKENS = 100_000
 _REMEMBERED_BYTES = 64 << 20
 _SNAPSHOT_AFTER_RECORDS = 10_000
@@ -39,30 +45,59 @@ class Writer:
     def __init__(self, name: str, storage: Storage, path: str) -> None:
         raise_priority()
         self._name, self._files = name, Files(storage, path)
+        self._live: set[tuple[int, int]] = set()
+        # Which process of a replica joined last: what failed may have been the one before.
+        self._lives: dict[tuple[int, int], str] = {}
+        self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
+        self._underway: dict[str, asyncio.Future[int]] = {}
+        self._committing: asyncio.Task[None] | None = None
+        self._recovering, self._is_recovered = asyncio.Lock(), False
+        self._snapshotting, self._describing = asyncio.Lock(), asyncio.Lock()
+        self._is_stopped = False
+        self._news = asyncio.Condition()
+        self._come_back()
+
+    def _come_back(self) -> None:
+        """Read the folder.
+
+        After a crash as often as it takes: Ray gives up an actor that raises.
+        """
+        import ray
+
+        while True:
+            try:
+                self._load()
+                return
+            except Exception:
+                if not ray.get_runtime_context().was_current_actor_reconstructed:
+                    raise
+                _log.exception("the log cannot be read; it is tried again")
+                time.sleep(_RETRY_S)
+
+    def _load(self) -> None:
         manifest = self._files.manifest()
         if manifest is None:
-            raise StorageError(f"there is no complete snapshot below {storage.uri(path)}")
+            where = self._files.storage.uri(self._files.path)
+            raise StorageError(f"there is no complete snapshot below {where}")
         self._manifest = manifest
         self._version = manifest.version
         self._tokens: collections.OrderedDict[str, int] = collections.OrderedDict()
         self._recent: collections.deque[tuple[int, bytes]] = collections.deque()
         self._recent_bytes = self._bytes_since = self._records_since = 0
         for version in self._files.log_versions():
-            record = self._files.record(version) if version > min(manifest.shard_versions) else None
+            # Those before the snapshot too: a client may send again what it was not told of.
+            record = self._files.record(version)
+            if version == min(manifest.shard_versions) + 1:
+                self._bytes_since = self._records_since = 0
             if record is not None:
                 self._remember(version, record)
         settings = manifest.settings
         self._replicas = {
-            (shard, number): actor(replica_name(name, shard, number))
+            (shard, number): actor(replica_name(self._name, shard, number))
             for shard in range(settings.shards)
             for number in range(settings.replicas)
         }
         self._live = set(self._replicas)
-        self._waiting: list[tuple[str, bytes, asyncio.Future[int]]] = []
-        self._committing: asyncio.Task[None] | None = None
-        self._recovering, self._is_recovered = asyncio.Lock(), False
-        self._snapshotting = asyncio.Lock()
-        self._news = asyncio.Condition()
 
     async def describe(self) -> tuple[Files, Manifest]:
         """Where the index is kept, and what it is as of its last snapshot."""
@@ -72,21 +107,40 @@ class Writer:
         """Apply a batch that `_record.encode` made; its version, once it is safe and visible."""
         async with self._recovering:
             await self._recover()
-        known = self._tokens.get(token)
-        if known is not None:
-            if known == self._version and self._committing:
-                await asyncio.shield(self._committing)
-            return known
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append((token, record, done))
-        if self._committing is None:
-            self._committing = asyncio.create_task(self._commit_all())
-        return await done
+        done = self._underway.get(token)
+        if done is None:
+            if token in self._tokens:
+                return self._tokens[token]
+            if self._is_stopped:
+                raise UnavailableError(f"index {self._name!r} ends: it takes no more changes")
+            done = asyncio.get_running_loop().create_future()
+            self._underway[token] = done
+            done.add_done_callback(lambda _: self._underway.pop(token, None))
+            self._waiting.append((record, done))
+            if self._committing is None:
+                self._committing = asyncio.create_task(self._commit_all())
+        return await asyncio.shield(done)
 
-    async def join(self, shard: int, number: int) -> int:
-        """Count a replica in again; the version that it must have before it answers."""
+    async def stop(self) -> None:
+        """Finish the changes under way and refuse others: what starts next reads the log."""
+        self._is_stopped = True
+        if self._committing is not None:
+            await asyncio.shield(self._committing)
+
+    async def join(self, shard: int, number: int, life: str) -> tuple[int, int]:
+        """Count a replica in again.
+
+        Args:
+            shard: Of the replica.
+            number: Of the replica.
+            life: Names its process.
+
+        Returns:
+            The version that it must have before it answers, and the ef of queries.
+        """
         self._live.add((shard, number))
-        return self._version
+        self._lives[shard, number] = life
+        return self._version, self._manifest.settings.ef
 
     async def changes(self, after: int, wait_s: float) -> list[tuple[int, bytes]] | None:
         """The records after a version; waits for one. None: read the folder, they are too old."""
@@ -101,9 +155,9 @@ class Writer:
 
     async def set_ef(self, ef: int) -> None:
         """Let every replica look at so many candidates, now and after a restart."""
-        settings = self._manifest.settings.model_copy(update={"ef": ef})
-        self._manifest = dataclasses.replace(self._manifest, settings=settings)
-        await asyncio.to_thread(self._files.commit, self._manifest)
+        async with self._describing:
+            settings = self._manifest.settings.model_copy(update={"ef": ef})
+            await self._describe(settings=settings)
         await self._tell_all("set_ef", ef)
 
     async def compact(self) -> None:
@@ -120,14 +174,13 @@ class Writer:
                 *(self._snapshot_shard(folder, shard) for shard in range(shards))
             )
             # A replica that dies now may have written; only the manifest makes it count.
-            self._manifest = dataclasses.replace(
-                self._manifest,
-                folder=folder,
-                version=max(version for version, _ in written),
-                shard_versions=tuple(version for version, _ in written),
-                rows=sum(rows for _, rows in written),
-            )
-            await asyncio.to_thread(self._files.commit, self._manifest)
+            async with self._describing:
+                await self._describe(
+                    folder=folder,
+                    version=max(version for version, _ in written),
+                    shard_versions=tuple(version for version, _ in written),
+                    rows=sum(rows for _, rows in written),
+                )
             self._bytes_since = self._records_since = 0
             await asyncio.to_thread(self._files.prune, self._manifest.settings.keep_snapshots)
             return self._manifest.version
@@ -148,64 +201,80 @@ class Writer:
     async def _recover(self) -> None:
         """The last record of a writer that died may not have reached every replica."""
         if not self._is_recovered:
-            keys = sorted(self._live)
-            found = await asyncio.gather(
-                *(self._ask(key, "catch_up", self._version) for key in keys),
-                return_exceptions=True,
-            )
-            for key, one in zip(keys, found, strict=True):
-                if isinstance(one, BaseException):
-                    await self._leave_out(key, one)
+            await self._push("catch_up", self._version)
             self._is_recovered = True
 
     async def _commit_all(self) -> None:
-        while self._waiting:
-            taken, self._waiting = self._waiting, []
-            try:
-                version = self._version + 1
-                record = b"".join(record for _, record, _ in taken)
-                await asyncio.to_thread(self._files.write_record, version, record)
-                self._remember(version, record)  # from here on a joining replica must have it
-                pending = await self._push(version, record)
-                for _, _, done in taken:
-                    if not done.cancelled():
-                        done.set_result(version)
-                async with self._news:
-                    self._news.notify_all()
-                await self._maybe_wait(pending)
-            except Exception as error:
-                _log.exception("a batch of changes could not be logged")
-                for _, _, done in taken:
-                    if not done.done():
-                        done.set_exception(
-                            StorageError(f"the index's log cannot be written, nothing has "
-                                         f"changed: {error}")
-                        )  # fmt: skip
-        self._committing = None
+        try:
+            while self._waiting:
+                taken, self._waiting = self._waiting, []
+                await self._commit(
+                    b"".join(record for record, _ in taken), [one for _, one in taken]
+                )
+        finally:
+            self._committing = None
 
-    async def _push(self, version: int, record: bytes) -> int:
-        """Send a record to all that answer; the most rows that wait beside a graph."""
-        keys = sorted(self._live)
-        found = await asyncio.gather(
-            *(self._ask(key, "apply", version, record) for key in keys), return_exceptions=True
+    async def _commit(self, record: bytes, waiting: Sequence[asyncio.Future[int]]) -> None:
+        version = self._version + 1
+        try:
+            await asyncio.to_thread(self._write, version, record)
+        except Exception as error:
+            _log.exception("a batch of changes could not be logged")
+            for done in waiting:
+                done.set_exception(
+                    StorageError(f"the index's log cannot be written, nothing has changed: {error}")
+                )
+            return
+        self._remember(version, record)  # from here on a joining replica must have it
+        pending = await self._push("apply", version, record)
+        for done in waiting:
+            done.set_result(version)
+        async with self._news:
+            self._news.notify_all()
+        await self._maybe_wait(pending)
+
+    def _write(self, version: int, record: bytes) -> None:
+        try:
+            self._files.write_record(version, record)
+        except Exception:
+            # Written and not flushed, it would come back by a replica that starts now.
+            with contextlib.suppress(Exception):
+                self._files.storage.remove(f"{self._files.path}/log/{version:020d}")
+            raise
+
+    async def _push(self, method: str, *args: Any) -> int:
+        """Have all replicas take a version; the most rows that wait beside a graph."""
+        taken = await asyncio.gather(
+            *(self._bring(key, method, *args) for key in sorted(self._live))
         )
-        pending = 0
-        for key, one in zip(keys, found, strict=True):
-            if isinstance(one, BaseException):
-                await self._leave_out(key, one)
-            else:
-                pending = max(pending, one)
-        return pending
+        return max(taken, default=0)
 
-    async def _leave_out(self, key: tuple[int, int], error: BaseException) -> None:
-        """Go on without a replica; it must not answer before it has joined again."""
+    async def _bring(self, key: tuple[int, int], method: str, *args: Any) -> int:
+        """Have a replica take a version; one that does not is left out until it joins again.
+
+        Ray tells that a process is dead only a second later, when the next may have joined: that
+        one has read the log, and must not be left out. Nor must one that was out of reach for a
+        moment: it is asked again.
+        """
         import ray
 
+        failed: Exception | None = None
+        for _ in range(_ATTEMPTS):
+            life = self._lives.get(key)
+            try:
+                return await self._ask(key, method, *args)
+            except ray.exceptions.RayActorError as error:
+                failed = error
+                if self._lives.get(key) != life:
+                    return 0
+            except Exception as error:
+                # It lives, and would answer without this change.
+                failed = error
+                ray.kill(self._replicas[key], no_restart=False)
+                break
         self._live.discard(key)
-        _log.warning("replica %d.%d is left out until it joins again (%r)", *key, error)
-        if not isinstance(error, ray.exceptions.RayActorError):
-            # It lives, and would answer without this change.
-            ray.kill(self._replicas[key], no_restart=False)
+        _log.warning("replica %d.%d is left out until it joins again (%r)", *key, failed)
+        return 0
 
     async def _maybe_wait(self, pending: int) -> None:
         if pending > _PENDING_ROWS:
@@ -233,9 +302,22 @@ class Writer:
         raise StorageError(f"shard {shard} has no replica that can write a snapshot") from last
 
     async def _tell_all(self, method: str, *args: Any, timeout_s: float | None = 60.0) -> None:
-        await asyncio.gather(
-            *(self._ask(key, method, *args, timeout_s=timeout_s) for key in sorted(self._live))
+        import ray
+
+        found = await asyncio.gather(
+            *(self._ask(key, method, *args, timeout_s=timeout_s) for key in sorted(self._live)),
+            return_exceptions=True,
         )
+        for one in found:
+            # What a replica that died missed it is told when it joins, or does not need.
+            if isinstance(one, BaseException) and not isinstance(one, ray.exceptions.RayActorError):
+                raise one
+
+    async def _describe(self, **changed: Any) -> None:
+        """Change the manifest, on storage first."""
+        manifest = dataclasses.replace(self._manifest, **changed)
+        await asyncio.to_thread(self._files.commit, manifest)
+        self._manifest = manifest
 
     async def _ask(
         self, key: tuple[int, int], method: str, *args: Any,
