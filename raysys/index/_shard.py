@@ -357,30 +357,33 @@ class Shard:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Search the graph for more than k and leave out what does not match, or search exactly."""
         rows = self._rows
-        wanted = self._planner.candidates(rows, chosen, len(vectors), k, ef)
-        while wanted and wanted <= self._graph.size:
-            found = self._graph.search(vectors, wanted, max(ef, wanted + wanted // 4))
+        ids, distances = _nothing(len(vectors), k)
+        left = np.arange(len(vectors))  # whose answer is not known
+        plan = self._planner.plan(rows, chosen, k)
+        wanted = plan.candidates(len(left), ef)
+        while len(left) and wanted and wanted <= self._graph.size:
+            found = self._graph.search(vectors[left], wanted, max(ef, wanted))
             if found is None or self._is_later(found[0], version):
                 break
-            slots, distances = found
+            slots, far = found
             good = rows.mask(chosen, slots.reshape(-1)).reshape(slots.shape)
-            if (good.sum(axis=1) >= k).all():
-                # The order is kept: those that match come first.
-                first = np.argsort(~good, axis=1, kind="stable")[:, :k]
-                parts = [
-                    self._named(
-                        np.take_along_axis(slots, first, axis=1),
-                        np.take_along_axis(distances, first, axis=1),
-                        k,
-                    )
-                ]
-                aside = self._aside(version)
-                if len(aside):
-                    aside = aside[rows.mask(chosen, aside)]
-                    parts.append(self._exact(vectors, k, aside))
-                return merge(parts, k)
-            wanted = self._planner.more(rows, chosen, len(vectors), 4 * wanted)
-        return self._exact(vectors, k, self._matching_slots(chosen, version))
+            reached = good.sum(axis=1) >= k
+            enough = np.flatnonzero(reached)
+            # The order is kept: those that match come first.
+            first = np.argsort(~good[enough], axis=1, kind="stable")[:, :k]
+            ids[left[enough]] = rows.ids[slots[enough[:, None], first]]
+            distances[left[enough]] = far[enough[:, None], first]
+            left = left[~reached]
+            wanted = plan.more(len(left), wanted)
+        aside = self._aside(version) if len(left) < len(vectors) else np.empty(0, np.int64)
+        if len(aside):
+            aside = aside[rows.mask(chosen, aside)]
+            beside = self._exact(vectors, k, aside)
+            ids, distances = merge([(ids, distances), beside], k)
+        if len(left):
+            slots = self._matching_slots(chosen, version)
+            ids[left], distances[left] = self._exact(vectors[left], k, slots)
+        return ids, distances
 
     def _matching_slots(self, chosen: Filter, version: int) -> np.ndarray:
         slots = self._planner.matching(self._rows, chosen)
