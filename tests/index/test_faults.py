@@ -1,0 +1,262 @@
+"""Processes of an index are killed, and its log is taken away: what was acknowledged stays."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from raysys.errors import StorageError, UnavailableError
+from raysys.index import VectorIndex, rows
+from raysys.storage import Storage
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+DIM, SIZE = 8, 200
+VECTORS = np.random.default_rng(0).normal(size=(SIZE, DIM)).astype(np.float32)
+_ROOT = "indexes/faulty"
+
+
+@pytest.fixture(scope="module")
+def folder(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def index(folder: Path) -> Iterator[VectorIndex]:
+    index = VectorIndex.build("faulty", _rows(range(SIZE), 0), Storage(folder), shards=2)
+    yield index
+    index.close()
+
+
+def _rows(ids: Any, value: int) -> pa.Table:
+    numbers = np.asarray(ids)
+    return rows(numbers, VECTORS[numbers % SIZE], {"value": np.full(len(numbers), value)})
+
+
+def _pid(actor: Any) -> int:
+    told = actor.__ray_call__.options(max_task_retries=-1)
+    return ray.get(told.remote(lambda _: os.getpid()), timeout=60)
+
+
+def _replica(index: VectorIndex, shard: int) -> Any:
+    return index._readers._replicas[shard][0]
+
+
+def _kill(actor: Any) -> int:
+    pid = _pid(actor)
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def _until(is_so: Callable[[], Any], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it has not come about"
+        time.sleep(0.05)
+
+
+def _values(index: VectorIndex, ids: Any) -> dict[int, int]:
+    """Ids that are there and their values; each stands once."""
+    table = index.get(np.asarray(ids))
+    assert table.num_rows == len(set(table["id"].to_pylist()))
+    return dict(zip(table["id"].to_pylist(), table["value"].to_pylist(), strict=True))
+
+
+def _check(index: VectorIndex, ids: Any, value: int) -> None:
+    assert _values(index, ids) == dict.fromkeys(ids, value)
+    everything = index.query(VECTORS[:1], index.size).ids[0].tolist()
+    assert len(set(everything)) == index.size
+
+
+def test_a_shard_whose_only_replica_is_killed_is_missed_or_waited_for(index: VectorIndex) -> None:
+    ids = range(1000, 1020)
+    index.upsert(_rows(ids, 1))
+    whole = index.query(VECTORS[:3], 10)
+    dead = _kill(_replica(index, 1))
+    part = index.query(VECTORS[:3], 10, partial=True)
+    with pytest.raises(UnavailableError, match=r"shard \[1\] of \[0, 1\] .* within 0.05 s"):
+        index.query(VECTORS[:3], 10, timeout_s=0.05)
+    assert part.missing_shards == (1,)
+    assert (part.ids >= 0).all()
+    again = index.query(VECTORS[:3], 10)
+    assert again.missing_shards == ()
+    np.testing.assert_array_equal(again.ids, whole.ids)
+    assert _pid(_replica(index, 1)) != dead
+    assert index.query(VECTORS[:3], 10, partial=True).missing_shards == ()
+    _check(index, ids, 1)
+
+
+def test_a_replica_that_comes_back_misses_no_change(index: VectorIndex) -> None:
+    _kill(_replica(index, 0))
+    # The first is under way while it is dead, the others while it comes back and joins.
+    started, value = time.monotonic(), 100
+    while time.monotonic() < started + 5:
+        value += 1
+        index.upsert(_rows(range(2000, 2010), value))
+        assert set(_values(index, range(2000, 2010)).values()) == {value}
+        found = index.query(VECTORS[:1], 10, filters=f"value == {value}").ids[0]
+        assert sorted(found) == list(range(2000, 2010)), f"{value} was acknowledged"
+    _check(index, range(2000, 2010), value)
+
+
+def test_a_killed_writer_keeps_what_it_acknowledged(index: VectorIndex) -> None:
+    before = index.upsert(_rows(range(3000, 3010), 1))
+    dead = _kill(index._writer)
+    assert VectorIndex.connect("faulty").upsert(_rows(range(3005, 3015), 2)) == before + 1
+    assert _pid(index._writer) != dead
+    _check(index, range(3000, 3005), 1)
+    _check(index, range(3005, 3015), 2)
+
+
+def test_a_writer_killed_in_commits_takes_each_batch_once(index: VectorIndex) -> None:
+    acknowledged: list[int] = []
+    failed: list[Exception] = []
+    versions: list[int] = []
+
+    def write(client: int) -> None:
+        try:
+            for number in range(40):
+                start = 10_000 * client + 10 * number
+                versions.append(index.upsert(_rows(range(start, start + 10), client)))
+                index.delete([start])
+                acknowledged.extend(range(start + 1, start + 10))
+                time.sleep(0.01)
+        except Exception as error:
+            failed.append(error)
+
+    before = max(one["version"] for one in index.status().values() if one)
+    clients = [threading.Thread(target=write, args=(client,)) for client in (1, 2, 3)]
+    for client in clients:
+        client.start()
+    _until(lambda: len(versions) > 10)
+    _kill(index._writer)
+    for client in clients:
+        client.join(60)
+    assert not failed
+    assert len(acknowledged) == 3 * 40 * 9
+    for client in (1, 2, 3):
+        mine = range(10_000 * client, 10_000 * client + 400)
+        _check(index, [one for one in mine if one % 10], client)
+        assert _values(index, [one for one in mine if one % 10 == 0]) == {}
+    after = max(one["version"] for one in index.status().values() if one)
+    assert max(versions) <= after <= before + 240
+
+
+def test_a_batch_that_is_sent_twice_is_taken_once(index: VectorIndex) -> None:
+    from raysys.index._record import Batch, encode
+
+    table = _rows(range(4000, 4003), 1)
+    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, DIM)
+    none = np.empty(0, np.int64)
+    batch = Batch(table["id"].to_numpy(), vectors, table.select(["value"]), none)
+    record = encode(batch, "a token")
+    twice = [index._writer.commit.remote("a token", record) for _ in range(2)]
+    first, second = ray.get(twice)
+    assert first == second
+    index.upsert(_rows(range(4000, 4003), 2))
+    index.snapshot()
+    _kill(index._writer)
+    commit = index._writer.commit.options(max_task_retries=-1)
+    assert ray.get(commit.remote("a token", record)) == first
+    _check(index, range(4000, 4003), 2)
+
+
+def test_a_log_that_cannot_be_written_changes_nothing(index: VectorIndex, folder: Path) -> None:
+    version = index.upsert(_rows(range(5000, 5010), 1))
+    log, aside = folder / _ROOT / "log", folder / _ROOT / "log.aside"
+    log.rename(aside)
+    log.write_bytes(b"in its place")
+    try:
+        for refused in (
+            lambda: index.upsert(_rows(range(5000, 5020), 2)),
+            lambda: index.delete(range(5000, 5010)),
+        ):
+            with pytest.raises(StorageError, match="cannot be written, nothing has changed"):
+                refused()
+        assert _values(index, range(5000, 5020)) == dict.fromkeys(range(5000, 5010), 1)
+        assert {one["version"] for one in index.status().values() if one} == {version}
+    finally:
+        log.unlink()
+        aside.rename(log)
+    assert index.upsert(_rows(range(5000, 5020), 3)) == version + 1
+    _check(index, range(5000, 5020), 3)
+
+
+def test_a_record_that_was_written_and_refused_does_not_come_back(
+    index: VectorIndex, folder: Path
+) -> None:
+    def break_flush(self: Any) -> None:
+        write = self._files.write_record
+
+        def broken(version: int, record: bytes) -> None:
+            write(version, record)
+            self._files.write_record = write
+            raise OSError("the folder cannot be flushed")
+
+        self._files.write_record = broken
+
+    version = index.upsert(_rows([6000], 1))
+    ray.get(index._writer.__ray_call__.remote(break_flush))
+    with pytest.raises(StorageError, match="cannot be flushed"):
+        index.upsert(_rows([6000, 6001], 2))
+    assert not (folder / _ROOT / f"log/{version + 1:020d}").exists()
+    _kill(_replica(index, 0))
+    _kill(_replica(index, 1))
+    assert index.upsert(_rows([6002], 3)) == version + 1
+    assert _values(index, range(6000, 6003)) == {6000: 1, 6002: 3}
+
+
+def test_a_replica_killed_while_a_snapshot_is_written(index: VectorIndex, folder: Path) -> None:
+    def hold(self: Any) -> None:
+        def write(*_: Any) -> None:
+            (folder / "held").touch()
+            time.sleep(600)
+
+        self._files.write_shard = write
+
+    storage = Storage(folder)
+    before = [one.version for one in VectorIndex.snapshots("faulty", storage)]
+    index.upsert(_rows(range(7000, 7010), 1))
+    replica = _replica(index, 1)
+    ray.get(replica.__ray_call__.remote(hold))
+    failed: list[Exception] = []
+
+    def take() -> None:
+        try:
+            index.snapshot()
+        except Exception as error:
+            failed.append(error)
+
+    taking = threading.Thread(target=take)
+    taking.start()
+    _until((folder / "held").exists)
+    index.upsert(_rows(range(7010, 7020), 1))  # goes on meanwhile
+    os.kill(_pid(replica), signal.SIGKILL)
+    taking.join(60)
+    assert [type(one) for one in failed] == [StorageError]
+    assert [one.version for one in VectorIndex.snapshots("faulty", storage)] == before
+    index.upsert(_rows(range(7020, 7030), 1))
+    _check(index, range(7000, 7030), 1)
+    version = index.snapshot()
+    assert VectorIndex.snapshots("faulty", storage)[-1].version == version
+    _kill(_replica(index, 0))
+    _kill(replica)
+    _check(index, range(7000, 7030), 1)
+
+
+def test_everything_killed_at_once_comes_back(index: VectorIndex) -> None:
+    index.upsert(_rows(range(8000, 8010), 1))
+    for actor in (index._writer, _replica(index, 0), _replica(index, 1)):
+        _kill(actor)
+    index.upsert(_rows(range(8005, 8015), 2))
+    _check(index, range(8000, 8005), 1)
+    _check(index, range(8005, 8015), 2)
+    _check(index, range(2000, 2010), max(_values(index, range(2000, 2010)).values()))
