@@ -68,6 +68,9 @@ class LocalIndex:
         import ray
 
         while True:
+            if not ray.is_initialized():  # to ask for an actor would start another Ray
+                time.sleep(_RETRY_S)
+                continue
             try:
                 writer = _names.actor(_names.writer_name(self._name))
                 found = ray.get(writer.changes.remote(self.version, _WAIT_S))
