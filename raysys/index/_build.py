@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
+from raysys.data import Table, described
 from raysys.errors import DataError, ResourceError, StorageError
 from raysys.index import _names
 from raysys.index._files import Manifest
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
-    from raysys.data import Table
     from raysys.index._files import Files
 
 _ROWS_PER_SHARD = 50_000
@@ -55,26 +56,32 @@ def build(
     schema = pa.schema([field for field in rows.schema if field.name not in ("id", "vector")])
     schema = schema.remove_metadata()
     _check_memory(name, total, settings)
-    # Rows that cannot be used end it here, while an index of this name still answers.
-    pieces = _split(blocks, settings, schema)
-    _names.end(name)
     version = files.last_version() + 1
-    handles = [_start_replica(name, files, shard, 0, version) for shard in range(settings.shards)]
+    # Rows that cannot be used end it while an index of this name still answers. If there is none,
+    # the actors start meanwhile.
+    started = None if name in _names.indexes() else _start(name, files, settings, version)
     try:
+        pieces = _split(blocks, settings, schema)
+        if started is None:
+            _names.end(name)
+            started = _start(name, files, settings, version)
+        replicas, writer = started
+        firsts = [replicas[shard, 0] for shard in range(settings.shards)]
         builds = [
-            handle.build.options(max_task_retries=3).remote(settings, schema, pieces[shard])
-            for shard, handle in enumerate(handles)
+            first.build.options(max_task_retries=3).remote(settings, schema, pieces[shard])
+            for shard, first in enumerate(firsts)
         ]
-        sizes = _wait(name, handles, builds, total)
+        sizes = _wait(name, firsts, builds, total)
         versions = (version,) * settings.shards
         folder = f"{version:020d}"
         manifest = Manifest(folder, version, versions, sum(sizes), settings, schema)
         files.commit(manifest)
-        # By a replica that has died since, too: it loads what it wrote.
-        ray.get([handle.start.options(max_task_retries=-1).remote() for handle in handles])
-        _start_others(name, files, manifest)
+        # By a replica that has died since, too: it loads what was written.
+        begin = [one.start.options(max_task_retries=-1) for one in (*replicas.values(), writer)]
+        ray.get([one.remote() for one in begin])
     except BaseException:
-        _names.end(name)
+        if started:
+            _names.end(name)
         raise
     files.prune(settings.keep_snapshots)
     return manifest
@@ -103,20 +110,23 @@ def restore(
             manifest = dataclasses.replace(manifest, settings=wanted)
             files.commit(manifest)
         try:
-            for shard in range(settings.shards):
-                _start_replica(name, files, shard, 0, 0)
-            _start_others(name, files, manifest)
+            replicas_, writer = _start(name, files, wanted, 0)
+            ray.get([one.start.remote() for one in (*replicas_.values(), writer)])
         except RayActorError as error:
             _names.end(name)
             raise StorageError(f"index {name!r} cannot be restored: {error}") from error
         return manifest
-    read = ray.remote(type(files).read_rows).options(name=f"restore:{name}")
+    read = ray.remote(_read_part).options(name=f"restore:{name}", num_returns=2)
     parts = [read.remote(files, manifest, shard, upto) for shard in range(settings.shards)]
     try:
-        rows = pa.concat_tables(ray.get(parts))
+        rows = Table.of(parts)
     except RayTaskError as error:
         raise error.cause from None
     return build(name, rows, files, wanted.model_dump(), or_empty=True)
+
+
+def _read_part(files: Files, manifest: Manifest, shard: int, upto: int) -> tuple[Any, Any]:
+    return described(files.read_rows(manifest, shard, upto))
 
 
 def _snapshot(name: str, files: Files, version: int | None) -> Manifest:
@@ -207,45 +217,34 @@ def _split_block(block: pa.Table, settings: Settings, schema: pa.Schema) -> Any:
     return *pieces, ids
 
 
-def _start_replica(name: str, files: Files, shard: int, number: int, version: int) -> ActorHandle:
+def _start(
+    name: str, files: Files, settings: Settings, version: int
+) -> tuple[dict[tuple[int, int], ActorHandle], ActorHandle]:
+    """Start all actors of an index whose snapshot has a version, or will have it."""
     import ray
 
     from raysys.index._replica import Replica
+    from raysys.index._writer import Writer
 
+    replica, writer = ray.remote(Replica), ray.remote(Writer)
+    place = name, files.storage, files.path, version
     options = {
-        "name": _names.replica_name(name, shard, number),
         "namespace": _names.NAMESPACE,
         "lifetime": "detached",
         "max_restarts": -1,
-        "max_concurrency": _THREADS,
         "num_cpus": _CPUS,
         # Replicas of a shard on different nodes, where there are several.
         "scheduling_strategy": "SPREAD",
     }
-    made = ray.remote(Replica).options(**options)
-    return made.remote(name, files.storage, files.path, shard, number, version)
-
-
-def _start_others(name: str, files: Files, manifest: Manifest) -> None:
-    """Start the further replicas and the writer, and wait until they are there."""
-    import ray
-
-    from raysys.index._writer import Writer
-
-    settings = manifest.settings
-    handles = [
-        _start_replica(name, files, shard, number, 0)
+    replicas = {
+        (shard, number): replica.options(
+            name=_names.replica_name(name, shard, number), max_concurrency=_THREADS, **options
+        ).remote(*place, shard, number)
         for shard in range(settings.shards)
-        for number in range(1, settings.replicas)
-    ]
-    first = [_names.actor(_names.replica_name(name, shard, 0)) for shard in range(settings.shards)]
-    writer = ray.remote(Writer).options(
-        name=_names.writer_name(name), namespace=_names.NAMESPACE, lifetime="detached",
-        max_restarts=-1, max_concurrency=1000, num_cpus=_CPUS,
-    )  # fmt: skip
-    made = writer.remote(name, files.storage, files.path)
-    ray.get([handle.status.remote() for handle in (*first, *handles)])
-    ray.get(made.status.remote())
+        for number in range(settings.replicas)
+    }
+    title = _names.writer_name(name)
+    return replicas, writer.options(name=title, max_concurrency=1000, **options).remote(*place)
 
 
 def _wait(
@@ -253,15 +252,16 @@ def _wait(
 ) -> list[int]:
     """The shards' sizes, when they are built; says meanwhile how far they are."""
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayActorError, RayTaskError
 
     started, left = time.monotonic(), list(builds)
     while left:
         _, left = ray.wait(left, num_returns=len(left), timeout=_SAY_S)
         if left:
-            done = sum(ray.get([handle.progress.remote() for handle in handles]))
-            seconds = time.monotonic() - started
-            print(f"index {name}: {done:,} of {total:,} rows after {seconds:.0f} s", flush=True)
+            with contextlib.suppress(RayActorError):  # it is restarted, and builds again
+                done = sum(ray.get([handle.progress.remote() for handle in handles]))
+                seconds = time.monotonic() - started
+                print(f"index {name}: {done:,} of {total:,} rows after {seconds:.0f} s", flush=True)
     try:
         return ray.get(list(builds))
     except RayTaskError as error:

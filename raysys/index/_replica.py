@@ -37,7 +37,7 @@ class Replica:
     """
 
     def __init__(
-        self, name: str, storage: Storage, path: str, shard: int, number: int, version: int
+        self, name: str, storage: Storage, path: str, version: int, shard: int, number: int
     ) -> None:
         """Load the shard, unless the snapshot is still to be built.
 
@@ -45,9 +45,10 @@ class Replica:
             name: Of the index.
             storage: Where its folder is.
             path: Of the folder.
+            version: Of the snapshot that the index begins with; if it is not there yet, `start`
+                comes when it is.
             shard: Number of the shard.
             number: Of the replica.
-            version: Of the snapshot that the index began with; `build` makes it.
         """
         raise_priority()
         self._name, self._shard, self._number, self._version = name, shard, number, version
@@ -112,7 +113,7 @@ class Replica:
         return self._progress
 
     def start(self) -> None:
-        """Take what was built into service, once the snapshot is complete."""
+        """Answer from now on: the snapshot is complete."""
         if self._held is None:
             self._held = HeldShard(self._files, self._shard, self._built)
             self._built = None

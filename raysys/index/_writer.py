@@ -42,9 +42,10 @@ class Writer:
     that it had.
     """
 
-    def __init__(self, name: str, storage: Storage, path: str) -> None:
+    def __init__(self, name: str, storage: Storage, path: str, version: int) -> None:
+        """Read the folder, unless the snapshot of this version is still to be written."""
         raise_priority()
-        self._name, self._files = name, Files(storage, path)
+        self._name, self._files, self._first = name, Files(storage, path), version
         self._live: set[tuple[int, int]] = set()
         # Which process of a replica joined last: what failed may have been the one before.
         self._lives: dict[tuple[int, int], str] = {}
@@ -55,6 +56,7 @@ class Writer:
         self._snapshotting, self._describing = asyncio.Lock(), asyncio.Lock()
         self._is_stopped = False
         self._news = asyncio.Condition()
+        self._is_open = asyncio.Event()
         self._come_back()
 
     def _come_back(self) -> None:
@@ -66,7 +68,10 @@ class Writer:
 
         while True:
             try:
-                self._load()
+                manifest = self._files.manifest()
+                if manifest is not None and manifest.version >= self._first:
+                    self._load(manifest)
+                    self._is_open.set()
                 return
             except Exception:
                 if not ray.get_runtime_context().was_current_actor_reconstructed:
@@ -74,11 +79,17 @@ class Writer:
                 _log.exception("the log cannot be read; it is tried again")
                 time.sleep(_RETRY_S)
 
-    def _load(self) -> None:
-        manifest = self._files.manifest()
-        if manifest is None:
-            where = self._files.storage.uri(self._files.path)
-            raise StorageError(f"there is no complete snapshot below {where}")
+    async def start(self) -> None:
+        """Take changes from now on: the snapshot is complete."""
+        if not self._is_open.is_set():
+            manifest = self._files.manifest()
+            if manifest is None:
+                where = self._files.storage.uri(self._files.path)
+                raise StorageError(f"there is no complete snapshot below {where}")
+            self._load(manifest)
+            self._is_open.set()
+
+    def _load(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._version = manifest.version
         self._tokens: collections.OrderedDict[str, int] = collections.OrderedDict()
@@ -101,6 +112,7 @@ class Writer:
 
     async def describe(self) -> tuple[Files, Manifest]:
         """Where the index is kept, and what it is as of its last snapshot."""
+        await self._is_open.wait()
         return self._files, self._manifest
 
     async def commit(self, token: str, record: bytes) -> int:
@@ -138,6 +150,7 @@ class Writer:
         Returns:
             The version that it must have before it answers, and the ef of queries.
         """
+        await self._is_open.wait()
         self._live.add((shard, number))
         self._lives[shard, number] = life
         return self._version, self._manifest.settings.ef
