@@ -21,6 +21,7 @@ bench: $(BENCH)
 	$(BIN)/python -m benchmarks.recommender
 	$(BIN)/python -m benchmarks.strategies
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.index
 
 lint: $(READY)
 	$(BIN)/ruff check .

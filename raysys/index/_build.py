@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ _ROWS_PER_SHARD = 50_000
 _SAY_S = 10.0
 _CPUS = 0.1  # an actor works when it is asked; a reserved CPU would starve tasks
 _THREADS = 16
-_log = logging.getLogger("raysys.index")
 
 
 def build(
@@ -64,6 +62,7 @@ def build(
         pieces = _split(blocks, settings, schema)
         if started is None:
             _names.end(name)
+            version = files.last_version() + 1  # which the old one changed until it ended
             started = _start(name, files, settings, version)
         replicas, writer = started
         firsts = [replicas[shard, 0] for shard in range(settings.shards)]
@@ -171,10 +170,11 @@ def _check_memory(name: str, rows: int, settings: Settings) -> None:
 
     needed = settings.replicas * memory_bytes(rows, settings)
     have = ray.cluster_resources().get("memory", float("inf"))
-    _log.info(
-        "index %r: %d rows of %d numbers in %d shards, %d replicas, will take about %.1f MiB",
-        name, rows, settings.dim, settings.shards, settings.replicas, needed / 2**20,
-    )  # fmt: skip
+    print(
+        f"index {name}: {rows:,} rows of {settings.dim} numbers, shards={settings.shards}, "
+        f"replicas={settings.replicas}; needs about {needed / 2**20:,.0f} MiB",
+        flush=True,
+    )
     if needed > have:
         raise ResourceError(
             f"index {name!r} needs about {needed / 2**30:.1f} GiB of memory ({rows} rows of "
