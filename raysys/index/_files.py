@@ -159,10 +159,12 @@ class Files:
             table = state.table.append_column("vector", vectors)
             ended = np.zeros(len(table), bool)
             ended[state.deleted] = True
+            # Read by its place: an attribute may have the same name.
             table = table.append_column("ended", pa.array(ended))
+            options = pa.ipc.IpcWriteOptions(unify_dictionaries=True)
             with (
                 pa.OSFile(str(local / _ROWS), "wb") as sink,
-                pa.ipc.new_file(sink, table.schema) as writer,
+                pa.ipc.new_file(sink, table.schema, options=options) as writer,
             ):
                 writer.write_table(table, max_chunksize=65_536)
             state.graph.save(local / _GRAPH)
@@ -188,7 +190,17 @@ class Files:
         version, shards = manifest.shard_versions[shard], manifest.settings.shards
         rows, _ = _read_rows(folder / _ROWS, manifest, version)
         for number, batch in self.changes(version, upto):
+            if number != version + 1:
+                break
             rows.change(batch.of_shard(shard, shards), number)
+            version = number
+        # A version beyond the log may be that of a snapshot that was never finished.
+        reachable = max([manifest.version, *self.log_versions()])
+        if version < min(upto, reachable):
+            raise StorageError(
+                f"the log at {self.storage.uri(self.path)}/log lacks version {version + 1}: "
+                "restore another snapshot"
+            )
         alive = rows.alive()
         flat = pa.array(rows.vectors[alive].reshape(-1))
         vectors = pa.FixedSizeListArray.from_arrays(flat, manifest.settings.dim)
@@ -204,14 +216,13 @@ def _read_rows(file: Path, manifest: Manifest, version: int) -> tuple[Rows, np.n
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         rows = Rows(manifest.settings.dim, manifest.schema, int(sum(map(len, batches)) * 1.1))
         for batch in batches:
-            attributes = pa.Table.from_batches([batch]).select(manifest.schema.names)
-            vectors = (
-                batch["vector"].flatten().to_numpy().reshape(len(batch), rows.vectors.shape[1])
-            )
-            ended = batch["ended"].to_numpy(zero_copy_only=False)
+            ids, *columns, flat, marks = batch.columns
+            attributes = pa.Table.from_arrays(columns, schema=manifest.schema)
+            vectors = flat.flatten().to_numpy().reshape(len(batch), manifest.settings.dim)
+            ended = marks.to_numpy(zero_copy_only=False)
             died = np.where(ended, version, NEVER)
             # Taken out of the mapped file, which may be removed.
             attributes = attributes.take(np.arange(len(batch)))
-            rows.append(batch["id"].to_numpy(), vectors, attributes, version, died)
+            rows.append(ids.to_numpy(), vectors, attributes, version, died)
     rows.index_ids()
     return rows, np.flatnonzero(rows.died[: rows.length] != NEVER)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Metric = Literal["cosine", "ip", "l2"]
 NO_ID = -1
 _SHOWN = 5
+_ROUNDING = 2e-7
 
 
 class Settings(BaseModel, frozen=True):
@@ -203,10 +204,14 @@ def split_rows(table: pa.Table, metric: Metric) -> tuple[np.ndarray, np.ndarray,
 
 
 def unit(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of length one, float32 `(n, dim)`, and what their lengths were; zeros stay."""
+    """Vectors of length one, float32 `(n, dim)`, and what their lengths were.
+
+    Zeros stay, and so do vectors of length one: a row that is restored or sent again is the same.
+    """
     # In doubles: the square of a float32 may be too large or too small for one.
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-    divisors = np.where(lengths, lengths, 1)[:, None]
+    stay = (lengths == 0) | (np.abs(lengths - 1) < _ROUNDING)
+    divisors = np.where(stay, 1, lengths)[:, None]
     return np.divide(vectors, divisors, out=np.empty_like(vectors), casting="same_kind"), lengths
 
 

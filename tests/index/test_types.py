@@ -161,6 +161,13 @@ def test_under_cosine_vectors_get_length_one_however_long_they_are(scale: float)
     np.testing.assert_allclose(kept, exact, rtol=1e-6)
 
 
+def test_under_cosine_a_vector_of_length_one_is_kept_to_the_last_digit() -> None:
+    given = np.random.default_rng(0).normal(size=(1000, 16))
+    once = split_rows(rows(range(1000), given), "cosine")[1]
+    again = split_rows(rows(range(1000), once), "cosine")[1]
+    np.testing.assert_array_equal(once, again)
+
+
 def test_finite_vectors_whose_squares_overflow_are_taken() -> None:
     huge = np.full((2, 2), 3e38, np.float32)
     assert split_rows(rows([1, 2], huge), "ip")[1].tolist() == huge.tolist()

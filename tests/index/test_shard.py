@@ -1,0 +1,494 @@
+import itertools
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raysys.errors import DataError
+from raysys.index import _planner, _shard
+from raysys.index._record import Batch
+from raysys.index._rows import Rows
+from raysys.index._shard import Capture, Shard, StaleError
+from raysys.index._types import Metric, Settings
+from tests.index._exact import (
+    SCHEMA,
+    Model,
+    batch_of,
+    exact_settings,
+    queries_of,
+    shard_of_batch,
+)
+
+METRICS: list[Metric] = ["cosine", "ip", "l2"]
+METRIC = pytest.mark.parametrize("metric", METRICS)
+QUERIES = queries_of(exact_settings())
+
+
+def _merge_all(shard: Shard) -> None:
+    while shard.merge():
+        pass
+
+
+class Pair:
+    """A shard, and the model of each of its versions."""
+
+    def __init__(self, metric: Metric = "l2", rows: int = 40) -> None:
+        self.settings = exact_settings(metric)
+        batch = batch_of(self.settings, range(rows), seed=5)
+        self.model = Model(self.settings)
+        self.model.apply(batch)
+        self.shard = shard_of_batch(self.settings, batch)
+        self.history = {1: self.model.copy()}
+
+    def apply(self, ids: object = (), deleted: object = ()) -> int:
+        version = self.shard.version + 1
+        batch = batch_of(self.settings, ids, deleted, seed=version)  # type: ignore[arg-type]
+        self.shard.apply(version, batch)
+        self.model.apply(batch)
+        self.history[version] = self.model.copy()
+        assert self.shard.version == version
+        return version
+
+    def check(self) -> None:
+        assert self.shard.size == len(self.model.rows)
+        self.model.check_shard(self.shard, QUERIES)
+
+    def check_history(self, since: int = 1) -> None:
+        for version in range(since, self.shard.version + 1):
+            self.history[version].check_shard(self.shard, QUERIES, as_of=version)
+
+
+# --- large enough that the graph is approximate ---
+
+
+def _clustered(seed: int, count: int, dim: int = 16) -> np.ndarray:
+    centres = np.random.default_rng(0).normal(size=(30, dim))
+    rng = np.random.default_rng(seed)
+    made = centres[rng.integers(0, 30, count)] + 0.3 * rng.normal(size=(count, dim))
+    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+
+
+MANY = 3000
+
+
+@pytest.fixture(scope="module", params=METRICS)
+def large(request: pytest.FixtureRequest) -> Shard:
+    settings = Settings(metric=request.param, dim=16, ef=100)
+    attributes = pa.table({"part": pa.array(np.arange(MANY) % 1000)})
+    told: list[int] = []
+    shard = Shard.build(
+        settings, np.arange(MANY) * 7, _clustered(1, MANY), attributes, 1, told.append
+    )
+    assert told == [2000, 3000]
+    return shard
+
+
+def _recall(found: np.ndarray, best: np.ndarray) -> float:
+    hits = sum(
+        len(set(ours) & set(true)) for ours, true in zip(found.tolist(), best.tolist(), strict=True)
+    )
+    return hits / best.size
+
+
+def _true(shard: Shard, queries: np.ndarray, k: int, ids: np.ndarray) -> np.ndarray:
+    """Ids of the k nearest among some rows, in doubles."""
+    found, vectors, _ = shard.get(ids)
+    left, right = queries.astype(float), vectors.astype(float)
+    if shard.settings.metric == "l2":
+        far = ((left[:, None] - right[None]) ** 2).sum(axis=2)
+    else:
+        far = -left @ right.T
+    return found[np.argsort(far, axis=1)[:, :k]]
+
+
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_nearly_all_of_the_nearest_are_found(large: Shard, k: int) -> None:
+    queries = _clustered(2, 200)
+    version, ids, distances = large.search(queries, k)
+    best = _true(large, queries, k, np.arange(MANY) * 7)
+    assert version == 1
+    assert _recall(ids, best) >= 0.97
+    assert _recall(large.exact(queries, k)[0], best) >= 0.999
+    assert (np.diff(distances, axis=1) >= -1e-6).all()
+
+
+@pytest.mark.parametrize("path", ["graph", "exact", "as planned"])
+@pytest.mark.parametrize("keeps", [1000, 500, 50, 5, 1, 0])
+def test_k_rows_are_found_whenever_k_rows_match(
+    large: Shard, keeps: int, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path != "as planned":
+        cost = {"graph": 0.0, "exact": 1e9}[path]
+        monkeypatch.setattr(_planner, "_PER_CANDIDATE", cost)
+    queries, k = _clustered(3, 40), 10
+    filters = [f"part < {keeps}"] * len(queries)
+    matching = np.flatnonzero(np.arange(MANY) % 1000 < keeps) * 7
+    _, ids, distances = large.search(queries, k, filters=filters)
+    count = min(k, len(matching))
+    assert (ids[:, :count] >= 0).all()
+    assert (ids[:, count:] == -1).all()
+    assert np.isinf(distances[:, count:]).all()
+    assert np.isin(ids[:, :count], matching).all()
+    if count:
+        assert _recall(ids[:, :count], _true(large, queries, count, matching)) >= 0.95
+    assert sorted(large.matching(f"part < {keeps}", MANY).tolist()) == matching.tolist()
+    assert len(large.matching(f"part < {keeps}", 7)) == min(7, len(matching))
+
+
+@pytest.mark.parametrize("path", ["graph", "exact"])
+def test_a_filter_sees_rows_of_the_graph_and_beside_it(
+    large: Shard, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_planner, "_PER_CANDIDATE", {"graph": 0.0, "exact": 1e9}[path])
+    settings, attributes = large.settings, pa.table({"part": pa.array(np.arange(2000) % 2)})
+    shard = Shard.build(settings, np.arange(2000), _clustered(1, 2000), attributes, 1)
+    extra = pa.table({"part": pa.array([0, 1] * 50)})
+    vectors = _clustered(4, 100)
+    removed = np.arange(0, 500)
+    shard.apply(2, Batch(np.arange(5000, 5100), vectors, extra, removed))
+    _, ids, _ = shard.search(vectors, 10, filters=["part == 0"] * 100)
+    kept = np.concatenate([np.arange(500, 2000, 2), np.arange(5000, 5100, 2)])
+    assert np.isin(ids, kept).all()
+    assert _recall(ids, _true(shard, vectors, 10, kept)) >= 0.95
+    assert (ids[::2, 0] == np.arange(5000, 5100, 2)).all()
+
+
+def test_many_queries_with_and_without_filters_are_answered_in_their_order(large: Shard) -> None:
+    queries = _clustered(6, 300)
+    _, together, far = large.search(queries, 3)
+    for row in (0, 127, 128, 299):
+        _, alone, _ = large.search(queries[row : row + 1], 3)
+        assert together[row].tolist() == alone[0].tolist()
+    filters = [None if row % 3 == 0 else f"part >= {row % 3}" for row in range(300)]
+    _, mixed, distances = large.search(queries, 3, filters=filters)
+    assert (mixed[::3] == together[::3]).all()
+    np.testing.assert_allclose(distances[::3], far[::3], atol=1e-6)
+    for row in (1, 2, 298, 299):
+        _, alone, _ = large.search(queries[row : row + 1], 3, filters=[filters[row]])
+        assert mixed[row].tolist() == alone[0].tolist()
+
+
+# --- small enough that answers are exact ---
+
+
+@METRIC
+def test_answers_are_exact_where_the_graph_is_small(metric: Metric) -> None:
+    pair = Pair(metric)
+    pair.check()
+    queries = np.concatenate([QUERIES, np.zeros((1, 4), np.float32)])
+    pair.model.check_shard(pair.shard, queries)
+    for k in (1, 7, 50):
+        pair.model.check(*pair.shard.exact(queries, k), queries, k)
+
+
+@METRIC
+def test_an_empty_shard_answers_with_padding_and_takes_rows(metric: Metric) -> None:
+    pair = Pair(metric, rows=0)
+    for shard in (pair.shard, Shard.empty(pair.settings, SCHEMA, 1)):
+        pair.shard, pair.model = shard, Model(pair.settings)
+        pair.check()
+        assert shard.matching(None, 5).tolist() == []
+        assert shard.sample(5, 0).shape == (0, 4)
+        shard.compact()
+        assert shard.merge() == 0
+        pair.apply(range(10))
+        pair.check()
+        _merge_all(shard)
+        pair.check()
+
+
+def test_no_queries_give_no_answers() -> None:
+    shard = Pair().shard
+    none = np.empty((0, 4), np.float32)
+    for filters in (None, []):
+        _, ids, distances = shard.search(none, 3, filters=filters)
+        assert ids.shape == distances.shape == (0, 3)
+
+
+@METRIC
+def test_changes_are_seen_at_once_and_after_each_step_of_merging(metric: Metric) -> None:
+    pair = Pair(metric)
+    pair.apply(range(35, 60), deleted=range(5))
+    pair.apply([100, 1], deleted=[50, 39, 7777])
+    assert pair.shard.pending == 27
+    pair.check()
+    while moved := pair.shard.merge(4):
+        assert moved <= 4
+        pair.check()
+    assert (pair.shard.pending, pair.shard.tombstones) == (0, 10)
+    # The slot of id 50 ended before it came into the graph: it is no tombstone.
+    assert pair.shard.size == len(pair.model.rows)
+
+
+@METRIC
+def test_a_deleted_id_can_be_added_again(metric: Metric) -> None:
+    pair = Pair(metric)
+    pair.apply(deleted=range(40))
+    assert pair.shard.size == 0
+    pair.check()
+    pair.apply(range(40))
+    pair.check()
+    pair.apply(deleted=range(0, 40, 2))
+    pair.apply(range(0, 40, 2))
+    _merge_all(pair.shard)
+    pair.check()
+    pair.apply(deleted=[3])
+    pair.apply([3])
+    pair.apply(deleted=[3])
+    pair.check()
+
+
+def test_a_replaced_row_loses_its_old_vector_and_attributes() -> None:
+    pair = Pair()
+    for merged in (False, True):
+        pair.apply([5])
+        if merged:
+            _merge_all(pair.shard)
+        ids, vectors, attributes = pair.shard.get(np.array([5]))
+        row = pair.model.rows[5]
+        assert ids.tolist() == [5]
+        np.testing.assert_array_equal(vectors[0], row["vector"])
+        assert attributes.to_pylist() == [{"year": row["year"], "name": row["name"]}]
+        pair.check()
+
+
+def test_rows_are_had_by_id_and_sampled() -> None:
+    pair = Pair()
+    pair.apply([50, 51], deleted=[1])
+    ids, vectors, attributes = pair.shard.get(np.array([50, 1, 7, 999, 7]))
+    assert ids.tolist() == [50, 7, 7]
+    for number, vector, row in zip(ids.tolist(), vectors, attributes.to_pylist(), strict=True):
+        assert pair.model.rows[number] == {**row, "vector": pytest.approx(vector)}
+    assert pair.shard.sample(5, 0).shape == (5, 4)
+    assert pair.shard.sample(500, 0).shape == (41, 4)
+    np.testing.assert_array_equal(pair.shard.sample(5, 1), pair.shard.sample(5, 1))
+    found = pair.shard.get(np.array([], np.int64))
+    assert [len(one) for one in found] == [0, 0, 0]
+
+
+def test_a_filter_that_cannot_be_read_names_the_columns() -> None:
+    shard = Pair().shard
+    with pytest.raises(DataError, match=r"there is no column 'genre'.*Columns: id, year, name"):
+        shard.search(QUERIES, 3, filters=["genre == 'War'"] * len(QUERIES))
+    with pytest.raises(DataError, match="a filter is a string"):
+        shard.search(QUERIES, 3, filters=[5] * len(QUERIES))  # type: ignore[list-item]
+    Pair().check()
+
+
+@METRIC
+def test_compaction_drops_what_has_ended_and_changes_no_answer(metric: Metric) -> None:
+    pair = Pair(metric)
+    pair.apply(range(30, 60), deleted=range(10))
+    _merge_all(pair.shard)
+    pair.apply(range(55, 65))
+    assert pair.shard.tombstones > 0
+    pair.shard.compact()
+    assert (pair.shard.tombstones, pair.shard.pending) == (0, 0)
+    assert pair.shard._rows.length == pair.shard.size
+    pair.check()
+    pair.apply([1, 64], deleted=[63])
+    pair.check()
+
+
+@METRIC
+def test_changes_during_a_compaction_are_kept(metric: Metric) -> None:
+    pair = Pair(metric, rows=150)
+    pair.apply(range(150, 160), deleted=[0, 1])
+    _merge_all(pair.shard)
+    start = pair.shard.version
+    changes = iter(
+        [
+            ([200, 201, 3], [10, 11]),  # of rows that are being moved
+            ([201, 10, 202], [200, 4]),  # of rows that came meanwhile, and one that comes back
+            ([], []),
+        ]
+    )
+
+    def change() -> None:
+        pair.apply(*next(changes, ([300], [301])))
+        pair.check()
+        pair.check_history()
+
+    pair.shard.compact(change)
+    pair.check()
+    pair.check_history(start)
+    _merge_all(pair.shard)
+    pair.check()
+    pair.check_history(start)
+    assert pair.shard.tombstones == 4
+    pair.apply(range(20), deleted=[202])
+    pair.check()
+    pair.shard.compact()
+    pair.check()
+    assert pair.shard._rows.length == pair.shard.size
+
+
+def test_all_rows_may_end_during_a_compaction() -> None:
+    pair = Pair(rows=70)
+    changes = iter([((), range(35)), ((), range(70))])
+    pair.shard.compact(lambda: pair.apply(*next(changes)) and None)
+    pair.check()
+    pair.check_history()
+    pair.apply(range(5))
+    pair.check()
+
+
+@METRIC
+def test_earlier_versions_are_answered_for(metric: Metric) -> None:
+    pair = Pair(metric)
+    pair.apply(range(38, 50), deleted=[0, 5, 7])
+    pair.apply([45, 46, 0], deleted=[47, 30, 2])  # rows that never were in the graph end
+    pair.apply(deleted=[46, 0, 1])
+    pair.apply([46, 60])
+    pair.check_history()
+    while pair.shard.merge(3):
+        pair.check_history()
+    pair.apply(deleted=list(pair.model.rows))
+    pair.check_history()
+
+
+def test_deletes_in_any_order_are_answered_for_as_of_earlier_versions() -> None:
+    # The slots of what has ended, in the order of the deletes, may look like a range.
+    for order in itertools.permutations([5, 0, 7]):
+        pair = Pair(rows=8)
+        for number in order:
+            pair.apply(deleted=[number])
+        pair.check_history()
+
+
+def test_a_version_ahead_is_answered_with_the_present() -> None:
+    pair = Pair()
+    assert pair.shard.search(QUERIES, 3, as_of=99)[0] == 1
+
+
+def test_versions_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(_shard.time, "monotonic", lambda: now)
+    pair = Pair()
+    for _ in range(5):
+        now += 4.0
+        pair.apply([70], deleted=[pair.shard.version])
+    # At 20 s: deaths at 4 and 8 s, of versions 2 and 3, are forgotten.
+    pair.check_history(3)
+    with pytest.raises(StaleError, match="version 2 is asked for, the oldest known is 3"):
+        pair.shard.search(QUERIES, 3, as_of=2)
+    with pytest.raises(StaleError):
+        pair.shard.search(QUERIES, 3, filters=["True"] * len(QUERIES), as_of=2)
+
+
+def test_versions_before_a_compaction_are_forgotten() -> None:
+    pair = Pair()
+    pair.apply(deleted=[3])
+    pair.apply(range(50, 60))
+    pair.shard.compact(lambda: pair.apply([50], deleted=[7]) and None)
+    with pytest.raises(StaleError):
+        pair.shard.search(QUERIES, 3, as_of=2)
+    pair.check_history(3)
+
+
+def test_compaction_is_wanted_when_too_many_rows_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_shard, "_MIN_TOMBSTONES", 10)
+    pair = Pair()
+    pair.apply(deleted=range(10))
+    assert not pair.shard.wants_compaction
+    pair.apply(deleted=[10])
+    assert pair.shard.wants_compaction
+    pair.shard.compact()
+    assert not pair.shard.wants_compaction
+    # Rows that end before they come into the graph are no tombstones, and take room too.
+    for _ in range(30):
+        pair.apply([99])
+    _merge_all(pair.shard)
+    assert pair.shard.tombstones == 0
+    assert pair.shard.wants_compaction
+    pair.shard.compact()
+    assert pair.shard._rows.length == pair.shard.size == 30
+    pair.check()
+
+
+def test_a_capture_is_of_one_version_whatever_changes_meanwhile() -> None:
+    pair = Pair()
+    pair.apply([50, 51], deleted=[2])
+    before = pair.model.copy()
+    captured: list[Capture] = []
+
+    def write(state: Capture) -> None:
+        pair.apply(range(45, 5000), deleted=[3, 51])  # and all arrays grow
+        captured.append(state)
+        ended = state.ids[state.ended_since()]
+        assert sorted(ended.tolist()) == [3, 50, 51]
+
+    pair.shard.capture(write)
+    (state,) = captured
+    assert (state.version, state.merged, len(state.ids)) == (2, 40, 42)
+    alive = np.delete(np.arange(42), state.deleted)
+    assert dict(zip(state.ids[alive].tolist(), state.vectors[alive].tolist(), strict=True)) == {
+        number: row["vector"].tolist() for number, row in before.rows.items()
+    }
+    assert state.table["id"].to_pylist() == state.ids.tolist()
+    years = state.table["year"].take(alive).to_pylist()
+    assert dict(zip(state.ids[alive].tolist(), years, strict=True)) == {
+        number: row["year"] for number, row in before.rows.items()
+    }
+
+
+def test_merging_and_compaction_wait_for_a_capture() -> None:
+    pair = Pair()
+    pair.apply([50])
+    done: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: (pair.shard.merge(), done.append("merge"))),
+        threading.Thread(target=lambda: (pair.shard.compact(), done.append("compact"))),
+    ]
+
+    def write(_: Capture) -> None:
+        for thread in threads:
+            thread.start()
+        pair.check()
+        assert (done, pair.shard.pending) == ([], 1)
+
+    pair.shard.capture(write)
+    for thread in threads:
+        thread.join(timeout=30)
+    assert sorted(done) == ["compact", "merge"]
+    pair.check()
+
+
+def test_rows_far_from_zero_keep_their_digits_in_squared_distances() -> None:
+    settings = Settings(metric="l2", dim=4)
+    rng = np.random.default_rng(0)
+    vectors = (100 + rng.normal(size=(200, 4))).astype(np.float32)
+    rows = Rows(4, SCHEMA)
+    shard = Shard(settings, rows, Shard.empty(settings, SCHEMA)._graph, 0, 0)
+    batch = batch_of(settings, range(200))
+    shard.apply(1, Batch(batch.ids, vectors, batch.attributes, batch.deleted))
+    _, ids, distances = shard.search(vectors, 1)
+    assert ids[:, 0].tolist() == list(range(200))
+    assert not distances.any()
+
+
+@METRIC
+def test_any_order_of_changes_merges_and_compactions_keeps_all_versions(metric: Metric) -> None:
+    rng = np.random.default_rng(METRICS.index(metric))
+    pair, known = Pair(metric, rows=30), 1
+    for _ in range(40):
+        match rng.integers(0, 6):
+            case 0:
+                pair.shard.merge(int(rng.integers(1, 6)))
+            case 1 if rng.random() < 0.4:
+                known = pair.shard.version
+                pair.shard.compact(lambda: pair.apply(*_some(rng)) and None)
+            case _:
+                pair.apply(*_some(rng))
+        pair.check()
+        version = int(rng.integers(known, pair.shard.version + 1))
+        pair.history[version].check_shard(pair.shard, QUERIES[:1], as_of=version)
+
+
+def _some(rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    drawn = rng.permutation(45)[: rng.integers(0, 8)].tolist()
+    cut = int(rng.integers(0, len(drawn) + 1))
+    return drawn[:cut], drawn[cut:]
