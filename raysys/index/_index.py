@@ -172,6 +172,8 @@ class VectorIndex:
             writer = _names.actor(_names.writer_name(name))
             describe = writer.describe.options(max_task_retries=-1)
             return cls(name, *ray.get(describe.remote()))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
         except (ValueError, ray.exceptions.RayActorError) as error:
             raise _not_there(name) from error
 

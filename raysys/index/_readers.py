@@ -70,6 +70,9 @@ class Readers:
                 except (RayActorError, GetTimeoutError) as error:
                     self._note(handle, error)
                 except RayTaskError as error:
+                    if isinstance(error.cause, UnavailableError):
+                        self._note(handle, error)
+                        continue
                     for _, other in calls.values():  # else Ray prints what they failed with
                         with contextlib.suppress(RayError):
                             ray.get(other, timeout=_PROBE_S)

@@ -10,6 +10,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from raysys.cluster import raise_priority
+from raysys.errors import StorageError, UnavailableError
 from raysys.index._files import Files
 from raysys.index._held import HeldShard
 from raysys.index._metrics import Metrics
@@ -50,6 +51,8 @@ class Replica:
             shard: Number of the shard.
             number: Of the replica.
         """
+        import ray
+
         raise_priority()
         self._name, self._shard, self._number, self._version = name, shard, number, version
         self._files = Files(storage, path)
@@ -58,28 +61,34 @@ class Replica:
         self._life = uuid.uuid4().hex
         self._held: HeldShard | None = None
         self._built: Shard | None = None
+        self._opening = threading.Lock()
+        self._was_restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self._come_back()
         threading.Thread(target=self._report, name="metrics", daemon=True).start()
 
     def _come_back(self) -> None:
-        """Load the shard and join.
+        """Load the shard, if it is there.
 
         After a crash as often as it takes: Ray gives up an actor that raises.
         """
-        import ray
-
         while True:
             try:
-                manifest = self._files.manifest()
-                if manifest is not None and manifest.version >= self._version:
-                    self._held = HeldShard(self._files, self._shard)
-                    self._join()
+                self._open()
                 return
             except Exception:
-                if not ray.get_runtime_context().was_current_actor_reconstructed:
+                if not self._was_restarted:
                     raise
                 _log.exception("shard %d cannot be loaded; it is tried again", self._shard)
                 time.sleep(_RETRY_S)
+
+    def _open(self) -> None:
+        """Load the shard and join, once the snapshot is complete."""
+        with self._opening:
+            manifest = self._files.manifest()
+            if self._held is None and manifest is not None and manifest.version >= self._version:
+                held = HeldShard(self._files, self._shard, self._built)
+                self._join(held)
+                self._held, self._built = held, None
 
     def build(self, settings: Settings, schema: pa.Schema, pieces: Sequence[Any]) -> int:
         """Build the shard from references to its rows and write its part of the snapshot.
@@ -114,9 +123,10 @@ class Replica:
 
     def start(self) -> None:
         """Answer from now on: the snapshot is complete."""
+        self._open()
         if self._held is None:
-            self._held = HeldShard(self._files, self._shard, self._built)
-            self._built = None
+            where = self._files.storage.uri(self._files.path)
+            raise StorageError(f"there is no complete snapshot below {where}")
 
     def query(self, question: bytes) -> bytes:
         """This shard's nearest: arguments and answer of `Shard.search`, pickled.
@@ -147,13 +157,13 @@ class Replica:
 
     def apply(self, version: int, record: bytes) -> int:
         """Apply a record of the log; tell how many rows wait beside the graph."""
-        held = self._service()
+        held = self._joined()
         held.apply(version, record)
         return held.shard.pending
 
     def catch_up(self, version: int) -> int:
         """Apply what the log holds up to a version; tell how many rows wait beside the graph."""
-        held = self._service()
+        held = self._joined()
         held.catch_up(version)
         return held.shard.pending
 
@@ -193,10 +203,14 @@ class Replica:
 
     def _service(self) -> HeldShard:
         if self._held is None:
-            raise RuntimeError("the index is still being built")
+            raise UnavailableError(f"shard {self._shard} of index {self._name!r} is not loaded yet")
         return self._held
 
-    def _join(self) -> None:
+    def _joined(self) -> HeldShard:
+        with self._opening:
+            return self._service()
+
+    def _join(self, held: HeldShard) -> None:
         """Tell the writer, then take what was acknowledged until it listened."""
         import ray
 
@@ -206,9 +220,9 @@ class Replica:
             return
         join = writer.join.options(max_task_retries=-1)
         version, ef = ray.get(join.remote(self._shard, self._number, self._life))
-        self._service().catch_up(version)
-        if ef != self._shard_held.settings.ef:
-            self.set_ef(ef)
+        held.catch_up(version)
+        if ef != held.shard.settings.ef:
+            held.shard.settings = held.shard.settings.model_copy(update={"ef": ef})
 
     def _report(self) -> None:
         """Metrics; and a word to the writer, which may have been restarted or given us up."""
@@ -217,6 +231,8 @@ class Replica:
             try:
                 if self._held:
                     self._metrics.state(self.status())
-                    self._join()
+                    self._join(self._held)
+                elif self._was_restarted:  # perhaps when the storage was away
+                    self._open()
             except Exception:
                 _log.exception("replica %d.%d could not report", self._shard, self._number)

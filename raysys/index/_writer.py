@@ -7,7 +7,6 @@ import collections
 import contextlib
 import dataclasses
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 
 from raysys.cluster import raise_priority
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 _PUSH_TIMEOUT_S = 60.0
 _RETRY_S = 1.0
+_OPEN_TIMEOUT_S = 30.0
 _ATTEMPTS = 2
 _REMEMBERED_TOKENS = 100_000
 _REMEMBERED_BYTES = 64 << 20
@@ -44,6 +44,8 @@ class Writer:
 
     def __init__(self, name: str, storage: Storage, path: str, version: int) -> None:
         """Read the folder, unless the snapshot of this version is still to be written."""
+        import ray
+
         raise_priority()
         self._name, self._files, self._first = name, Files(storage, path), version
         self._live: set[tuple[int, int]] = set()
@@ -57,37 +59,38 @@ class Writer:
         self._is_stopped = False
         self._news = asyncio.Condition()
         self._is_open = asyncio.Event()
-        self._come_back()
+        try:
+            self._open()
+        except Exception:
+            if not ray.get_runtime_context().was_current_actor_reconstructed:
+                raise
+            # Ray gives up an actor that raises: it is tried again when it is asked for.
+            _log.exception("the folder of index %s cannot be read", name)
 
-    def _come_back(self) -> None:
-        """Read the folder.
+    def _open(self) -> None:
+        manifest = self._files.manifest()
+        if manifest is not None and manifest.version >= self._first:
+            self._load(manifest)
+            self._is_open.set()
 
-        After a crash as often as it takes: Ray gives up an actor that raises.
-        """
-        import ray
-
-        while True:
+    async def _opened(self) -> None:
+        """Wait until the snapshot is complete; after a crash, until the folder can be read."""
+        while not self._is_open.is_set():
             try:
-                manifest = self._files.manifest()
-                if manifest is not None and manifest.version >= self._first:
-                    self._load(manifest)
-                    self._is_open.set()
-                return
-            except Exception:
-                if not ray.get_runtime_context().was_current_actor_reconstructed:
-                    raise
-                _log.exception("the log cannot be read; it is tried again")
-                time.sleep(_RETRY_S)
+                await asyncio.wait_for(self._is_open.wait(), _RETRY_S)
+            except TimeoutError:
+                try:
+                    self._open()
+                except Exception:
+                    _log.exception("the folder of index %s cannot be read", self._name)
 
     async def start(self) -> None:
         """Take changes from now on: the snapshot is complete."""
         if not self._is_open.is_set():
-            manifest = self._files.manifest()
-            if manifest is None:
-                where = self._files.storage.uri(self._files.path)
-                raise StorageError(f"there is no complete snapshot below {where}")
-            self._load(manifest)
-            self._is_open.set()
+            self._open()
+        if not self._is_open.is_set():
+            where = self._files.storage.uri(self._files.path)
+            raise StorageError(f"there is no complete snapshot below {where}")
 
     def _load(self, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -112,11 +115,17 @@ class Writer:
 
     async def describe(self) -> tuple[Files, Manifest]:
         """Where the index is kept, and what it is as of its last snapshot."""
-        await self._is_open.wait()
+        try:
+            await asyncio.wait_for(self._opened(), _OPEN_TIMEOUT_S)
+        except TimeoutError:
+            raise UnavailableError(
+                f"index {self._name!r} is still being built: ask again later"
+            ) from None
         return self._files, self._manifest
 
     async def commit(self, token: str, record: bytes) -> int:
         """Apply a batch that `_record.encode` made; its version, once it is safe and visible."""
+        await self._opened()
         async with self._recovering:
             await self._recover()
         done = self._underway.get(token)
@@ -150,13 +159,14 @@ class Writer:
         Returns:
             The version that it must have before it answers, and the ef of queries.
         """
-        await self._is_open.wait()
+        await self._opened()
         self._live.add((shard, number))
         self._lives[shard, number] = life
         return self._version, self._manifest.settings.ef
 
     async def changes(self, after: int, wait_s: float) -> list[tuple[int, bytes]] | None:
         """The records after a version; waits for one. None: read the folder, they are too old."""
+        await self._opened()
         if self._version <= after:
             async with self._news:
                 try:
@@ -168,6 +178,7 @@ class Writer:
 
     async def set_ef(self, ef: int) -> None:
         """Let every replica look at so many candidates, now and after a restart."""
+        await self._opened()
         async with self._describing:
             settings = self._manifest.settings.model_copy(update={"ef": ef})
             await self._describe(settings=settings)
@@ -175,10 +186,12 @@ class Writer:
 
     async def compact(self) -> None:
         """Rebuild every replica's graph without its tombstones."""
+        await self._opened()
         await self._tell_all("compact", timeout_s=None)
 
     async def snapshot(self) -> int:
         """Write a snapshot while the index goes on; the version that it restores."""
+        await self._opened()
         async with self._snapshotting:
             if self._manifest.version == self._version:
                 return self._version
@@ -200,6 +213,7 @@ class Writer:
 
     async def status(self) -> dict[tuple[int, int], dict[str, int] | None]:
         """Counts of each replica, None of one that does not answer."""
+        await self._opened()
         found = await asyncio.gather(
             *(self._ask(key, "status", timeout_s=5.0) for key in self._replicas),
             return_exceptions=True,

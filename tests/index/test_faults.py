@@ -252,6 +252,24 @@ def test_a_replica_killed_while_a_snapshot_is_written(index: VectorIndex, folder
     _check(index, range(7000, 7030), 1)
 
 
+def test_what_comes_back_while_the_storage_is_away_tries_again(
+    index: VectorIndex, folder: Path
+) -> None:
+    index.upsert(_rows(range(9000, 9010), 1))
+    there, aside = folder / _ROOT, folder / "aside"
+    actors = (index._writer, _replica(index, 0))
+    there.rename(aside)
+    try:
+        for pid in [_pid(actor) for actor in actors]:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(3)
+    finally:
+        aside.rename(there)
+    index.upsert(_rows(range(9005, 9015), 2))
+    _check(index, range(9000, 9005), 1)
+    _check(index, range(9005, 9015), 2)
+
+
 def test_everything_killed_at_once_comes_back(index: VectorIndex) -> None:
     index.upsert(_rows(range(8000, 8010), 1))
     for actor in (index._writer, _replica(index, 0), _replica(index, 1)):

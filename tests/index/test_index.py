@@ -13,7 +13,7 @@ import ray
 
 from raysys.data import Table
 from raysys.errors import DataError, StorageError, UnavailableError
-from raysys.index import VectorIndex, rows
+from raysys.index import VectorIndex, _build, rows
 from raysys.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -482,6 +482,27 @@ def test_an_index_is_restored_from_its_folder(storage: Storage) -> None:
         with pytest.raises(UnavailableError, match="no index 'restored'"):
             refused()
     past.close()  # does no harm
+
+
+def test_changes_to_an_index_that_is_built_anew_do_not_reach_the_new_one(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = VectorIndex.build("anew", FILMS.slice(0, 20), storage, shards=1)
+    split = _build._split
+
+    def late(*args: Any) -> Any:
+        pieces = split(*args)
+        for start in range(20, 80, 20):
+            old.upsert(FILMS.slice(start, 20))
+        return pieces
+
+    monkeypatch.setattr(_build, "_split", late)
+    index = VectorIndex.build("anew", FILMS.slice(0, 10), storage, shards=1)
+    index.upsert(FILMS.slice(10, 1))
+    assert sorted(index.matching()) == IDS[:11].tolist()
+    with pytest.raises(UnavailableError):
+        old.upsert(FILMS.slice(0, 1))
+    index.close()
 
 
 def test_an_index_without_rows_is_restored_too(storage: Storage) -> None:
