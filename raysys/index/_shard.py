@@ -32,6 +32,7 @@ _MERGE_ROWS = 8
 _CHUNK_QUERIES = 128
 _SKELETON = 0.1
 _MIN_TOMBSTONES = 100
+_CENTRE_ROWS, _FAR = 64, 100
 
 
 class StaleError(Exception):
@@ -410,6 +411,8 @@ class Shard:
             rows = self._rows.vectors[slots[0] : slots[-1] + 1]
         else:
             rows = self._rows.vectors[slots]
+        if self.settings.metric == "l2":
+            vectors, rows = _centred(vectors, rows)
         count = min(k, len(slots))
         found = np.empty((len(vectors), count), np.int64)
         distances = np.empty((len(vectors), count), np.float32)
@@ -433,6 +436,19 @@ class Shard:
             return np.subtract(1, products, out=products)
         squares = np.einsum("nd,nd->n", rows, rows)
         return squares - 2 * products  # the query's own square changes no order
+
+
+def _centred(vectors: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both moved to the origin if they lie far from it.
+
+    There the squares are so large that they lose the digits that tell neighbours apart.
+    """
+    some = rows[:: max(1, len(rows) // _CENTRE_ROWS)]
+    centre = some.mean(axis=0)
+    spread = np.square(some - centre).sum(axis=1).mean()
+    if centre @ centre <= _FAR * spread:
+        return vectors, rows
+    return vectors - centre, rows - centre
 
 
 def _nothing(rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:

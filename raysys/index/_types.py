@@ -33,7 +33,7 @@ class Settings(BaseModel, frozen=True):
         seed: Of the graph's random levels.
         shards: Parts that the rows are spread over.
         replicas: Actors that hold the same part.
-        max_tombstones: Share of deleted rows in a shard's graph at which it is rebuilt.
+        max_tombstones: Share of deleted and replaced rows at which a shard is rebuilt without them.
         keep_snapshots: How many are kept; older ones and their log are removed.
         snapshot_after_bytes: Of log since the last snapshot, after which one is taken.
     """

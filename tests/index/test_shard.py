@@ -8,7 +8,6 @@ import pytest
 from raysys.errors import DataError
 from raysys.index import _planner, _shard
 from raysys.index._record import Batch
-from raysys.index._rows import Rows
 from raysys.index._shard import Capture, Shard, StaleError
 from raysys.index._types import Metric, Settings
 from tests.index._exact import (
@@ -457,17 +456,18 @@ def test_merging_and_compaction_wait_for_a_capture() -> None:
     pair.check()
 
 
-def test_rows_far_from_zero_keep_their_digits_in_squared_distances() -> None:
-    settings = Settings(metric="l2", dim=4)
-    rng = np.random.default_rng(0)
-    vectors = (100 + rng.normal(size=(200, 4))).astype(np.float32)
-    rows = Rows(4, SCHEMA)
-    shard = Shard(settings, rows, Shard.empty(settings, SCHEMA)._graph, 0, 0)
-    batch = batch_of(settings, range(200))
-    shard.apply(1, Batch(batch.ids, vectors, batch.attributes, batch.deleted))
-    _, ids, distances = shard.search(vectors, 1)
-    assert ids[:, 0].tolist() == list(range(200))
-    assert not distances.any()
+@pytest.mark.parametrize("offset", [0, 100, 1000, 10_000])
+def test_rows_far_from_zero_are_told_apart_by_squared_distances(offset: int) -> None:
+    settings = Settings(metric="l2", dim=16)
+    vectors = (offset + np.random.default_rng(0).normal(size=(600, 16))).astype(np.float32)
+    shard = Shard.empty(settings, pa.schema([]))
+    none = pa.schema([]).empty_table()
+    shard.apply(1, Batch(np.arange(500), vectors[:500], none, np.array([3])))
+    model = Model(settings)
+    model.rows = {number: {"vector": vectors[number]} for number in range(500) if number != 3}
+    for queries in (vectors[500:], vectors[:3]):
+        for found in (shard.search(queries, 5)[1:], shard.exact(queries, 5)):
+            model.check(*found, queries, 5)
 
 
 @METRIC
@@ -492,3 +492,50 @@ def _some(rng: np.random.Generator) -> tuple[list[int], list[int]]:
     drawn = rng.permutation(45)[: rng.integers(0, 8)].tolist()
     cut = int(rng.integers(0, len(drawn) + 1))
     return drawn[:cut], drawn[cut:]
+
+
+def test_readers_see_each_batch_whole_while_rows_move() -> None:
+    settings, ids = exact_settings(), np.arange(20)
+
+    def batch(version: int) -> Batch:
+        vectors = np.full((20, 4), version, np.float32)
+        years = pa.table({"year": [version] * 20, "name": ["a"] * 20}, SCHEMA)
+        return Batch(ids, vectors, years, np.array([], np.int64))
+
+    shard, done = shard_of_batch(settings, batch(1)), threading.Event()
+    errors: list[object] = []
+
+    def read(filters: list[str | None] | None, back: int) -> None:
+        zero = np.zeros((1, 4), np.float32)
+        while not done.is_set():
+            as_of = shard.version - back if back else None
+            try:
+                version, found, distances = shard.search(zero, 21, None, filters, as_of)
+            except StaleError:
+                continue
+            if sorted(found[0].tolist()) != [-1, *range(20)] or set(distances[0].tolist()) != {
+                4.0 * version**2,
+                np.inf,
+            }:
+                errors.append((version, found, distances))
+
+    def keep_house() -> None:
+        while not done.is_set():
+            shard.merge()
+            if shard.pending == 0:
+                shard.compact()
+
+    works = [
+        threading.Thread(target=read, args=(None, 0)),
+        threading.Thread(target=read, args=(["'a' in name"], 0)),
+        threading.Thread(target=read, args=(None, 3)),
+        threading.Thread(target=keep_house),
+    ]
+    for work in works:
+        work.start()
+    for version in range(2, 150):
+        shard.apply(version, batch(version))
+    done.set()
+    for work in works:
+        work.join(timeout=30)
+    assert not errors
