@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from raysys.errors import StorageError
 
 if TYPE_CHECKING:
-    from raysys.index._files import Files
+    from raysys.index._files import Files, Manifest
     from raysys.index._shard import Shard
 
 _IDLE_S = 0.2
@@ -85,7 +85,28 @@ class HeldShard:
             self.shard = self._load()
 
     def _load(self) -> Shard:
-        manifest = self._files.manifest()
+        while True:
+            manifest = self._files.manifest()
+            shard = self._read(manifest)
+            gap = self._follow_log(shard)
+            if gap is None:
+                return shard
+            if manifest == self._files.manifest():
+                raise StorageError(
+                    f"the log of {self._files.storage.uri(self._files.path)} lacks version {gap}: "
+                    "restore an earlier snapshot"
+                )
+            # A newer snapshot took the place of that part of the log.
+
+    def _follow_log(self, shard: Shard) -> int | None:
+        """Apply all that follows; a version that is missing, if one is."""
+        for version, batch in self._files.changes(shard.version):
+            if version != shard.version + 1:
+                return shard.version + 1
+            shard.apply(version, batch.of_shard(self._number, shard.settings.shards))
+        return None
+
+    def _read(self, manifest: Manifest | None) -> Shard:
         if manifest is None:
             raise StorageError(
                 f"there is no complete snapshot of an index at "
@@ -97,10 +118,7 @@ class HeldShard:
                 f"the index was built anew with {manifest.settings.shards} shards instead of "
                 f"{self._shards}: connect to it again"
             )
-        shard = self._files.read_shard(manifest, self._number)
-        for version, batch in self._files.changes(shard.version):
-            shard.apply(version, batch.of_shard(self._number, manifest.settings.shards))
-        return shard
+        return self._files.read_shard(manifest, self._number)
 
     def _keep_house(self) -> None:
         """Move rows into the graph, a few at a time; rebuild it when too much of it is dead."""
@@ -108,20 +126,19 @@ class HeldShard:
             shard = self.shard
             try:
                 started = time.monotonic()
-                if shard.merge():
-                    # Few rows beside the graph cost queries little: leave the processor to them.
-                    taken = time.monotonic() - started
-                    time.sleep(2e-4 if shard.pending > _FULL_SPEED_ROWS else 3 * taken)
-                elif shard.wants_compaction:
+                if shard.wants_compaction:
                     _log.warning(
-                        "rebuilding a shard: %d of %d rows in its graph are deleted, more than "
-                        "max_tombstones=%g", shard.tombstones, shard.size + shard.tombstones,
-                        shard.settings.max_tombstones,
+                        "rebuilding shard %d, of %d rows: more than max_tombstones=%g have ended",
+                        self._number, shard.size, shard.settings.max_tombstones,
                     )  # fmt: skip
                     # In a thread of its own: its low priority cannot be taken back.
                     builder = threading.Thread(target=_compact, args=(shard,), daemon=True)
                     builder.start()
                     builder.join()
+                elif shard.merge():
+                    # Few rows beside the graph cost queries little: leave the processor to them.
+                    taken = time.monotonic() - started
+                    time.sleep(2e-4 if shard.pending > _FULL_SPEED_ROWS else 3 * taken)
                 else:
                     self._changed.wait(_IDLE_S)
                     self._changed.clear()

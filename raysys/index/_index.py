@@ -20,6 +20,7 @@ from raysys.index._shard import StaleError
 from raysys.index._types import (
     Found,
     Metric,
+    as_ids,
     check_attributes,
     check_queries,
     merge,
@@ -258,7 +259,10 @@ class VectorIndex:
             return {shard: pickle.loads(answer) for shard, answer in answers.items()}
 
         for _ in range(_STALE_ATTEMPTS):
-            found = ask(partial=partial)
+            try:
+                found = ask(partial=partial)
+            except StaleError:  # it took longer than a shard remembers
+                continue
             # A batch of changes reaches one shard before another: all answer as of the lowest
             # version, which has reached them all.
             oldest = min((version for version, _, _ in found.values()), default=0)
@@ -286,7 +290,7 @@ class VectorIndex:
 
     def get(self, ids: Any) -> pa.Table:
         """The rows among these ids that exist, in no order, as `raysys.index.rows` makes them."""
-        wanted = np.asarray(ids, np.int64).reshape(-1)
+        wanted = as_ids(ids)
         tables = []
         for found, vectors, attributes in self._readers.ask("get", wanted, timeout_s=30.0).values():
             flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.settings.dim)
@@ -325,12 +329,9 @@ class VectorIndex:
         Returns:
             The version from which on they are gone.
         """
-        given = np.asarray(ids)
-        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-            raise DataError(f"ids are integers (n,); given: {given.dtype} {given.shape}")
+        ended = np.unique(as_ids(ids))
         none = np.empty((0, self.settings.dim), np.float32)
         empty = self.schema.empty_table()
-        ended = np.unique(given.astype(np.int64))
         return self._commit(Batch(np.empty(0, np.int64), none, empty, ended))
 
     def _commit(self, batch: Batch) -> int:

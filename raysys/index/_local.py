@@ -7,10 +7,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from raysys.errors import DataError
+from raysys.errors import DataError, UnavailableError
 from raysys.index import _names
 from raysys.index._held import HeldShard
 from raysys.index._readers import check_question
+from raysys.index._shard import StaleError
 from raysys.index._types import Found, check_queries
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _WAIT_S = 20.0
 _RETRY_S = 1.0
+_STALE_ATTEMPTS = 10
 _log = logging.getLogger("raysys.index")
 
 
@@ -61,8 +63,13 @@ class LocalIndex:
         shard = self._held.shard
         matrix = check_queries(vectors, shard.settings)
         filters = check_question(matrix, k, ef, filters)
-        _, ids, distances = shard.search(matrix, k, ef, filters)
-        return Found(ids, distances)
+        for _ in range(_STALE_ATTEMPTS):
+            try:
+                _, ids, distances = shard.search(matrix, k, ef, filters)
+                return Found(ids, distances)
+            except StaleError:  # it took longer than the shard remembers
+                shard = self._held.shard
+        raise UnavailableError(f"index {self._name!r} changes too fast: ask with fewer vectors")
 
     def _follow(self) -> None:
         import ray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -158,4 +159,6 @@ def check_question(
         return [filters] * len(matrix)
     if len(filters) != len(matrix):
         raise DataError(f"{len(filters)} filters for {len(matrix)} vectors: give one a vector")
+    if wrong := [one for one in filters if not isinstance(one, (str, NoneType))]:
+        raise DataError(f"a filter is a string, or None for all rows; given: {wrong[0]!r}")
     return list(filters)

@@ -58,6 +58,8 @@ class Rows:
         self, ids: np.ndarray, vectors: np.ndarray, attributes: pa.Table, born: Any, died: Any
     ) -> None:
         """Add rows; `slot_of` is the caller's matter."""
+        if not len(ids):
+            return  # the columns that filters look at stay as they are
         start, end = self.length, self.length + len(ids)
         if end > len(self.ids):
             self._grow(max(end, len(self.ids) + len(self.ids) // 2, 1024))

@@ -83,15 +83,11 @@ def rows(
     """
     import pyarrow as pa
 
-    ids, matrix = np.asarray(ids), as_matrix(vectors)
-    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise DataError(f"ids are integers (n,); given: {ids.dtype} {ids.shape}")
-    if ids.dtype == np.uint64 and (ids >> np.uint64(63)).any():
-        raise DataError(f"ids are int64, below 2**63; given: {ids.max()}")
+    ids, matrix = as_ids(ids), as_matrix(vectors)
     if len(ids) != len(matrix):
         raise DataError(f"{len(ids)} ids for {len(matrix)} vectors: give one id a vector")
     columns: dict[str, Any] = {
-        "id": pa.array(ids.astype(np.int64)),
+        "id": pa.array(ids),
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1]),
     }
     for name in [] if attributes is None else list(_names(attributes)):
@@ -111,6 +107,20 @@ def rows(
 
 def _names(attributes: Any) -> Sequence[str]:
     return attributes.column_names if hasattr(attributes, "column_names") else list(attributes)
+
+
+def as_ids(ids: Any) -> np.ndarray:
+    """Ids as int64 `(n,)`.
+
+    Raises:
+        DataError: They are not integers, or too large.
+    """
+    given = np.asarray(ids)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise DataError(f"ids are integers (n,); given: {given.dtype} {given.shape}")
+    if given.dtype == np.uint64 and (given >> np.uint64(63)).any():
+        raise DataError(f"ids are int64, below 2**63; given: {given.max()}")
+    return given.astype(np.int64)
 
 
 def as_matrix(vectors: Any) -> np.ndarray:
