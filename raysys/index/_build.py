@@ -57,7 +57,7 @@ def build(
     version = files.last_version() + 1
     # Rows that cannot be used end it while an index of this name still answers. If there is none,
     # the actors start meanwhile.
-    started = None if name in _names.indexes() else _start(name, files, settings, version)
+    started = None if _names.of(name) else _start(name, files, settings, version)
     try:
         pieces = _split(blocks, settings, schema)
         if started is None:

@@ -46,6 +46,12 @@ def names() -> list[str]:
     ]
 
 
+def of(index: str) -> list[str]:
+    """The actors of an index that are there, the writer first."""
+    mine = [name for name in names() if f"{name}:".startswith(f"{writer_name(index)}:")]
+    return sorted(mine, key=len)
+
+
 def indexes() -> list[str]:
     """Names of the indexes that run on the cluster."""
     return [name.removeprefix(_PREFIX) for name in names() if ":" not in name.removeprefix(_PREFIX)]
@@ -58,7 +64,6 @@ def end(index: str) -> None:
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
         # Killed in the middle of a record it might finish it after the next writer has started.
         ray.get(actor(writer_name(index)).stop.remote(), timeout=_STOP_S)
-    mine = [name for name in names() if f"{name}:".startswith(f"{writer_name(index)}:")]
-    for name in sorted(mine, key=len):
+    for name in of(index):
         with contextlib.suppress(ValueError):  # it has just ended
             ray.kill(actor(name))
