@@ -17,6 +17,7 @@ from raysys.errors import DataError, ResourceError, StorageError
 from raysys.index import _names
 from raysys.index._files import Manifest
 from raysys.index._graph import memory_bytes
+from raysys.index._readers import PROBES
 from raysys.index._types import Settings, check_attributes, shard_of, split_rows, with_id
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def _start(
     from raysys.index._replica import Replica
     from raysys.index._writer import Writer
 
-    replica, writer = ray.remote(Replica), ray.remote(Writer)
+    replica, writer = ray.remote(concurrency_groups={PROBES: 1})(Replica), ray.remote(Writer)
     place = name, files.storage, files.path, version
     options = {
         "namespace": _names.NAMESPACE,

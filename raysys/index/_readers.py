@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
+PROBES = "probes"  # of the threads of a replica
 _POLL_S = 0.02
 # Ray tells of a death a second or two later; a process that answers no probe is not waited for.
 _PATIENCE_S, _PROBE_S = 0.25, 0.5
@@ -109,7 +110,7 @@ class Readers:
             except GetTimeoutError:
                 if not hurry or left <= _PATIENCE_S:
                     raise
-                probe = handle.status.remote()
+                probe = _probe(handle)
                 if not ray.wait([probe, call], timeout=_PROBE_S)[0]:
                     self._probes[handle] = probe
                     raise
@@ -120,7 +121,7 @@ class Readers:
 
         if isinstance(error, ActorDiedError):  # Ray will not restart it
             self._ended.add(handle)
-        self._probes[handle] = handle.status.remote()
+        self._probes[handle] = _probe(handle)
 
     def _choose(self, shard: int) -> ActorHandle | None:
         """A replica that has not failed since it last answered."""
@@ -141,6 +142,11 @@ class Readers:
                     self._probes.pop(handle, None)  # unless another thread has seen it
                     return handle
         return None
+
+
+def _probe(handle: ActorHandle) -> ObjectRef:
+    """Ask a replica for a sign of life, which does not wait behind queries."""
+    return handle.status.options(concurrency_group=PROBES).remote()
 
 
 def check_question(

@@ -94,6 +94,15 @@ def test_a_shard_whose_only_replica_is_killed_is_missed_or_waited_for(index: Vec
     _check(index, ids, 1)
 
 
+def test_a_shard_that_is_busy_is_not_missed(index: VectorIndex) -> None:
+    def keep_busy(_: Any) -> None:
+        time.sleep(2)
+
+    busy = [_replica(index, 1).__ray_call__.remote(keep_busy) for _ in range(20)]
+    assert index.query(VECTORS[:3], 10, partial=True).missing_shards == ()
+    ray.get(busy)
+
+
 def test_a_replica_that_comes_back_misses_no_change(index: VectorIndex) -> None:
     _kill(_replica(index, 0))
     # The first is under way while it is dead, the others while it comes back and joins.
