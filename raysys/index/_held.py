@@ -43,7 +43,12 @@ class HeldShard:
         self._order = threading.Lock()
         self._changed = threading.Event()
         self.shard = shard or self._load()
+        self._is_closed = False
         threading.Thread(target=self._keep_house, name="housekeeping", daemon=True).start()
+
+    def close(self) -> None:
+        """End the housekeeping, so that the shard can be freed."""
+        self._is_closed = True
 
     def apply(self, version: int, record: bytes) -> None:
         """Apply a record of the log, after those before it that never came."""
@@ -122,7 +127,7 @@ class HeldShard:
 
     def _keep_house(self) -> None:
         """Move rows into the graph, a few at a time; rebuild it when too much of it is dead."""
-        while True:
+        while not self._is_closed:
             shard = self.shard
             try:
                 started = time.monotonic()

@@ -48,7 +48,13 @@ class LocalIndex:
                 "can be held in a process. Ask the actors, or restore it with shards=1"
             )
         self._held = HeldShard(self._files, 0)
+        self._is_closed = False
         threading.Thread(target=self._follow, name="follow", daemon=True).start()
+
+    def close(self) -> None:
+        """Follow no longer, and give up the copy; takes until the next change, or 20 s."""
+        self._held.close()
+        self._is_closed = True
 
     @property
     def version(self) -> int:
@@ -74,7 +80,7 @@ class LocalIndex:
     def _follow(self) -> None:
         import ray
 
-        while True:
+        while not self._is_closed:
             if not ray.is_initialized():  # to ask for an actor would start another Ray
                 time.sleep(_RETRY_S)
                 continue

