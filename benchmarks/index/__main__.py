@@ -61,7 +61,7 @@ def _measure(
     _against_exact(report, data, truth, actors, fused, full)
     _filters(report, data, plain, fused, repeats)
     _table(data, truth, [Exact(2), *(one for one in built if one is not whole), fused], repeats)
-    # Last: its rows are longer than others, and found by every query of inner products.
+    # Last: its rows would be found by the queries before.
     changing.run(report, actors.index, data.queries, 4.0 if repeats < 5 else 10.0, len(data.price))
     for peer in built:
         peer.close()

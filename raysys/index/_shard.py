@@ -185,6 +185,8 @@ class Shard:
     def compact(self, pause: Callable[[], None] | None = None) -> None:
         """Build rows and graph anew without what has ended, aside, and swap them in.
 
+        The shard stands in memory twice meanwhile.
+
         Args:
             pause: Called after every few rows, to leave the processor to others.
         """
