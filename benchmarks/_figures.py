@@ -28,7 +28,7 @@ class Report:
         above: float | None = None,
     ) -> None:  # fmt: skip
         """Add a value, with its bar if it has one."""
-        bar, holds = "none", None
+        value, bar, holds = float(value), "none", None
         if below is not None:
             bar, holds = f"< {below:g}", value < below
         if above is not None:

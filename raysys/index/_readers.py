@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.errors import DataError, UnavailableError
+from raysys.index._channel import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ PROBES = "probes"  # of the threads of a replica
 _POLL_S = 0.02
 # Ray tells of a death a second or two later; a process that answers no probe is not waited for.
 _PATIENCE_S, _PROBE_S = 0.25, 0.5
+_NO_CHANNEL_S = 1.0
 
 
 class Readers:
@@ -35,6 +37,10 @@ class Readers:
         self._index, self._replicas = index, replicas
         self._probes: dict[ActorHandle, ObjectRef] = {}
         self._ended: set[ActorHandle] = set()
+        # Of replicas on this node: where they listen, and connections that no thread uses now.
+        self._addresses: dict[ActorHandle, str | None] = {}
+        self._channels: dict[ActorHandle, list[Channel]] = {}
+        self._no_channel_until: dict[ActorHandle, float] = {}
 
     def ask(
         self, method: str, *args: Any, shards: Iterable[int] | None = None, timeout_s: float,
@@ -63,21 +69,25 @@ class Readers:
             for shard in sorted(missing):
                 handle = self._choose(shard)
                 if handle is not None:
-                    calls[shard] = handle, getattr(handle, method).remote(*args)
+                    channel = self._channel(handle, *args) if method == "query" else None
+                    calls[shard] = handle, channel or getattr(handle, method).remote(*args)
             for shard, (handle, call) in calls.items():
                 hurry = partial or len(self._replicas[shard]) > 1
                 try:
                     answers[shard] = self._answer(handle, call, deadline, hurry)
                     missing.discard(shard)
-                except (RayActorError, GetTimeoutError) as error:
+                except OSError:
+                    self._give_up_channels(handle)  # and ask by Ray's call, which tells more
+                except (RayActorError, GetTimeoutError, UnavailableError) as error:
                     self._note(handle, error)
                 except RayTaskError as error:
                     if isinstance(error.cause, UnavailableError):
                         self._note(handle, error)
                         continue
                     for _, other in calls.values():  # else Ray prints what they failed with
-                        with contextlib.suppress(RayError):
-                            ray.get(other, timeout=_PROBE_S)
+                        if not isinstance(other, Channel):
+                            with contextlib.suppress(RayError):
+                                ray.get(other, timeout=_PROBE_S)
                     raise error.cause from None  # what the shard itself said
             if not missing:
                 return answers
@@ -98,11 +108,78 @@ class Readers:
             if len(calls) < len(missing):
                 time.sleep(_POLL_S)
 
-    def _answer(self, handle: ActorHandle, call: ObjectRef, deadline: float, hurry: bool) -> Any:
+    def _channel(self, handle: ActorHandle, question: bytes) -> Channel | None:
+        """A connection over which the question has been sent, to a replica on this node."""
+        from ray.exceptions import RayError
+
+        if time.monotonic() < self._no_channel_until.get(handle, 0.0):
+            return None
+        try:
+            if handle not in self._addresses:
+                self._addresses[handle] = self._address(handle)
+            address = self._addresses[handle]
+            if address is None:
+                return None
+            try:
+                channel = self._channels.setdefault(handle, []).pop()
+            except IndexError:
+                channel = Channel(address)
+            channel.send(question)
+        except (OSError, RayError):
+            self._give_up_channels(handle)
+            return None
+        return channel
+
+    def _address(self, handle: ActorHandle) -> str | None:
+        import ray
+
+        node, address = ray.get(handle.address.remote(), timeout=_PROBE_S)
+        return address if node == ray.get_runtime_context().get_node_id() else None
+
+    def _give_up_channels(self, handle: ActorHandle) -> None:
+        """Ask a replica by Ray's calls for a moment, then look where it listens now."""
+        self._no_channel_until[handle] = time.monotonic() + _NO_CHANNEL_S
+        self._addresses.pop(handle, None)
+        for channel in self._channels.pop(handle, []):
+            channel.close()
+
+    def _answer_of(
+        self, handle: ActorHandle, channel: Channel, deadline: float, hurry: bool
+    ) -> bytes:
+        """Like `_answer`, over a channel.
+
+        Raises:
+            OSError: It has ended, or does not answer.
+        """
+        import ray
+
+        try:
+            while True:
+                left = deadline - time.monotonic()
+                if channel.is_ready(min(left, _PATIENCE_S) if hurry else left):
+                    break
+                if not hurry or left <= _PATIENCE_S:
+                    raise TimeoutError
+                probe = _probe(handle)
+                if not ray.wait([probe], timeout=_PROBE_S)[0] and not channel.is_ready(0):
+                    self._probes[handle] = probe
+                    raise TimeoutError
+            answer = channel.receive()
+        except OSError:
+            channel.close()
+            raise
+        self._channels.setdefault(handle, []).append(channel)
+        return answer
+
+    def _answer(
+        self, handle: ActorHandle, call: ObjectRef | Channel, deadline: float, hurry: bool
+    ) -> Any:
         """What a replica answers; in a hurry it is waited for only while it answers probes."""
         import ray
         from ray.exceptions import GetTimeoutError
 
+        if isinstance(call, Channel):
+            return self._answer_of(handle, call, deadline, hurry)
         while True:
             left = max(0.0, deadline - time.monotonic())
             try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysys.cluster import raise_priority
 from raysys.errors import StorageError, UnavailableError
+from raysys.index._channel import listen
 from raysys.index._files import Files
 from raysys.index._held import HeldShard
 from raysys.index._metrics import Metrics
@@ -63,6 +64,7 @@ class Replica:
         self._built: Shard | None = None
         self._opening = threading.Lock()
         self._was_restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self._address = listen(self.query)
         self._come_back()
         threading.Thread(target=self._report, name="metrics", daemon=True).start()
 
@@ -127,6 +129,12 @@ class Replica:
         if self._held is None:
             where = self._files.storage.uri(self._files.path)
             raise StorageError(f"there is no complete snapshot below {where}")
+
+    def address(self) -> tuple[str, str | None]:
+        """The node, and where clients on it may ask without Ray's calls."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), self._address
 
     def query(self, question: bytes) -> bytes:
         """This shard's nearest: arguments and answer of `Shard.search`, pickled.
