@@ -76,10 +76,10 @@ class Readers:
                 try:
                     answers[shard] = self._answer(handle, call, deadline, hurry)
                     missing.discard(shard)
-                except OSError:
-                    self._give_up_channels(handle)  # and ask by Ray's call, which tells more
                 except (RayActorError, GetTimeoutError, UnavailableError) as error:
                     self._note(handle, error)
+                except OSError:
+                    self._give_up_channels(handle)  # and ask by Ray's call, which tells more
                 except RayTaskError as error:
                     if isinstance(error.cause, UnavailableError):
                         self._note(handle, error)
