@@ -63,7 +63,7 @@ def _measure(
     _table(data, truth, [Exact(2), *(one for one in built if one is not whole), fused], repeats)
     # Last: its rows would be found by the queries before.
     changing.run(report, actors.index, data.queries, 4.0 if repeats < 5 else 10.0, len(data.price))
-    for peer in built:
+    for peer in (fused, *built):
         peer.close()
 
 

@@ -60,5 +60,9 @@ class Fused(_Asked):
     def __init__(self, whole: Ours) -> None:
         super().__init__(1)
         started = time.perf_counter()
-        self._asked = whole.index.local()
+        self._asked = self._local = whole.index.local()
         self.build_seconds = time.perf_counter() - started
+
+    def close(self) -> None:
+        """See the base class."""
+        self._local.close()

@@ -18,7 +18,15 @@ from raysys.index import _names
 from raysys.index._files import Manifest
 from raysys.index._graph import memory_bytes
 from raysys.index._readers import PROBES
-from raysys.index._types import Settings, check_attributes, shard_of, split_rows, with_id
+from raysys.index._types import (
+    Settings,
+    check_attributes,
+    check_ids,
+    shard_of,
+    split_rows,
+    vector_column,
+    with_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -110,8 +118,8 @@ def restore(
             manifest = dataclasses.replace(manifest, settings=wanted)
             files.commit(manifest)
         try:
-            replicas_, writer = _start(name, files, wanted, 0)
-            ray.get([one.start.remote() for one in (*replicas_.values(), writer)])
+            holders, writer = _start(name, files, wanted, 0)
+            ray.get([one.start.remote() for one in (*holders.values(), writer)])
         except RayActorError as error:
             _names.end(name)
             raise StorageError(f"index {name!r} cannot be restored: {error}") from error
@@ -173,7 +181,8 @@ def _check_memory(name: str, rows: int, settings: Settings) -> None:
     have = ray.cluster_resources().get("memory", float("inf"))
     print(
         f"index {name}: {rows:,} rows of {settings.dim} numbers, shards={settings.shards}, "
-        f"replicas={settings.replicas}; needs about {needed / 2**20:,.0f} MiB",
+        f"replicas={settings.replicas}; needs about {needed / 2**20:,.0f} MiB beside its "
+        "processes",
         flush=True,
     )
     if needed > have:
@@ -210,9 +219,8 @@ def _split_block(block: pa.Table, settings: Settings, schema: pa.Schema) -> Any:
     ids, vectors, attributes = split_rows(block, settings.metric)
     if vectors.shape[1] != settings.dim:
         raise DataError(f"vectors of {vectors.shape[1]} and of {settings.dim} numbers in one table")
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), settings.dim)
     attributes = check_attributes(attributes, schema)
-    table = with_id(ids, attributes).append_column("vector", flat)
+    table = with_id(ids, attributes).append_column("vector", vector_column(vectors))
     shards = shard_of(ids, settings.shards)
     pieces = [table.take(np.flatnonzero(shards == one)) for one in range(settings.shards)]
     return *pieces, ids
@@ -270,6 +278,4 @@ def _wait(
 
 
 def _check_unique(*ids: np.ndarray) -> None:
-    from raysys.index._types import check_ids
-
     check_ids(np.concatenate(ids))

@@ -14,7 +14,7 @@ from raysys.index import _record
 from raysys.index._graph import HnswGraph
 from raysys.index._rows import NEVER, Rows
 from raysys.index._shard import Capture, Shard
-from raysys.index._types import Settings
+from raysys.index._types import Settings, vector_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,9 +154,7 @@ class Files:
         import pyarrow as pa
 
         with self.storage.new_dir(f"{self.path}/snapshots/{folder}/{shard}") as local:
-            flat = pa.array(state.vectors.reshape(-1))
-            vectors = pa.FixedSizeListArray.from_arrays(flat, state.vectors.shape[1])
-            table = state.table.append_column("vector", vectors)
+            table = state.table.append_column("vector", vector_column(state.vectors))
             ended = np.zeros(len(table), bool)
             ended[state.deleted] = True
             # Read by its place: an attribute may have the same name.
@@ -184,8 +182,6 @@ class Files:
 
     def read_rows(self, manifest: Manifest, shard: int, upto: int) -> pa.Table:
         """The living rows of a shard of a snapshot and of the log up to a version."""
-        import pyarrow as pa
-
         folder = self.storage.fetch(f"{self.path}/snapshots/{manifest.folder}/{shard}")
         version, shards = manifest.shard_versions[shard], manifest.settings.shards
         rows, _ = _read_rows(folder / _ROWS, manifest, version)
@@ -202,9 +198,8 @@ class Files:
                 "restore another snapshot"
             )
         alive = rows.alive()
-        flat = pa.array(rows.vectors[alive].reshape(-1))
-        vectors = pa.FixedSizeListArray.from_arrays(flat, manifest.settings.dim)
-        return rows.table.take(alive).add_column(1, "vector", vectors)
+        column = vector_column(rows.vectors[alive])
+        return rows.table.take(alive).add_column(1, "vector", column)
 
 
 def _read_rows(file: Path, manifest: Manifest, version: int) -> tuple[Rows, np.ndarray]:

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from raysys.errors import StorageError
+from raysys.index._record import decode
 
 if TYPE_CHECKING:
     from raysys.index._files import Files, Manifest
@@ -52,8 +53,6 @@ class HeldShard:
 
     def apply(self, version: int, record: bytes) -> None:
         """Apply a record of the log, after those before it that never came."""
-        from raysys.index._record import decode
-
         with self._order:
             if version > self.shard.version + 1:
                 self._catch_up(version - 1)
@@ -78,15 +77,10 @@ class HeldShard:
                 f"{self.shard.version} here, and to {version} elsewhere"
             )
 
-    def _catch_up(self, upto: int | None) -> None:
-        shards = self.shard.settings.shards
-        for version, batch in self._files.changes(self.shard.version, upto):
-            if version != self.shard.version + 1:
-                # Only an index that was built anew under this name leaves such a gap.
-                self.shard = self._load()
-                return
-            self.shard.apply(version, batch.of_shard(self._number, shards))
-        if upto is not None and self.shard.version < upto:
+    def _catch_up(self, upto: int) -> None:
+        self._follow_log(self.shard, upto)
+        if self.shard.version < upto:
+            # Only an index that was built anew under this name leaves such a gap.
             self.shard = self._load()
 
     def _load(self) -> Shard:
@@ -103,9 +97,9 @@ class HeldShard:
                 )
             # A newer snapshot took the place of that part of the log.
 
-    def _follow_log(self, shard: Shard) -> int | None:
-        """Apply all that follows; a version that is missing, if one is."""
-        for version, batch in self._files.changes(shard.version):
+    def _follow_log(self, shard: Shard, upto: int | None = None) -> int | None:
+        """Apply what follows; a version that is missing, if one is."""
+        for version, batch in self._files.changes(shard.version, upto):
             if version != shard.version + 1:
                 return shard.version + 1
             shard.apply(version, batch.of_shard(self._number, shard.settings.shards))

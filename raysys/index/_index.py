@@ -14,7 +14,7 @@ from raysys.errors import DataError, UnavailableError
 from raysys.index import _build, _names, _tune
 from raysys.index._files import Files, Manifest
 from raysys.index._local import LocalIndex
-from raysys.index._readers import Readers, check_question
+from raysys.index._readers import Readers
 from raysys.index._record import Batch, encode
 from raysys.index._shard import StaleError
 from raysys.index._types import (
@@ -23,8 +23,11 @@ from raysys.index._types import (
     as_ids,
     check_attributes,
     check_queries,
+    check_question,
     merge,
+    padding,
     split_rows,
+    vector_column,
     with_id,
 )
 
@@ -276,7 +279,7 @@ class VectorIndex:
                 continue
             missing = tuple(sorted(set(range(self.settings.shards)) - set(found)))
             if not found:
-                found[0] = 0, *_nothing(len(matrix), k)
+                found[0] = 0, *padding(len(matrix), k)
             return Found(*merge([part[1:] for _, part in sorted(found.items())], k), missing)
         raise UnavailableError(
             f"index {self.name!r}: its shards did not agree on a version in {_STALE_ATTEMPTS} "
@@ -293,8 +296,8 @@ class VectorIndex:
         wanted = as_ids(ids)
         tables = []
         for found, vectors, attributes in self._readers.ask("get", wanted, timeout_s=30.0).values():
-            flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.settings.dim)
-            tables.append(with_id(found, attributes).add_column(1, "vector", flat))
+            rows = with_id(found, attributes)
+            tables.append(rows.add_column(1, "vector", vector_column(vectors)))
         return pa.concat_tables(tables)
 
     # --- changed ---
@@ -412,7 +415,3 @@ def _not_there(name: str) -> UnavailableError:
         f"no index {name!r} runs on this cluster (there are: {running}). Start it with "
         "VectorIndex.build or VectorIndex.restore"
     )
-
-
-def _nothing(rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.full((rows, k), -1), np.full((rows, k), np.inf, np.float32)

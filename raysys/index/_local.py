@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from raysys.errors import DataError, UnavailableError
 from raysys.index import _names
 from raysys.index._held import HeldShard
-from raysys.index._readers import check_question
 from raysys.index._shard import StaleError
-from raysys.index._types import Found, check_queries
+from raysys.index._types import Found, check_queries, check_question
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from raysys.errors import DataError, UnavailableError
+from raysys.errors import UnavailableError
 from raysys.index._channel import Channel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from ray import ObjectRef
     from ray.actor import ActorHandle
@@ -224,24 +221,3 @@ class Readers:
 def _probe(handle: ActorHandle) -> ObjectRef:
     """Ask a replica for a sign of life, which does not wait behind queries."""
     return handle.status.options(concurrency_group=PROBES).remote()
-
-
-def check_question(
-    matrix: np.ndarray, k: int, ef: int | None, filters: str | Sequence[str | None] | None
-) -> Sequence[str | None] | None:
-    """A filter for each vector, or None for none at all.
-
-    Raises:
-        DataError: The arguments of a query do not fit each other.
-    """
-    if not isinstance(k, (int, np.integer)) or k < 1 or (ef is not None and ef < 1):
-        raise DataError(f"k and ef are positive integers; given: k={k!r}, ef={ef!r}")
-    if filters is None:
-        return None
-    if isinstance(filters, str):
-        return [filters] * len(matrix)
-    if len(filters) != len(matrix):
-        raise DataError(f"{len(filters)} filters for {len(matrix)} vectors: give one a vector")
-    if wrong := [one for one in filters if not isinstance(one, (str, NoneType))]:
-        raise DataError(f"a filter is a string, or None for all rows; given: {wrong[0]!r}")
-    return list(filters)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raysys.index._types import shard_of, vector_column, with_id
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -33,8 +35,6 @@ class Batch:
 
     def of_shard(self, shard: int, shards: int) -> Batch:
         """The changes that concern a shard."""
-        from raysys.index._types import shard_of
-
         mine = np.flatnonzero(shard_of(self.ids, shards) == shard)
         deleted = self.deleted[shard_of(self.deleted, shards) == shard]
         return Batch(self.ids[mine], self.vectors[mine], self.attributes.take(mine), deleted)
@@ -49,11 +49,8 @@ def encode(batch: Batch, token: str) -> bytes:
     """
     import pyarrow as pa
 
-    flat = pa.array(batch.vectors.reshape(-1))
-    vectors = pa.FixedSizeListArray.from_arrays(flat, batch.vectors.shape[1])
-    columns = {"id": pa.array(batch.ids), "vector": vectors}
-    columns |= {name: batch.attributes[name] for name in batch.attributes.column_names}
-    table = pa.table(columns)
+    table = with_id(batch.ids, batch.attributes)
+    table = table.add_column(1, "vector", vector_column(batch.vectors))
     ended = pa.table({"id": pa.array(batch.deleted)})
     whole = pa.concat_tables([table, ended], promote_options="default")
     whole = whole.replace_schema_metadata({_TOKEN: token.encode()})

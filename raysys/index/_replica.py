@@ -17,6 +17,7 @@ from raysys.index._held import HeldShard
 from raysys.index._metrics import Metrics
 from raysys.index._names import actor, writer_name
 from raysys.index._shard import Shard
+from raysys.index._types import split_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,8 +101,6 @@ class Replica:
         """
         import pyarrow as pa
         import ray
-
-        from raysys.index._types import split_rows
 
         table = pa.concat_tables(ray.get(list(pieces))).combine_chunks()
         ids, vectors, attributes = split_rows(table, settings.metric)

@@ -15,7 +15,7 @@ from raysys.index._filter import Filter
 from raysys.index._graph import HnswGraph
 from raysys.index._planner import Planner
 from raysys.index._rows import NEVER, Rows
-from raysys.index._types import NO_ID, merge, unit
+from raysys.index._types import merge, padding, unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -341,7 +341,7 @@ class Shard:
             aside = self._aside(version)
             if len(aside):
                 parts.append(self._exact(vectors, k, aside))
-        return merge(parts, k) if parts else _nothing(len(vectors), k)
+        return merge(parts, k) if parts else padding(len(vectors), k)
 
     def _is_later(self, slots: np.ndarray, version: int) -> bool:
         """Whether the graph, which knows the present alone, found rows younger than a version."""
@@ -360,7 +360,7 @@ class Shard:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Search the graph for more than k and leave out what does not match, or search exactly."""
         rows = self._rows
-        ids, distances = _nothing(len(vectors), k)
+        ids, distances = padding(len(vectors), k)
         left = np.arange(len(vectors))  # whose answer is not known
         plan = self._planner.plan(rows, chosen, k)
         wanted = plan.candidates(len(left), ef)
@@ -399,7 +399,7 @@ class Shard:
         ids = self._rows.ids[slots]
         if ids.shape[1] == k:
             return ids, distances
-        padded = _nothing(len(ids), k)
+        padded = padding(len(ids), k)
         padded[0][:, : ids.shape[1]], padded[1][:, : ids.shape[1]] = ids, distances
         return padded
 
@@ -408,7 +408,7 @@ class Shard:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest among some rows, by comparing with each, padded."""
         if not len(slots):
-            return _nothing(len(vectors), k)
+            return padding(len(vectors), k)
         if slots[-1] - slots[0] == len(slots) - 1:  # side by side: no copy
             rows = self._rows.vectors[slots[0] : slots[-1] + 1]
         else:
@@ -451,10 +451,6 @@ def _centred(vectors: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
     if centre @ centre <= _FAR * spread:
         return vectors, rows
     return vectors - centre, rows - centre
-
-
-def _nothing(rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.full((rows, k), NO_ID), np.full((rows, k), np.inf, np.float32)
 
 
 def _groups(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -88,7 +89,7 @@ def rows(
         raise DataError(f"{len(ids)} ids for {len(matrix)} vectors: give one id a vector")
     columns: dict[str, Any] = {
         "id": pa.array(ids),
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1]),
+        "vector": vector_column(matrix),
     }
     for name in [] if attributes is None else list(_names(attributes)):
         if name in ("id", "vector"):
@@ -157,6 +158,27 @@ def check_queries(vectors: Any, settings: Settings) -> np.ndarray:
     if not np.isfinite(np.vdot(matrix, matrix)):
         _check_finite(matrix, np.arange(len(matrix)), "query")
     return matrix
+
+
+def check_question(
+    matrix: np.ndarray, k: int, ef: int | None, filters: str | Sequence[str | None] | None
+) -> Sequence[str | None] | None:
+    """A filter for each vector, or None for none at all.
+
+    Raises:
+        DataError: The arguments of a query do not fit each other.
+    """
+    if not isinstance(k, (int, np.integer)) or k < 1 or (ef is not None and ef < 1):
+        raise DataError(f"k and ef are positive integers; given: k={k!r}, ef={ef!r}")
+    if filters is None:
+        return None
+    if isinstance(filters, str):
+        return [filters] * len(matrix)
+    if len(filters) != len(matrix):
+        raise DataError(f"{len(filters)} filters for {len(matrix)} vectors: give one a vector")
+    if wrong := [one for one in filters if not isinstance(one, (str, NoneType))]:
+        raise DataError(f"a filter is a string, or None for all rows; given: {wrong[0]!r}")
+    return list(filters)
 
 
 def _check_finite(matrix: np.ndarray, names: np.ndarray, what: str) -> None:
@@ -289,7 +311,8 @@ def check_attributes(attributes: pa.Table, schema: pa.Schema) -> pa.Table:
     try:
         return attributes.select(schema.names).cast(schema)
     except (pa.ArrowException, ValueError) as error:
-        raise DataError(f"attributes do not fit {_types(schema)}: {error}") from error
+        types = _shown({field.name: field.type for field in schema})
+        raise DataError(f"attributes do not fit {types}: {error}") from error
 
 
 def with_id(ids: np.ndarray, attributes: pa.Table) -> pa.Table:
@@ -298,10 +321,6 @@ def with_id(ids: np.ndarray, attributes: pa.Table) -> pa.Table:
 
     columns = {name: attributes[name] for name in attributes.column_names}
     return pa.table({"id": pa.array(ids), **columns})
-
-
-def _types(schema: pa.Schema) -> str:
-    return _shown({field.name: field.type for field in schema})
 
 
 def shard_of(ids: np.ndarray, shards: int) -> np.ndarray:
@@ -313,6 +332,18 @@ def shard_of(ids: np.ndarray, shards: int) -> np.ndarray:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(shards)).astype(np.int64)
+
+
+def vector_column(vectors: np.ndarray) -> pa.Array:
+    """Vectors `(n, dim)` as a column, not copied."""
+    import pyarrow as pa
+
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def padding(rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and distances `(rows, k)` where nothing was found."""
+    return np.full((rows, k), NO_ID), np.full((rows, k), np.inf, np.float32)
 
 
 def merge(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,9 @@
 import os
+import re
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import ray
 
 from raysys.data import Table
-from raysys.errors import DataError, StorageError, UnavailableError
+from raysys.errors import DataError, ResourceError, StorageError, UnavailableError
 from raysys.index import VectorIndex, _build, rows
 from raysys.storage import Storage
 
@@ -195,6 +197,38 @@ def test_an_index_is_found_by_its_name(films: VectorIndex) -> None:
     np.testing.assert_array_equal(found.query(QUERIES, 10).ids, films.query(QUERIES, 10).ids)
     with pytest.raises(UnavailableError, match=r"no index 'filns' .*films.*VectorIndex.build"):
         VectorIndex.connect("filns")
+
+
+def test_the_dashboard_knows_the_actors_by_name_and_what_they_hold(films: VectorIndex) -> None:
+    named = {one["name"] for one in ray.util.list_named_actors(all_namespaces=True)}
+    assert {"index:films", "index:films:0.0", "index:films:1.0"} <= named
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    tags = r'{[^}]*index="films"[^}]*shard="[01]"'
+    wanted = ["rows", "pending", "tombstones", "version", "query_latency_ms_count"]
+
+    def all_there() -> bool:
+        films.query(QUERIES, 3)
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            text = reply.read().decode()
+        held = re.findall(rf"ray_raysys_index_rows{tags}[^}}]*}} ([0-9.]+)", text)
+        known = all(re.search(f"ray_raysys_index_{name}{tags}", text) for name in wanted)
+        return known and sum(map(float, held)) == SIZE
+
+    _until(all_there, 60.0)
+
+
+def test_the_memory_is_said_beforehand_and_must_be_there(
+    kept: Storage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ray.cluster_resources()
+    monkeypatch.setattr(ray, "cluster_resources", lambda: before | {"memory": 1000.0})
+    with pytest.raises(ResourceError, match=r"needs about .* GiB .*900 rows .*fewer replicas"):
+        VectorIndex.build("large", FILMS, kept)
+    assert "index large: 900 rows of 16 numbers, shards=1, replicas=1; needs about" in (
+        capsys.readouterr().out
+    )
+    assert "large" not in _running()
 
 
 def test_a_task_may_be_given_the_index(films: VectorIndex) -> None:

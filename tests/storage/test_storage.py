@@ -161,3 +161,29 @@ def test_a_remote_folder_stays_when_filling_its_next_version_fails(remote: Stora
     _write(remote, "m1", weights="old")
     _fail_to_write(remote, "m1")
     assert (remote.fetch("m1") / "weights").read_text() == "old"
+
+
+@pytest.mark.parametrize("kind", ["storage", "remote"])
+def test_names_are_those_of_finished_files_and_folders_until_they_are_removed(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    storage: Storage = request.getfixturevalue(kind)
+    assert storage.names("log") == []
+    storage.write_bytes("log/2", b"b")
+    storage.write_bytes("log/10", b"a")
+    _write(storage, "log/folder", weights="0")
+    assert storage.names("log") == ["10", "2", "folder"]
+    storage.remove("log/2")
+    storage.remove("log/folder")
+    assert storage.read_bytes("log/2") is None
+    assert not storage.exists("log/folder")
+    assert storage.read_bytes("log/10") == b"a"
+
+
+def test_a_folder_that_is_being_written_has_no_name_yet(storage: Storage) -> None:
+    with storage.new_dir("models/m1"):
+        assert storage.names("models") == []
+    assert storage.names("models") == ["m1"]
+    storage.remove("models/m1")
+    storage.remove("models/never")
+    assert storage.names("models") == []
