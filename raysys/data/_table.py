@@ -67,6 +67,15 @@ class Table:
         task = _task(name)
         return cls.of([task.remote(_from_pandas, p) for p in unwrap_partitions(frame, axis=0)])
 
+    @classmethod
+    def from_arrow(cls, table: pa.Table, rows_a_block: int = 1_000_000) -> Table:
+        """A Table of rows that this process holds; for small ones, and tests."""
+        import ray
+
+        starts = range(0, max(1, len(table)), rows_a_block)
+        made = [described(table.slice(start, rows_a_block)) for start in starts]
+        return cls(tuple(ray.put(block) for block, _ in made), tuple(meta for _, meta in made))
+
     # --- seen as ---
 
     @property
@@ -149,6 +158,18 @@ class Table:
         """
         task = _task(name or str(getattr(function, "__name__", "map_blocks")))
         return Table.of([task.remote(_call, block, function, *args) for block in self.blocks])
+
+    def gather(
+        self, function: Callable[..., Any], *args: Any, name: str | None = None
+    ) -> list[Any]:
+        """What `function(block, *args)` gives for each block: small values, in this process.
+
+        The way to statistics: partial ones in one task a block, merged by the caller.
+        """
+        import ray
+
+        task = ray.remote(_call).options(name=name or getattr(function, "__name__", "gather"))
+        return ray.get([task.remote(block, function, *args) for block in self.blocks])
 
     def split_blocks(
         self, function: Callable[..., tuple[pa.Table, pa.Table]], *args: Any, name: str

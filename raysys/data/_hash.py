@@ -1,0 +1,226 @@
+"""Hashes of rows that are the same in every process, on every machine and in every release."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+
+_CHUNK_BYTES = 1 << 20  # of text at once: the powers of the base are a table of this length
+_NULL, _NAN = 0x9AE16A3B2F90404F, 0x7FF8000000000000
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mix(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Scatter integers over all of uint64.
+
+    The finaliser of SplitMix64 (Steele, Lea & Flood, "Fast Splittable Pseudorandom Number
+    Generators", 2014, figure 15), a bijection.
+
+    Args:
+        values: uint64 of any shape.
+        seed: Another seed scatters otherwise.
+    """
+    mixed = values + np.uint64((seed + 1) * _GOLDEN % 2**64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def hash_rows(block: pa.Table, columns: Sequence[str] | None = None, seed: int = 0) -> np.ndarray:
+    """One hash a row, uint64 `(rows,)`.
+
+    Equal values have equal hashes whatever the width of their type: int8 and int64, float32 and
+    float64, string and large_string. A missing value has one of its own.
+
+    Args:
+        block: Columns of numbers, booleans, text, bytes, times, and lists and structs of these.
+        columns: Those that count; all by default.
+        seed: Another seed gives independent hashes.
+    """
+    hashes = np.full(len(block), len(columns or block.column_names), np.uint64)
+    for name in block.column_names if columns is None else columns:
+        hashes = mix(hashes ^ _hash_array(_one_array(block[name]), seed), seed)
+    return hashes
+
+
+def uniforms(first: int, count: int, seed: int) -> np.ndarray:
+    """Pseudo-random float64 in (0, 1), one for each row number from `first` on.
+
+    A row's value depends on its number and the seed only, not on the block it lies in.
+    """
+    numbers = np.arange(first, first + count, dtype=np.uint64)
+    return ((mix(mix(numbers, seed)) >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+
+
+def _one_array(column: Any) -> pa.Array:
+    import pyarrow as pa
+
+    if isinstance(column, pa.ChunkedArray):
+        return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+    return column
+
+
+def _hash_array(array: Any, seed: int) -> np.ndarray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_null(kind):
+        return np.full(len(array), np.uint64(_NULL))
+    if pa.types.is_dictionary(kind):
+        values = _hash_array(array.dictionary, seed)
+        missing = array.indices.is_null().to_numpy(zero_copy_only=False)
+        found = values[np.where(missing, 0, array.indices.fill_null(0).to_numpy())]
+        return np.where(missing, np.uint64(_NULL), found)
+    if pa.types.is_struct(kind):
+        flat = pa.Table.from_arrays(array.flatten(), [f.name for f in kind])
+        hashes = hash_rows(flat, seed=seed)
+    elif _is_list(kind):
+        hashes = _hash_lists(array, seed)
+    elif _is_text(kind):
+        encoded = array.cast(pa.large_binary()).dictionary_encode()
+        return _hash_array_of_codes(encoded, seed)
+    else:
+        hashes = mix(_bits(array, pc), seed)
+    if array.null_count:
+        missing = array.is_null().to_numpy(zero_copy_only=False)
+        hashes = np.where(missing, np.uint64(_NULL), hashes)
+    return hashes
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    t = pa.types
+    return bool(t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind))
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    t = pa.types
+    return bool(
+        t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
+        or t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind)
+        or t.is_fixed_size_binary(kind)
+    )  # fmt: skip
+
+
+def _bits(array: Any, pc: Any) -> np.ndarray:
+    """The values as uint64; of what is missing, anything."""
+    import pyarrow as pa
+
+    kind = array.type
+    if pa.types.is_floating(kind):
+        numbers = pc.fill_null(array.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
+        bits = (numbers + 0.0).view(np.uint64)  # -0.0 becomes 0.0
+        return np.where(np.isnan(numbers), np.uint64(_NAN), bits)
+    if pa.types.is_decimal(kind):
+        return _hash_array(array.cast(pa.string()), 0)
+    if pa.types.is_temporal(kind):
+        array = array.cast(_ticks(kind)).cast(pa.int64())
+    array = pc.fill_null(array, False if pa.types.is_boolean(kind) else 0)
+    wide = pa.uint64() if pa.types.is_unsigned_integer(kind) else pa.int64()
+    return array.cast(wide).to_numpy(zero_copy_only=False).view(np.uint64)
+
+
+def _ticks(kind: Any) -> Any:
+    """A type of times in the unit that all times are hashed in, if the values fit."""
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", tz=kind.tz) if kind.unit != "ns" else kind
+    if pa.types.is_duration(kind):
+        return pa.duration("us") if kind.unit != "ns" else kind
+    if pa.types.is_date(kind):
+        return pa.date64()
+    if pa.types.is_time(kind):
+        return pa.time64("us") if str(kind) != "time64[ns]" else kind
+    return kind
+
+
+def _hash_lists(array: Any, seed: int) -> np.ndarray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_fixed_size_list(array.type):
+        array = array.cast(pa.large_list(array.type.value_type))
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(lengths.astype(np.int64))
+    inner = _hash_array(array.flatten(), seed)
+    # An item counts with its place in the list, so that [1, 2] is not [2, 1].
+    place = np.arange(len(inner)) - np.repeat(ends - lengths, lengths)
+    items = mix(inner ^ mix(place.astype(np.uint64), seed), seed)
+    sums = np.concatenate([[np.uint64(0)], np.cumsum(items, dtype=np.uint64)])
+    return mix(sums[ends] - sums[ends - lengths] + lengths.astype(np.uint64), seed)
+
+
+def _hash_array_of_codes(encoded: Any, seed: int) -> np.ndarray:
+    values = _hash_bytes(encoded.dictionary, seed)
+    if not len(values):
+        return np.full(len(encoded), np.uint64(_NULL))
+    if not encoded.null_count:
+        return values[encoded.indices.to_numpy()]
+    missing = encoded.indices.is_null().to_numpy(zero_copy_only=False)
+    found = values[encoded.indices.fill_null(0).to_numpy()]
+    return np.where(missing, np.uint64(_NULL), found)
+
+
+def hash_text(value: str | bytes, seed: int = 0) -> int:
+    """The hash that `hash_rows` builds on, of one text or byte string, as an int below 2**64."""
+    raw = value.encode() if isinstance(value, str) else value
+    return int(mix(np.array([(_polynomial(raw, seed) + len(raw)) % 2**64], np.uint64), seed)[0])
+
+
+def _polynomial(raw: bytes, seed: int) -> int:
+    base, total = _base(seed), 0
+    for byte in raw:
+        total = (total * base + byte + 1) & 0xFFFFFFFFFFFFFFFF
+    return total
+
+
+def _base(seed: int) -> int:
+    return int(mix(np.array([seed], np.uint64), 7)[0]) | 1
+
+
+@functools.lru_cache(8)
+def _powers(seed: int) -> np.ndarray:
+    """Powers 0 to _CHUNK_BYTES of the base, modulo 2**64."""
+    factors = np.full(_CHUNK_BYTES + 1, _base(seed), np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors, dtype=np.uint64)
+
+
+def _hash_bytes(values: Any, seed: int) -> np.ndarray:
+    """Polynomial hashes of byte strings without nulls (Karp & Rabin, 1987, modulo 2**64)."""
+    if not len(values):
+        return np.zeros(0, np.uint64)
+    offsets = np.frombuffer(values.buffers()[1], np.int64)[values.offset :][: len(values) + 1]
+    data = values.buffers()[2]
+    text = np.frombuffer(data if data is not None else b"", np.uint8)
+    lengths = np.diff(offsets)
+    sums = np.empty(len(values), np.uint64)
+    powers, first = _powers(seed), 0
+    while first < len(values):
+        last = int(np.searchsorted(offsets, offsets[first] + _CHUNK_BYTES, "right")) - 1
+        if last <= first:  # one that is longer than a chunk
+            sums[first] = _polynomial(text[offsets[first] : offsets[last + 1]].tobytes(), seed)
+            first += 1
+            continue
+        start, stop = int(offsets[first]), int(offsets[last])
+        chunk = text[start:stop].astype(np.uint64) + np.uint64(1)
+        # A byte's weight is the base to the power of its distance from the end of its string.
+        ends = np.repeat(offsets[first + 1 : last + 1] - start, lengths[first:last])
+        weighted = chunk * powers[ends - np.arange(stop - start) - 1]
+        running = np.concatenate([[np.uint64(0)], np.cumsum(weighted, dtype=np.uint64)])
+        bounds = offsets[first : last + 1] - start
+        sums[first:last] = running[bounds[1:]] - running[bounds[:-1]]
+        first = last
+    return mix(sums + lengths.astype(np.uint64), seed)
