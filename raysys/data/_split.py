@@ -1,0 +1,311 @@
+"""Splits of a table into rows for training and rows for evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raysys.data._hash import hash_rows, mix
+from raysys.data._ranks import (
+    Place,
+    count_groups,
+    deal,
+    each_block,
+    groups_of,
+    locate,
+)
+from raysys.data._sample import random_key, strata
+from raysys.data._table import Table
+from raysys.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+
+    from raysys.data._ranks import Each, Key
+
+
+@dataclass(frozen=True)
+class Splits(Mapping[str, Table]):
+    """Tables by the name of their split; it is known which one is for training.
+
+    `splits["test"]` is a Table, and `train, test = splits.values()` works. What changes the shares
+    of classes takes Splits and changes the training split, so an evaluation split stays as it was
+    drawn.
+
+    Attributes:
+        tables: The splits, in the order in which they were asked for.
+        training: Name of the one for training.
+        how: How they were made, for people and run records.
+        drawn: The training split as it was drawn, if it has been balanced since.
+    """
+
+    tables: Mapping[str, Table]
+    training: str = "train"
+    how: str = "made by hand"
+    drawn: Table | None = None
+
+    def __post_init__(self) -> None:
+        if self.training not in self.tables:
+            raise DataError(
+                f"none of the splits {list(self.tables)} is called {self.training!r}: say which "
+                "one is for training, with training=NAME"
+            )
+
+    def __getitem__(self, name: str) -> Table:
+        return self.tables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tables)
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    @property
+    def train(self) -> Table:
+        """The training split."""
+        return self.tables[self.training]
+
+    @property
+    def evaluation(self) -> dict[str, Table]:
+        """The other splits."""
+        return {name: table for name, table in self.items() if name != self.training}
+
+    @property
+    def as_drawn(self) -> dict[str, Table]:
+        """All splits, the training split as it was before it was balanced."""
+        return {**self.tables, self.training: self.drawn or self.train}
+
+    def with_train(self, table: Table, how: str) -> Splits:
+        """The same evaluation splits beside another training split, made of this one."""
+        return dataclasses.replace(
+            self,
+            tables={**self.tables, self.training: table},
+            how=f"{self.how}; {how}",
+            drawn=self.drawn or self.train,
+        )
+
+
+def split_by_hash(
+    table: Table,
+    shares: Mapping[str, float],
+    columns: Sequence[str],
+    *,
+    seed: int = 0,
+    training: str = "train",
+) -> Splits:
+    """Split by a hash of a key: a row never changes its split, whatever rows are added later.
+
+    Rows that are equal in `columns` stand in one split. The shares are met by chance only, to
+    about one over the square root of the number of keys.
+
+    Args:
+        table: The rows.
+        shares: The share of the rows for each split; they sum to 1.
+        columns: What identifies a row, or what it belongs to.
+        seed: Another seed splits otherwise.
+        training: Name of the split that is for training.
+
+    Raises:
+        DataError: The shares are none, a column is missing, or a split would be empty.
+    """
+    need(table, columns)
+    cuts = [min(int(upto * 2**64), 2**64 - 1) for upto in cuts_of_shares(shares)]
+    how = f"by hash of {', '.join(columns)}, {described_shares(shares)}, seed {seed}"
+    return cut(table, shares, hash_key(columns, seed), cuts, how, training)
+
+
+def split_by_group(
+    table: Table,
+    shares: Mapping[str, float],
+    columns: Sequence[str],
+    *,
+    seed: int = 0,
+    training: str = "train",
+) -> Splits:
+    """Split into shares of the rows so that no group stands in two splits.
+
+    Like `split_by_hash`, but the cuts are laid where they meet the shares to half of a group's
+    rows; so they move when rows are added, and groups beside a cut change their split.
+
+    Args:
+        table: The rows.
+        shares: The share of the rows for each split; they sum to 1.
+        columns: Rows that are equal in these are of one group.
+        seed: Another seed splits otherwise.
+        training: Name of the split that is for training.
+
+    Raises:
+        DataError: The shares are none, a column is missing, or a split would be empty.
+    """
+    need(table, columns)
+    key = hash_key(columns, seed)
+    cuts = cuts_of(each_block(table, "split_by_group"), key, cuts_of_shares(shares))
+    how = f"by group of {', '.join(columns)}, {described_shares(shares)}, seed {seed}"
+    return cut(table, shares, key, cuts, how, training)
+
+
+def split_stratified(
+    table: Table,
+    shares: Mapping[str, float],
+    by: Sequence[str],
+    *,
+    seed: int = 0,
+    training: str = "train",
+) -> Splits:
+    """Split at random so that each class has each share of its rows, to less than a row.
+
+    Args:
+        table: The rows.
+        shares: The share of the rows for each split; they sum to 1.
+        by: Columns whose values make the classes; none for a plain random split.
+        seed: Another seed splits otherwise.
+        training: Name of the split that is for training.
+
+    Raises:
+        DataError: The shares are none, a column is missing, there are more than 100,000 classes,
+            or a split would be empty.
+    """
+    need(table, by)
+    limits = stratified_cuts(
+        each_block(table, "split_stratified"), cuts_of_shares(shares), by, seed
+    )
+    parts = deal(table, len(shares), _stratified, random_key(seed), tuple(by), limits,
+                 len(shares), name="split_stratified")  # fmt: skip
+    classes = f"within {', '.join(by)}" if by else "at random"
+    return _splits(shares, parts, f"{classes}, {described_shares(shares)}, seed {seed}", training)
+
+
+def hash_key(columns: Sequence[str], seed: int) -> Key:
+    """Keys that are equal where these columns are."""
+    return functools.partial(_hash_key, columns=tuple(columns), seed=seed)
+
+
+def cuts_of(each: Each, key: Key, shares: Sequence[float]) -> list[int]:
+    """The keys at which the later parts start, so that their shares are met most closely."""
+    groups = count_groups(each, key)
+    rows = sum(group.rows for group in groups.values())
+    ranks = [min(max(int(share * rows + 0.5), 1), rows) for share in shares]
+    places = locate(each, key, [(0, rank) for rank in ranks], groups)
+
+    def start(place: Place, rank: int) -> int:
+        if rank - place.below < place.upto - rank:
+            return place.key
+        return min(place.key + 1, 2**64 - 1)
+
+    return [start(place, rank) for place, rank in zip(places, ranks, strict=True)]
+
+
+def stratified_cuts(
+    each: Each, shares: Sequence[float], by: Sequence[str], seed: int
+) -> dict[int, list[int]]:
+    """The largest key of each part but the last, or -1, for each class.
+
+    Where a class's share is no whole number of rows, the class draws once whether it is rounded
+    up: systematic sampling (Madow, 1949), under which a difference of two cuts is within a row of
+    its share too.
+    """
+    key = random_key(seed)
+    groups = strata(each, key, by)
+    draws = mix(np.array(list(groups), np.uint64), seed).astype(np.float64) / 2.0**64
+    wanted = [
+        (group, int(share * found.rows + draw))
+        for (group, found), draw in zip(groups.items(), draws.tolist(), strict=True)
+        for share in shares
+    ]
+    inside = [pair for pair in wanted if pair[1] > 0]
+    found = dict(zip(inside, locate(each, key, inside, groups, by), strict=True))
+    limits: dict[int, list[int]] = {group: [] for group in groups}
+    for pair in wanted:
+        limits[pair[0]].append(found[pair].key if pair in found else -1)
+    return limits
+
+
+def cut(
+    table: Table,
+    names: Mapping[str, float],
+    key: Key,
+    cuts: Sequence[int],
+    how: str,
+    training: str,
+    ends: Sequence[int] | None = None,
+) -> Splits:
+    parts = deal(table, len(names), _between, key, cuts, ends or cuts, name="split")
+    return _splits(names, parts, how, training)
+
+
+def _splits(names: Mapping[str, float], parts: list[Table], how: str, training: str) -> Splits:
+    splits = Splits(dict(zip(names, parts, strict=True)), training, how)
+    if empty := [name for name, part in splits.items() if part.rows == 0]:
+        rows = {name: part.rows for name, part in splits.items()}
+        raise DataError(
+            f"the splits {empty} would be empty; the rows of each: {rows}. Give them a larger "
+            "share, or split by something that has more values"
+        )
+    return splits
+
+
+def cuts_of_shares(shares: Mapping[str, float]) -> list[float]:
+    """The cumulative shares at which one split ends and the next starts."""
+    if len(shares) < 2 or any(share <= 0 for share in shares.values()) or (
+        abs(sum(shares.values()) - 1) > 1e-9
+    ):  # fmt: skip
+        raise DataError(
+            f"shares={dict(shares)}: give at least two shares over 0 that sum to 1, as in "
+            '{"train": 0.8, "validation": 0.1, "test": 0.1}'
+        )
+    # Rounded, so that 0.7 + 0.1 of 10 rows are 8 rows.
+    return [round(float(upto), 12) for upto in np.cumsum(list(shares.values()))[:-1]]
+
+
+def described_shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:g}" for name, share in shares.items())
+
+
+def need(table: Table, columns: Sequence[str]) -> None:
+    names = table.schema.names
+    if isinstance(columns, str) or not set(columns) <= set(names):
+        raise DataError(f"{columns!r} are no columns of the table: give a list of some of {names}")
+
+
+def _hash_key(block: pa.Table, first: int, columns: Sequence[str], seed: int) -> np.ndarray:
+    return mix(hash_rows(block, columns), seed)
+
+
+def _between(
+    block: pa.Table, first: int, key: Key, cuts: Sequence[int], ends: Sequence[int]
+) -> list[pa.Table]:
+    """Rows before the first cut, from it on to the second, and so on, each up to its end."""
+    import pyarrow as pa
+
+    keys = key(block, first)
+    part = np.searchsorted(np.array(cuts, np.uint64), keys, side="right")
+    bounds = np.array([*ends, 2**64 - 1], np.uint64)
+    inside = (keys < bounds[part]) | (part == len(cuts))
+    return [block.filter(pa.array((part == n) & inside)) for n in range(len(cuts) + 1)]
+
+
+def _stratified(
+    block: pa.Table,
+    first: int,
+    key: Key,
+    by: Sequence[str],
+    limits: dict[int, list[int]],
+    parts: int,
+) -> list[pa.Table]:
+    import pyarrow as pa
+
+    groups = np.array(sorted(limits), np.uint64)
+    at = np.searchsorted(groups, groups_of(block, by))
+    keys, part = key(block, first), np.zeros(len(block), np.int64)
+    for number in range(parts - 1):
+        # One more than the largest key, so that there is a number below them all.
+        start = np.array([limits[group][number] + 1 for group in groups.tolist()], np.uint64)
+        part += keys >= start[at]
+    return [block.filter(pa.array(part == number)) for number in range(parts)]
