@@ -18,6 +18,7 @@ ALLOWED = {
     "evaluate": {"errors"},
     "cluster": _LOW,
     "data": _LOW | {"cluster"},
+    "features": _HIGH,
     "index": _HIGH,
     "models": _HIGH,
     "train": _HIGH,

@@ -1,0 +1,114 @@
+"""The definition of all features of a model, and how it is fitted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from raysys.errors import DataError
+from raysys.features import _fit, _target
+from raysys.features._fitted import FittedFeaturizer, featurize
+from raysys.features._transforms import AnyTransform, TargetEncoded, Transform, first_fault
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raysys.data import Table
+    from raysys.features._target import Counts
+
+
+class Featurizer(BaseModel, frozen=True, extra="forbid"):
+    """Which features are made of which columns; knows no data until it is fitted.
+
+    Attributes:
+        transforms: What is made, in the order of the features.
+
+    Example:
+        >>> featurizer = Featurizer(
+        ...     [
+        ...         Numeric(["distance", "seats"], impute="median", log=True, scale="standard"),
+        ...         Binned(["delay"], bins=8),
+        ...         OneHot(["carrier"], most=20),
+        ...         Hashed(["tailnum"], buckets=64),
+        ...         Crossed(["origin", "dest"], buckets=256),
+        ...         TargetEncoded(["dest"], target="late", time="time_hour"),
+        ...         Calendar(["time_hour"], fields=["month", "weekday", "hour"]),
+        ...         Cyclic(["minute_of_day"], period=1440, harmonics=3),
+        ...         TextHashed(["title"], buckets=128, ngrams=2),
+        ...     ]
+        ... )
+        >>> fitted, training = featurizer.fit_transform(train, keep=["late"])  # doctest: +SKIP
+        >>> fitted.transform(test, keep=["late"])  # doctest: +SKIP
+        >>> fitted.one({"distance": 733.0, "carrier": "UA", "seats": None})  # doctest: +SKIP
+    """
+
+    transforms: tuple[AnyTransform, ...] = Field(min_length=1)
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        try:
+            super().__init__(transforms=transforms)
+        except ValidationError as error:
+            raise DataError(f"Featurizer: {first_fault(error)}") from error
+
+    def fit(self, table: Table) -> FittedFeaturizer:
+        """Learn from a Table, by tasks over its blocks.
+
+        One pass, and four more if medians or quantiles are asked for. Which rows lie in which
+        block does not matter, see `raysys.features._fit` for the two limits of that.
+
+        Raises:
+            DataError: The table lacks a column, or a value has the wrong type.
+        """
+        return self._fit(table, table, None)[0]
+
+    def fit_transform(
+        self, table: Table, keep: Sequence[str] = ()
+    ) -> tuple[FittedFeaturizer, Table]:
+        """Learn from a Table, and make the features that a model is to be trained on.
+
+        They differ from those of `transform` in the target encodings only: a row does not see its
+        own target, see `TargetEncoded`.
+
+        Args:
+            table: Rows with the inputs, and the targets that are encoded.
+            keep: Columns to carry along as they are, such as labels and ids.
+
+        Returns:
+            The fitted featurizer, as of `fit`; and the features, as of its `transform`.
+
+        Raises:
+            DataError: The table lacks a column, or a value has the wrong type.
+        """
+        import ray
+
+        encoded = [made for made in self.transforms if isinstance(made, TargetEncoded)]
+        folds = any(made.time is None for made in encoded)
+        rows = table.with_row_number(_target.ROW) if folds else table
+        fitted, counts = self._fit(table, rows, _target.ROW if folds else None)
+        fitted.check(table.schema.names, keep)
+        out_of_fold, by_time = {}, {}
+        for key, found in counts.items():
+            transform = self.transforms[key[0]]
+            assert isinstance(transform, TargetEncoded)
+            if transform.time is None:
+                out_of_fold[key] = _target.out_of_fold(found, transform)
+            else:
+                by_time[key] = table.map_blocks(
+                    _target.by_time, transform, key[1], name="target_by_time"
+                )
+        features = rows.map_blocks(
+            featurize, ray.put(fitted), ray.put(out_of_fold), by_time, list(keep),
+            name="fit_transform_features",
+        )  # fmt: skip
+        return fitted, features
+
+    def _fit(
+        self, table: Table, rows: Table, row_number: str | None
+    ) -> tuple[FittedFeaturizer, dict[tuple[int, str], Counts]]:
+        inputs = _fit.check_columns(table.schema, self.transforms)
+        states, counts = _fit.fit(rows, self.transforms, row_number)
+        learned: Any = tuple(tuple(of) for of in states)
+        fitted = FittedFeaturizer(self, learned, inputs, table.fingerprint, table.rows)
+        _ = fitted.names  # no two the same
+        return fitted, counts

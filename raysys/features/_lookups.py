@@ -1,0 +1,174 @@
+"""Bins, categories and texts: bisection, look-ups and hashes, without arithmetic on floats.
+
+Each has two ways to the same integers: `one` fills a row `(d,)` value by value, `many` a matrix
+that is seen transposed, `(d, n)`, by arrays.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raysys.features._hashing import hash_of, joined, joined_arrays, words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from raysys.features._inputs import Coded
+    from raysys.features._transforms import State, TextHashed
+
+    # Of a category: which output column gets which number. No column: -1.
+    Cell = Callable[[str | None], tuple[int, float]]
+
+
+class Bins:
+    """One column in bins."""
+
+    def __init__(self, row: int, first: int, edges: np.ndarray, onehot: bool):
+        self.row, self.first, self.onehot = row, first, onehot
+        self.edges, self.listed = edges, edges.tolist()
+
+    def one(self, numbers: np.ndarray, out: np.ndarray) -> None:
+        """Of numbers `(k, 1)`, into `(d,)`."""
+        value = float(numbers[self.row, 0])
+        there = abs(value) < np.inf
+        if self.onehot:
+            if there:
+                out[self.first + bisect_right(self.listed, value)] = 1.0
+        else:
+            out[self.first] = bisect_right(self.listed, value) if there else -1
+
+    def many(self, numbers: np.ndarray, out: np.ndarray) -> None:
+        """Of numbers `(k, n)`."""
+        values = numbers[self.row]
+        there = np.isfinite(values)
+        bins = np.searchsorted(self.edges, values, side="right")
+        if self.onehot:
+            out[self.first + bins[there], np.flatnonzero(there)] = 1.0
+        else:
+            out[self.first] = np.where(there, bins, -1)
+
+
+class Cells:
+    """One column of categories, by what each of them writes."""
+
+    def __init__(self, column: int, cell: Cell):
+        self.column, self.cell = column, cell
+
+    def one(self, values: Sequence[str | None], out: np.ndarray) -> None:
+        """Of one row's categories, into `(d,)`."""
+        place, number = self.cell(values[self.column])
+        if place >= 0:
+            out[place] = number
+
+    def many(self, columns: Sequence[Coded], out: np.ndarray) -> None:
+        """Of columns of categories."""
+        values, codes = columns[self.column]
+        cells = [self.cell(value) for value in (*values, None)]  # a code of -1 is the last
+        places = np.array([place for place, _ in cells], np.int64)[codes]
+        written = np.array([number for _, number in cells], np.float64)[codes]
+        rows = np.arange(len(codes))
+        if places.size and places.min() < 0:
+            rows = np.flatnonzero(places >= 0)
+            places, written = places[rows], written[rows]
+        out[places, rows] = written
+
+
+class Cross:
+    """Several columns of categories, combined."""
+
+    def __init__(self, columns: Sequence[int], first: int, buckets: int, onehot: bool):
+        self.columns, self.first, self.buckets, self.onehot = columns, first, buckets, onehot
+
+    def one(self, values: Sequence[str | None], out: np.ndarray) -> None:
+        """Of one row's categories, into `(d,)`."""
+        made = hash_of(values[self.columns[0]])
+        for column in self.columns[1:]:
+            made = joined(made, hash_of(values[column]))
+        bucket = made % self.buckets
+        if self.onehot:
+            out[self.first + bucket] = 1.0
+        else:
+            out[self.first] = bucket
+
+    def many(self, columns: Sequence[Coded], out: np.ndarray) -> None:
+        """Of columns of categories."""
+        hashes = [
+            np.array([hash_of(value) for value in (*values, None)], np.uint64)[codes]
+            for values, codes in (columns[column] for column in self.columns)
+        ]
+        made = hashes[0]
+        for other in hashes[1:]:
+            made = joined_arrays(made, other)
+        buckets = (made % np.uint64(self.buckets)).astype(np.int64)
+        if self.onehot:
+            out[self.first + buckets, np.arange(len(buckets))] = 1.0
+        else:
+            out[self.first] = buckets
+
+
+def one_hot(categories: Sequence[str], first: int) -> Cell:
+    """What a one-hot category writes."""
+    cells = {category: (first + place, 1.0) for place, category in enumerate(categories)}
+    other, missing = (first + len(categories), 1.0), (first + len(categories) + 1, 1.0)
+    return lambda value: missing if value is None else cells.get(value, other)
+
+
+def hashed(buckets: int, first: int, onehot: bool) -> Cell:
+    """What a hashed category writes."""
+    if onehot:
+        return lambda value: (-1, 0.0) if value is None else (first + hash_of(value) % buckets, 1.0)
+    return lambda value: (first, -1.0 if value is None else float(hash_of(value) % buckets))
+
+
+def target_mean(state: State, first: int) -> Cell:
+    """What a target-encoded category writes."""
+    cells: dict[str | None, tuple[int, float]] = {
+        category: (first, mean)
+        for category, mean in zip(state["categories"], state["means"].tolist(), strict=True)
+    }
+    cells[None] = (first, state["missing"])
+    prior = (first, state["prior"])
+    return lambda value: cells.get(value, prior)
+
+
+class Words:
+    """One column of texts, as counts in buckets."""
+
+    def __init__(self, column: int, first: int, transform: TextHashed):
+        self.column, self.first = column, first
+        self.buckets, self.ngrams = transform.buckets, transform.ngrams
+
+    def one(self, texts: Sequence[str | None], out: np.ndarray) -> None:
+        """Of one row's texts, into `(d,)`."""
+        text = texts[self.column]
+        if text is None:
+            return
+        hashes = [hash_of(word) for word in words(text)]
+        runs = hashes
+        for length in range(1, self.ngrams + 1):
+            for made in runs:
+                out[self.first + made % self.buckets] += 1.0
+            runs = [joined(run, word) for run, word in zip(runs, hashes[length:], strict=False)]
+
+    def many(self, columns: Sequence[Coded], out: np.ndarray) -> None:
+        """Of columns of texts."""
+        values, codes = columns[self.column]
+        split_up = [words(value) for value in values]
+        known: dict[str, int] = {}
+        places = [known.setdefault(word, len(known)) for found in split_up for word in found]
+        hashes = np.array([hash_of(word) for word in known], np.uint64)[np.array(places, np.int64)]
+        text = np.repeat(np.arange(len(values)), [len(found) for found in split_up])
+        # A text's last column is that of a missing one: nothing.
+        counts = np.zeros((self.buckets, len(values) + 1), np.float32)
+        runs, starts = hashes, np.arange(len(hashes))
+        for length in range(1, self.ngrams + 1):
+            bucket = (runs % np.uint64(self.buckets)).astype(np.int64)
+            np.add.at(counts.reshape(-1), bucket * counts.shape[1] + text[starts], np.float32(1))
+            inside = starts[starts + length < len(hashes)]
+            kept = np.flatnonzero(text[inside] == text[inside + length])
+            runs, starts = runs[kept], starts[kept]
+            runs = joined_arrays(runs, hashes[starts + length])
+        out[self.first : self.first + self.buckets] = counts[:, codes]
