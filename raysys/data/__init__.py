@@ -1,25 +1,39 @@
 """Tables in the object store, and the checks that keep bad rows out of them."""
 
 from raysys.data._balance import class_counts, class_weights, oversample, undersample
+from raysys.data._blocks import BlockMeta, described
 from raysys.data._check import Checked, check
+from raysys.data._hash import block_digest, hash_rows, hash_text
+from raysys.data._leak_report import Finding, LeakLimits, LeakReport
+from raysys.data._leaks import check_leaks
+from raysys.data._lineage import Lineage, read_lineage
 from raysys.data._read import read
 from raysys.data._sample import importance_sample, reservoir_sample, sample
 from raysys.data._split import Splits, split_by_group, split_by_hash, split_stratified
 from raysys.data._split_time import split_by_time
-from raysys.data._table import BlockMeta, Table, described
+from raysys.data._table import Table
 
 __all__ = [
     "BlockMeta",
     "Checked",
+    "Finding",
+    "LeakLimits",
+    "LeakReport",
+    "Lineage",
     "Splits",
     "Table",
+    "block_digest",
     "check",
+    "check_leaks",
     "class_counts",
     "class_weights",
     "described",
+    "hash_rows",
+    "hash_text",
     "importance_sample",
     "oversample",
     "read",
+    "read_lineage",
     "reservoir_sample",
     "sample",
     "split_by_group",

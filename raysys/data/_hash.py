@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 1 << 20  # of text at once: the powers of the base are a table of this length
 _NULL, _NAN = 0x9AE16A3B2F90404F, 0x7FF8000000000000
 _GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
 
 
 def mix(values: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -57,6 +58,36 @@ def uniforms(first: int, count: int, seed: int) -> np.ndarray:
     """
     numbers = np.arange(first, first + count, dtype=np.uint64)
     return ((mix(mix(numbers, seed)) >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+
+
+def content_of(block: pa.Table) -> tuple[int, int, int]:
+    """Number of rows, and two digests of the rows in their order, see `content_digest`."""
+    digests = []
+    for seed in (11, 12):
+        hashes, total = hash_rows(block, seed=seed), 0
+        for first in range(0, len(hashes), _CHUNK_BYTES):
+            chunk = hashes[first : first + _CHUNK_BYTES]
+            powers = _powers(seed)[: len(chunk)][::-1]
+            total = total * int(_powers(seed)[len(chunk)]) + int((chunk * powers).sum())
+            total &= _MASK
+        digests.append(total)
+    return len(block), digests[0], digests[1]
+
+
+def block_digest(block: pa.Table) -> str:
+    """A digest of a block's rows in their order, the same in every process and release."""
+    return content_digest([content_of(block)])
+
+
+def content_digest(contents: Sequence[tuple[int, int, int]]) -> str:
+    """One digest of blocks that lie after one another: the same wherever they were cut."""
+    rows, totals = 0, [0, 0]
+    for count, *digests in contents:
+        for which, seed in enumerate((11, 12)):
+            shifted = totals[which] * pow(_base(seed), count, 2**64)
+            totals[which] = (shifted + digests[which]) & _MASK
+        rows += count
+    return f"{rows}:{totals[0]:016x}{totals[1]:016x}"
 
 
 def _one_array(column: Any) -> pa.Array:
@@ -182,7 +213,7 @@ def hash_text(value: str | bytes, seed: int = 0) -> int:
 def _polynomial(raw: bytes, seed: int) -> int:
     base, total = _base(seed), 0
     for byte in raw:
-        total = (total * base + byte + 1) & 0xFFFFFFFFFFFFFFFF
+        total = (total * base + byte + 1) & _MASK
     return total
 
 

@@ -2,70 +2,108 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal
 
+from raysys.data import _aggregate, _convert, _join, _rows, _shuffle, _write
+from raysys.data._blocks import (
+    BLOCK_BYTES,
+    BlockMeta,
+    described,
+    results,
+    table_task,
+    value_task,
+)
+from raysys.data._hash import block_digest, content_digest, content_of
+from raysys.data._lineage import Lineage, code_of, plain
+from raysys.data._plan import Step, evaluate, planned_schema
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    import polars as pl
     import pyarrow as pa
     from ray import ObjectRef
 
     from raysys.storage import Storage
 
-
-@dataclass(frozen=True)
-class BlockMeta:
-    """What the driver knows of a block: everything but its rows."""
-
-    rows: int
-    nbytes: int
-    digest: str
-    schema: pa.Schema
+# Up to this size a Table is sent whole to each task that joins with it.
+BROADCAST_BYTES = 64 << 20
+How = Literal["inner", "left", "semi", "anti", "full"]
+_AHEAD = 4  # blocks that `iter_batches` makes before they are asked for
 
 
-@dataclass(frozen=True)
 class Table:
-    """A distributed table: Arrow blocks in the object store.
+    """A distributed table: Arrow blocks in the object store, or the plan of them.
 
     A Table is small and pickles cheaply: pass it to a task or actor and call `arrow()` there,
-    which maps the blocks without copying them. Only `arrow()` and `to_pandas()` bring rows
-    into the calling process; all else works in tasks.
+    which maps the blocks without copying them. Only `arrow()`, `to_pandas()` and
+    `iter_batches()` bring rows into the calling process; all else works in tasks.
 
-    Attributes:
-        blocks: References to `pyarrow.Table` values.
-        metas: Row count, size, digest and schema of each block.
+    `select`, `filter`, `with_columns`, `rename` and a join with a small Table only note what to
+    do. The next method that needs rows does it in one task a block, and reads no more columns
+    and row groups of a file than that takes. `materialize()` keeps the result, and so does
+    asking for `blocks`, `metas`, `rows` or `nbytes`; use it before a Table is used twice.
+
+    How rows lie in blocks depends on the data alone, so one node and four give the same Table.
+    Columns are worked with by polars' expressions (`pl.col("distance") / pl.col("air_time")`).
     """
 
-    blocks: tuple[ObjectRef, ...]
-    metas: tuple[BlockMeta, ...]
+    def __init__(
+        self,
+        blocks: Sequence[ObjectRef],
+        metas: Sequence[BlockMeta],
+        lineage: Lineage | None = None,
+    ) -> None:
+        """A Table of blocks that are there.
+
+        Args:
+            blocks: References to `pyarrow.Table` values.
+            metas: Row count, size and schema of each block.
+            lineage: Where it comes from.
+        """
+        self._sources: tuple[Any, ...] = tuple(blocks)
+        self._steps: tuple[Step, ...] = ()
+        self._metas: tuple[BlockMeta, ...] | None = tuple(metas)
+        self._read_schema: pa.Schema | None = None  # of planned sources, before the steps
+        self.lineage = lineage or Lineage("made by hand")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Table, (self.blocks, self.metas, self.lineage)
 
     # --- made from ---
 
     @classmethod
-    def of(cls, pairs: Sequence[Sequence[ObjectRef]]) -> Table:
-        """A Table of what tasks return as (block, meta), see `described`; waits for the metas."""
-        import ray
+    def planned(
+        cls, sources: Sequence[Any], schema: pa.Schema, steps: Sequence[Step], lineage: Lineage
+    ) -> Table:
+        """A Table of blocks or parts of files, and what is yet to be done to them."""
+        table = cls(sources, (), lineage)
+        table._steps, table._metas, table._read_schema = tuple(steps), None, schema
+        return table
 
-        metas = ray.get([meta for _, meta in pairs])
-        return cls(tuple(block for block, _ in pairs), tuple(metas))
+    @classmethod
+    def of(cls, pairs: Sequence[Sequence[ObjectRef]], lineage: Lineage | None = None) -> Table:
+        """A Table of what tasks return as (block, meta), see `described`; waits for the metas."""
+        metas = results([meta for _, meta in pairs])
+        return cls([block for block, _ in pairs], metas, lineage)
 
     @classmethod
     def load(cls, read: Callable[..., pa.Table], *args: Any, name: str = "load") -> Table:
         """A Table of one block that a task reads, on whatever node it runs."""
-        return cls.of([_task(name).remote(read, *args)])
+        return cls.of([table_task(name).remote(read, *args)], _made_by(name, read, args))
 
     @classmethod
     def from_modin(cls, frame: Any, name: str = "from_modin") -> Table:
         """A Table of a Modin frame's row partitions, converted where they are."""
         from modin.distributed.dataframe.pandas import unwrap_partitions
 
-        task = _task(name)
-        return cls.of([task.remote(_from_pandas, p) for p in unwrap_partitions(frame, axis=0)])
+        task = table_task(name)
+        made = [task.remote(_convert.from_pandas, p) for p in unwrap_partitions(frame, axis=0)]
+        return cls.of(made, Lineage(name))
 
     @classmethod
     def from_arrow(cls, table: pa.Table, rows_a_block: int = 1_000_000) -> Table:
@@ -74,9 +112,42 @@ class Table:
 
         starts = range(0, max(1, len(table)), rows_a_block)
         made = [described(table.slice(start, rows_a_block)) for start in starts]
-        return cls(tuple(ray.put(block) for block, _ in made), tuple(meta for _, meta in made))
+        return cls(
+            [ray.put(block) for block, _ in made],
+            [meta for _, meta in made],
+            Lineage("from_arrow", {"content": block_digest(table)}),
+        )
+
+    @classmethod
+    def concat(cls, tables: Sequence[Table]) -> Table:
+        """The rows of several Tables after one another; numbers become the widest type."""
+        names = tables[0].schema.names
+        for number, table in enumerate(tables):
+            if sorted(table.schema.names) != sorted(names):
+                raise DataError(
+                    f"concat: Table {number} has the columns {table.schema.names[:20]}, the first "
+                    f"has {names[:20]}: select or rename them so that they are the same"
+                )
+        ordered = [t if t.schema.names == names else t.select(names) for t in tables]
+        return cls(
+            [block for table in ordered for block in table.blocks],
+            [meta for table in ordered for meta in table.metas],
+            Lineage("concat", inputs=tuple(table.lineage for table in tables)),
+        )
 
     # --- seen as ---
+
+    @property
+    def blocks(self) -> tuple[ObjectRef, ...]:
+        """References to `pyarrow.Table` values."""
+        return self.materialize()._sources
+
+    @property
+    def metas(self) -> tuple[BlockMeta, ...]:
+        """Row count, size and schema of each block."""
+        metas = self.materialize()._metas
+        assert metas is not None
+        return metas
 
     @property
     def rows(self) -> int:
@@ -93,42 +164,63 @@ class Table:
         """The Arrow schema, of all blocks: one without a value in a column knows no type."""
         import pyarrow as pa
 
-        schemas = [meta.schema for meta in self.metas]
+        if self._metas is None:
+            return planned_schema(self._read_schema, self._steps)
+        schemas = [meta.schema for meta in self._metas]
         return pa.unify_schemas(schemas, promote_options="permissive")
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the columns, and of the rows as they lie in the blocks."""
-        joined = "".join(meta.digest for meta in self.metas)
-        return hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
+        """A digest of the columns and of the rows in their order, however they lie in blocks."""
+        if self.lineage.fingerprint is None:
+            columns = [f"{field.name}:{_convert.kind_of(field.type)}" for field in self.schema]
+            contents = self.gather(content_of, name="fingerprint")
+            said = f"{columns} {content_digest(contents)}"
+            self.lineage.fingerprint = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+        return self.lineage.fingerprint
 
     def arrow(self) -> pa.Table:
         """All rows in this process, mapped from the object store."""
         import pyarrow as pa
-        import ray
 
-        return pa.concat_tables(ray.get(list(self.blocks)), promote_options="permissive")
+        return pa.concat_tables(results(self.blocks), promote_options="permissive")
 
     def to_pandas(self) -> Any:
         """All rows as a pandas frame in this process."""
         return self.arrow().to_pandas()
 
+    def iter_batches(self, rows: int) -> Iterator[pa.Table]:
+        """Rows in order, so many at a time, the last batch with what is left.
+
+        A few blocks are made and fetched ahead; a planned Table is not kept.
+        """
+        import pyarrow as pa
+
+        task = value_task(self._name())
+        left: list[pa.Table] = []
+        held = 0
+        waiting: deque[Any] = deque()
+        for number in range(len(self._sources) + _AHEAD):
+            if number < len(self._sources):
+                source = self._sources[number]
+                kept = self._metas is not None
+                waiting.append(source if kept else task.remote(evaluate, source, self._steps))
+            if number < _AHEAD:
+                continue
+            left += results([waiting.popleft()])
+            held += len(left[-1])
+            if held < rows:
+                continue
+            whole = pa.concat_tables(left, promote_options="permissive")
+            for start in range(0, held - held % rows, rows):
+                yield whole.slice(start, rows)
+            left, held = [whole.slice(held - held % rows)], held % rows
+        if held:
+            yield pa.concat_tables(left, promote_options="permissive")
+
     def modin(self) -> Any:
         """A Modin frame whose row partitions are made from the blocks, in tasks."""
-        import pandas as pd
-        from modin.distributed.dataframe.pandas import from_partitions
-
-        use_ray_engine()
-        names = self.schema.names
-        # Told what the blocks' metas know, Modin does not fetch row labels to the driver.
-        return from_partitions(
-            self.pandas_blocks(),
-            axis=0,
-            index=pd.RangeIndex(self.rows),
-            columns=pd.Index(names),
-            row_lengths=[meta.rows for meta in self.metas],
-            column_widths=[len(names)],
-        )
+        return _convert.to_modin(self)
 
     def to_ray_dataset(self) -> Any:
         """A `ray.data.Dataset` over the same blocks."""
@@ -136,14 +228,207 @@ class Table:
 
         return ray.data.from_arrow_refs(list(self.blocks))
 
-    def pandas_blocks(self) -> list[ObjectRef]:
-        """References to the blocks as pandas frames, made in tasks."""
-        import ray
+    def to_dmatrix(self, *, label: str, group: str | None = None, **options: Any) -> Any:
+        """A `RayDMatrix`: each of xgboost-ray's actors maps whole blocks itself.
 
-        task = ray.remote(_to_pandas).options(name="to_pandas")
-        return [task.remote(block) for block in self.blocks]
+        Args:
+            label: The label's column.
+            group: For ranking, the column that says which rows are ranked against each other:
+                ascending, each value in one block.
+            options: Of RayDMatrix, such as `weight` or `ignore`; columns by name.
+        """
+        chosen = {"qid": group} if group else {}
+        return _convert.to_dmatrix(self, label=label, **chosen, **options)
 
-    # --- changed by ---
+    def materialize(self) -> Table:
+        """Do what is planned and keep the blocks; the Table itself."""
+        if self._metas is None:
+            task = table_task(self._name())
+            made = Table.of([task.remote(evaluate, s, self._steps) for s in self._sources])
+            self._sources, self._metas, self._steps = made._sources, made._metas, ()
+            self.lineage.rows = self.rows
+        return self
+
+    # --- changed by: planned, done with what comes next ---
+
+    def select(self, columns: Sequence[str]) -> Table:
+        """These columns, in this order."""
+        names = self.schema.names
+        if missing := [name for name in columns if name not in names]:
+            raise DataError(f"select: {missing} are no columns; the table has {names[:20]}")
+        step = Step("select", _rows.select, (list(columns),), columns=tuple(columns))
+        return self._then(step, columns=list(columns))
+
+    def rename(self, names: Mapping[str, str]) -> Table:
+        """Other names for some columns, old to new."""
+        return self._then(Step("rename", _rows.rename, (dict(names),)), names=dict(names))
+
+    def filter(self, predicate: pl.Expr) -> Table:
+        """Rows for which a polars expression is true: neither false nor null."""
+        step = Step("filter", _rows.filter_rows, (predicate,))
+        return self._then(step, predicate=str(predicate))
+
+    def with_columns(self, **columns: pl.Expr) -> Table:
+        """Add or replace columns by polars expressions that need one row at a time.
+
+        An expression over several rows (a mean, a shift) would see its block alone.
+        """
+        said = {name: str(expression) for name, expression in columns.items()}
+        return self._then(Step("with_columns", _rows.with_columns, (columns,)), columns=said)
+
+    def join(
+        self,
+        other: Table,
+        on: str | Sequence[str] | Mapping[str, str],
+        how: How = "left",
+        *,
+        suffix: str = "_right",
+    ) -> Table:
+        """Rows of two Tables with equal keys, side by side.
+
+        A missing key equals none. Up to 64 MiB the other Table is sent whole to each task and
+        rows stay in their order. Larger ones, and `full`, move the rows of both by the keys'
+        hash: then rows keep their order within a block only.
+
+        Args:
+            other: The right side.
+            on: Key columns of both, or left to right.
+            how: `inner`; `left` keeps all rows of this; `full` of both; `semi` and `anti` keep
+                this one's columns, and rows with or without a partner.
+            suffix: For the right side's columns that share a name with the left's.
+
+        Raises:
+            DataError: A key is missing on a side, or has another type there.
+        """
+        keys = _join.keys_of(on, self.schema, other.schema)
+        said = {"on": keys, "how": how, "suffix": suffix}
+        if how != "full" and other.nbytes <= BROADCAST_BYTES:
+            step = Step("join", _join.join_rows, (keys, how, suffix), (other,))
+            return self._then(step, **said)
+        self._then(Step("join", _join.join_rows, (keys, how, suffix), (other,)))  # do they fit?
+        parts = _parts(self.nbytes + other.nbytes)
+        left, right = [
+            _shuffle.by_hash(table.blocks, (), columns, parts, "join")
+            for table, columns in ((self, list(keys)), (other, list(keys.values())))
+        ]
+        task = table_task("join")
+        made = [
+            task.remote(
+                _join.join_pieces, len(left), keys, how, suffix,
+                *[pieces[part] for pieces in (*left, *right)],
+            )
+            for part in range(parts)
+        ]  # fmt: skip
+        inputs = (self.lineage, other.lineage)
+        return Table.of(made, Lineage("join", plain(said), inputs))._counted()
+
+    # --- changed by: done at once ---
+
+    def aggregate(self, by: Sequence[str] = (), **aggregates: _aggregate.Of) -> Table:
+        """One row for each group, ascending by group (within a block, if there are several).
+
+        Args:
+            by: Columns that make a group; one row of all rows without any. A missing value is a
+                value.
+            aggregates: Answer's name and (column, function), or "rows" for the group's size.
+                Functions are count, sum, mean, min, max, var and std (of n - 1), first, last,
+                any, all, which are put together from each block's; median, n_unique and list,
+                for which rows move. All but `list` leave missing values out.
+
+        Example:
+            flights.aggregate(["carrier"], flights="rows", mean_delay=("arr_delay", "mean"))
+        """
+        wanted = _aggregate.checked(aggregates, self.schema.names)
+        if missing := [name for name in by if name not in self.schema.names]:
+            raise DataError(f"aggregate: {missing} are no columns; give others in `by`")
+        groups, name = list(by), "aggregate"
+        if _aggregate.mergeable(wanted):
+            step = Step(name, _aggregate.partial, (groups, wanted))
+            found = self._then(step)
+            finish = _aggregate.merge_parts
+        else:
+            needed = dict.fromkeys([*groups, *(column for column, _ in wanted.values() if column)])
+            found = self.select(list(needed))
+            finish = _aggregate.of_rows
+        parts = _parts(found.nbytes) if groups else 1
+        pieces = _shuffle.by_hash(found.blocks, (), groups, parts, name)
+        made = _shuffle.merge(pieces, finish, groups, wanted, name=name)
+        lineage = Lineage(name, plain({"by": groups, "of": aggregates}), (self.lineage,))
+        return Table.of(made, lineage)._counted()
+
+    def window(
+        self,
+        time: str,
+        every: str,
+        *,
+        period: str | None = None,
+        by: Sequence[str] = (),
+        **aggregates: _aggregate.Of,
+    ) -> Table:
+        """Aggregates over windows of time, by the column `window`, their start.
+
+        Args:
+            time: A column of times.
+            every: From one window's start to the next: a number and s, m, h, d or w. Starts are
+                whole multiples.
+            period: Length of a window, so that a row falls into several; `every` by default.
+            by: Further columns that make a group.
+            aggregates: As for `aggregate`.
+        """
+        step = Step("window", _aggregate.windows, (time, every, period))
+        planned = self._then(step, time=time, every=every, period=period)
+        return planned.aggregate(["window", *by], **aggregates)
+
+    def sort(
+        self,
+        by: str | Sequence[str],
+        *,
+        descending: bool | Sequence[bool] = False,
+        nulls_last: bool = False,
+    ) -> Table:
+        """Rows by the values of columns; equal ones keep their order.
+
+        Blocks' samples give the bounds of parts, each of which is sorted in a task (sample
+        sort; Frazer & McKellar, 1970).
+        """
+        keys = [by] if isinstance(by, str) else list(by)
+        if missing := [name for name in keys if name not in self.schema.names]:
+            raise DataError(f"sort: {missing} are no columns; the table has {self.schema.names}")
+        flags = [descending] * len(keys) if isinstance(descending, bool) else list(descending)
+        how = {"descending": flags, "nulls_last": [nulls_last] * len(keys)}
+        pieces = _shuffle.by_range(self.blocks, keys, how, _parts(self.nbytes))
+        made = _shuffle.merge(pieces, _shuffle.sort_rows, keys, how, name="sort")
+        return Table.of(made, Lineage("sort", {"by": keys, **how}, (self.lineage,)))._counted()
+
+    def distinct(self, columns: Sequence[str] | None = None) -> Table:
+        """The first of rows that are equal in these columns, or in all.
+
+        Rows keep their order within a block; up to 64 MiB there is one.
+        """
+        names = list(columns or self.schema.names)
+        few = self._then(Step("distinct", _rows.distinct, (names,)))
+        pieces = _shuffle.by_hash(few.blocks, (), names, _parts(few.nbytes), "distinct")
+        made = _shuffle.merge(pieces, _rows.distinct_rows, names, name="distinct")
+        lineage = Lineage("distinct", {"columns": names}, (self.lineage,))
+        return Table.of(made, lineage)._counted()
+
+    def partition_by(self, columns: str | Sequence[str], blocks: int) -> Table:
+        """Bring all rows with equal values of the columns into one block; row order is kept."""
+        names = [columns] if isinstance(columns, str) else list(columns)
+        pieces = _shuffle.by_hash(self._sources, self._steps, names, blocks, "partition_by")
+        made = _shuffle.merge(pieces, _shuffle.same, name="partition_by")
+        lineage = Lineage("partition_by", {"columns": names, "blocks": blocks}, (self.lineage,))
+        return Table.of(made, lineage)._counted()
+
+    def with_row_number(self, column: str) -> Table:
+        """Add the row's number in the Table, int64 from 0."""
+        task = table_task("number_rows")
+        firsts = itertools.accumulate((meta.rows for meta in self.metas), initial=0)
+        made = [
+            task.remote(_rows.number, block, column, first)
+            for block, first in zip(self.blocks, firsts, strict=False)
+        ]
+        return Table.of(made, Lineage("number_rows", {"column": column}, (self.lineage,)))
 
     def map_blocks(
         self, function: Callable[..., pa.Table], *args: Any, name: str | None = None
@@ -156,8 +441,22 @@ class Table:
                 arrives as its value.
             name: The tasks' name in the dashboard; the function's by default.
         """
-        task = _task(name or str(getattr(function, "__name__", "map_blocks")))
-        return Table.of([task.remote(_call, block, function, *args) for block in self.blocks])
+        label = name or str(getattr(function, "__name__", "map_blocks"))
+        task = table_task(label)
+        made = [task.remote(_apply, s, self._steps, function, *args) for s in self._sources]
+        return Table.of(made, _made_by(label, function, args, self.lineage))._counted()
+
+    def split_blocks(
+        self, function: Callable[..., tuple[pa.Table, pa.Table]], *args: Any, name: str
+    ) -> tuple[Table, Table]:
+        """Like `map_blocks`, for a function that deals the rows out to two Tables."""
+        task = table_task(name, tables=2)
+        made = [task.remote(_apply, s, self._steps, function, *args) for s in self._sources]
+        lineages = [_made_by(f"{name} ({n} of 2)", function, args, self.lineage) for n in (1, 2)]
+        return (
+            Table.of([four[:2] for four in made], lineages[0])._counted(),
+            Table.of([four[2:] for four in made], lineages[1])._counted(),
+        )
 
     def gather(
         self, function: Callable[..., Any], *args: Any, name: str | None = None
@@ -166,159 +465,82 @@ class Table:
 
         The way to statistics: partial ones in one task a block, merged by the caller.
         """
-        import ray
-
-        task = ray.remote(_call).options(name=name or getattr(function, "__name__", "gather"))
-        return ray.get([task.remote(block, function, *args) for block in self.blocks])
-
-    def split_blocks(
-        self, function: Callable[..., tuple[pa.Table, pa.Table]], *args: Any, name: str
-    ) -> tuple[Table, Table]:
-        """Like `map_blocks`, for a function that deals the rows out to two Tables."""
-        task = _task(name, tables=2)
-        made = [task.remote(_call, block, function, *args) for block in self.blocks]
-        return Table.of([four[:2] for four in made]), Table.of([four[2:] for four in made])
-
-    def with_row_number(self, column: str) -> Table:
-        """Add a column that counts the rows from 0, over all blocks."""
-        task, first, made = _task("with_row_number"), 0, []
-        for block, meta in zip(self.blocks, self.metas, strict=True):
-            made.append(task.remote(_call, block, _number_rows, column, first))
-            first += meta.rows
-        return Table.of(made)
-
-    def select(self, columns: Sequence[str]) -> Table:
-        """Only these columns."""
-        return self.map_blocks(_select, list(columns), name="select")
-
-    def means(self) -> dict[str, float]:
-        """The mean of each column, from sums made in tasks; NaN for one without a value."""
-        import ray
-
-        task = ray.remote(_sums).options(name="means")
-        parts = ray.get([task.remote(block) for block in self.blocks])
-        means = {}
-        for name in self.schema.names:
-            total, values = (sum(part[name][n] for part in parts) for n in (0, 1))
-            means[name] = total / (values or float("nan"))
-        return means
-
-    def write_parquet(self, storage: Storage, path: str) -> None:
-        """Write a folder of one Parquet file, in a task."""
-        import ray
-
-        ray.get(ray.remote(_write_parquet).options(name="write").remote(self, storage, path))
-
-    def partition_by(self, column: str, blocks: int) -> Table:
-        """Bring all rows with equal values of `column` into one block; row order is kept."""
-        import ray
-
-        split = ray.remote(_split_by_hash).options(name="partition_by", num_returns=blocks)
-        parts = [split.remote(block, column, blocks) for block in self.blocks]
-        if blocks == 1:
-            parts = [[part] for part in parts]
-        task = _task("partition_by")
-        return Table.of(
-            [task.remote(_concat, *[part[number] for part in parts]) for number in range(blocks)]
+        task = value_task(name or str(getattr(function, "__name__", "gather")))
+        return results(
+            [task.remote(_apply, s, self._steps, function, *args) for s in self._sources]
         )
 
+    def means(self) -> dict[str, float]:
+        """The mean of each column; NaN for one without a value."""
+        found = self.aggregate(**{name: (name, "mean") for name in self.schema.names})
+        values = found.arrow().to_pylist()[0]
+        return {name: float("nan") if v is None else float(v) for name, v in values.items()}
 
-def _task(name: str, tables: int = 1) -> Any:
-    """A task that returns (block, meta) for each table that its function makes."""
-    import ray
+    def write_parquet(
+        self, storage: Storage, path: str, *, partition_by: Sequence[str] = ()
+    ) -> int:
+        """Write a folder of Parquet files, one a block, in tasks; it appears when it is whole.
 
-    return ray.remote(_with_meta).options(name=name, num_returns=2 * tables)
+        Args:
+            storage: Where.
+            path: The folder's name.
+            partition_by: Columns whose values become folders, `column=value`, and leave the
+                files.
 
+        Returns:
+            Number of rows.
+        """
+        if missing := [name for name in partition_by if name not in self.schema.names]:
+            raise DataError(f"write_parquet: {missing} are no columns to partition by")
+        task = value_task("write_parquet")
+        with storage.staged(path) as folder:
+            written = results(
+                [
+                    task.remote(_apply, s, self._steps, _write.parquet, folder, n, partition_by)
+                    for n, s in enumerate(self._sources)
+                ]
+            )
+        self.lineage.rows = sum(written)
+        return self.lineage.rows
 
-def _with_meta(function: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
-    made = function(*args)
-    results: list[Any] = []
-    for table in made if isinstance(made, tuple) else (made,):
-        results += described(table)
-    return tuple(results)
+    # --- inside ---
 
+    def _then(self, step: Step, **said: Any) -> Table:
+        """The Table after one more step, checked against the columns."""
+        schema = self._read_schema if self._metas is None else self.schema
+        lineage = Lineage(
+            step.name, plain(said), (self.lineage, *(table.lineage for table in step.tables))
+        )
+        after = Table.planned(self._sources, schema, (*self._steps, step), lineage)
+        after.schema  # noqa: B018 - raises here what would else come up in a task
+        return after
 
-def described(table: pa.Table) -> tuple[pa.Table, BlockMeta]:
-    """A block and what the driver knows of it: what a task gives for `Table.of`."""
-    block = table.combine_chunks()
-    digest = hashlib.blake2b(block.schema.remove_metadata().serialize(), digest_size=16)
-    for batch in block.to_batches():
-        digest.update(batch.serialize())
-    return block, BlockMeta(len(block), block.nbytes, digest.hexdigest(), block.schema)
+    def _name(self) -> str:
+        """Of the tasks that do what is planned."""
+        return "+".join(dict.fromkeys(step.name for step in self._steps)) or "read"
 
-
-def _call(block: pa.Table, function: Callable[..., Any], *args: Any) -> Any:
-    return function(block, *args)
-
-
-def _select(block: pa.Table, columns: list[str]) -> pa.Table:
-    return block.select(columns)
-
-
-def _sums(block: pa.Table) -> dict[str, tuple[float, int]]:
-    """Of each column, the sum and the number of the values that are there."""
-    import pyarrow.compute as pc
-
-    return {
-        name: (pc.sum(block[name]).as_py() or 0.0, pc.count(block[name]).as_py())
-        for name in block.column_names
-    }
-
-
-def _number_rows(block: pa.Table, column: str, first: int) -> pa.Table:
-    import numpy as np
-
-    return block.append_column(column, [np.arange(first, first + len(block))])
-
-
-def _from_pandas(frame: Any) -> pa.Table:
-    import pyarrow as pa
-
-    try:
-        return pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(
-            f"a column holds values of more than one type ({error}): convert it before the "
-            "frame becomes a Table"
-        ) from error
+    def _counted(self) -> Table:
+        self.lineage.rows = self.rows
+        return self
 
 
-def _to_pandas(block: pa.Table) -> Any:
-    return block.to_pandas()
+def _parts(nbytes: int) -> int:
+    """Blocks of so many bytes."""
+    return max(1, -(-nbytes // BLOCK_BYTES))
 
 
-def _split_by_hash(block: pa.Table, column: str, parts: int) -> Any:
-    import numpy as np
-    import pandas as pd
-    import pyarrow as pa
-
-    keys = block[column]
-    if pa.types.is_integer(keys.type):  # pandas would make floats of those with a missing value
-        keys = keys.fill_null(0).cast(pa.int64(), safe=False)
-    keys = pd.util.hash_array(keys.to_pandas().to_numpy()) % parts
-    pieces = [block.take(np.flatnonzero(keys == part)) for part in range(parts)]
-    return pieces[0] if parts == 1 else pieces
+def _apply(source: Any, steps: Sequence[Step], function: Callable[..., Any], *args: Any) -> Any:
+    return function(evaluate(source, steps), *args)
 
 
-def _concat(*pieces: pa.Table) -> pa.Table:
-    import pyarrow as pa
-
-    return pa.concat_tables(pieces, promote_options="permissive")
-
-
-def _write_parquet(table: Table, storage: Storage, path: str) -> None:
-    import pyarrow.parquet as pq
-
-    with storage.new_dir(path) as folder:
-        pq.write_table(table.arrow(), folder / "part-0.parquet")
-
-
-@functools.cache
-def use_ray_engine() -> None:
-    """Point Modin at the connected cluster, once a process."""
-    import modin.config
-    import ray
-
-    modin.config.Engine.put("ray")
-    # Modin cuts a frame into as many partitions as it believes that there are CPUs.
-    modin.config.NPartitions.put(max(2, int(ray.cluster_resources().get("CPU", 2)) // 2))
+def _made_by(
+    name: str, function: Callable[..., Any], args: Sequence[Any], *inputs: Lineage
+) -> Lineage:
+    tables = [
+        table
+        for arg in args
+        for table in (arg.values() if isinstance(arg, dict) else [arg])
+        if isinstance(table, Table)
+    ]
+    said = {"arguments": [plain(arg) for arg in args if not isinstance(arg, (Table, dict))]}
+    return Lineage(name, said, (*inputs, *(table.lineage for table in tables)), code_of(function))

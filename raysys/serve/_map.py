@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
-from raysys.data import Table, described
+from raysys.data import Lineage, Table, block_digest, described
 from raysys.errors import DataError
 from raysys.serve._answers import answers_of, columns_of, join
 
@@ -75,7 +75,9 @@ def map_table(
     kept = _Kept(storage, path, graph) if storage is not None and path else None
     actor = ray.remote(_Mapper).options(num_cpus=cpus, num_gpus=gpus)
     pool = _Pool(actor, (graph, batch_size, kept), name)
-    return Table.of(pool.run(inputs, max_actors))
+    return Table.of(
+        pool.run(inputs, max_actors), Lineage(name, {}, (table.lineage,), graph.fingerprint)
+    )
 
 
 class _Pool:
@@ -107,9 +109,8 @@ class _Pool:
                 for worker in load:
                     while todo and load[worker] < _IN_FLIGHT:
                         number = todo.popleft()
-                        digest = table.metas[number].digest
                         run = worker.run.options(num_returns=2)
-                        block, meta = run.remote(table.blocks[number], digest)
+                        block, meta = run.remote(table.blocks[number])
                         running[meta] = (number, (worker, block))
                         load[worker] += 1
                 (ready, *_), _rest = ray.wait([*starting, *running], num_returns=1)
@@ -170,10 +171,11 @@ class _Mapper:
     def ready(self) -> None:
         """Answers when the models are loaded."""
 
-    def run(self, block: pa.Table, digest: str) -> tuple[pa.Table, BlockMeta]:
+    def run(self, block: pa.Table) -> tuple[pa.Table, BlockMeta]:
         """The answers to a block's rows."""
         from raysys.serve import _arrow
 
+        digest = block_digest(block) if self._kept else ""
         if self._kept and (found := self._kept.read(digest)) is not None:
             return described(found)
         graph, parts = self._graph, []

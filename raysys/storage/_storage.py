@@ -78,45 +78,74 @@ class Storage:
         an object store an upload that is cut off leaves neither: write under a new name there.)
         """
         if self.is_local:
-            final = Path(self.uri(path))
-            final.parent.mkdir(parents=True, exist_ok=True)
-            staged = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
-            staged.mkdir()
-            try:
-                yield staged
-                for file in staged.rglob("*"):
-                    if file.is_file():
-                        _flush(file)
-                _replace_dir(staged, final)
-                _flush(final.parent)
-            finally:
-                shutil.rmtree(staged, ignore_errors=True)
+            with self.staged(path) as folder:
+                yield Path(folder.root)
             return
         with tempfile.TemporaryDirectory(prefix="raysys-") as local:
             yield Path(local)
             from pyarrow import fs
 
             filesystem, base = self._remote(path)
+            with self.staged(path):
+                fs.copy_files(local, base, destination_filesystem=filesystem)
+
+    @contextmanager
+    def staged(self, path: str) -> Iterator["Storage"]:
+        """Give a root for tasks to write files under; on leaving without an error it is `path`.
+
+        An existing folder is replaced, on an object store before the first file is written.
+        """
+        if not self.is_local:
+            filesystem, base = self._remote(path)
             if filesystem.get_file_info(f"{base}/{_COMPLETE}").is_file:
                 filesystem.delete_file(f"{base}/{_COMPLETE}")
             filesystem.delete_dir_contents(base, missing_dir_ok=True)
-            fs.copy_files(local, base, destination_filesystem=filesystem)
+            yield Storage(self.uri(path))
             with filesystem.open_output_stream(f"{base}/{_COMPLETE}") as stream:
                 stream.write(b"")
+            return
+        final = Path(self.uri(path))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        staged = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
+        staged.mkdir()
+        try:
+            yield Storage(staged)
+            for file in staged.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            _replace_dir(staged, final)
+            _flush(final.parent)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
 
-    def write_bytes(self, path: str, data: bytes) -> None:
-        """Write one file whole, replacing what stood there."""
+    @contextmanager
+    def new_file(self, path: str) -> Iterator[Path]:
+        """Give a local path to write; on leaving without an error the file becomes `path`."""
         if self.is_local:
             final = Path(self.uri(path))
             final.parent.mkdir(parents=True, exist_ok=True)
             staged = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
             try:
-                staged.write_bytes(data)
+                yield staged
                 _flush(staged)
                 staged.replace(final)
                 _flush(final.parent)
             finally:
                 staged.unlink(missing_ok=True)
+            return
+        with tempfile.TemporaryDirectory(prefix="raysys-") as folder:
+            local = Path(folder) / "file"
+            yield local
+            from pyarrow import fs
+
+            filesystem, base = self._remote(path)
+            fs.copy_files(str(local), base, destination_filesystem=filesystem)
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write one file whole, replacing what stood there."""
+        if self.is_local:
+            with self.new_file(path) as staged:
+                staged.write_bytes(data)
             return
         filesystem, base = self._remote(path)
         with filesystem.open_output_stream(base) as stream:

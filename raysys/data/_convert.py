@@ -1,0 +1,98 @@
+"""Tables as Modin frames and RayDMatrix, and back."""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from raysys.data._blocks import value_task
+from raysys.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raysys.data._table import Table
+
+
+def to_modin(table: Table) -> Any:
+    """A Modin frame whose row partitions are made from the blocks, in tasks."""
+    import pandas as pd
+    from modin.distributed.dataframe.pandas import from_partitions
+
+    use_ray_engine()
+    names, task = table.schema.names, value_task("to_pandas")
+    # Told what the blocks' metas know, Modin does not fetch row labels to the driver.
+    return from_partitions(
+        [task.remote(_to_pandas, block) for block in table.blocks],
+        axis=0,
+        index=pd.RangeIndex(table.rows),
+        columns=pd.Index(names),
+        row_lengths=[meta.rows for meta in table.metas],
+        column_widths=[len(names)],
+    )
+
+
+def to_dmatrix(table: Table, *, label: str, **options: Any) -> Any:
+    """A RayDMatrix of which actor `i % num_actors` loads block `i`.
+
+    A list of references would be loaded by the driver and dealt out row by row, which splits
+    groups: hence whole blocks, which become pandas frames in the actors.
+    """
+    from xgboost_ray import RayDMatrix
+
+    # "shape" is read only to check that no actor is left without a partition (it would load all).
+    # One location for all partitions has them dealt out in turn, so alike in every run.
+    blocks = table.blocks
+    layout = {
+        "shape": (len(blocks), 1),
+        "partition_tiling": (len(blocks), 1),
+        "partitions": {(i, 0): {"data": b, "location": [""]} for i, b in enumerate(blocks)},
+        "get": _get_pandas,
+    }
+    source = SimpleNamespace(__partitioned__=layout)
+    return RayDMatrix(source, label=label, distributed=True, **options)
+
+
+def _get_pandas(refs: Any) -> Any:
+    import ray
+
+    found = ray.get(refs)
+    return [_to_pandas(block) for block in found] if isinstance(refs, list) else _to_pandas(found)
+
+
+def _to_pandas(block: pa.Table) -> Any:
+    return block.to_pandas()
+
+
+def from_pandas(frame: Any) -> pa.Table:
+    """A partition's rows as Arrow, without its labels."""
+    import pyarrow as pa
+
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"a column holds values of more than one type ({error}): convert it before the "
+            "frame becomes a Table"
+        ) from error
+
+
+def kind_of(kind: pa.DataType) -> str:
+    """A type without what makes no difference to its values: how text is laid out."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return kind_of(kind.value_type)
+    return str(kind).replace("large_", "").replace("string_view", "string")
+
+
+@functools.cache
+def use_ray_engine() -> None:
+    """Point Modin at the connected cluster, once a process."""
+    import modin.config
+    import ray
+
+    modin.config.Engine.put("ray")
+    # Modin cuts a frame into as many partitions as it believes that there are CPUs.
+    modin.config.NPartitions.put(max(2, int(ray.cluster_resources().get("CPU", 2)) // 2))

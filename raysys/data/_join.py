@@ -1,0 +1,67 @@
+"""Joins of two blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from raysys.data._convert import kind_of
+from raysys.data._plan import collect, lazy
+from raysys.data._shuffle import concat
+from raysys.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import polars as pl
+    import pyarrow as pa
+
+
+def keys_of(
+    on: str | Sequence[str] | Mapping[str, str], left: pa.Schema, right: pa.Schema
+) -> dict[str, str]:
+    """Key columns, left to right.
+
+    Raises:
+        DataError: One is missing on a side, or has another type there.
+    """
+    if isinstance(on, str):
+        on = [on]
+    keys = dict(on) if isinstance(on, Mapping) else {name: name for name in on}
+    for name, other in keys.items():
+        for side, schema, key in (("left", left, name), ("right", right, other)):
+            if key not in schema.names:
+                raise DataError(
+                    f"join: {key!r} is no column of the {side} table; it has {schema.names[:20]}"
+                )
+        mine, theirs = left.field(name).type, right.field(other).type
+        if kind_of(mine) != kind_of(theirs):
+            raise DataError(
+                f"join: {name!r} is {mine} on the left and {other!r} is {theirs} on the right: "
+                "cast one with with_columns"
+            )
+    return keys
+
+
+def join_rows(
+    left: pl.LazyFrame, right: pl.LazyFrame, keys: Mapping[str, str], how: Any, suffix: str
+) -> pl.LazyFrame:
+    """The join of two frames, in the left one's order."""
+    order: Any = "left_right" if how == "full" else "left"
+    return left.join(
+        right,
+        left_on=list(keys),
+        right_on=list(keys.values()),
+        how=how,
+        suffix=suffix,
+        coalesce=True if how in ("left", "inner", "full") else None,
+        maintain_order=order,
+    )
+
+
+def join_pieces(
+    lefts: int, keys: Mapping[str, str], how: Any, suffix: str, *pieces: pa.Table
+) -> pa.Table:
+    """The join of one part's rows: pieces of the left side, then those of the right."""
+    left, right = lazy(concat(*pieces[:lefts])), lazy(concat(*pieces[lefts:]))
+    return collect(join_rows(left, right, keys, how, suffix), "join")

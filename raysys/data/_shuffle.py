@@ -1,0 +1,125 @@
+"""Moving rows between blocks: by hash for joins and groups, by range for sorting."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from raysys.data._blocks import table_task, value_task
+from raysys.data._hash import hash_rows
+from raysys.data._plan import collect, evaluate, lazy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import polars as pl
+    import pyarrow as pa
+
+_SAMPLES_A_BLOCK = 256
+_FLAG, _PART = "\x1fflag", "\x1fpart"
+
+
+def by_hash(
+    sources: Sequence[Any], steps: Sequence[Any], columns: Sequence[str], parts: int, name: str
+) -> list[list[Any]]:
+    """Refs of pieces, [block][part]: rows with equal values of the columns share a part."""
+    split = value_task(name, parts)
+    made = [split.remote(_split_by_hash, s, steps, list(columns), parts) for s in sources]
+    return [[one] for one in made] if parts == 1 else made
+
+
+def merge(
+    pieces: Sequence[Sequence[Any]], function: Callable[..., pa.Table], *args: Any, name: str
+) -> list[Any]:
+    """(block, meta) refs of each part: `function` of its pieces, in the order of their blocks."""
+    task = table_task(name)
+    parts = len(pieces[0]) if pieces else 0
+    return [
+        task.remote(_merge, function, args, *[of_block[part] for of_block in pieces])
+        for part in range(parts)
+    ]
+
+
+def concat(*pieces: pa.Table) -> pa.Table:
+    """Pieces after one another; numbers of several widths become the widest."""
+    import pyarrow as pa
+
+    return pa.concat_tables(pieces, promote_options="permissive")
+
+
+def same(rows: pa.Table) -> pa.Table:
+    """The rows as they are."""
+    return rows
+
+
+def _merge(function: Callable[..., pa.Table], args: Sequence[Any], *pieces: pa.Table) -> pa.Table:
+    return function(concat(*pieces), *args)
+
+
+def _split_by_hash(source: Any, steps: Sequence[Any], columns: list[str], parts: int) -> Any:
+    import numpy as np
+
+    block = evaluate(source, steps)
+    if parts == 1:
+        return block
+    place = hash_rows(block, columns) % np.uint64(parts)
+    order = np.argsort(place, kind="stable")
+    ends = np.searchsorted(place[order], np.arange(parts + 1, dtype=np.uint64))
+    # Copies, one after the other: a slice would carry the whole block with it.
+    return [block.take(order[a:b]) for a, b in itertools.pairwise(ends)]
+
+
+def by_range(
+    blocks: Sequence[Any], by: Sequence[str], how: dict[str, Any], parts: int
+) -> list[list[Any]]:
+    """Refs of sorted pieces, [block][part]: each part's rows come before those of the next."""
+    sample, bounds = value_task("sort").remote, value_task("sort")
+    keys = [sample(_sample_keys, block, by, how) for block in blocks]
+    cuts = bounds.remote(_bounds, by, how, parts, *keys)
+    split = value_task("sort", parts)
+    made = [split.remote(_split_by_range, block, cuts, by, how, parts) for block in blocks]
+    return [[one] for one in made] if parts == 1 else made
+
+
+def sort_rows(rows: pa.Table, by: Sequence[str], how: dict[str, Any]) -> pa.Table:
+    """Sorted; rows with equal keys keep their order."""
+    return collect(lazy(rows).sort(by, **how, maintain_order=True), "sort")
+
+
+def _sample_keys(block: pa.Table, by: Sequence[str], how: dict[str, Any]) -> pa.Table:
+    keys = sort_rows(block.select(list(by)), by, how)
+    step = max(1, len(keys) // _SAMPLES_A_BLOCK)
+    return keys.take(list(range(step // 2, len(keys), step)))
+
+
+def _bounds(by: Sequence[str], how: dict[str, Any], parts: int, *keys: pa.Table) -> pa.Table:
+    """First keys of all parts but the first, from evenly spaced samples of the blocks."""
+    sample = sort_rows(concat(*keys), by, how)
+    places = [len(sample) * part // parts for part in range(1, parts)] if len(sample) else []
+    return sample.take(places)
+
+
+def _split_by_range(
+    block: pa.Table, cuts: pa.Table, by: list[str], how: dict[str, Any], parts: int
+) -> Any:
+    import polars as pl
+
+    if parts == 1:
+        return block
+    rows = lazy(block).with_columns(pl.lit(1, pl.Int8).alias(_FLAG))
+    marks = lazy(cuts).with_columns(pl.lit(0, pl.Int8).alias(_FLAG))
+    # A row belongs to the part that the last bound before it opens: sort both together, bounds
+    # first among equals, and count bounds. This holds for any type, nulls, and directions.
+    both: pl.LazyFrame = pl.concat([marks, rows], how="diagonal_relaxed")
+    flags: dict[str, Any] = {key: [*value, False] for key, value in how.items()}
+    both = both.sort([*by, _FLAG], **flags, maintain_order=True)
+    counted = both.with_columns((1 - pl.col(_FLAG)).cum_sum().cast(pl.Int64).alias(_PART))
+    found = counted.filter(pl.col(_FLAG) == 1).collect()
+    number = found[_PART].to_numpy()
+    table = found.select(block.column_names).to_arrow().cast(_as_polars(block))
+    ends = [int(n) for n in number.searchsorted(range(parts + 1))]
+    return [table.slice(a, b - a).combine_chunks() for a, b in itertools.pairwise(ends)]
+
+
+def _as_polars(block: pa.Table) -> pa.Schema:
+    return lazy(block.schema.empty_table()).collect().to_arrow().schema
