@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.data._hash import hash_rows
-from raysys.data._table import Table, described
+from raysys.data._blocks import described
+from raysys.data._table import Table
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def each_block(table: Table, name: str) -> Each:
 
     def each(function: Callable[..., Any], *args: Any) -> list[Any]:
         task = ray.remote(function).options(name=name)
-        return ray.get([task.remote(block, first, *args) for block, first in _numbered(table)])
+        return ray.get([task.remote(block, first, *args) for block, first in numbered(table)])
 
     return each
 
@@ -78,11 +79,12 @@ def deal(
     import ray
 
     task = ray.remote(_described).options(name=name, num_returns=2 * parts)
-    made = [task.remote(block, first, function, *args) for block, first in _numbered(table)]
+    made = [task.remote(block, first, function, *args) for block, first in numbered(table)]
     return [Table.of([refs[2 * part : 2 * part + 2] for refs in made]) for part in range(parts)]
 
 
-def _numbered(table: Table) -> list[tuple[Any, int]]:
+def numbered(table: Table) -> list[tuple[Any, int]]:
+    """References to the blocks, each with the number of its first row."""
     firsts = np.cumsum([0, *(meta.rows for meta in table.metas)])
     return [(block, int(first)) for block, first in zip(table.blocks, firsts, strict=False)]
 

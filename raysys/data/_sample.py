@@ -92,12 +92,7 @@ def importance_sample(
         raise DataError(f"the table has a column {column!r} already: give another name as column=")
     each, key = each_block(table, "importance_sample"), random_key(seed, weights)
     size = _size(table.rows, rows, None)
-    limits = choose(each, size, weights=weights, seed=seed)
-    beyond = np.inf
-    if size < table.rows:  # the smallest key that was not drawn
-        groups = count_groups(each, key)
-        place = locate(each, key, [(0, size + 1)], groups)[0]
-        beyond = float(np.array(place.key, np.uint64).view(np.float64))
+    limits, beyond = importance_limits(each, size, table.rows, weights, seed)
     return deal(
         table, 1, _kept_with_chance, key, limits, weights, beyond, column, name="importance_sample"
     )[0]
@@ -165,6 +160,19 @@ def choose(
     groups = strata(each, key, by)
     shares = allot({group: found.rows for group, found in groups.items()}, size, allocation)
     return limits_of(each, key, groups, shares, by)
+
+
+def importance_limits(
+    each: Each, size: int, rows: int, weights: str, seed: int
+) -> tuple[dict[int, tuple[int, int]], float]:
+    """What `choose` gives, and the smallest key that was not drawn, infinite if there is none."""
+    key = random_key(seed, weights)
+    groups = count_groups(each, key)
+    limits = limits_of(each, key, groups, {0: size})
+    if size == rows:
+        return limits, np.inf
+    place = locate(each, key, [(0, size + 1)], groups)[0]
+    return limits, float(np.array(place.key, np.uint64).view(np.float64))
 
 
 def strata(each: Each, key: Key, by: Sequence[str]) -> dict[int, Group]:

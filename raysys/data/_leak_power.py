@@ -1,0 +1,298 @@
+"""How well each column alone tells the label, and how its values are spread: counts in bins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysys.data._hash import hash_rows, uniforms
+from raysys.data._ranks import numbered
+from raysys.data._sample import sample
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raysys.data._table import Table
+
+# Bins of numbers hold about as many rows of the training split each.
+_NUMBER_BINS = 256
+# Categories by name, the most frequent ones; the others share a bin.
+_CATEGORY_BINS = 512
+# Rows of the training split from which the bins are made.
+_SAMPLE = 50_000
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Where the values of a column are counted: bin 0 those missing, the last one the rest.
+
+    Attributes:
+        column: Name of the column.
+        number: Whether it holds numbers or times, not categories.
+        edges: Upper edges, float64, each in the bin below it; or hashes of categories, uint64.
+    """
+
+    column: str
+    number: bool
+    edges: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """Number of bins."""
+        return len(self.edges) + 2
+
+    def of(self, block: pa.Table) -> np.ndarray:
+        """The bin of each row, int64 `(rows,)`."""
+        if self.number:
+            values = as_numbers(block[self.column])
+            return np.where(np.isnan(values), 0, 1 + np.searchsorted(self.edges, values))
+        hashes = hash_rows(block, [self.column])
+        at = np.searchsorted(self.edges, hashes)
+        known = self.edges[np.minimum(at, len(self.edges) - 1)] == hashes if len(self.edges) else at
+        bins = np.where(known, 1 + at, self.count - 1)
+        return np.where(block[self.column].is_null().to_numpy(), 0, bins)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What single columns are asked to tell.
+
+    Attributes:
+        column: Name of the column.
+        classes: Hashes of its classes in the order of the hashes; None if it is a number.
+        middle: A number near its mean, which keeps sums of squares exact.
+    """
+
+    column: str
+    classes: np.ndarray | None
+    middle: float = 0.0
+
+
+def make_bins(train: Table, columns: Sequence[str], seed: int = 0) -> list[Bins]:
+    """Bins of each column, from a sample of the training split that one task looks at."""
+    import ray
+
+    if not columns:
+        return []
+    schema = train.schema
+    numbers = [is_number(schema.field(name).type) for name in columns]
+    drawn = sample(train.select(list(columns)), min(_SAMPLE, train.rows), seed=seed)
+    task = ray.remote(edges_of).options(name="leaks_bins")
+    edges = ray.get(task.remote(list(columns), numbers, *drawn.blocks))
+    return [Bins(*parts) for parts in zip(columns, numbers, edges, strict=True)]
+
+
+def edges_of(columns: Sequence[str], numbers: Sequence[bool], *blocks: pa.Table) -> list[Any]:
+    """The edges of each column's bins, of these rows."""
+    made = []
+    for name, number in zip(columns, numbers, strict=True):
+        if number:
+            values = np.concatenate([as_numbers(block[name]) for block in blocks])
+            values = np.sort(values[~np.isnan(values)])
+            some = np.unique(values)
+            if len(some) > _NUMBER_BINS:
+                at = np.linspace(0, len(values) - 1, _NUMBER_BINS).astype(int)
+                some = np.unique(values[at])
+            made.append(some)
+        else:
+            there = [block.filter(block[name].is_valid()).select([name]) for block in blocks]
+            hashes = np.concatenate([hash_rows(block) for block in there])
+            some, counts = np.unique(hashes, return_counts=True)
+            made.append(np.sort(some[np.lexsort((some, -counts))[:_CATEGORY_BINS]]))
+    return made
+
+
+def joint_counts(table: Table, bins: Sequence[Bins], label: Label | None) -> list[np.ndarray]:
+    """How each column goes with the label, over all blocks.
+
+    Returns:
+        For each column float64 `(2, bins, k)`: halves of the rows that chance makes, bins, and
+        rows of each class and without one; or for a number the rows with one, its sum, the sum
+        of its squares, and rows without one; only the rows (k = 1) without a label.
+    """
+    import ray
+
+    count = ray.remote(count_block).options(name="leaks_count")
+    parts = [count.remote(block, first, list(bins), label) for block, first in numbered(table)]
+    # Summed where they are, so that the driver gets one block's worth of numbers.
+    return ray.get(ray.remote(_sum).options(name="leaks_sum").remote(*parts))
+
+
+def count_block(
+    block: pa.Table, first: int, bins: Sequence[Bins], label: Label | None
+) -> list[np.ndarray]:
+    """What `joint_counts` returns, of one block."""
+    half = (uniforms(first, len(block), seed=1) < 0.5).astype(np.int64)
+    codes, kinds, sums = np.zeros(len(block), np.int64), 1, None
+    if label is not None and label.classes is not None:
+        hashes, kinds = hash_rows(block, [label.column]), len(label.classes) + 1
+        at = np.minimum(np.searchsorted(label.classes, hashes), kinds - 2)
+        codes = np.where(label.classes[at] == hashes, at, kinds - 1)
+    elif label is not None:
+        sums = as_numbers(block[label.column]) - label.middle
+    counted = []
+    for one in bins:
+        cells = one.of(block) + half * one.count
+        if sums is None:
+            counts = np.bincount(cells * kinds + codes, minlength=2 * one.count * kinds)
+            counted.append(counts.reshape(2, one.count, kinds).astype(float))
+            continue
+        there = ~np.isnan(sums)
+        weights = [there, np.where(there, sums, 0), np.where(there, sums, 0) ** 2, ~there]
+        columns = [np.bincount(cells, weight, minlength=2 * one.count) for weight in weights]
+        counted.append(np.stack(columns, axis=-1).reshape(2, one.count, 4))
+    return counted
+
+
+def auc(below: np.ndarray, above: np.ndarray) -> tuple[float, float]:
+    """The area under the ROC curve of a score that was counted in bins.
+
+    Args:
+        below: Rows of the negative class in each bin, in the order of the score, `(bins,)`.
+        above: Those of the positive class.
+
+    Returns:
+        The area where rows in one bin count as ties, and how far the area by the scores
+        themselves can be from it, in both directions; (0.5, 0.5) without rows of a class.
+    """
+    pairs = below.sum() * above.sum()
+    if pairs == 0:
+        return 0.5, 0.5
+    ties = 0.5 * (below * above).sum() / pairs
+    upto = np.cumsum(below) - below
+    return float((above * upto).sum() / pairs + ties), float(ties)
+
+
+@dataclass(frozen=True)
+class Power:
+    """How well a column tells the label.
+
+    Attributes:
+        score: Area under the ROC curve, the largest over the classes against the rest; or for a
+            number the share of its variance that is explained.
+        error: The score's standard error.
+    """
+
+    score: float
+    error: float
+
+
+def power(counts: np.ndarray, numeric_label: bool, ordered: bool) -> Power:
+    """What a column tells of the label on rows that its table of bins was not made of.
+
+    Each half of the rows is told by what the bins of the other half hold, so a column that is
+    different in each row tells nothing. For two classes, numbers are taken by their order too.
+
+    Args:
+        counts: What `joint_counts` returns for the column.
+        numeric_label: Whether the label is a number.
+        ordered: Whether bins have an order: those of numbers.
+    """
+    halves = [_told(counts[1 - half], counts[half], numeric_label) for half in (0, 1)]
+    scores = np.mean([score for score, _ in halves], axis=0)
+    sizes = np.sum([size for _, size in halves], axis=0)
+    if ordered and not numeric_label and counts.shape[2] == 3:
+        both = counts.sum(axis=0)
+        area = auc(both[:, 0], both[:, 1])[0]
+        scores = np.maximum(scores, max(area, 1 - area))
+    return _best(scores, sizes, numeric_label)
+
+
+def power_held(train: np.ndarray, other: np.ndarray, numeric_label: bool) -> Power:
+    """What a column's bins in the training split tell of another split's label."""
+    return _best(*_told(train.sum(axis=0), other.sum(axis=0), numeric_label), numeric_label)
+
+
+def kolmogorov_smirnov(train: np.ndarray, other: np.ndarray) -> float:
+    """The largest distance of two cumulative distributions at the edges of their bins.
+
+    Args:
+        train: Rows in each bin of a number, missing ones left out, `(bins,)`.
+        other: Those of the other split.
+    """
+    both = [np.cumsum(counts) / max(counts.sum(), 1) for counts in (train, other)]
+    return float(np.abs(both[0] - both[1]).max(initial=0))
+
+
+def stability_index(train: np.ndarray, other: np.ndarray) -> tuple[float, int]:
+    """The population stability index of two distributions over categories.
+
+    Siddiqi, "Credit risk scorecards" (2006). Categories with less than a hundredth of the rows
+    of both are taken together; each gets half a row, so that none is empty.
+
+    Returns:
+        The index and the number of categories.
+    """
+    small = train + other < 0.01 * (train.sum() + other.sum())
+    shares = []
+    for counts in (train, other):
+        merged = np.append(counts[~small], counts[small].sum())[: None if small.any() else -1] + 0.5
+        shares.append(merged / merged.sum())
+    a, b = shares
+    return float(((b - a) * np.log(b / a)).sum()), len(a)
+
+
+def is_number(kind: Any) -> bool:
+    """Whether values of this type are numbers, truth values or times."""
+    import pyarrow as pa
+
+    t = pa.types
+    return bool(
+        t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind) or t.is_boolean(kind)
+        or t.is_temporal(kind)
+    )  # fmt: skip
+
+
+def as_numbers(column: Any) -> np.ndarray:
+    """Numbers, truth values or times as float64 `(rows,)`, NaN where one is missing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_temporal(column.type):
+        small = pa.types.is_date32(column.type) or pa.types.is_time32(column.type)
+        column = pc.cast(column, pa.int32() if small else pa.int64())
+    numbers = pc.cast(column, pa.float64(), safe=False)
+    return pc.fill_null(numbers, np.nan).to_numpy()
+
+
+def _told(known: np.ndarray, asked: np.ndarray, numeric: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scores, and rows that they rest on, of `asked` told by `known`, both `(bins, k)`."""
+    if numeric:
+        rows, total = known[:, 0], known[:, 1]
+        told = (total + total.sum() / max(rows.sum(), 1)) / (rows + 1)
+        n, first, second = asked[:, 0], asked[:, 1], asked[:, 2]
+        spread = second.sum() - first.sum() ** 2 / max(n.sum(), 1)
+        wrong = (second - 2 * told * first + told**2 * n).sum()
+        explained = 1 - wrong / spread if spread > 0 else 0.0
+        return np.array([max(explained, 0.0)]), np.array([n.sum()])
+    classes = known.shape[1] - 1
+    rows = known[:, :classes].sum(axis=1)
+    scores, sizes = np.full(classes, 0.5), np.zeros(classes)
+    for one in range(classes):
+        above, asked_above = known[:, one], asked[:, one]
+        share = (above + above.sum() / max(rows.sum(), 1)) / (rows + 1)
+        values, at = np.unique(share, return_inverse=True)
+        below = asked[:, :classes].sum(axis=1) - asked_above
+        counts = [np.bincount(at, part, minlength=len(values)) for part in (below, asked_above)]
+        scores[one] = auc(*counts)[0]
+        sizes[one] = min(part.sum() for part in counts)
+    return scores, sizes
+
+
+def _best(scores: np.ndarray, sizes: np.ndarray, numeric: bool) -> Power:
+    """The highest score that is not chance, with its error.
+
+    The variance of an area is at most area * (1 - area) over the rows of the smaller class
+    (Birnbaum & Klose, 1957); half a row on each side keeps it from 0 where all are told.
+    """
+    near = (scores * sizes + 0.5) / (sizes + 1)
+    errors = np.sqrt(near * (1 - near) / np.maximum(sizes, 1))
+    best = int(np.argmax(scores - 3 * errors))
+    return Power(float(scores[best]), 0.0 if numeric else float(errors[best]))
+
+
+def _sum(*parts: list[np.ndarray]) -> list[np.ndarray]:
+    return [sum(column[1:], start=column[0]) for column in zip(*parts, strict=True)]
