@@ -8,8 +8,10 @@ from raysys.data._leak_report import Finding, LeakLimits, LeakReport
 from raysys.data._leaks import check_leaks
 from raysys.data._lineage import Lineage, read_lineage
 from raysys.data._read import read
-from raysys.data._sample import importance_sample, reservoir_sample, sample
-from raysys.data._split import Splits, split_by_group, split_by_hash, split_stratified
+from raysys.data._reservoir import reservoir_sample
+from raysys.data._sample import importance_sample, sample
+from raysys.data._split import Splits, split_by_group, split_by_hash
+from raysys.data._split_stratified import split_stratified
 from raysys.data._split_time import split_by_time
 from raysys.data._table import Table
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysys.data._ranks import deal, each_block, groups_of
+from raysys.data._numbered import deal, each_block
+from raysys.data._ranks import groups_of
 from raysys.data._sample import drawn, limits_of, random_key, strata
 from raysys.data._split import Splits, need
 from raysys.errors import DataError
@@ -34,7 +35,11 @@ def oversample(splits: Splits, label: str, *, ratio: float = 1.0, seed: int = 0)
     """
     table = training_of(splits, "oversample")
     counts, limits, times = _plan(table, label, seed, lambda rows: max(rows) * _checked(ratio), max)
-    made = deal(table, 1, _repeated, seed, label, limits, times, name="oversample")[0]
+    how = {"label": label, "ratio": ratio, "seed": seed}
+    made = deal(
+        table, [splits.training], _repeated, seed, label, limits, times,
+        name="oversample", how=how,
+    )[0]  # fmt: skip
     return splits.with_train(made, f"{counts} classes of {label} oversampled to {ratio:g}")
 
 
@@ -46,7 +51,11 @@ def undersample(splits: Splits, label: str, *, ratio: float = 1.0, seed: int = 0
     """
     table = training_of(splits, "undersample")
     counts, limits, times = _plan(table, label, seed, lambda rows: min(rows) / _checked(ratio), min)
-    made = deal(table, 1, _repeated, seed, label, limits, times, name="undersample")[0]
+    how = {"label": label, "ratio": ratio, "seed": seed}
+    made = deal(
+        table, [splits.training], _repeated, seed, label, limits, times,
+        name="undersample", how=how,
+    )[0]  # fmt: skip
     return splits.with_train(made, f"{counts} classes of {label} undersampled to {ratio:g}")
 
 
@@ -128,12 +137,12 @@ def _repeated(
     label: str,
     limits: dict[int, tuple[int, int]],
     times: dict[int, int],
-) -> list[pa.Table]:
+) -> tuple[pa.Table]:
     groups = np.array(sorted(times), np.uint64)
     whole = np.array([times[group] for group in groups.tolist()])
     at = np.searchsorted(groups, groups_of(block, [label]))
     once_more = drawn(block, first, random_key(seed), [label], limits)
-    return [block.take(np.repeat(np.arange(len(block)), whole[at] + once_more))]
+    return (block.take(np.repeat(np.arange(len(block)), whole[at] + once_more)),)
 
 
 def _class_counts(block: pa.Table, label: str) -> list[tuple[Any, int]]:

@@ -93,15 +93,15 @@ def fitted_beyond(splits: Splits, fitted: Any) -> Finding | None:
     rows = max(splits.train.rows, splits.as_drawn[training].rows)
     theirs = [s for s, table in splits.evaluation.items() if table.fingerprint == fitted.fitted_on]
     remedy = f"Fit it on splits.train, of {splits.train.rows} rows"
-    if theirs or fitted.rows_fitted > rows:
+    if theirs or fitted.rows > rows:
         where = f"the split {theirs[0]}" if theirs else "more than the training split"
         return Finding(
-            "fitted beyond training", True, name, tuple(theirs), float(fitted.rows_fitted),
-            f"{name} was fitted on {where}: {fitted.rows_fitted} rows", remedy,
+            "fitted beyond training", True, name, tuple(theirs), float(fitted.rows),
+            f"{name} was fitted on {where}: {fitted.rows} rows", remedy,
         )  # fmt: skip
     return Finding(
-        "fitted beyond training", False, name, (), float(fitted.rows_fitted),
-        f"{name} was fitted on a Table of {fitted.rows_fitted} rows that is no split of these",
+        "fitted beyond training", False, name, (), float(fitted.rows),
+        f"{name} was fitted on a Table of {fitted.rows} rows that is no split of these",
         f"{remedy}; or see to it that those rows are all from {training}",
     )  # fmt: skip
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.data._blocks import results, value_task
 from raysys.data._hash import hash_rows, uniforms
-from raysys.data._ranks import numbered
+from raysys.data._numbered import numbered
 from raysys.data._sample import sample
 
 if TYPE_CHECKING:
@@ -73,15 +74,13 @@ class Label:
 
 def make_bins(train: Table, columns: Sequence[str], seed: int = 0) -> list[Bins]:
     """Bins of each column, from a sample of the training split that one task looks at."""
-    import ray
-
     if not columns:
         return []
     schema = train.schema
     numbers = [is_number(schema.field(name).type) for name in columns]
     drawn = sample(train.select(list(columns)), min(_SAMPLE, train.rows), seed=seed)
-    task = ray.remote(edges_of).options(name="leaks_bins")
-    edges = ray.get(task.remote(list(columns), numbers, *drawn.blocks))
+    task = value_task("leaks_bins")
+    edges = results([task.remote(edges_of, list(columns), numbers, *drawn.blocks)])[0]
     return [Bins(*parts) for parts in zip(columns, numbers, edges, strict=True)]
 
 
@@ -113,12 +112,10 @@ def joint_counts(table: Table, bins: Sequence[Bins], label: Label | None) -> lis
         rows of each class and without one; or for a number the rows with one, its sum, the sum
         of its squares, and rows without one; only the rows (k = 1) without a label.
     """
-    import ray
-
-    count = ray.remote(count_block).options(name="leaks_count")
-    parts = [count.remote(block, first, list(bins), label) for block, first in numbered(table)]
+    count = value_task("leaks_count")
+    parts = [count.remote(count_block, block, n, list(bins), label) for block, n in numbered(table)]
     # Summed where they are, so that the driver gets one block's worth of numbers.
-    return ray.get(ray.remote(_sum).options(name="leaks_sum").remote(*parts))
+    return results([value_task("leaks_sum").remote(_sum, *parts)])[0]
 
 
 def count_block(

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.data._blocks import results, value_task
 from raysys.data._hash import hash_rows
-from raysys.data._ranks import count_groups, each_block, numbered, value_of
+from raysys.data._numbered import each_block, numbered
+from raysys.data._ranks import count_groups, value_of
 from raysys.data._split_time import time_key
 
 if TYPE_CHECKING:
@@ -74,20 +76,18 @@ def shared_rows(
         tables: The splits.
         compared: By what they are compared.
     """
-    import ray
-
     names = list(tables)
     rows = sum(table.rows for table in tables.values()) * len(compared)
     bits = min(6, max(0, (rows // _ENTRIES_A_TASK).bit_length()))
-    task = ray.remote(entries).options(name="leaks_hash_rows", num_returns=1 << bits)
+    task = value_task("leaks_hash_rows", returns=1 << bits)
     made = [
-        task.remote(block, first, tuple(compared), number, bits)
+        task.remote(entries, block, first, tuple(compared), number, bits)
         for number, table in enumerate(tables.values())
         for block, first in numbered(table)
     ]
     sent = [[refs] for refs in made] if bits == 0 else made
-    find = ray.remote(_found).options(name="leaks_compare_rows")
-    parts = ray.get([find.remote(*[refs[n] for refs in sent]) for n in range(1 << bits)])
+    find = value_task("leaks_compare_rows")
+    parts = results([find.remote(_found, *[refs[n] for refs in sent]) for n in range(1 << bits)])
     shared: dict[tuple[int, str, str], Shared] = {}
     for part in parts:
         for (what, a, b), found in part.items():

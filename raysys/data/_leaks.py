@@ -48,8 +48,9 @@ def check_leaks(
             rows that are equal in all features are a suspicion.
         time: A column of times or numbers: each split must end before the next one starts.
         features: Columns to look at; by default all but `label`, `keys` and `time`.
-        fitted: Things that were fitted, with `fitted_on` (the fingerprint of a Table) and
-            `rows_fitted`: it must have been the training split.
+        fitted: Things that were fitted, such as `raysys.features.FittedFeaturizer`, with
+            `fitted_on` (the fingerprint of a Table) and `rows` (of it): it must have been the
+            training split.
         limits: From which figures on columns are reported.
 
     Raises:

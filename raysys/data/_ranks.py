@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.data._hash import hash_rows
-from raysys.data._blocks import described
-from raysys.data._table import Table
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,8 +15,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    # Calls function(block, number of its first row, *args) for each block; results in order.
-    Each = Callable[..., list[Any]]
+    from raysys.data._numbered import Each
+
     # Of (block, number of its first row), a key for each row: uint64 `(rows,)`.
     Key = Callable[[pa.Table, int], np.ndarray]
 
@@ -51,46 +49,6 @@ class Place:
     row: int
     below: int
     upto: int
-
-
-def each_block(table: Table, name: str) -> Each:
-    """A function that calls functions in one task a block; the tasks are shown as `name`."""
-    import ray
-
-    def each(function: Callable[..., Any], *args: Any) -> list[Any]:
-        task = ray.remote(function).options(name=name)
-        return ray.get([task.remote(block, first, *args) for block, first in numbered(table)])
-
-    return each
-
-
-def deal(
-    table: Table, parts: int, function: Callable[..., list[pa.Table]], *args: Any, name: str
-) -> list[Table]:
-    """Tables of what `function(block, number of its first row, *args)` makes of each block.
-
-    Args:
-        table: Any rows.
-        parts: How many tables the function makes.
-        function: Makes a list of `parts` tables.
-        args: Further arguments.
-        name: The tasks' name in the dashboard.
-    """
-    import ray
-
-    task = ray.remote(_described).options(name=name, num_returns=2 * parts)
-    made = [task.remote(block, first, function, *args) for block, first in numbered(table)]
-    return [Table.of([refs[2 * part : 2 * part + 2] for refs in made]) for part in range(parts)]
-
-
-def numbered(table: Table) -> list[tuple[Any, int]]:
-    """References to the blocks, each with the number of its first row."""
-    firsts = np.cumsum([0, *(meta.rows for meta in table.metas)])
-    return [(block, int(first)) for block, first in zip(table.blocks, firsts, strict=False)]
-
-
-def _described(block: pa.Table, first: int, function: Callable[..., Any], *args: Any) -> Any:
-    return [thing for made in function(block, first, *args) for thing in described(made)]
 
 
 def ordered(column: Any, name: str) -> np.ndarray:

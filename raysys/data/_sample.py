@@ -7,24 +7,26 @@ the rows lie in blocks, and the same again when they come as a stream.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from raysys.data._hash import mix, uniforms
-from raysys.data._ranks import Group, count_groups, deal, each_block, groups_of, locate
+from raysys.data._numbered import deal, each_block
+from raysys.data._ranks import Group, count_groups, groups_of, locate
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     import pyarrow as pa
 
-    from raysys.data._ranks import Each, Key
+    from raysys.data._numbered import Each
+    from raysys.data._ranks import Key
     from raysys.data._table import Table
 
 # The bits of the key of a row that is never drawn, and a key and row beyond all others.
-_NEVER = int(np.array(np.inf).view(np.uint64))
+NEVER = int(np.array(np.inf).view(np.uint64))
 _ALL = (2**64 - 1, np.iinfo(np.int64).max)
 _NONE = (0, -1)
 # Groups become counts in the driver.
@@ -64,7 +66,8 @@ def sample(
     size = _size(table.rows, rows, fraction)
     limits = choose(each, size, by=by, allocation=allocation, weights=weights, seed=seed)
     key = random_key(seed, weights)
-    return deal(table, 1, _kept, key, tuple(by), limits, name="sample")[0]
+    how = {"rows": size, "by": by, "allocation": allocation, "weights": weights, "seed": seed}
+    return deal(table, ["sample"], _kept, key, tuple(by), limits, name="sample", how=how)[0]
 
 
 def importance_sample(
@@ -93,50 +96,11 @@ def importance_sample(
     each, key = each_block(table, "importance_sample"), random_key(seed, weights)
     size = _size(table.rows, rows, None)
     limits, beyond = importance_limits(each, size, table.rows, weights, seed)
+    how = {"rows": size, "weights": weights, "column": column, "seed": seed}
     return deal(
-        table, 1, _kept_with_chance, key, limits, weights, beyond, column, name="importance_sample"
-    )[0]
-
-
-def reservoir_sample(
-    batches: Iterable[Any], rows: int, *, weights: str | None = None, seed: int = 0
-) -> pa.Table:
-    """Draw rows of a stream of unknown length, in one pass and the memory of a few samples.
-
-    The rows are those that `sample` would draw of all batches as one table, in their order; all
-    of them if there are fewer.
-
-    Args:
-        batches: Arrow tables or record batches of one schema.
-        rows: How many to draw, from 1 on.
-        weights: As for `sample`.
-        seed: As for `sample`.
-
-    Raises:
-        DataError: Nothing came, or weights that are none.
-    """
-    import pyarrow as pa
-
-    if rows < 1:
-        raise DataError(f"rows={rows}: a reservoir holds at least 1 row")
-    key, first = random_key(seed, weights), 0
-    held: pa.Table | None = None
-    keys, limit = np.zeros(0, np.uint64), np.uint64(_NEVER if weights else 2**64 - 1)
-    for batch in batches:
-        block = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-        drawn = key(block, first)
-        first += len(block)
-        # Rows stay in the order in which they came: of equal keys, the earlier row has stayed.
-        close = drawn < limit
-        kept = block.filter(pa.array(close))
-        held = kept if held is None else pa.concat_tables([held, kept])
-        keys = np.concatenate([keys, drawn[close]])
-        if len(keys) >= 2 * rows:
-            keys, held = _smallest(keys, held, rows)
-            limit = keys.max()
-    if held is None:
-        raise DataError("the stream ended before its first batch: a sample needs a schema at least")
-    return _smallest(keys, held, rows)[1].combine_chunks()
+        table, ["sample"], _kept_with_chance, key, limits, weights, beyond, column,
+        name="importance_sample", how=how,
+    )[0]  # fmt: skip
 
 
 def random_key(seed: int, weights: str | None = None) -> Key:
@@ -200,8 +164,8 @@ def limits_of(
         limits[group] = place.key, place.row
         _refuse_never(place.key, place.below, size)
     for group, found in groups.items():
-        if sizes[group] == found.rows and found.high == _NEVER:
-            _refuse_never(_NEVER, found.rows - 1, found.rows)
+        if sizes[group] == found.rows and found.high == NEVER:
+            _refuse_never(NEVER, found.rows - 1, found.rows)
     return limits
 
 
@@ -251,7 +215,7 @@ def _size(rows: int, wanted: int | None, fraction: float | None) -> int:
 
 
 def _refuse_never(key: int, positive: int, size: int) -> None:
-    if key == _NEVER:
+    if key == NEVER:
         raise DataError(
             f"{size} rows were asked for, and only {positive} have a positive weight: draw fewer, "
             "or give the others a small weight"
@@ -286,18 +250,12 @@ def weights_of(block: pa.Table, column: str) -> np.ndarray:
     return weights
 
 
-def _smallest(keys: np.ndarray, rows: Any, count: int) -> tuple[np.ndarray, Any]:
-    """The rows with the smallest keys, in their order."""
-    chosen = np.sort(np.argsort(keys, kind="stable")[:count])
-    return keys[chosen], rows.take(chosen)
-
-
 def _kept(
     block: pa.Table, first: int, key: Key, by: Sequence[str], limits: dict[int, tuple[int, int]]
-) -> list[pa.Table]:
+) -> tuple[pa.Table]:
     import pyarrow as pa
 
-    return [block.filter(pa.array(drawn(block, first, key, by, limits)))]
+    return (block.filter(pa.array(drawn(block, first, key, by, limits))),)
 
 
 def _kept_with_chance(
@@ -308,9 +266,9 @@ def _kept_with_chance(
     weights: str,
     beyond: float,
     column: str,
-) -> list[pa.Table]:
+) -> tuple[pa.Table]:
     import pyarrow as pa
 
     kept = _kept(block, first, key, (), limits)[0]
     chance = -np.expm1(-weights_of(kept, weights) * beyond)
-    return [kept.append_column(column, pa.array(1.0 / chance))]
+    return (kept.append_column(column, pa.array(1.0 / chance)),)

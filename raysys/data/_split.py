@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysys.data._hash import hash_rows, mix
-from raysys.data._ranks import (
-    Place,
-    count_groups,
-    deal,
-    each_block,
-    groups_of,
-    locate,
-)
-from raysys.data._sample import random_key, strata
+from raysys.data._numbered import deal, each_block
+from raysys.data._ranks import Place, count_groups, locate
 from raysys.data._table import Table
 from raysys.errors import DataError
 
@@ -28,7 +21,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from raysys.data._ranks import Each, Key
+    from raysys.data._numbered import Each
+    from raysys.data._ranks import Key
 
 
 @dataclass(frozen=True)
@@ -151,37 +145,6 @@ def split_by_group(
     return cut(table, shares, key, cuts, how, training)
 
 
-def split_stratified(
-    table: Table,
-    shares: Mapping[str, float],
-    by: Sequence[str],
-    *,
-    seed: int = 0,
-    training: str = "train",
-) -> Splits:
-    """Split at random so that each class has each share of its rows, to less than a row.
-
-    Args:
-        table: The rows.
-        shares: The share of the rows for each split; they sum to 1.
-        by: Columns whose values make the classes; none for a plain random split.
-        seed: Another seed splits otherwise.
-        training: Name of the split that is for training.
-
-    Raises:
-        DataError: The shares are none, a column is missing, there are more than 100,000 classes,
-            or a split would be empty.
-    """
-    need(table, by)
-    limits = stratified_cuts(
-        each_block(table, "split_stratified"), cuts_of_shares(shares), by, seed
-    )
-    parts = deal(table, len(shares), _stratified, random_key(seed), tuple(by), limits,
-                 len(shares), name="split_stratified")  # fmt: skip
-    classes = f"within {', '.join(by)}" if by else "at random"
-    return _splits(shares, parts, f"{classes}, {described_shares(shares)}, seed {seed}", training)
-
-
 def hash_key(columns: Sequence[str], seed: int) -> Key:
     """Keys that are equal where these columns are."""
     return functools.partial(_hash_key, columns=tuple(columns), seed=seed)
@@ -202,31 +165,6 @@ def cuts_of(each: Each, key: Key, shares: Sequence[float]) -> list[int]:
     return [start(place, rank) for place, rank in zip(places, ranks, strict=True)]
 
 
-def stratified_cuts(
-    each: Each, shares: Sequence[float], by: Sequence[str], seed: int
-) -> dict[int, list[int]]:
-    """The largest key of each part but the last, or -1, for each class.
-
-    Where a class's share is no whole number of rows, the class draws once whether it is rounded
-    up: systematic sampling (Madow, 1949), under which a difference of two cuts is within a row of
-    its share too.
-    """
-    key = random_key(seed)
-    groups = strata(each, key, by)
-    draws = mix(np.array(list(groups), np.uint64), seed).astype(np.float64) / 2.0**64
-    wanted = [
-        (group, int(share * found.rows + draw))
-        for (group, found), draw in zip(groups.items(), draws.tolist(), strict=True)
-        for share in shares
-    ]
-    inside = [pair for pair in wanted if pair[1] > 0]
-    found = dict(zip(inside, locate(each, key, inside, groups, by), strict=True))
-    limits: dict[int, list[int]] = {group: [] for group in groups}
-    for pair in wanted:
-        limits[pair[0]].append(found[pair].key if pair in found else -1)
-    return limits
-
-
 def cut(
     table: Table,
     names: Mapping[str, float],
@@ -236,11 +174,14 @@ def cut(
     training: str,
     ends: Sequence[int] | None = None,
 ) -> Splits:
-    parts = deal(table, len(names), _between, key, cuts, ends or cuts, name="split")
-    return _splits(names, parts, how, training)
+    parts = deal(
+        table, list(names), _between, key, cuts, ends or cuts, name="split", how={"how": how}
+    )
+    return splits_of(names, parts, how, training)
 
 
-def _splits(names: Mapping[str, float], parts: list[Table], how: str, training: str) -> Splits:
+def splits_of(names: Mapping[str, float], parts: list[Table], how: str, training: str) -> Splits:
+    """Splits of these tables; an empty one is refused."""
     splits = Splits(dict(zip(names, parts, strict=True)), training, how)
     if empty := [name for name, part in splits.items() if part.rows == 0]:
         rows = {name: part.rows for name, part in splits.items()}
@@ -280,7 +221,7 @@ def _hash_key(block: pa.Table, first: int, columns: Sequence[str], seed: int) ->
 
 def _between(
     block: pa.Table, first: int, key: Key, cuts: Sequence[int], ends: Sequence[int]
-) -> list[pa.Table]:
+) -> tuple[pa.Table, ...]:
     """Rows before the first cut, from it on to the second, and so on, each up to its end."""
     import pyarrow as pa
 
@@ -288,24 +229,4 @@ def _between(
     part = np.searchsorted(np.array(cuts, np.uint64), keys, side="right")
     bounds = np.array([*ends, 2**64 - 1], np.uint64)
     inside = (keys < bounds[part]) | (part == len(cuts))
-    return [block.filter(pa.array((part == n) & inside)) for n in range(len(cuts) + 1)]
-
-
-def _stratified(
-    block: pa.Table,
-    first: int,
-    key: Key,
-    by: Sequence[str],
-    limits: dict[int, list[int]],
-    parts: int,
-) -> list[pa.Table]:
-    import pyarrow as pa
-
-    groups = np.array(sorted(limits), np.uint64)
-    at = np.searchsorted(groups, groups_of(block, by))
-    keys, part = key(block, first), np.zeros(len(block), np.int64)
-    for number in range(parts - 1):
-        # One more than the largest key, so that there is a number below them all.
-        start = np.array([limits[group][number] + 1 for group in groups.tolist()], np.uint64)
-        part += keys >= start[at]
-    return [block.filter(pa.array(part == number)) for number in range(parts)]
+    return tuple(block.filter(pa.array((part == n) & inside)) for n in range(len(cuts) + 1))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from raysys.data._ranks import each_block, ordered, value_of
+from raysys.data._numbered import each_block
+from raysys.data._ranks import ordered, value_of
 from raysys.data._split import Splits, cut, cuts_of, cuts_of_shares, described_shares, need
 from raysys.errors import DataError
 

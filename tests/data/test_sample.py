@@ -71,7 +71,7 @@ def test_a_reservoir_keeps_all_rows_of_a_short_stream_of_record_batches() -> Non
 def test_a_reservoir_of_a_long_stream_holds_no_more_than_three_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from raysys.data import _sample as module
+    from raysys.data import _reservoir as module
 
     held: list[int] = []
     smallest = module._smallest

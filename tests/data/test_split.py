@@ -18,7 +18,8 @@ from raysys.data import (
     split_stratified,
 )
 from raysys.data._sample import random_key
-from raysys.data._split import _between, _stratified, cuts_of, hash_key, stratified_cuts
+from raysys.data._split import _between, cuts_of, hash_key
+from raysys.data._split_stratified import _stratified, stratified_cuts
 from raysys.data._split_time import time_key
 from raysys.errors import DataError
 from tests.data.cut import each_block

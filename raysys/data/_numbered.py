@@ -1,0 +1,65 @@
+"""Tasks over blocks that know the number of their first row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysys.data._blocks import results, table_task, value_task
+from raysys.data._lineage import Lineage, plain
+from raysys.data._table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import pyarrow as pa
+
+    # Calls function(block, number of its first row, *args) for each block; results in order.
+    Each = Callable[..., list[Any]]
+
+
+def each_block(table: Table, name: str) -> Each:
+    """A function that calls functions in one task a block; the tasks are shown as `name`."""
+
+    def each(function: Callable[..., Any], *args: Any) -> list[Any]:
+        task = value_task(name)
+        return results([task.remote(function, block, n, *args) for block, n in numbered(table)])
+
+    return each
+
+
+def deal(
+    table: Table,
+    parts: Sequence[str],
+    function: Callable[..., tuple[pa.Table, ...]],
+    *args: Any,
+    name: str,
+    how: Mapping[str, Any],
+) -> list[Table]:
+    """Tables of what `function(block, number of its first row, *args)` makes of each block.
+
+    Args:
+        table: Any rows.
+        parts: Names of the tables that the function makes.
+        function: Makes a tuple of as many tables.
+        args: Further arguments.
+        name: The operation, for the dashboard and the lineage.
+        how: What else the lineage says.
+    """
+    task = table_task(name, tables=len(parts))
+    made = [task.remote(function, block, n, *args) for block, n in numbered(table)]
+    said = {key: plain(value) for key, value in how.items()}
+    return [
+        Table.of(
+            [refs[2 * number : 2 * number + 2] for refs in made],
+            Lineage(name, {**said, "part": part}, (table.lineage,)),
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+def numbered(table: Table) -> list[tuple[Any, int]]:
+    """References to the blocks, each with the number of its first row."""
+    firsts = np.cumsum([0, *(meta.rows for meta in table.metas)])
+    return [(block, int(first)) for block, first in zip(table.blocks, firsts, strict=False)]
