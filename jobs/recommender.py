@@ -177,14 +177,14 @@ def tune_ranker(run: Run, config: Config, candidates: Table) -> tune.Found:
 
 
 def train_ranker(config: Config, candidates: Table, best: tune.Found) -> bytes:
-    """Boost the ranker on actors that read the partitions of the candidates' Modin frame."""
+    """Boost the ranker on actors that map the candidates' blocks."""
     settings = train.BoostSettings(
         rounds=best.rounds * film_ranker.ROUNDS_A_REPORT,
         actors=config.workers,
         seed=config.seed,
         **best.settings,
     )
-    booster = train.boost(candidates.modin(), settings, label="label", group="userId")
+    booster = train.boost(candidates, settings, label="label", group="userId")
     return bytes(booster.save_raw("ubj"))
 
 

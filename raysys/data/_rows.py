@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raysys.data._plan import collect, lazy
+from raysys.data._shuffle import concat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,6 +42,11 @@ def distinct(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
 def distinct_rows(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
     """The first of equal rows of a part."""
     return collect(distinct(lazy(rows), columns), "distinct")
+
+
+def slices(ranges: Sequence[tuple[int, int]], *blocks: pa.Table) -> pa.Table:
+    """A range of rows of each block, after one another."""
+    return concat(*[b.slice(a, z - a) for b, (a, z) in zip(blocks, ranges, strict=True)])
 
 
 def number(block: pa.Table, column: str, first: int) -> pa.Table:

@@ -420,6 +420,22 @@ class Table:
         lineage = Lineage("partition_by", {"columns": names, "blocks": blocks}, (self.lineage,))
         return Table.of(made, lineage)._counted()
 
+    def repartition(self, blocks: int) -> Table:
+        """The same rows in the same order, dealt out evenly to so many blocks."""
+        task, metas = table_task("repartition"), self.metas
+        ends = list(itertools.accumulate((meta.rows for meta in metas), initial=0))
+        made = []
+        for number in range(blocks):
+            first, last = self.rows * number // blocks, self.rows * (number + 1) // blocks
+            within = [
+                (block, max(first, start) - start, min(last, end) - start)
+                for block, start, end in zip(self.blocks, ends, ends[1:], strict=False)
+                if start < last and end > first
+            ] or [(self.blocks[0], 0, 0)]
+            ranges = [(a, b) for _, a, b in within]
+            made.append(task.remote(_rows.slices, ranges, *[block for block, _, _ in within]))
+        return Table.of(made, Lineage("repartition", {"blocks": blocks}, (self.lineage,)))
+
     def with_row_number(self, column: str) -> Table:
         """Add the row's number in the Table, int64 from 0."""
         task = table_task("number_rows")

@@ -1,4 +1,4 @@
-"""Gradient boosting on actors, fed from a Modin frame's partitions."""
+"""Gradient boosting on actors, fed from a Table's blocks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from raysys.errors import DataError
 
 if TYPE_CHECKING:
     import xgboost
+
+    from raysys.data import Table
 
 
 class BoostSettings(BaseModel):
@@ -25,45 +27,61 @@ class BoostSettings(BaseModel):
     subsample: float = Field(0.8, gt=0, le=1)
     colsample_bytree: float = Field(0.5, gt=0, le=1)
     reg_lambda: float = Field(5.0, ge=0)
+    eval_metric: str | None = Field(None, description="of validation; the objective's own if none")
+    patience: int = Field(
+        0, ge=0, description="rounds without a gain before growing ends; 0: never"
+    )
     seed: int = 0
     max_failures: int = Field(2, ge=0, description="actor restarts before the run gives up")
 
     def params(self) -> dict[str, Any]:
         """The same in XGBoost's terms, for one thread."""
-        rest = self.model_dump(exclude={"rounds", "actors", "max_failures"})
+        rest = self.model_dump(exclude={"rounds", "actors", "patience", "max_failures"})
+        rest = {name: value for name, value in rest.items() if value is not None}
         return {**rest, "tree_method": "hist", "nthread": 1, "verbosity": 0}
 
 
 def boost(
-    frame: Any, settings: BoostSettings, *, label: str, group: str | None = None
+    table: Table,
+    settings: BoostSettings,
+    *,
+    label: str,
+    group: str | None = None,
+    validation: Table | None = None,
 ) -> xgboost.Booster:
-    """Grow trees on `settings.actors` actors; each reads whole partitions of the frame.
+    """Grow trees on `settings.actors` actors; each maps whole blocks of the Table.
 
     Args:
-        frame: A Modin frame of float features, the label and, for ranking, the group. A group
-            stands in one partition, and groups ascend within it.
+        table: Numeric features, the label and, for ranking, the group. A group stands in one
+            block, and groups ascend within it.
         settings: Objective, size and sampling.
         label: Name of the label's column.
         group: Name of the column that says which rows are ranked against each other.
+        validation: Rows to measure after each round; with `settings.patience` growing ends
+            when they no longer gain, and the booster is cut at its best round.
 
     Raises:
-        DataError: The frame has fewer partitions than there are actors.
+        DataError: A Table has fewer blocks than there are actors.
         ResourceError: The actors can never fit on the cluster.
     """
-    from modin.distributed.dataframe.pandas import unwrap_partitions
-
-    from raysys.train._xgboost_ray import dmatrix, train
+    from raysys.train._xgboost_ray import train
 
     cluster.require("gradient boosting", cpus=settings.actors)
-    partitions = unwrap_partitions(frame, axis=0)
-    if len(partitions) < settings.actors:
-        raise DataError(
-            f"a frame of {len(partitions)} partitions cannot feed {settings.actors} actors: use "
-            "fewer actors or partition the table further"
-        )
-    return train(
+    if settings.patience and validation is None:
+        raise DataError("patience needs a validation Table: give one, or leave patience out")
+    for one in (table, *([validation] if validation else ())):
+        if len(one.blocks) < settings.actors:
+            raise DataError(
+                f"a Table of {len(one.blocks)} blocks cannot feed {settings.actors} actors: use "
+                f"fewer actors, or deal the rows out anew: table.repartition({settings.actors}), "
+                "or partition_by the group"
+            )
+    measured: dict[str, Any] = {"early_stopping_rounds": settings.patience or None}
+    if validation:
+        measured["evals"] = [(validation.to_dmatrix(label=label, group=group), "validation")]
+    booster = train(
         settings.params(),
-        dmatrix(partitions, label=label, **({"qid": group} if group else {})),
+        table.to_dmatrix(label=label, group=group),
         num_boost_round=settings.rounds,
         ray_params={
             "num_actors": settings.actors,
@@ -72,4 +90,6 @@ def boost(
             "verbose": False,
         },
         verbose_eval=False,
+        **measured,
     )
+    return booster[: booster.best_iteration + 1] if settings.patience else booster

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,37 +75,6 @@ def _actor_setup() -> Any:
     return ActorSetup()
 
 
-def dmatrix(partitions: Sequence[Any], *, label: str, **kw: Any) -> Any:
-    """Makes a RayDMatrix whose tables go from the object store to the actors, past the driver.
-
-    A list of refs would be loaded by the driver and dealt out row by row, which splits groups. A
-    Modin frame would be unwrapped by tasks that start when the actors already hold their CPUs,
-    which blocks for ever if none is left: hence whole partitions, and the wait for them here.
-
-    Args:
-        partitions: Refs of pandas frames, at least one per actor. For learning to rank each holds
-            whole groups, in ascending order of ``qid``.
-        label: The column with the label.
-        **kw: More arguments of RayDMatrix, e.g. ``qid`` or ``ignore``; columns are given by name.
-
-    Returns:
-        A RayDMatrix, of which actor ``i % num_actors`` loads partition ``i``.
-    """
-    import ray
-    from xgboost_ray import RayDMatrix
-
-    ray.wait(list(partitions), num_returns=len(partitions), fetch_local=False)
-    # "shape" is read only to check that no actor is left without a partition (it would load all).
-    # One location for all partitions has them dealt out in turn, so alike in every run.
-    layout = {
-        "shape": (len(partitions), 1),
-        "partition_tiling": (len(partitions), 1),
-        "partitions": {(i, 0): {"data": r, "location": [""]} for i, r in enumerate(partitions)},
-        "get": ray.get,
-    }
-    return RayDMatrix(SimpleNamespace(__partitioned__=layout), label=label, distributed=True, **kw)
-
-
 def train(
     params: dict[str, Any],
     dtrain: Any,
@@ -121,7 +89,7 @@ def train(
 
     Args:
         params: XGBoost's parameters.
-        dtrain: What to train on, see `dmatrix`.
+        dtrain: What to train on, a RayDMatrix such as `Table.to_dmatrix` gives.
         num_boost_round: Number of boosting rounds.
         ray_params: RayParams or a dict of its fields; ``cpus_per_actor`` must be a whole number.
         evals: What to evaluate on, with names.

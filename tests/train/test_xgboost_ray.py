@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
-import ray
 import xgboost
-from modin import config as modin_config
-from modin.distributed.dataframe.pandas import unwrap_partitions
 from ray.util import placement_group_table
 
-from raysys.train._xgboost_ray import dmatrix, train
+from raysys.data import Table
+from raysys.train._xgboost_ray import train
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -33,13 +32,10 @@ def _table(seed: int) -> pd.DataFrame:
     return table
 
 
-def _partitions(table: pd.DataFrame) -> list[Any]:
-    import modin.pandas as mpd
-
-    with modin_config.context(NPartitions=PARTS):
-        partitions = unwrap_partitions(mpd.DataFrame(table), axis=0)
-    assert len(partitions) == PARTS, "not as many as rows / GROUP divides into whole groups"
-    return partitions
+def _table_of(frame: pd.DataFrame) -> Table:
+    table = Table.from_arrow(pa.Table.from_pandas(frame), rows_a_block=ROWS // PARTS)
+    assert len(table.blocks) == PARTS, "not as many as rows / GROUP divides into whole groups"
+    return table
 
 
 def _local(table: pd.DataFrame, qid: str | None = None) -> xgboost.DMatrix:
@@ -54,7 +50,7 @@ def _same_predictions(ours: xgboost.Booster, theirs: xgboost.Booster) -> None:
 def test_ranking_on_two_actors_gives_the_model_of_one_process() -> None:
     table = _table(seed=1)
     params = TREES | {"objective": "rank:ndcg", "eval_metric": "ndcg@5"}
-    data = dmatrix(_partitions(table), label="label", qid="group")
+    data = _table_of(table).to_dmatrix(label="label", group="group")
     metrics: dict[str, Any] = {}
     ours = train(
         params,
@@ -82,10 +78,10 @@ def test_early_stopping_ends_in_the_round_in_which_it_ends_in_one_process() -> N
     metrics: dict[str, Any] = {}
     ours = train(
         params,
-        dmatrix(_partitions(table), label="label", ignore=["group"]),
+        _table_of(table).to_dmatrix(label="label", ignore=["group"]),
         num_boost_round=200,
         ray_params=TWO_ACTORS,
-        evals=[(dmatrix(_partitions(other), label="label", ignore=["group"]), "other")],
+        evals=[(_table_of(other).to_dmatrix(label="label", ignore=["group"]), "other")],
         evals_result=metrics,
         early_stopping_rounds=3,
         verbose_eval=False,
@@ -123,7 +119,7 @@ def _killer(marker: Path) -> xgboost.callback.TrainingCallback:
 def test_training_goes_on_from_the_checkpoint_when_an_actor_is_killed(tmp_path: Path) -> None:
     table, marker = _table(seed=1), tmp_path / "killed"
     params = TREES | {"objective": "reg:squarederror"}
-    data = dmatrix(_partitions(table), label="label", ignore=["group"])
+    data = _table_of(table).to_dmatrix(label="label", ignore=["group"])
     metrics: dict[str, Any] = {}
     ours = train(
         params,
@@ -143,7 +139,9 @@ def test_training_goes_on_from_the_checkpoint_when_an_actor_is_killed(tmp_path: 
 
 
 def test_a_failed_training_gives_its_cpus_back() -> None:
-    data = dmatrix([ray.put(_table(seed=1))], label="label", ignore=["group"])
+    data = Table.from_arrow(pa.Table.from_pandas(_table(seed=1))).to_dmatrix(
+        label="label", ignore=["group"]
+    )
     with pytest.raises(RuntimeError, match="maximum number of shards is 1"):
         train(TREES, data, num_boost_round=1, ray_params=TWO_ACTORS)
 
