@@ -197,12 +197,14 @@ class Scan:
     blank: bool
 
 
-def scan(file: File, start: int, stop: int, quoting: bool) -> Scan:
-    """Look through a range of a file for places to cut it."""
+def scan(file: File, start: int, stop: int, quoting: bool, counting: bool) -> Scan:
+    """Look through a range of a file for places to cut it; lines are counted only if wanted."""
     data = file.bytes(start, stop)
     quotes = data.count(b'"') if quoting else 0
     place = data.find(b"\n") + 1 or None
     after = (_after(data, 0), _after(data, 1)) if quotes else (place, None)
+    if not counting:
+        return Scan(quotes, after, 0, False)
     blank = b"\n\n" in data or b"\n\r\n" in data or data.startswith((b"\n", b"\r\n"))
     return Scan(quotes, after, data.count(b"\n"), blank)
 

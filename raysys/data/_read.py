@@ -183,7 +183,9 @@ def _cut(parts: Sequence[Any], raw: bool) -> list[Any]:
         for start in range(part.start, part.stop, size)
     ]
     quoting = isinstance(parts[0], _csv.CsvPart)  # JSON has no line end within a value
-    scans = results([task.remote(_csv.scan, part.file, a, b, quoting) for part, a, b in ranges])
+    scans = results(
+        [task.remote(_csv.scan, part.file, a, b, quoting, raw) for part, a, b in ranges]
+    )
     cut: list[Any] = []
     for part in parts:
         mine = [(a, s) for (p, a, _), s in zip(ranges, scans, strict=True) if p is part]
