@@ -170,9 +170,10 @@ def quantiles(
                 prefix: _added([part[name][k] for part in parts]) for k, prefix in enumerate(given)
             }
             if level == 0:
-                places[name] = (int(tables[0][1].sum()) - 1) * np.asarray(wanted[name])
+                known = int(tables[0][1].sum())
+                places[name] = (known - 1) * np.asarray(wanted[name])
                 around = {int(end(place)) for place in places[name] for end in (np.floor, np.ceil)}
-                ranks[name] = {rank: (0, rank) for rank in around if rank >= 0}
+                ranks[name] = {rank: (0, rank) for rank in around} if known else {}
             for rank, (prefix, inside) in ranks[name].items():
                 bits, counts = tables[prefix]
                 ends = np.cumsum(counts)

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 FORMAT = 1
 STATE_FILE, ARRAYS_FILE = "featurizer.json", "arrays.npz"
 # Up to this many rows, one after the other is faster than by arrays.
-_FEW = 4
+_FEW = 8
+# Rows filled at a time: look-ups write all over the matrix, which is to stay in the cache.
+_AT_ONCE = 16_384
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FittedFeaturizer:
     """Turns raw fields into float32 features: of a Table, of a batch, of one request.
 
@@ -221,9 +223,14 @@ def featurize(
 
     from raysys.features import _target
 
-    out = np.zeros((len(fitted.names), len(block)), np.float32)
-    columns = {name: block[name] for name in fitted.inputs}
-    fitted._program.many(columns, len(block), out)
+    out = np.empty((len(fitted.names), len(block)), np.float32)
+    filled = np.zeros((len(out), min(len(block), _AT_ONCE)), np.float32)
+    for start in range(0, len(block), _AT_ONCE):
+        rows = block.slice(start, _AT_ONCE)
+        part = filled[:, : len(rows)]
+        part[:] = 0
+        fitted._program.many({name: rows[name] for name in fitted.inputs}, len(rows), part)
+        out[:, start : start + len(rows)] = part
     first = 0
     pairs = zip(fitted.definition.transforms, fitted.states, strict=True)
     for number, (transform, states) in enumerate(pairs):

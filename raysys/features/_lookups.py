@@ -156,19 +156,21 @@ class Words:
     def many(self, columns: Sequence[Coded], out: np.ndarray) -> None:
         """Of columns of texts."""
         values, codes = columns[self.column]
-        split_up = [words(value) for value in values]
+        split_up = [*(words(value) for value in values), []]  # a code of -1 is the last
         known: dict[str, int] = {}
         places = [known.setdefault(word, len(known)) for found in split_up for word in found]
-        hashes = np.array([hash_of(word) for word in known], np.uint64)[np.array(places, np.int64)]
-        text = np.repeat(np.arange(len(values)), [len(found) for found in split_up])
-        # A text's last column is that of a missing one: nothing.
-        counts = np.zeros((self.buckets, len(values) + 1), np.float32)
+        lengths = np.array([len(found) for found in split_up], np.int64)
+        # From the texts to the rows that have them: each row's words, one after the other.
+        ends, counts = np.cumsum(lengths)[codes], lengths[codes]
+        rows = np.repeat(np.arange(len(codes)), counts)
+        at = np.arange(len(rows)) + np.repeat(ends - np.cumsum(counts), counts)
+        hashes = np.array([hash_of(word) for word in known], np.uint64)
+        hashes = hashes[np.array(places, np.int64)[at]]
         runs, starts = hashes, np.arange(len(hashes))
         for length in range(1, self.ngrams + 1):
-            bucket = (runs % np.uint64(self.buckets)).astype(np.int64)
-            np.add.at(counts.reshape(-1), bucket * counts.shape[1] + text[starts], np.float32(1))
+            buckets = (runs % np.uint64(self.buckets)).astype(np.int64)
+            np.add.at(out, (self.first + buckets, rows[starts]), np.float32(1))
             inside = starts[starts + length < len(hashes)]
-            kept = np.flatnonzero(text[inside] == text[inside + length])
+            kept = np.flatnonzero(rows[inside] == rows[inside + length])
             runs, starts = runs[kept], starts[kept]
             runs = joined_arrays(runs, hashes[starts + length])
-        out[self.first : self.first + self.buckets] = counts[:, codes]

@@ -118,8 +118,9 @@ class Program:
                 for name in names
             ]
             numbers = np.array(row).reshape(-1, 1)
-            for group in self.on_numbers:
-                group.many(numbers, column)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for group in self.on_numbers:
+                    group.many(numbers, column)
             for bins in self.on_bins:
                 bins.one(numbers, out)
         names = self.places["category"]

@@ -57,7 +57,7 @@ def first_fault(error: ValidationError) -> str:
 class Numeric(Transform, frozen=True):
     """Numbers: imputed, then on a logarithmic scale, then scaled.
 
-    NaN and infinities count as missing.
+    NaN and infinities count as missing; a result beyond the range of float32 is infinite.
 
     Attributes:
         impute: What stands for a missing value: the "mean" or "median" of those that are there,

@@ -1,0 +1,41 @@
+"""A stand-in for a Table, of blocks in this process: the fit's own work, without a cluster."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from raysys.data import Table
+from raysys.features import Featurizer, FittedFeaturizer
+from raysys.features._fitted import featurize
+from raysys.features._transforms import Transform
+
+
+class Local:
+    fingerprint = "local"
+
+    def __init__(self, rows: pa.Table, cuts: list[int]):
+        bounds = [0, *cuts, len(rows)]
+        self.blocks = [rows.slice(first, last - first) for first, last in pairwise(bounds)]
+        self.schema, self.rows = rows.schema, len(rows)
+
+    def gather(self, function: Callable[..., Any], *args: Any, name: str) -> list[Any]:
+        return [function(block, *args) for block in self.blocks]
+
+
+def fit(
+    rows: pa.Table | dict[str, Any], *transforms: Transform, cuts: tuple[int, ...] = ()
+) -> FittedFeaturizer:
+    table = rows if isinstance(rows, pa.Table) else pa.table(rows)
+    return Featurizer(transforms).fit(cast("Table", Local(table, list(cuts))))
+
+
+def bulk(fitted: FittedFeaturizer, rows: pa.Table | dict[str, Any]) -> dict[str, np.ndarray]:
+    """The features of rows as a Table's blocks make them, by name."""
+    table = rows if isinstance(rows, pa.Table) else pa.table(rows)
+    made = featurize(table, fitted, {}, {}, [])
+    assert made.column_names == list(fitted.names)
+    assert set(made.schema.types) == {pa.float32()}
+    return {name: made[name].to_numpy() for name in made.column_names}

@@ -1,0 +1,78 @@
+from collections.abc import Callable
+
+import pytest
+
+from raysys.errors import DataError
+from raysys.features import (
+    Calendar,
+    Crossed,
+    Featurizer,
+    Hashed,
+    Numeric,
+    OneHot,
+    TargetEncoded,
+)
+from tests.features.local import bulk, fit
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Numeric(["x"], impute="mode"), r"Numeric\(\['x'\]\): impute.*given: 'mode'"),
+        (lambda: Numeric(["x"], scaler="standard"), r"Numeric\(\['x'\]\): scaler: Extra inputs"),
+        (lambda: Numeric([]), r"Numeric\(\[\]\): columns"),
+        (lambda: Hashed("tail", buckets=8), "columns: Input should be a valid tuple"),
+        (lambda: Hashed(["tail"]), "buckets: Field required"),
+        (lambda: Hashed(["tail"], buckets=1), "buckets.*greater than or equal to 2; given: 1"),
+        (lambda: Crossed(["a"], buckets=8), "Crossed.*at least 2"),
+        (lambda: Calendar(["t"], fields=["days"]), "fields.0.*given: 'days'"),
+        (lambda: TargetEncoded(["c"], target="y", group="g", time="t"), "give one of them"),
+        (lambda: Featurizer([]), "transforms"),
+    ],
+)
+def test_a_wrong_definition_names_the_option(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        make()
+
+
+def test_a_definition_is_read_back_from_json() -> None:
+    made = Featurizer(
+        [Numeric(["x"], impute=None, log=True), TargetEncoded(["c"], target="y", time="t")]
+    )
+    assert Featurizer.model_validate_json(made.model_dump_json()) == made
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (Numeric(["y"]), "Numeric needs the column 'y'; the table has: x, c"),
+        (TargetEncoded(["c"], target="late"), "TargetEncoded needs the column 'late'"),
+        (TargetEncoded(["c"], target="x", group="person"), "needs the column 'person'"),
+        (Numeric(["c"]), r"c: 'a' \(str\) is no number"),
+        (TargetEncoded(["x"], target="c"), "is no number"),
+    ],
+)
+def test_a_table_that_does_not_fit_names_the_column(transform: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        fit({"x": [1.0, 2.0], "c": ["a", "b"]}, transform)  # type: ignore[arg-type]
+
+
+def test_two_features_of_one_name_are_refused() -> None:
+    with pytest.raises(DataError, match="two columns would be named 'c=a'"):
+        fit({"c": ["a"]}, OneHot(["c"]), OneHot(["c"]))
+
+
+def test_features_stand_in_the_order_of_the_definition() -> None:
+    fitted = fit(
+        {"x": [1.0], "z": [2.0], "c": ["a"]},
+        OneHot(["c"]),
+        Numeric(["z"], indicator=False),
+        Hashed(["c"], buckets=2, encode="ordinal"),
+        Numeric(["x"], log=True),
+    )
+    names = ("c=a", "c_other", "c_missing", "z", "c_bucket", "x", "x_missing")
+    assert fitted.names == names
+    assert {n: v[0] for n, v in bulk(fitted, {"x": [0.0], "z": [9.0], "c": ["a"]}).items()} == {
+        "c=a": 1, "c_other": 0, "c_missing": 0, "z": 9, "c_bucket": fitted.one({"c": "a"})[4],
+        "x": 0, "x_missing": 0,
+    }  # fmt: skip
