@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from raysys.data._table import Table
 
-# Bins of numbers hold about as many rows of the training split each.
-_NUMBER_BINS = 256
+# Bins of numbers hold about as many rows of the training split each, and enough to tell by.
+_NUMBER_BINS, _ROWS_A_BIN = 256, 20
 # Categories by name, the most frequent ones; the others share a bin.
 _CATEGORY_BINS = 512
 # Rows of the training split from which the bins are made.
@@ -92,8 +92,9 @@ def edges_of(columns: Sequence[str], numbers: Sequence[bool], *blocks: pa.Table)
             values = np.concatenate([as_numbers(block[name]) for block in blocks])
             values = np.sort(values[~np.isnan(values)])
             some = np.unique(values)
-            if len(some) > _NUMBER_BINS:
-                at = np.linspace(0, len(values) - 1, _NUMBER_BINS).astype(int)
+            most = min(max(len(values) // _ROWS_A_BIN, 2), _NUMBER_BINS)
+            if len(some) > most:
+                at = np.linspace(0, len(values) - 1, most).astype(int)
                 some = np.unique(values[at])
             made.append(some)
         else:
