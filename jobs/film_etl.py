@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandera.pandas as pandera
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysys.data import Checked, Table, check, read
+from raysys.data import Checked, Column, Schema, Table, check, read
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,18 +20,18 @@ FEWEST = 15  # favourites of a person who has those sets
 # What is known at the validation cut, at the test cut, and now: ratings with `part` below it.
 VALIDATION, TEST, NOW = 1, 2, 3
 
-SCHEMA = pandera.DataFrameSchema(
-    {
-        "userId": pandera.Column("int64"),
-        "movieId": pandera.Column("int64"),
-        "rating": pandera.Column("float64", pandera.Check.in_range(0.5, 5)),
-        "timestamp": pandera.Column("int64", pandera.Check.ge(0)),
-        "title": pandera.Column(str, nullable=True),
-        "year": pandera.Column("float64", nullable=True),
-        "genres": pandera.Column(str),
-    },
-    unique=["userId", "movieId"],
+SCHEMA = Schema(
     name="ratings",
+    columns={
+        "userId": Column(type="int64"),
+        "movieId": Column(type="int64"),
+        "rating": Column(type="float64", min=0.5, max=5),
+        "timestamp": Column(type="int64", min=0),
+        "title": Column(type="string", nullable=True),
+        "year": Column(type="float64", nullable=True),
+        "genres": Column(type="string"),
+    },
+    unique=[["userId", "movieId"]],
 )
 
 
@@ -48,13 +47,9 @@ def etl(path: str | None, blocks: int) -> tuple[Checked, Table, Table, Table]:
         films by movieId and people by userId, with their columns up to each cut.
     """
     columns = list(SCHEMA.columns)
-    raw = (
-        Table.load(_movielens, name="read")
-        if path is None
-        else Table.from_modin(read(path, columns))
-    )
-    checked = check(raw, SCHEMA, partition_by="userId", blocks=blocks)
-    whole = checked.good.map_blocks(split_by_time)
+    raw = Table.load(_movielens, name="read") if path is None else read(path, columns, raw=True)
+    checked = check(raw, SCHEMA)
+    whole = checked.good.partition_by("userId", blocks).map_blocks(split_by_time)
     frame = whole.map_blocks(columns_of_cuts).modin()
     counted = {f"{name}_{cut}": "sum" for name in ("ratings", "favourites", "rating_sum")
                for cut in (VALIDATION, TEST, NOW)}  # fmt: skip

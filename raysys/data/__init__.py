@@ -2,7 +2,7 @@
 
 from raysys.data._balance import class_counts, class_weights, oversample, undersample
 from raysys.data._blocks import BlockMeta, described
-from raysys.data._check import Checked, check
+from raysys.data._check import Checked, CheckError, Figure, check
 from raysys.data._hash import block_digest, hash_rows, hash_text
 from raysys.data._leak_report import Finding, LeakLimits, LeakReport
 from raysys.data._leaks import check_leaks
@@ -10,6 +10,7 @@ from raysys.data._lineage import Lineage, read_lineage
 from raysys.data._read import read
 from raysys.data._reservoir import reservoir_sample
 from raysys.data._sample import importance_sample, sample
+from raysys.data._schema import Column, Distribution, Rows, Schema
 from raysys.data._split import Splits, split_by_group, split_by_hash
 from raysys.data._split_stratified import split_stratified
 from raysys.data._split_time import split_by_time
@@ -17,11 +18,17 @@ from raysys.data._table import Table
 
 __all__ = [
     "BlockMeta",
+    "CheckError",
     "Checked",
+    "Column",
+    "Distribution",
+    "Figure",
     "Finding",
     "LeakLimits",
     "LeakReport",
     "Lineage",
+    "Rows",
+    "Schema",
     "Splits",
     "Table",
     "block_digest",

@@ -1,23 +1,49 @@
-"""Checking rows against a schema: good rows go on, bad rows to quarantine with the reason."""
+"""Checking a table against a schema: good rows go on, bad rows to quarantine with the reason."""
 
 from __future__ import annotations
 
-import copy
-import re
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raysys.data._columns import ROW
+from raysys.data._distribution import medians, statistics
+from raysys.data._rules import as_time, examples_of, say, split_block, with_examples
 from raysys.data._table import Table
+from raysys.data._unique import split_repeated
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Where a row stood in what was checked, from 0; and why it was turned away.
-ROW, REASON = "_row", "_reason"
-# Text as repr() writes it.
-_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"')
+    from raysys.data._schema import Schema
+
+MOST_KEYS = 10_000_000  # values of a key's column, which every task holds
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A statistic of the whole table beside its bounds; a bound of None is free."""
+
+    name: str
+    value: Any
+    low: Any
+    high: Any
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is within the bounds, both included; one without a value is not."""
+        return (
+            self.value is not None
+            and (self.low is None or self.value >= self.low)
+            and (self.high is None or self.value <= self.high)
+        )
+
+    def __str__(self) -> str:
+        value = "none" if self.value is None else _say(self.value)
+        low = "" if self.low is None else f"from {_say(self.low)}"
+        high = "" if self.high is None else f"to {_say(self.high)}"
+        return f"{self.name}: {value}, bounds: {' '.join(filter(None, [low, high]))}"
 
 
 @dataclass(frozen=True)
@@ -25,14 +51,20 @@ class Checked:
     """The two ways that rows took.
 
     Attributes:
-        good: Rows that satisfy the schema, in its types and order.
-        quarantine: The others as text, with `_row` (int64) and `_reason`.
-        reasons: Number of rows turned away, by kind of reason.
+        good: Rows that satisfy the schema, in its types and order, in the blocks and the order
+            that they came in. Columns that the schema does not name are left out.
+        quarantine: The others as text, with all their columns as they were written, `_row`
+            (int64), `_file` if they come from files, and `_reason`.
+        reasons: Number of rows turned away, by kind of reason, most first; a row may have several.
+        examples: Where the first row stood, by kind of reason.
+        figures: What the schema's table checks found.
     """
 
     good: Table
     quarantine: Table
     reasons: dict[str, int]
+    examples: dict[str, str]
+    figures: tuple[Figure, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -40,141 +72,172 @@ class Checked:
         return self.good.rows + self.quarantine.rows
 
 
-def check(table: Table, schema: Any, *, partition_by: str, blocks: int) -> Checked:
-    """Check every row, in tasks over the blocks.
+class CheckError(DataError):
+    """The table as a whole breaks its schema.
 
-    Values are first read as the types of the schema's columns. A missing or unreadable value
-    or a failed check turns the row away, with all of its reasons. Of rows that are equal in
-    the schema's `unique` columns the first stays.
+    Attributes:
+        checked: The outcome, with the quarantine and the figures: nothing is lost.
+    """
+
+    def __init__(self, message: str, checked: Checked) -> None:
+        super().__init__(message)
+        self.checked = checked
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.checked)
+
+
+def check(table: Table, schema: Schema, *, tables: Mapping[str, Table] | None = None) -> Checked:
+    """Check every row, in one task a block, and then the table as a whole.
+
+    Values are first read as the types of the schema's columns (see `Schema`), of text or of any
+    other type that they have. A row with a missing or unreadable value or that breaks a rule
+    is turned away, with all of its reasons. Of those that pass and are equal in a group of
+    `unique` columns the first stays. The statistics of `distributions` are of the good rows.
 
     Args:
-        table: Rows with at least the schema's columns, of any type.
-        schema: A `pandera.DataFrameSchema` of row checks.
-        partition_by: One of the `unique` columns: good rows that share a value of it come
-            back in one block.
-        blocks: Number of blocks of the good rows.
+        table: Rows with at least the schema's columns. As `read(path, raw=True)` gives it, a
+            reason can name the file and the row in it, and lines that are no records go to
+            quarantine too; else `_row` counts the table's rows from 0.
+        schema: What they must satisfy.
+        tables: The other tables that the schema's keys name. The distinct values of a key's
+            column are sent to every node: up to 10 million.
 
     Raises:
-        DataError: No row satisfies the schema.
+        CheckError: No row satisfies the schema, or a table check fails: the message has the
+            figures, `checked` on the error the rows.
+        DataError: A column or a table is missing.
     """
-    import ray
-
-    numbered = table.with_row_number(ROW)
-    typed, bad = numbered.split_blocks(_split_rows, schema, name="check")
-    typed = typed.partition_by(partition_by, blocks)
-    good, repeated = typed.split_blocks(_split_repeated, schema, name="check_unique")
-    if good.rows == 0:
+    if missing := [name for name in schema.columns if name not in table.schema.names]:
         raise DataError(
-            f"none of the {table.rows} rows satisfies the schema {schema.name!r}: this is not the "
-            "kind of file that it describes, or its columns are mixed up"
+            f"the table lacks the columns {missing} of the schema {schema.name!r}; it has "
+            f"{[name for name in table.schema.names if name[:1] != '_'][:20]}. Rename its columns "
+            "or edit the schema"
         )
-    quarantine = Table(bad.blocks + repeated.blocks, bad.metas + repeated.metas)
-    count = ray.remote(_count_reasons).options(name="count_reasons")
-    counted: Counter[str] = Counter()
-    for part in ray.get([count.remote(block) for block in quarantine.blocks]):
-        counted.update(part)
-    return Checked(good, quarantine, dict(counted.most_common()))
+    keys = _keys(schema, tables or {})
+    if ROW not in table.schema.names:
+        table = table.with_row_number(ROW)
+    good, bad = table.split_blocks(_split, schema, keys, name="check")
+    found = [bad]
+    if schema.unique:
+        good, repeated = split_repeated(good, schema.unique)
+        good = good.select(list(schema.columns))
+        if repeated.rows:
+            found.append(repeated)
+    reasons: dict[str, int] = {}
+    examples: dict[str, str] = {}
+    for meta in (meta for part in found for meta in part.metas):
+        for kind, (count, place) in examples_of(meta.schema).items():
+            reasons[kind] = reasons.get(kind, 0) + count
+            examples.setdefault(kind, place)
+    reasons = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+    quarantine = Table(
+        [block for part in found for block in part.blocks],
+        [meta for part in found for meta in part.metas],
+        bad.lineage,
+    )
+    checked = Checked(good, quarantine, reasons, examples)
+    if good.rows == 0:
+        most = "; ".join(f"{count} x {kind}" for kind, count in list(reasons.items())[:5])
+        raise CheckError(
+            f"none of the {checked.rows} rows satisfies the schema {schema.name!r}: this is not "
+            f"the kind of file that it describes, or its columns are mixed up ({most})",
+            checked,
+        )
+    return _check_whole(checked, schema)
 
 
-def _split_rows(block: pa.Table, schema: Any) -> tuple[pa.Table, pa.Table]:
-    import pandas as pd
-    import pandera.errors
-    import pyarrow as pa
+def _split(block: pa.Table, schema: Schema, keys: Mapping[str, Table]) -> tuple[pa.Table, pa.Table]:
+    values = {key: table.arrow().column(0).combine_chunks() for key, table in keys.items()}
+    good, bad, examples = split_block(block, schema, values)
+    return good, with_examples(bad, examples)
 
-    # Without pandas's metadata, and integers as they are: each value is null or itself.
-    raw = block.to_pandas(ignore_metadata=True, integer_object_nulls=True)
-    reasons = pd.Series("", index=raw.index)
-    typed = pd.DataFrame({ROW: raw[ROW]})
+
+def _keys(schema: Schema, tables: Mapping[str, Table]) -> dict[str, Table]:
+    """The distinct values of each column that a key names."""
+    keys = {}
     for name, column in schema.columns.items():
-        kind, values = str(column.dtype), raw[name]
-        if kind.startswith(("int", "float")):
-            if pa.types.is_temporal(block.schema.field(name).type):
-                values = values.astype(str)  # in no unit that a number would have
-            numbers = pd.to_numeric(values, errors="coerce")
-            if kind.startswith("int"):
-                numbers = _integers(values, numbers, kind)
-            unreadable = numbers.isna() & values.notna()
-            for row in raw.index[unreadable]:
-                reasons[row] += f"{name}: {values[row]!r} is no {kind}; "
-            values = numbers
-        if not column.nullable:
-            reasons[raw.index[raw[name].isna()]] += f"{name}: missing; "
-        typed[name] = values
-    whole = typed[reasons == ""].astype({n: str(c.dtype) for n, c in schema.columns.items()
-                                         if str(c.dtype).startswith(("int", "float"))})  # fmt: skip
-    rows_only = copy.deepcopy(schema)
-    rows_only.unique = None
-    try:
-        rows_only.validate(whole, lazy=True)
-    except pandera.errors.SchemaErrors as error:
-        cases = error.failure_cases
-        for row, name, rule, value in zip(
-            cases["index"], cases["column"], cases["check"], cases["failure_case"], strict=True
-        ):
-            reasons[row] += f"{name}: {value!r} fails {rule}; "
-    failed = reasons != ""
-    good = _arrow(whole[~failed[whole.index]])
-    return good, _quarantined(raw[failed], reasons[failed])
+        if column.key is None or column.key in keys:
+            continue
+        of, _, other = column.key.partition(".")
+        if of not in tables or other not in tables[of].schema.names:
+            raise DataError(
+                f"column {name!r} has the key {column.key!r}, which names no column of the tables "
+                f"given, {list(tables)}. Give it: check(..., tables={{{of!r}: ...}})"
+            )
+        parts = tables[of].map_blocks(_distinct, other, name="keys")
+        keys[column.key] = Table.load(_merge, parts, name="keys")
+        if keys[column.key].rows > MOST_KEYS:
+            raise DataError(
+                f"column {name!r}: the key {column.key!r} has {keys[column.key].rows} values, more "
+                f"than the {MOST_KEYS} that are sent to every task: find rows without a partner "
+                "with a join instead"
+            )
+    return keys
 
 
-def _integers(values: Any, numbers: Any, kind: str) -> Any:
-    """`numbers`, which were read from `values`, exactly; missing where one is no `kind`."""
-    import numpy as np
-
-    limits = np.iinfo(kind)
-    large = numbers.abs() >= 2.0**53  # from here on, not every integer is a float
-    inside = large | numbers.between(limits.min, limits.max)
-    whole = numbers.where((numbers % 1 == 0) & inside)
-    if not large.any():
-        return whole
-    whole = whole.astype(object)
-    for row in numbers.index[large]:
-        try:
-            exact = int(values[row])
-        except (OverflowError, ValueError):
-            exact = limits.max + 1
-        whole[row] = exact if limits.min <= exact <= limits.max else None
-    return whole
-
-
-def _split_repeated(block: pa.Table, schema: Any) -> tuple[pa.Table, pa.Table]:
-    import pandas as pd
-
-    rows = block.to_pandas()
-    repeated = rows.duplicated(schema.unique, keep="first")
-    reason = f"{', '.join(schema.unique)}: stands in an earlier row"
-    good = _arrow(rows[~repeated].drop(columns=ROW))
-    return good, _quarantined(rows[repeated], pd.Series(reason, index=rows.index[repeated]))
-
-
-def _arrow(rows: Any) -> pa.Table:
-    """Rows as Arrow; a text column without a value in this block is text still."""
+def _distinct(block: pa.Table, column: str) -> pa.Table:
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    table = pa.Table.from_pandas(rows, preserve_index=False)
-    for number, field in enumerate(table.schema):
-        if pa.types.is_null(field.type):
-            table = table.set_column(number, field.name, table[number].cast(pa.string()))
-    return table
+    return pa.table({column: pc.unique(block[column])})
 
 
-def _quarantined(rows: Any, reasons: Any) -> pa.Table:
-    import pyarrow as pa
-
-    names = [name for name in rows.columns if name != ROW]
-    # As text: a quarantine must take any value, and keep it as it was written.
-    columns = {
-        name: pa.array([None if value is None or value != value else str(value)
-                        for value in rows[name]], pa.string())
-        for name in names
-    }  # fmt: skip
-    columns[ROW] = pa.array(rows[ROW], pa.int64())
-    columns[REASON] = pa.array(reasons.str.rstrip("; "), pa.string())
-    return pa.table(columns)
+def _merge(parts: Table) -> pa.Table:
+    whole = parts.arrow()
+    return _distinct(whole, whole.column_names[0])
 
 
-def _count_reasons(block: pa.Table) -> Counter[str]:
-    """Counts by kind: the value that was given is cut out."""
-    texts = (_QUOTED.sub("", text) for text in block[REASON].to_pylist())
-    reasons = (reason for text in texts for reason in text.split("; "))
-    return Counter(re.sub(r": .*?(is no|fails) ", r" \1 ", reason) for reason in reasons)
+def _check_whole(checked: Checked, schema: Schema) -> Checked:
+    """With the figures of the table checks.
+
+    Raises:
+        CheckError: One of them is out of its bounds.
+    """
+    figures = [*_row_figures(checked, schema), *_column_figures(checked.good, schema)]
+    checked = Checked(
+        checked.good, checked.quarantine, checked.reasons, checked.examples, tuple(figures)
+    )
+    if broken := [figure for figure in figures if not figure.holds]:
+        raise CheckError(
+            f"{len(broken)} of {len(figures)} table checks of the schema {schema.name!r} fail over "
+            f"{checked.good.rows} good rows ({checked.quarantine.rows} in quarantine): "
+            f"{'; '.join(map(str, broken))}. Look at what changed in the data; if it is right as "
+            "it is, edit the bounds",
+            checked,
+        )
+    return checked
+
+
+def _row_figures(checked: Checked, schema: Schema) -> list[Figure]:
+    rows, figures = schema.rows, []
+    if rows.min is not None or rows.max is not None:
+        figures.append(Figure("rows", checked.good.rows, rows.min, rows.max))
+    if rows.quarantined_share is not None:
+        share = checked.quarantine.rows / checked.rows
+        figures.append(Figure("rows quarantined_share", share, None, rows.quarantined_share))
+    return figures
+
+
+def _column_figures(good: Table, schema: Schema) -> list[Figure]:
+    wanted = {
+        name: distribution.bounds(name, schema.columns[name].type)
+        for name, distribution in schema.distributions.items()
+    }
+    if not wanted:
+        return []
+    found = statistics(good, list(wanted))
+    for name, value in medians(good, [n for n in wanted if "median" in wanted[n]]).items():
+        found[name]["median"] = value
+    types, figures = schema.polars_types(), []
+    for name, bounds in wanted.items():
+        for what, (low, high) in bounds.items():
+            value = found[name][what]
+            if what != "null_share" and types[name].is_temporal():
+                value = as_time(value, types[name])
+            figures.append(Figure(f"{name} {what}", value, low, high))
+    return figures
+
+
+def _say(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else say(value)
