@@ -219,7 +219,10 @@ def _arrow_coded(name: str, column: Any, convert: Callable[[str, Any], str | Non
         column = column.cast(pa.large_string())
     encoded = _chunk(column).dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
-    values = [convert(name, value) for value in encoded.dictionary.to_pylist()]
+    values = encoded.dictionary.to_pylist()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return Coded(values, codes)
+    values = [convert(name, value) for value in values]
     if None in values:
         places = [-1 if value is None else row for row, value in enumerate(values)]
         codes = np.array([*places, -1], np.int64)[codes]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raysys.features._hashing import hash_of, joined, joined_arrays, words
+from raysys.features._hashing import hash_of, hashes_of, joined, joined_arrays, word_hashes, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from raysys.features._inputs import Coded
     from raysys.features._transforms import State, TextHashed
 
-    # Of a category: which output column gets which number. No column: -1.
+    # Of a category: which output column gets which number.
     Cell = Callable[[str | None], tuple[int, float]]
 
 
@@ -60,8 +60,7 @@ class Cells:
     def one(self, values: Sequence[str | None], out: np.ndarray) -> None:
         """Of one row's categories, into `(d,)`."""
         place, number = self.cell(values[self.column])
-        if place >= 0:
-            out[place] = number
+        out[place] = number
 
     def many(self, columns: Sequence[Coded], out: np.ndarray) -> None:
         """Of columns of categories."""
@@ -69,22 +68,24 @@ class Cells:
         cells = [self.cell(value) for value in (*values, None)]  # a code of -1 is the last
         places = np.array([place for place, _ in cells], np.int64)[codes]
         written = np.array([number for _, number in cells], np.float64)[codes]
-        rows = np.arange(len(codes))
-        if places.size and places.min() < 0:
-            rows = np.flatnonzero(places >= 0)
-            places, written = places[rows], written[rows]
-        out[places, rows] = written
+        out[places, np.arange(len(codes))] = written
 
 
-class Cross:
-    """Several columns of categories, combined."""
+class Buckets:
+    """One or several columns of categories, hashed; of several, their combination."""
 
     def __init__(self, columns: Sequence[int], first: int, buckets: int, onehot: bool):
         self.columns, self.first, self.buckets, self.onehot = columns, first, buckets, onehot
+        self.alone = len(columns) == 1  # then a missing value is in no bucket
 
     def one(self, values: Sequence[str | None], out: np.ndarray) -> None:
         """Of one row's categories, into `(d,)`."""
-        made = hash_of(values[self.columns[0]])
+        value = values[self.columns[0]]
+        if self.alone and value is None:
+            if not self.onehot:
+                out[self.first] = -1.0
+            return
+        made = hash_of(value)
         for column in self.columns[1:]:
             made = joined(made, hash_of(values[column]))
         bucket = made % self.buckets
@@ -95,18 +96,17 @@ class Cross:
 
     def many(self, columns: Sequence[Coded], out: np.ndarray) -> None:
         """Of columns of categories."""
-        hashes = [
-            np.array([hash_of(value) for value in (*values, None)], np.uint64)[codes]
-            for values, codes in (columns[column] for column in self.columns)
-        ]
-        made = hashes[0]
-        for other in hashes[1:]:
+        taken = [columns[column] for column in self.columns]
+        made, *others = (hashes_of(values)[codes] for values, codes in taken)
+        for other in others:
             made = joined_arrays(made, other)
         buckets = (made % np.uint64(self.buckets)).astype(np.int64)
+        there = taken[0].codes >= 0 if self.alone else np.ones(len(made), bool)
         if self.onehot:
-            out[self.first + buckets, np.arange(len(buckets))] = 1.0
+            rows = np.flatnonzero(there)
+            out[self.first + buckets[rows], rows] = 1.0
         else:
-            out[self.first] = buckets
+            out[self.first] = np.where(there, buckets, -1)
 
 
 def one_hot(categories: Sequence[str], first: int) -> Cell:
@@ -114,13 +114,6 @@ def one_hot(categories: Sequence[str], first: int) -> Cell:
     cells = {category: (first + place, 1.0) for place, category in enumerate(categories)}
     other, missing = (first + len(categories), 1.0), (first + len(categories) + 1, 1.0)
     return lambda value: missing if value is None else cells.get(value, other)
-
-
-def hashed(buckets: int, first: int, onehot: bool) -> Cell:
-    """What a hashed category writes."""
-    if onehot:
-        return lambda value: (-1, 0.0) if value is None else (first + hash_of(value) % buckets, 1.0)
-    return lambda value: (first, -1.0 if value is None else float(hash_of(value) % buckets))
 
 
 def target_mean(state: State, first: int) -> Cell:
@@ -156,16 +149,12 @@ class Words:
     def many(self, columns: Sequence[Coded], out: np.ndarray) -> None:
         """Of columns of texts."""
         values, codes = columns[self.column]
-        split_up = [*(words(value) for value in values), []]  # a code of -1 is the last
-        known: dict[str, int] = {}
-        places = [known.setdefault(word, len(known)) for found in split_up for word in found]
-        lengths = np.array([len(found) for found in split_up], np.int64)
+        found, counts = word_hashes(values)
+        lengths = np.append(counts, 0)  # a code of -1 is the last
         # From the texts to the rows that have them: each row's words, one after the other.
         ends, counts = np.cumsum(lengths)[codes], lengths[codes]
         rows = np.repeat(np.arange(len(codes)), counts)
-        at = np.arange(len(rows)) + np.repeat(ends - np.cumsum(counts), counts)
-        hashes = np.array([hash_of(word) for word in known], np.uint64)
-        hashes = hashes[np.array(places, np.int64)[at]]
+        hashes = found[np.arange(len(rows)) + np.repeat(ends - np.cumsum(counts), counts)]
         runs, starts = hashes, np.arange(len(hashes))
         for length in range(1, self.ngrams + 1):
             buckets = (runs % np.uint64(self.buckets)).astype(np.int64)

@@ -15,7 +15,7 @@ import numpy as np
 
 from raysys.features import _inputs
 from raysys.features._groups import CyclicGroup, Dates, NumericGroup
-from raysys.features._lookups import Bins, Cells, Cross, Words, hashed, one_hot, target_mean
+from raysys.features._lookups import Bins, Buckets, Cells, Words, one_hot, target_mean
 from raysys.features._transforms import (
     Binned,
     Calendar,
@@ -24,7 +24,6 @@ from raysys.features._transforms import (
     Hashed,
     Numeric,
     OneHot,
-    TargetEncoded,
     TextHashed,
 )
 
@@ -50,7 +49,7 @@ class Program:
         self.places: dict[str, dict[str, int]] = {kind: {} for kind in _MANY}
         self.on_numbers: list[NumericGroup | CyclicGroup] = []
         self.on_bins: list[Bins] = []
-        self.on_categories: list[Cells | Cross] = []
+        self.on_categories: list[Cells | Buckets] = []
         self.on_times: list[Dates] = []
         self.on_texts: list[Words] = []
         self.width = 0
@@ -69,7 +68,7 @@ class Program:
                 self.on_times.append(Dates(self._at("time", transform), first, transform))
             elif isinstance(transform, Crossed):
                 places, onehot = self._at("category", transform), transform.encode == "onehot"
-                self.on_categories.append(Cross(places, first, transform.buckets, onehot))
+                self.on_categories.append(Buckets(places, first, transform.buckets, onehot))
             else:
                 self._add_each(transform, learned, first)
         numbers = self.places["number"]
@@ -96,14 +95,7 @@ class Program:
                 self.on_texts.append(Words(at, first, transform))
             else:
                 [at] = self._at("category", alone)
-                if isinstance(transform, OneHot):
-                    cell = one_hot(state["categories"], first)
-                elif isinstance(transform, Hashed):
-                    cell = hashed(transform.buckets, first, transform.encode == "onehot")
-                else:
-                    assert isinstance(transform, TargetEncoded)
-                    cell = target_mean(state, first)
-                self.on_categories.append(Cells(at, cell))
+                self.on_categories.append(_on_category(transform, state, at, first))
             first += len(alone.names([state]))
 
     def one(self, request: Mapping[str, Any]) -> np.ndarray:
@@ -162,6 +154,14 @@ class Program:
             dates.many(np.array(read["time"]), out)
         for counted in self.on_texts:
             counted.many(read["text"], out)
+
+
+def _on_category(transform: Transform, state: State, at: int, first: int) -> Cells | Buckets:
+    if isinstance(transform, Hashed):
+        return Buckets([at], first, transform.buckets, transform.encode == "onehot")
+    if isinstance(transform, OneHot):
+        return Cells(at, one_hot(state["categories"], first))
+    return Cells(at, target_mean(state, first))
 
 
 def _absent(kind: str, rows: int) -> Any:

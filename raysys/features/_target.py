@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from raysys.features import _inputs
-from raysys.features._hashing import hash_of, joined_arrays
+from raysys.features._hashing import hashes_of, joined_arrays
 from raysys.features._inputs import NO_TIME
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def folds_of(block: pa.Table, transform: TargetEncoded, row_number: str) -> np.n
         hashes = block[row_number].to_numpy().astype(np.uint64)
     else:
         values, codes = _inputs.categories(transform.group, block[transform.group])
-        hashes = np.array([hash_of(value) for value in (*values, None)], np.uint64)[codes]
+        hashes = hashes_of(values)[codes]
     mixed = joined_arrays(hashes, np.full(len(hashes), transform.seed, np.uint64))
     return (mixed % np.uint64(transform.folds)).astype(np.int64)
 

@@ -7,7 +7,6 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from raysys.data import Table
 from raysys.features import Featurizer, FittedFeaturizer
 from raysys.features._fitted import featurize
 from raysys.features._transforms import Transform
@@ -29,7 +28,7 @@ def fit(
     rows: pa.Table | dict[str, Any], *transforms: Transform, cuts: tuple[int, ...] = ()
 ) -> FittedFeaturizer:
     table = rows if isinstance(rows, pa.Table) else pa.table(rows)
-    return Featurizer(transforms).fit(cast("Table", Local(table, list(cuts))))
+    return Featurizer(transforms).fit(cast("Any", Local(table, list(cuts))))
 
 
 def bulk(fitted: FittedFeaturizer, rows: pa.Table | dict[str, Any]) -> dict[str, np.ndarray]:
