@@ -80,7 +80,9 @@ def make_bins(train: Table, columns: Sequence[str], seed: int = 0) -> list[Bins]
     numbers = [is_number(schema.field(name).type) for name in columns]
     drawn = sample(train.select(list(columns)), min(_SAMPLE, train.rows), seed=seed)
     task = value_task("leaks_bins")
-    edges = results([task.remote(edges_of, list(columns), numbers, *drawn.blocks)])[0]
+    edges = results(
+        [task.remote(edges_of, list(columns), numbers, *(block for block, _ in numbered(drawn)))]
+    )[0]
     return [Bins(*parts) for parts in zip(columns, numbers, edges, strict=True)]
 
 
@@ -98,8 +100,9 @@ def edges_of(columns: Sequence[str], numbers: Sequence[bool], *blocks: pa.Table)
                 some = np.unique(values[at])
             made.append(some)
         else:
-            there = [block.filter(block[name].is_valid()).select([name]) for block in blocks]
-            hashes = np.concatenate([hash_rows(block) for block in there])
+            hashes = np.concatenate(
+                [hash_rows(block, [name])[block[name].is_valid().to_numpy()] for block in blocks]
+            )
             some, counts = np.unique(hashes, return_counts=True)
             made.append(np.sort(some[np.lexsort((some, -counts))[:_CATEGORY_BINS]]))
     return made

@@ -14,6 +14,7 @@ from raysys.data import _leak_checks as checks
 from raysys.data._hash import hash_rows
 from raysys.data._leak_power import Label, as_numbers, is_number
 from raysys.data._leak_report import LeakLimits, LeakReport
+from raysys.data._numbered import each_block
 from raysys.data._split import need
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def label_of(train: Table, column: str | None) -> tuple[Label | None, str]:
         return None, ""
     number = is_number(train.schema.field(column).type)
     most = 20 if number else 100
-    parts = train.gather(_label_values, column, number, most, name="leaks_label")
+    parts = list(each_block(train, "leaks_label")(_label_values, column, number, most))
     classes = np.unique(np.concatenate([part[0] for part in parts]))
     if len(classes) < 2:
         return None, f"not what columns tell of {column}: it has {len(classes)} values"
@@ -114,13 +115,13 @@ def label_of(train: Table, column: str | None) -> tuple[Label | None, str]:
 
 
 def _label_values(
-    block: pa.Table, column: str, number: bool, most: int
+    block: pa.Table, first: int, column: str, number: bool, most: int
 ) -> tuple[np.ndarray, float, int]:
     """Hashes of values, a few more than `most` at most; sum and number of the values."""
-    there = block.filter(block[column].is_valid()).select([column])
-    values = as_numbers(there[column]) if number else np.zeros(0)
+    there = block[column].is_valid().to_numpy()
+    values = as_numbers(block[column])[there] if number else np.zeros(0)
     values = values[~np.isnan(values)]
-    hashes = np.unique(hash_rows(there))[: most + 1]
+    hashes = np.unique(hash_rows(block, [column])[there])[: most + 1]
     return hashes, float(values.sum()), len(values)
 
 

@@ -11,20 +11,22 @@ from raysys.data._lineage import Lineage, plain
 from raysys.data._table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
 
     # Calls function(block, number of its first row, *args) for each block; results in order.
-    Each = Callable[..., list[Any]]
+    Each = Callable[..., Iterable[Any]]
 
 
 def each_block(table: Table, name: str) -> Each:
     """A function that calls functions in one task a block; the tasks are shown as `name`."""
 
-    def each(function: Callable[..., Any], *args: Any) -> list[Any]:
+    def each(function: Callable[..., Any], *args: Any) -> Iterator[Any]:
         task = value_task(name)
-        return results([task.remote(function, block, n, *args) for block, n in numbered(table)])
+        refs = [task.remote(function, block, n, *args) for block, n in numbered(table)]
+        for ref in refs:  # one by one: this process holds what one block gives
+            yield results([ref])[0]
 
     return each
 
@@ -60,6 +62,10 @@ def deal(
 
 
 def numbered(table: Table) -> list[tuple[Any, int]]:
-    """References to the blocks, each with the number of its first row."""
+    """References to the blocks that have rows, each with the number of its first row."""
     firsts = np.cumsum([0, *(meta.rows for meta in table.metas)])
-    return [(block, int(first)) for block, first in zip(table.blocks, firsts, strict=False)]
+    return [
+        (block, int(first))
+        for block, meta, first in zip(table.blocks, table.metas, firsts, strict=False)
+        if meta.rows
+    ]

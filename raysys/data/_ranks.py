@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from raysys.data._hash import hash_rows
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import pyarrow as pa
 
@@ -109,7 +110,7 @@ def count_groups(each: Each, key: Key, by: Sequence[str] = ()) -> dict[int, Grou
     """The groups of all blocks, in the order of their hashes."""
     found: dict[int, Group] = {}
     for part in each(_count, key, by):
-        for group, rows, low, high in part:
+        for group, rows, low, high in zip(*(column.tolist() for column in part), strict=True):
             old = found.get(group, Group(0, low, high))
             found[group] = Group(old.rows + rows, min(old.low, low), max(old.high, high))
     return dict(sorted(found.items()))
@@ -134,116 +135,126 @@ def locate(
         groups: What `count_groups` found.
         by: Columns that make the groups.
     """
-    searches = [
-        _Search(group, rank, groups[group].low, groups[group].high, 0, groups[group].rows)
-        for group, rank in wanted
-    ]
-    wide = [search for search in searches if search.low < search.high]
-    while wide and sum(search.inside for search in wide) > _MOST:
+    if not wanted:
+        return []
+    about = [groups[group] for group, _ in wanted]
+    ranges = _Ranges(
+        np.array([group for group, _ in wanted], np.uint64),
+        np.array([group.low for group in about], np.uint64),
+        np.array([group.high for group in about], np.uint64),
+    )
+    left = np.array([rank for _, rank in wanted])  # the rank among those inside the range
+    inside = np.array([group.rows for group in about])
+    below = np.zeros(len(left), np.int64)
+    wide = np.flatnonzero(ranges.low < ranges.high)
+    while inside[wide].sum() > _MOST:
         bits = max(1, min(12, (_MOST // len(wide)).bit_length() - 1))
-        parts = each(_histogram, key, by, [(s.group, s.low, s.high) for s in wide], bits)
-        for search, counts in zip(wide, np.sum(parts, axis=0), strict=True):
-            search.narrow(counts, bits)
-        wide = [search for search in wide if search.low < search.high]
-    parts = each(_inside, key, by, [(s.group, s.low, s.high) for s in wide]) if wide else []
-    places = {
-        id(search): search.pick(
-            *(np.concatenate([part[number][n] for part in parts]) for n in (0, 1))
-        )
-        for number, search in enumerate(wide)
-    }
-    return [places.get(id(search)) or search.only() for search in searches]
+        some = ranges.take(wide)
+        counts = functools.reduce(np.add, each(_histogram, key, by, some, bits))
+        upto = np.cumsum(counts, axis=1)
+        found = (upto < left[wide, None]).sum(axis=1)
+        at = np.arange(len(wide)), found
+        left[wide] -= upto[at] - counts[at]
+        below[wide] += upto[at] - counts[at]
+        inside[wide] = counts[at]
+        ranges.narrow(wide, found.astype(np.uint64), some.shift(bits))
+        wide = wide[ranges.low[wide] < ranges.high[wide]]
+    rows = np.full(len(left), _LAST_ROW)
+    upto = below + inside
+    if len(wide):
+        parts = list(each(_inside, key, by, ranges.take(wide)))
+        which, keys, numbers = (np.concatenate([part[n] for part in parts]) for n in range(3))
+        order = np.lexsort((numbers, keys, which))
+        which, keys, numbers = which[order], keys[order], numbers[order]
+        starts = np.searchsorted(which, np.arange(len(wide)))
+        at = starts + left[wide] - 1
+        ranges.low[wide], rows[wide] = keys[at], numbers[at]
+        same = [_run(which, keys, one) for one in at.tolist()]
+        upto[wide] = below[wide] + np.array([end for _, end in same]) - starts
+        below[wide] += np.array([start for start, _ in same]) - starts
+    columns = (ranges.low, rows, below, upto)
+    return [Place(*one) for one in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 @dataclass
-class _Search:
-    """The range of keys in which a rank lies, with the numbers of rows below and inside it."""
+class _Ranges:
+    """Ranges of keys, both ends inside, each in a group: uint64 `(ranges,)`."""
 
-    group: int
-    rank: int
-    low: int
-    high: int
-    below: int
-    inside: int
+    group: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
-    def narrow(self, counts: np.ndarray, bits: int) -> None:
-        shift = _shift(self.low, self.high, bits)
-        upto = np.cumsum(counts)
-        found = int(np.searchsorted(upto, self.rank - self.below))
-        self.below += int(upto[found] - counts[found])
-        self.inside = int(counts[found])
-        self.low += found << shift
-        self.high = min(self.high, self.low + (1 << shift) - 1)
+    def take(self, which: np.ndarray) -> _Ranges:
+        return _Ranges(self.group[which], self.low[which], self.high[which])
 
-    def pick(self, keys: np.ndarray, rows: np.ndarray) -> Place:
-        order = np.lexsort((rows, keys))[self.rank - self.below - 1]
-        key = keys[order]
-        below = self.below + int((keys < key).sum())
-        return Place(int(key), int(rows[order]), below, below + int((keys == key).sum()))
+    def shift(self, bits: int) -> np.ndarray:
+        """By how many bits a distance from `low` is shifted to number at most `2**bits` bins."""
+        lengths = np.frexp((self.high - self.low).astype(np.float64))[1]  # rounded up at most
+        return np.maximum(lengths - bits, 0).astype(np.uint64)
 
-    def only(self) -> Place:
-        return Place(self.low, _LAST_ROW, self.below, self.below + self.inside)
+    def narrow(self, which: np.ndarray, bins: np.ndarray, shift: np.ndarray) -> None:
+        low = self.low[which] + (bins << shift)
+        width = (np.uint64(1) << shift) - np.uint64(1)
+        self.high[which] = low + np.minimum(width, self.high[which] - low)
+        self.low[which] = low
+
+    def of(self, groups: np.ndarray, keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pairs of rows and the ranges that they are in; several where ranges share a group."""
+        names, at = np.unique(self.group, return_inverse=True)
+        order = np.argsort(at, kind="stable")
+        layer = np.empty(len(at), np.int64)  # which range of its group a range is
+        layer[order] = np.arange(len(at)) - np.searchsorted(at[order], at[order])
+        mine = np.minimum(np.searchsorted(names, groups), len(names) - 1)
+        known = names[mine] == groups
+        for number in range(int(layer.max()) + 1):
+            slots = np.full(len(names), -1)
+            slots[at[layer == number]] = np.flatnonzero(layer == number)
+            which = slots[mine]
+            low, high = self.low[which], self.high[which]
+            rows = np.flatnonzero(known & (which >= 0) & (keys >= low) & (keys <= high))
+            yield rows, which[rows]
 
 
-def _shift(low: int, high: int, bits: int) -> int:
-    return max(0, (high - low).bit_length() - bits)
+def _run(which: np.ndarray, keys: np.ndarray, at: int) -> tuple[int, int]:
+    """The first and one past the last entry of one range that have the key at `at`."""
+    start = end = at
+    while start and which[start - 1] == which[at] and keys[start - 1] == keys[at]:
+        start -= 1
+    while end < len(keys) and which[end] == which[at] and keys[end] == keys[at]:
+        end += 1
+    return start, end
 
 
-def _count(
-    block: pa.Table, first: int, key: Key, by: Sequence[str]
-) -> list[tuple[int, int, int, int]]:
-    return [
-        (group, len(keys), int(keys.min()), int(keys.max()))
-        for group, (keys, _) in _grouped(block, first, key, by).items()
-    ]
+def _count(block: pa.Table, first: int, key: Key, by: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """Of the groups in a block: hashes, numbers of rows, smallest and largest keys."""
+    import pandas as pd
+
+    keys = key(block, first)
+    codes, groups = pd.factorize(groups_of(block, by))
+    low = np.full(len(groups), 2**64 - 1, np.uint64)
+    high = np.zeros(len(groups), np.uint64)
+    np.minimum.at(low, codes, keys)
+    np.maximum.at(high, codes, keys)
+    return groups, np.bincount(codes, minlength=len(groups)), low, high
 
 
 def _histogram(
-    block: pa.Table,
-    first: int,
-    key: Key,
-    by: Sequence[str],
-    ranges: list[tuple[int, int, int]],
-    bits: int,
+    block: pa.Table, first: int, key: Key, by: Sequence[str], ranges: _Ranges, bits: int
 ) -> np.ndarray:
     """Numbers of keys in the bins of each range, int64 `(ranges, 2**bits)`."""
-    grouped = _grouped(block, first, key, by)
-    counts = np.zeros((len(ranges), 1 << bits), np.int64)
-    for number, (group, low, high) in enumerate(ranges):
-        if group in grouped:
-            keys = grouped[group][0]
-            keys = keys[(keys >= np.uint64(low)) & (keys <= np.uint64(high))]
-            bins = (keys - np.uint64(low)) >> np.uint64(_shift(low, high, bits))
-            counts[number] = np.bincount(bins.astype(np.int64), minlength=1 << bits)
-    return counts
+    counts = np.zeros(len(ranges.low) << bits, np.int64)
+    keys, shift = key(block, first), ranges.shift(bits)
+    for rows, which in ranges.of(groups_of(block, by), keys):
+        bins = (keys[rows] - ranges.low[which]) >> shift[which]
+        counts += np.bincount((which << bits) + bins.astype(np.int64), minlength=len(counts))
+    return counts.reshape(-1, 1 << bits)
 
 
 def _inside(
-    block: pa.Table, first: int, key: Key, by: Sequence[str], ranges: list[tuple[int, int, int]]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Keys in each range, and the numbers of their rows."""
-    grouped, found = _grouped(block, first, key, by), []
-    nothing = np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    for group, low, high in ranges:
-        keys, rows = grouped.get(group, nothing)
-        inside = (keys >= np.uint64(low)) & (keys <= np.uint64(high))
-        found.append((keys[inside], rows[inside]))
-    return found
-
-
-def _grouped(
-    block: pa.Table, first: int, key: Key, by: Sequence[str]
-) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Keys and row numbers of each group."""
-    import pandas as pd
-
-    if not len(block):
-        return {}
-    keys, rows = key(block, first), np.arange(first, first + len(block))
-    if not by:
-        return {0: (keys, rows)}
-    codes, groups = pd.factorize(groups_of(block, by))
-    order = np.argsort(codes.astype(np.int32), kind="stable")
-    ends = np.cumsum(np.bincount(codes))[:-1]
-    parts = zip(np.split(keys[order], ends), np.split(rows[order], ends), strict=True)
-    return dict(zip(groups.tolist(), parts, strict=True))
+    block: pa.Table, first: int, key: Key, by: Sequence[str], ranges: _Ranges
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ranges, keys and row numbers of the rows in the ranges."""
+    keys = key(block, first)
+    pairs = list(ranges.of(groups_of(block, by), keys))
+    rows, which = (np.concatenate([pair[n] for pair in pairs]) for n in (0, 1))
+    return which, keys[rows], rows + first

@@ -213,6 +213,8 @@ def need(table: Table, columns: Sequence[str]) -> None:
     names = table.schema.names
     if isinstance(columns, str) or not set(columns) <= set(names):
         raise DataError(f"{columns!r} are no columns of the table: give a list of some of {names}")
+    if table.rows == 0:
+        raise DataError("the table has no rows: was everything filtered out before?")
 
 
 def _hash_key(block: pa.Table, first: int, columns: Sequence[str], seed: int) -> np.ndarray:

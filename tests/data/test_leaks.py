@@ -337,6 +337,29 @@ def test_a_balanced_training_split_is_looked_at_as_it_was_drawn(ray_cluster: Non
     assert balanced.train.rows > splits.train.rows
 
 
+def test_blocks_without_rows_or_values_change_nothing(clean: Splits) -> None:
+    features = ["age", "noise", "city"]
+    expected = _check(clean, features=features)
+    rows = {name: part.arrow() for name, part in clean.items()}
+    edges = {"train": [0, 0, 700, 700, ROWS, ROWS], "test": [0, 0, 1500]}
+    again = {}
+    for name, whole in rows.items():
+        cuts = itertools.pairwise(edges[name])
+        parts = [Table.from_arrow(whole.slice(a, b - a)) for a, b in cuts]
+        blocks = [block for part in parts for block in part.blocks]
+        again[name] = Table(blocks, [meta for part in parts for meta in part.metas])
+    assert _check(Splits(again), features=features) == expected
+    missing = {name: part.map_blocks(_without_city) for name, part in clean.items()}
+    assert _check(Splits(missing), features=features).findings == ()
+    with pytest.raises(DataError, match="the table has no rows"):
+        _check(Splits({**clean, "test": Table.from_arrow(rows["test"].slice(0, 0))}))
+
+
+def _without_city(block: pa.Table) -> pa.Table:
+    city = block.column_names.index("city")
+    return block.set_column(city, "city", pa.nulls(len(block), pa.string()))
+
+
 def test_a_label_that_is_a_number_is_told_as_one(ray_cluster: None) -> None:
     train, test = (_frame(seed)[["noise", "city"]] for seed in (0, 1))
     for seed, frame in enumerate((train, test)):
