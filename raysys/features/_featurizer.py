@@ -60,6 +60,7 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
         Raises:
             DataError: The table lacks a column, or a value has the wrong type.
         """
+        table.materialize()  # what is planned would be done in each of the passes
         return self._fit(table, table, None)[0]
 
     def fit_transform(
@@ -82,6 +83,7 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
         """
         import ray
 
+        table.materialize()  # what is planned would be done in each of the passes
         encoded = [made for made in self.transforms if isinstance(made, TargetEncoded)]
         folds = any(made.time is None for made in encoded)
         rows = table.with_row_number(_target.ROW) if folds else table

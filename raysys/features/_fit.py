@@ -2,8 +2,8 @@
 
 A pass is one task a block that gives small values, merged here in block order. Moments, quantiles
 and counts are exact: the blocks do not matter. Sums of a target are exact when it is integers or
-booleans, and rounded in block order otherwise. Of a column of categories a block gives its
-`CATEGORY_CAP` most frequent, so that counts are exact as long as no block has more distinct ones.
+booleans, and rounded in block order otherwise. Of a column of categories a block reports its
+100,000 most frequent, so that counts are exact while no block has more distinct ones.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from raysys.data import Table
     from raysys.features._target import Counts
     from raysys.features._transforms import State, Transform
-
-CATEGORY_CAP = 100_000
 
 
 def fit(
@@ -97,7 +95,7 @@ def _statistics(
                 counted: Counter[str] = Counter()
                 for value, count in zip(values, counts.tolist(), strict=True):
                     counted[value] += count
-                categories[name] = dict(_most(counted, CATEGORY_CAP))
+                categories[name] = dict(_most(counted, _target.CATEGORY_CAP))
             elif isinstance(transform, TargetEncoded):
                 targets[number, name] = _target.counts(block, transform, name, row_number)
     return {"moments": moments, "categories": categories, "targets": targets}

@@ -28,7 +28,7 @@ STATE_FILE, ARRAYS_FILE = "featurizer.json", "arrays.npz"
 # Up to this many rows, one after the other is faster than by arrays.
 _FEW = 8
 # Rows filled at a time: look-ups write all over the matrix, which is to stay in the cache.
-_AT_ONCE = 16_384
+_AT_ONCE = 8_192
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 number    float64, NaN where missing: integers, floats, booleans, decimals
 category  text; integers are written in decimal digits, booleans as true and false
 time      int64, microseconds since 1970-01-01: times, dates, ISO 8601 text; with a zone as UTC,
-          without one as they read
+          without one as they read; an empty text is a missing time
 text      as it is
 
 What a value becomes is decided by `number_of`, `category_of`, `time_of` and `text_of`; a column
@@ -77,15 +77,17 @@ def category_of(name: str, value: Any) -> str | None:
 
 def time_of(name: str, value: Any) -> int:
     """One time in microseconds since 1970-01-01; `NO_TIME` if missing."""
-    if value is None or (not isinstance(value, str) and value != value):
+    if value is None or (isinstance(value, str) and not value):
         return NO_TIME
-    if isinstance(value, np.datetime64):
-        return int(_ticks(value.reshape(1))[0])
     if isinstance(value, str):
         try:
             value = dt.datetime.fromisoformat(value)
         except ValueError:
             raise _refused(name, value, "time as of ISO 8601") from None
+    if value != value:  # NaN, NaT
+        return NO_TIME
+    if isinstance(value, np.datetime64):
+        return int(_ticks(value.reshape(1))[0])
     if isinstance(value, dt.datetime):
         zone = value.tzinfo
         plain = value if zone is None else value.astimezone(dt.UTC).replace(tzinfo=None)

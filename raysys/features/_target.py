@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from raysys.data import Table
     from raysys.features._transforms import State, TargetEncoded
 
-_CAP = 1_000_000
+# Categories that one block reports, so that the driver holds little.
+CATEGORY_CAP = 100_000
 ROW = "_raysys_row"
 
 
@@ -26,8 +27,9 @@ class Counts(NamedTuple):
     """Rows with a target and the sum of it, by category and fold.
 
     Attributes:
-        values: The categories; the last row of the arrays is that of missing ones.
-        rows: float64 `(categories + 1, folds + 1)`; the last column is that of all folds.
+        values: The categories; two more rows of the arrays are that of missing ones, and that of
+            all that are not reported.
+        rows: float64 `(categories + 2, folds + 1)`; the last column is that of all folds.
         sums: As `rows`.
     """
 
@@ -50,7 +52,7 @@ def counts(block: pa.Table, transform: TargetEncoded, name: str, row_number: str
     there = np.flatnonzero(np.isfinite(target))
     known = np.where(codes < 0, len(values), codes)[there]
     folds = 0 if row_number is None else transform.folds
-    rows, sums = np.zeros((2, len(values) + 1, folds + 1))
+    rows, sums = np.zeros((2, len(values) + 2, folds + 1))
     rows[:, -1] = np.bincount(known, minlength=len(rows))
     sums[:, -1] = np.bincount(known, weights=target[there], minlength=len(rows))
     if row_number is not None:
@@ -58,10 +60,13 @@ def counts(block: pa.Table, transform: TargetEncoded, name: str, row_number: str
         size = len(rows) * folds
         rows[:, :-1] = np.bincount(cell, minlength=size).reshape(-1, folds)
         sums[:, :-1] = np.bincount(cell, target[there], minlength=size).reshape(-1, folds)
-    if len(values) <= _CAP:
+    if len(values) <= CATEGORY_CAP:
         return Counts(values, rows, sums)
-    kept = np.argsort(-rows[:-1, -1], kind="stable")[:_CAP]
-    both = [*kept.tolist(), len(values)]
+    order = np.argsort(-rows[:-2, -1], kind="stable")
+    kept, dropped = order[:CATEGORY_CAP], order[CATEGORY_CAP:]
+    for array in (rows, sums):
+        array[-1] = array[dropped].sum(axis=0)
+    both = [*kept.tolist(), -2, -1]
     return Counts([values[place] for place in kept], rows[both], sums[both])
 
 
@@ -80,9 +85,9 @@ def merged(parts: Sequence[Counts]) -> Counts:
     """The counts of all blocks, added in their order."""
     index: dict[str, int] = {}
     places = [[index.setdefault(value, len(index)) for value in part.values] for part in parts]
-    rows, sums = np.zeros((2, len(index) + 1, parts[0].rows.shape[1]))
+    rows, sums = np.zeros((2, len(index) + 2, parts[0].rows.shape[1]))
     for part, place in zip(parts, places, strict=True):
-        at = np.array([*place, -1], np.int64)
+        at = np.array([*place, -2, -1], np.int64)
         np.add.at(rows, at, part.rows)
         np.add.at(sums, at, part.sums)
     return Counts(list(index), rows, sums)
@@ -111,7 +116,7 @@ def means(found: Counts, transform: TargetEncoded) -> State:
     return {
         "categories": [found.values[place] for place in kept],
         "means": encoded[kept],
-        "missing": float(encoded[-1]),
+        "missing": float(encoded[-2]),
         "prior": prior,
     }
 
@@ -139,7 +144,8 @@ def out_of_fold(found: Counts, transform: TargetEncoded) -> OutOfFold:
     prior = _prior(rows.sum(axis=0), sums.sum(axis=0))
     encoded = smoothed(rows, sums, prior, transform.smoothing)
     places = {value: place for place, value in enumerate(found.values)}
-    return OutOfFold(places, np.vstack([encoded, prior]))
+    encoded[-1] = prior
+    return OutOfFold(places, encoded)
 
 
 def encode_out_of_fold(

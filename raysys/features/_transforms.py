@@ -275,7 +275,8 @@ class TargetEncoded(Transform, frozen=True):
         smoothing: Rows that the mean of all weighs.
         folds: Of `fit_transform`. A row's fold is a hash of its number.
         group: Rows that are equal in this column share a fold (people, sessions).
-        time: Column of times; goes without folds. Before the first time the mean of all is 0.
+        time: Column of times; goes without folds. Where nothing is earlier, as for a row without
+            a time, the mean of all is 0.
         seed: Of the folds.
         most: Categories kept, the most frequent.
     """
@@ -287,7 +288,7 @@ class TargetEncoded(Transform, frozen=True):
     group: str | None = None
     time: str | None = None
     seed: int = Field(0, ge=0)
-    most: int = Field(100_000, ge=1)
+    most: int = Field(100_000, ge=1, le=100_000)
 
     @model_validator(mode="after")
     def _one_way(self) -> TargetEncoded:

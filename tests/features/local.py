@@ -20,6 +20,9 @@ class Local:
         self.blocks = [rows.slice(first, last - first) for first, last in pairwise(bounds)]
         self.schema, self.rows = rows.schema, len(rows)
 
+    def materialize(self) -> None:
+        """Its blocks are there."""
+
     def gather(self, function: Callable[..., Any], *args: Any, name: str) -> list[Any]:
         return [function(block, *args) for block in self.blocks]
 

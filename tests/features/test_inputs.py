@@ -77,6 +77,7 @@ def test_categories_of_other_arrow_types() -> None:
     [
         [MOMENT, None],
         [MOMENT.isoformat(), None],
+        [MOMENT.isoformat(), ""],
         ["2013-05-17T08:30:00.000250+02:00", None],
         [MOMENT.replace(tzinfo=dt.UTC), pd.NaT],
         [pd.Timestamp(MOMENT), float("nan")],
@@ -86,6 +87,7 @@ def test_categories_of_other_arrow_types() -> None:
         pa.array([MOMENT, None], pa.timestamp("us")),
         pa.array([MOMENT, None], pa.timestamp("ns", "Asia/Tokyo")),
         pa.array([MOMENT.isoformat(), None]),
+        pa.array([MOMENT.isoformat(), ""]),
     ],
 )
 def test_times(column: Any) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from raysys.errors import DataError
 from raysys.features import Numeric, OneHot
+from raysys.serve import Array, Graph
 from tests.features.examples import ALL, rows
 from tests.features.local import bulk, fit
 
@@ -78,6 +79,31 @@ def test_a_missing_field_and_a_null_are_alike() -> None:
     for count in (1, 100):
         found = FITTED.matrix({"seats": np.full(count, np.nan), "no_input": ["x"] * count})
         assert _same(found, np.tile(nulls, (count, 1)))
+
+
+def test_a_node_of_a_serving_graph_makes_a_matrix_of_its_columns() -> None:
+    fitted = fit(rows(), ALL[0], OneHot(["carrier"]), ALL[-2])
+
+    def features(
+        distance: np.ndarray, seats: np.ndarray, carrier: np.ndarray, when: np.ndarray
+    ) -> np.ndarray:
+        return fitted.matrix(
+            {"distance": distance, "seats": seats, "carrier": carrier, "when": when}
+        )
+
+    inputs = {"distance": Array("float64"), "seats": Array("int64"), "carrier": Array("str"),
+              "when": Array("str")}  # fmt: skip
+    graph = Graph(inputs=inputs, nodes={"features": features}, output="features")
+    given = {
+        "distance": [733.0, 90.5],
+        "seats": [180, 20],
+        "carrier": ["UA", "unseen"],
+        "when": ["2013-05-01T12:30:00", ""],
+    }
+    requests = [
+        dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)
+    ]
+    assert _same(graph(given), np.stack([fitted.one(request) for request in requests]))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import TargetEncoder
 
 from raysys.data import Table
-from raysys.features import Featurizer, TargetEncoded
+from raysys.features import Featurizer, OneHot, TargetEncoded, _target
 from raysys.features._target import ROW, folds_of
 from tests.features.local import bulk, fit
 
@@ -52,6 +52,16 @@ def test_only_the_most_frequent_categories_are_kept() -> None:
     rows = {"c": ["a", "a", "b"], "y": [1.0, 1.0, 0.0]}
     fitted = fit(rows, TargetEncoded(["c"], target="y", smoothing=0, most=1))
     assert [fitted.one({"c": c})[0] for c in "ab"] == [1.0, np.float32(2 / 3)]
+
+
+def test_a_block_reports_its_most_frequent_categories(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_target, "CATEGORY_CAP", 2)
+    rows = {"c": ["a", "b", "b", "c", "c", "c", None], "y": [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]}
+    fitted = fit(rows, TargetEncoded(["c"], target="y", smoothing=0), OneHot(["c"], most=3))
+    assert fitted.names == ("c_mean_y", "c=b", "c=c", "c_other", "c_missing")
+    assert [fitted.one({"c": c})[0] for c in ("a", "b", "c", None)] == [
+        np.float32(5 / 7), 0.0, 1.0, 1.0
+    ]  # fmt: skip
 
 
 def _train(rows: pa.Table, *made: TargetEncoded, rows_a_block: int = 1000) -> dict[str, np.ndarray]:
