@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
 # Where a row stood, and the text of a line that is no row: columns of raw tables.
 FILE, ROW, MALFORMED = "_file", "_row", "_malformed"
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 def normal_type(kind: pa.DataType) -> pa.DataType:
@@ -25,6 +26,8 @@ def normal_type(kind: pa.DataType) -> pa.DataType:
         return pa.timestamp("us", tz=kind.tz)  # polars knows no seconds
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.large_list(normal_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(one.name, normal_type(one.type)) for one in kind])
     return kind
 
 
@@ -54,15 +57,52 @@ def with_origin(schema: pa.Schema) -> pa.Schema:
     return pa.schema([*schema, *origin])
 
 
-def in_order(table: pa.Table, schema: pa.Schema, names: Sequence[str] | None) -> pa.Table:
-    """The table's columns as the schema has them: order, types; missing ones as nulls."""
+def in_order(
+    table: pa.Table,
+    schema: pa.Schema,
+    names: Sequence[str] | None,
+    keys: Mapping[str, str] | None = None,
+) -> pa.Table:
+    """The table's columns as the schema has them: order and types.
+
+    Args:
+        table: What was read.
+        schema: Of all columns.
+        names: Those wanted; all by default.
+        keys: Values of the columns that stand in the file's path. Others that are missing are
+            null.
+    """
     import pyarrow as pa
 
-    chosen = schema.names if names is None else names
-    made = [
-        table[name].cast(schema.field(name).type)
-        if name in table.column_names
-        else pa.nulls(len(table), schema.field(name).type)
-        for name in chosen
-    ]
+    held, keys = set(table.column_names), keys or {}
+    chosen = schema.names if names is None else list(names)
+    if not chosen:
+        return table.select([])  # which keeps the number of rows
+    made = []
+    for name in chosen:
+        kind = schema.field(name).type
+        if name in held:
+            made.append(table[name].cast(kind))
+        elif keys.get(name, NO_VALUE) == NO_VALUE:
+            made.append(pa.nulls(len(table), kind))
+        else:
+            made.append(pa.repeat(pa.array([keys[name]]).cast(kind)[0], len(table)))
     return pa.table(made, schema=pa.schema([schema.field(name) for name in chosen]))
+
+
+def with_rows(
+    table: pa.Table, name: str, first_row: int, malformed: list[tuple[int, str]]
+) -> pa.Table:
+    """With the columns that say where each row stood; malformed lines at their places."""
+    import numpy as np
+    import pyarrow as pa
+
+    count = len(table) + len(malformed)
+    out = np.array([row for row, _ in malformed], np.int64)
+    rows = np.setdiff1d(np.arange(count), out)
+    texts = pa.table({MALFORMED: pa.array([text for _, text in malformed], pa.large_string())})
+    whole = pa.concat_tables([table, texts], promote_options="default")
+    numbers = np.concatenate([rows, out]) + first_row
+    names = pa.array([name] * count, pa.string()).dictionary_encode()
+    whole = whole.append_column(FILE, names).append_column(ROW, pa.array(numbers, pa.int64()))
+    return whole.take(np.argsort(numbers, kind="stable")) if malformed else whole

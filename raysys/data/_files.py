@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 _WILD = re.compile(r"[*?\[]")
+_QUERY = re.compile(r"\?\w+=[^*?\[]*$")
+
+
+_COMPRESSED = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,14 @@ class File:
         path: The path on that file system.
         size: In bytes.
         modified: When it was last written, as ISO text; empty if the file system does not say.
+        below: Where in `path` the part begins that the user's folder or pattern left open.
     """
 
     base: str
     path: str
     size: int
     modified: str
+    below: int
 
     @property
     def name(self) -> str:
@@ -42,21 +48,81 @@ class File:
         """A `pyarrow.NativeFile` that can seek."""
         return _filesystem(self.base)[0].open_input_file(self.path)
 
-    def bytes(self, start: int, stop: int) -> bytes:
-        """A range of its content."""
-        with self.open() as stream:
-            return bytes(stream.read_at(max(0, stop - start), start))
+    def read_range(self, start: int, stop: int) -> bytes:
+        """A range of its bytes.
+
+        Raises:
+            DataError: It cannot be read, or is shorter than it was.
+        """
+        try:
+            with self.open() as stream:
+                data = bytes(stream.read_at(max(0, stop - start), start))
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be read: {error}") from error
+        if len(data) < stop - start:
+            raise DataError(f"{self.name}: became shorter while it was read. Read it again")
+        return data
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its name says so: then it is read from the start on only."""
+        return self._suffix == "zip" or self._suffix in _COMPRESSED
+
+    @property
+    def _suffix(self) -> str:
+        return self.path.rpartition(".")[2].lower()
+
+    def content(self) -> bytes:
+        """All of it, without compression.
+
+        Raises:
+            DataError: It cannot be read, or the compressed data is truncated.
+        """
+        import pyarrow as pa
+
+        if self._suffix == "zip":
+            return self._unzipped()
+        if self._suffix not in _COMPRESSED:
+            return self.read_range(0, self.size)
+        try:
+            kind = _COMPRESSED[self._suffix]
+            with self.open() as file, pa.CompressedInputStream(file, kind) as stream:
+                return bytes(stream.read())
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be decompressed: {error}") from error
+
+    def _unzipped(self) -> bytes:
+        import io
+        import zipfile
+        import zlib
+
+        try:
+            with zipfile.ZipFile(io.BytesIO(self.read_range(0, self.size))) as archive:
+                names = [name for name in archive.namelist() if not name.endswith("/")]
+                names = [name for name in names if not name.startswith("__MACOSX")]
+                if len(names) != 1:
+                    raise DataError(
+                        f"{self.name}: holds {len(names)} files; give one with a single one"
+                    )
+                return archive.read(names[0])
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise DataError(f"{self.name}: is no zip file, or a truncated one: {error}") from None
+        except (NotImplementedError, RuntimeError) as error:  # an unknown method, a password
+            raise DataError(f"{self.name}: cannot be unpacked: {error}") from None
 
     def keys(self) -> dict[str, str]:
         """What folders named `column=value` say of its rows (Hive's layout)."""
-        pairs = [part.partition("=") for part in self.path.split("/")[:-1]]
-        return {name: _unquoted(value) for name, mark, value in pairs if mark and name}
+        from urllib.parse import unquote
+
+        pairs = [part.partition("=") for part in self.path[self.below :].split("/")[:-1]]
+        return {unquote(name): unquote(value) for name, mark, value in pairs if mark and name}
 
 
 def find(given: str | Path | Sequence[str | Path]) -> list[File]:
     """Files of a path, a folder (all below it), a pattern (`*`, `?`, `**`) or a list of these.
 
-    Names that start with `.` or `_` are left out of folders and patterns.
+    Names that start with `.` or `_` are left out of folders and patterns, but not folders named
+    `column=value`.
 
     Raises:
         DataError: There is none.
@@ -66,56 +132,73 @@ def find(given: str | Path | Sequence[str | Path]) -> list[File]:
     base = str(given)
     filesystem, path = _filesystem(base)
     try:
-        found = sorted(_list(filesystem, path), key=lambda info: info.path)
+        below, found = _list(filesystem, path)
     except (OSError, ValueError) as error:
         raise DataError(f"{base}: cannot be listed: {error}") from error
     if not found:
         kind = "no file matches" if _WILD.search(path) else "no such file, or an empty folder"
         raise DataError(f"{base}: {kind}. Give a path, a folder, a pattern or a URI")
-    return [File(base, info.path, info.size or 0, _modified(info)) for info in found]
+    found.sort(key=lambda info: info.path)
+    return [File(base, info.path, info.size or 0, _modified(info), below) for info in found]
 
 
 @functools.lru_cache(64)
 def _filesystem(base: str) -> tuple[Any, str]:
+    """A file system, and the path or pattern there."""
     from pyarrow import fs
 
     if "://" not in base:
         return fs.LocalFileSystem(), str(Path(base).expanduser().absolute())
-    wild = _WILD.search(base)
-    head = base[: wild.start()] if wild else base
+    query = _QUERY.search(base)  # such as ?endpoint_override=...
+    said = base[: query.start()] if query else base
+    wild = _WILD.search(said)
+    head = said[: wild.start()].rpartition("/")[0] if wild else said
+    uri = head + (query.group() if query else "")
     try:
-        filesystem, path = fs.FileSystem.from_uri(head)
+        filesystem, path = fs.FileSystem.from_uri(uri.replace(" ", "%20"))
     except (OSError, ValueError) as error:
         import fsspec
 
         try:
-            under, path = fsspec.core.url_to_fs(head)
+            under, path = fsspec.core.url_to_fs(uri)
         except (ImportError, OSError, ValueError) as second:
             raise DataError(f"{base}: cannot be opened: {error}; {second}") from error
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(under))
-    return filesystem, path + base[len(head) :]
+    return filesystem, path + said[len(head) :]
 
 
-def _list(filesystem: Any, path: str) -> Iterator[Any]:
+def _list(filesystem: Any, path: str) -> tuple[int, list[Any]]:
+    """Where the open part of the paths begins, and the files."""
     from pyarrow import fs
 
+    info = filesystem.get_file_info(path)
     wild = _WILD.search(path)
-    if not wild:
-        info = filesystem.get_file_info(path)
-        if info.is_file:
-            yield info
-        if info.type != fs.FileType.Directory:
-            return
-        folder, pattern = path, None
-    else:
+    pattern = None
+    if info.type == fs.FileType.File:  # whatever characters its name has
+        return len(path), [info]
+    if info.type == fs.FileType.Directory:
+        folder = path.rstrip("/")
+    elif wild:
         folder = path[: wild.start()].rpartition("/")[0]
         pattern = re.compile(_translated(path))
-    selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
-    for info in filesystem.get_file_info(selector):
-        below = info.path[len(folder) :].split("/")
-        hidden = any(part[:1] in (".", "_") for part in below if part)
-        if info.is_file and not hidden and (not pattern or pattern.fullmatch(info.path)):
-            yield info
+    else:
+        return 0, []
+    selector = fs.FileSelector(folder or "/", recursive=True, allow_not_found=True)
+    found = [
+        info
+        for info in filesystem.get_file_info(selector)
+        if info.is_file
+        and not _hidden(info.path[len(folder) :])
+        and (pattern is None or pattern.fullmatch(info.path))
+    ]
+    return len(folder), found
+
+
+def _hidden(path: str) -> bool:
+    *folders, name = path.split("/")
+    return name[:1] in (".", "_") or any(
+        folder[:1] in (".", "_") and "=" not in folder for folder in folders if folder
+    )
 
 
 def _translated(pattern: str) -> str:
@@ -139,9 +222,3 @@ def _translated(pattern: str) -> str:
 
 def _modified(info: Any) -> str:
     return info.mtime.isoformat() if info.mtime else ""
-
-
-def _unquoted(value: str) -> str:
-    from urllib.parse import unquote
-
-    return unquote(value)

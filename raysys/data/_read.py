@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raysys.data import _csv, _formats
+from raysys.data import _csv, _formats, _json, _records
 from raysys.data._blocks import results, value_task
-from raysys.data._columns import normal_type
+from raysys.data._columns import FILE, MALFORMED, NO_VALUE, ROW, normal_type
 from raysys.data._files import File, find
 from raysys.data._lineage import Lineage
 from raysys.data._table import Table
@@ -24,6 +27,7 @@ _FORMATS: dict[str, Format] = {
     "csv": "csv", "tsv": "csv", "txt": "csv", "jsonl": "json", "ndjson": "json", "json": "json",
     "parquet": "parquet", "pq": "parquet", "arrow": "arrow", "feather": "arrow", "ipc": "arrow",
 }  # fmt: skip
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _COMPRESSED = ("gz", "bz2", "zst", "zip")
 
 
@@ -45,11 +49,11 @@ def read(
 
     Args:
         path: A file, a folder, a pattern, or a list of these: paths that the nodes of the
-            cluster share, or URIs that pyarrow or fsspec open. CSV may be compressed (gz, bz2,
-            zst, zip), which keeps a file in one block. Folders named `column=value` give a
-            column.
+            cluster share, or URIs that pyarrow or fsspec open. CSV and JSON may be compressed
+            (gz, bz2, zst, zip), which keeps a file in one block. Folders named `column=value`
+            below a folder or in a pattern give a column, of integers or text.
         columns: Those to keep, in this order; all by default.
-        types: Of CSV's columns where the guess, made from a sample, is wrong.
+        types: Of columns where the guess, made from a sample, is wrong; for CSV.
         null_values: What stands for a missing value in CSV, outside of quotes.
         delimiter: CSV's; a tab for .tsv, else a comma.
         encoding: CSV's.
@@ -66,33 +70,42 @@ def read(
     kinds = {file_format or _format(file) for file in files}
     if len(kinds) > 1:
         raise DataError(f"{path}: holds files of several formats, {sorted(kinds)}; read one only")
-    options = _csv.CsvOptions(delimiter or ",", tuple(null_values), encoding, raw)
-    if delimiter is None and files[0].path.endswith((".tsv", ".tsv.gz")):
-        options = replace(options, delimiter="\t")
+    if delimiter is None:
+        delimiter = "\t" if _names(files[0])[:1] == ["tsv"] else ","
+    if len(delimiter.encode()) != 1:
+        raise DataError(f"{path}: delimiter={delimiter!r}; give one character of ASCII")
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise DataError(
+            f"{path}: encoding={encoding!r} is not known; give one like 'latin-1'"
+        ) from None
+    options = _csv.CsvOptions(delimiter, tuple(null_values), encoding, raw)
     look = value_task("inspect")
     kind = kinds.pop()
     found: list[list[Any]] = results(
         [look.remote(_parts, kind, files[n : n + 32], options) for n in range(0, len(files), 32)]
     )
     parts = [part for some in found for part in some]
-    schema = _common_schema(parts)
-    if types and (unknown := [name for name in types if name not in schema.names]):
+    schema = _common_schema(parts, {} if raw else types or {})
+    known = set(schema.names)
+    if unknown := [name for name in types or {} if name not in known]:
         raise DataError(f"{path}: types are given of {unknown}, which are no columns of it")
-    for name, given in ({} if raw else types or {}).items():
-        number = schema.get_field_index(name)
-        schema = schema.set(number, schema.field(number).with_type(normal_type(given)))
+    if raw and (taken := sorted(known & {FILE, ROW, MALFORMED})):
+        raise DataError(f"{path}: has the columns {taken}, which raw=True adds: rename them")
     parts = [replace(part, columns=schema) for part in parts]
     if all(part.file.size == 0 or _rowless(part) for part in parts):
         raise DataError(f"{path}: has columns but no rows. Give a file with at least one row")
     if kind in ("csv", "json"):
         parts = _cut(parts, raw)
-    lineage = Lineage.of_files(
-        files, kind, {"types": types, "null_values": null_values, "raw": raw}
-    )
+    how = {"types": types or {}, "raw": raw}
+    if kind == "csv":
+        how |= {"null_values": null_values, "delimiter": options.delimiter, "encoding": encoding}
+    lineage = Lineage.of_files(files, kind, how)
     table = Table.planned(parts, parts[0].schema, (), lineage)
     if columns is None:
         return table
-    if missing := [name for name in columns if name not in schema.names]:
+    if missing := [name for name in columns if name not in known]:
         raise DataError(
             f"{path}: lacks the columns {missing}; it has {schema.names[:20]}. Rename its "
             "columns or give another file"
@@ -102,15 +115,19 @@ def read(
 
 
 def _format(file: File) -> Format:
-    names = Path(file.path).name.lower().split(".")[1:]
-    while names and names[-1] in _COMPRESSED:
-        names.pop()
-    if not names or names[-1] not in _FORMATS:
+    names = _names(file)
+    if not names or names[0] not in _FORMATS:
         raise DataError(
             f"{file.name}: the format is not known by its name; give file_format='csv', 'json', "
             "'parquet' or 'arrow'"
         )
-    return _FORMATS[names[-1]]
+    return _FORMATS[names[0]]
+
+
+def _names(file: File) -> list[str]:
+    """Endings of a file's name, last first, without those of compression."""
+    names = Path(file.path).name.lower().split(".")[:0:-1]
+    return names[1:] if names and names[0] in _COMPRESSED else names
 
 
 def _parts(kind: Format, files: Sequence[File], options: _csv.CsvOptions) -> list[Any]:
@@ -118,12 +135,9 @@ def _parts(kind: Format, files: Sequence[File], options: _csv.CsvOptions) -> lis
     parts: list[Any] = []
     for file in files:
         if kind == "csv":
-            schema, start = _csv.inspect(file, options)
-            stop = file.size if _csv.splittable(file, options) else -1
-            parts.append(_csv.CsvPart(file, schema, options, start, stop))
+            parts.append(_csv.inspect(file, options))
         elif kind == "json":
-            schema = _formats.inspect_json(file)
-            parts.append(_formats.JsonPart(file, schema, options.raw, 0, file.size))
+            parts.append(_json.inspect_json(file, options.raw))
         elif kind == "parquet":
             parts += _formats.parquet_parts(file, options.raw)
         else:
@@ -132,12 +146,12 @@ def _parts(kind: Format, files: Sequence[File], options: _csv.CsvOptions) -> lis
 
 
 def _rowless(part: Any) -> bool:
-    if isinstance(part, (_csv.CsvPart, _formats.JsonPart)):
+    if isinstance(part, (_csv.CsvPart, _json.JsonPart)):
         return part.start == part.stop
     return not (part.groups if isinstance(part, _formats.ParquetPart) else part.batches)
 
 
-def _common_schema(parts: Sequence[Any]) -> pa.Schema:
+def _common_schema(parts: Sequence[Any], types: Mapping[str, pa.DataType]) -> pa.Schema:
     """One schema of all files; numbers may be wider in some.
 
     Raises:
@@ -146,54 +160,93 @@ def _common_schema(parts: Sequence[Any]) -> pa.Schema:
     import pyarrow as pa
 
     first, schemas = parts[0], {part.file: part.columns for part in parts}
-    wanted = first.columns
+    names, kinds = first.columns.names, {field.name: field.type for field in first.columns}
     for file, schema in schemas.items():
-        missing = [name for name in wanted.names if name not in schema.names]
-        new = [name for name in schema.names if name not in wanted.names]
+        missing = [name for name in names if name not in set(schema.names)]
+        new = [name for name in schema.names if name not in kinds]
         if missing or new:
             raise DataError(
                 f"{file.name}: lacks the columns {missing[:5]} and has {new[:5]} besides, compared "
                 f"with {first.file.name}. Read files of one kind together"
             )
-        for number, field in enumerate(wanted):
-            given = schema.field(field.name).type
-            if given == field.type or (isinstance(first, _csv.CsvPart) and pa.types.is_null(given)):
+        for field in schema:
+            name, kind = field.name, kinds[field.name]
+            if field.type == kind or name in types:
                 continue
             try:
                 both = pa.unify_schemas(
-                    [pa.schema([("x", field.type)]), pa.schema([("x", given)])],
+                    [pa.schema([("x", kind)]), pa.schema([("x", field.type)])],
                     promote_options="permissive",
                 )
             except pa.ArrowException:
                 raise DataError(
-                    f"{file.name}: the column {field.name!r} is {given}, in {first.file.name} it "
-                    f"is {field.type}. Convert one, or give types={{{field.name!r}: ...}} for CSV"
+                    f"{file.name}: the column {name!r} is {field.type}, in {first.file.name} it "
+                    f"is {kind}. Convert one, or give types={{{name!r}: ...}} for CSV"
                 ) from None
-            wanted = wanted.set(number, field.with_type(both.field("x").type))
-    return wanted
+            kinds[name] = both.field("x").type
+    kinds = {**kinds, **_key_types(list(schemas), kinds)}
+    kinds.update({name: kind for name, kind in types.items() if name in kinds})
+    return pa.schema([pa.field(name, normal_type(kind)) for name, kind in kinds.items()])
+
+
+def _key_types(files: Sequence[File], known: Mapping[str, Any]) -> dict[str, pa.DataType]:
+    """Columns that folders add: integers if each value is written as one, else text."""
+    import pyarrow as pa
+
+    keys = [file.keys() for file in files]
+    kinds = {}
+    for name in keys[0]:
+        values = [of_file.get(name) for of_file in keys]
+        whole = all(v is not None and (_INTEGER.fullmatch(v) or v == NO_VALUE) for v in values)
+        kinds[name] = pa.int64() if whole else pa.large_string()
+    for file, of_file in zip(files, keys, strict=True):
+        if of_file.keys() != keys[0].keys():
+            raise DataError(
+                f"{file.name}: its folders name the columns {list(of_file)}, those of "
+                f"{files[0].name} name {list(keys[0])}. Read files of one kind together"
+            )
+    return {name: kind for name, kind in kinds.items() if name not in known}
 
 
 def _cut(parts: Sequence[Any], raw: bool) -> list[Any]:
     """Large files in parts that start where records do; scanned in tasks."""
     task, size = value_task("scan"), _csv.PART_BYTES
-    large = [p for p in parts if p.stop - p.start > size]
-    ranges = [
-        (part, start, min(start + size, part.stop))
-        for part in large
-        for start in range(part.start, part.stop, size)
-    ]
-    quoting = isinstance(parts[0], _csv.CsvPart)  # JSON has no line end within a value
-    scans = results(
-        [task.remote(_csv.scan, part.file, a, b, quoting, raw) for part, a, b in ranges]
-    )
+    first = parts[0]
+    # JSON has no line end within a value.
+    delimiter = first.options.delimiter if isinstance(first, _csv.CsvPart) else None
+    scans = {
+        number: [
+            (
+                start,
+                task.remote(
+                    _records.scan, part.file, start, min(start + size, part.stop), delimiter
+                ),
+            )
+            for start in range(part.start, part.stop, size)
+        ]
+        for number, part in enumerate(parts)
+        if part.stop - part.start > size
+    }
     cut: list[Any] = []
-    for part in parts:
-        mine = [(a, s) for (p, a, _), s in zip(ranges, scans, strict=True) if p is part]
-        pieces, numbered = _csv.cut(part, mine) if mine else ([part], True)
+    for number, part in enumerate(parts):
+        if number not in scans:
+            cut.append(part)
+            continue
+        starts = [start for start, _ in scans[number]]
+        found = results([scan for _, scan in scans[number]])
+        made = _records.cut(part, list(zip(starts, found, strict=True)))
+        if made is None:
+            cut += results([value_task("scan").remote(_records.walk, part, delimiter, size)])[0]
+            continue
+        pieces, numbered = made
         if raw and not numbered:
             count = value_task("count")
-            counts = results([count.remote(_csv.count_records, p, quoting) for p in pieces])
-            firsts = [sum(counts[:number]) for number in range(len(pieces))]
+            counts = results([count.remote(_count, piece, delimiter) for piece in pieces])
+            firsts = itertools.accumulate(counts[:-1], initial=0)
             pieces = [replace(p, first_row=f) for p, f in zip(pieces, firsts, strict=True)]
         cut += pieces
     return cut
+
+
+def _count(part: Any, delimiter: str | None) -> int:
+    return _records.count_records(part.file.read_range(part.start, part.stop), delimiter)
