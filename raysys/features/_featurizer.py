@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field, ValidationError
 from raysys.errors import DataError
 from raysys.features import _fit, _target
 from raysys.features._fitted import FittedFeaturizer, featurize
-from raysys.features._transforms import AnyTransform, TargetEncoded, Transform, first_fault
+from raysys.features._transform import Transform, first_fault
+from raysys.features._transforms import AnyTransform, TargetEncoded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from raysys.data import Table
     from raysys.features._target import Counts
-    from raysys.features._transforms import State, Transform
+    from raysys.features._transform import State, Transform
 
 
 def fit(

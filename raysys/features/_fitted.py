@@ -12,7 +12,8 @@ import numpy as np
 
 from raysys.errors import DataError, StorageError
 from raysys.features._program import Program
-from raysys.features._transforms import TargetEncoded, checked_names
+from raysys.features._transform import checked_names
+from raysys.features._transforms import TargetEncoded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from raysys.data import Table
     from raysys.features._featurizer import Featurizer
-    from raysys.features._transforms import State
+    from raysys.features._transform import State
 
 FORMAT = 1
 STATE_FILE, ARRAYS_FILE = "featurizer.json", "arrays.npz"

@@ -15,7 +15,8 @@ from raysys.features._inputs import NO_TIME
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raysys.features._transforms import Calendar, Cyclic, Numeric, State
+    from raysys.features._transform import State
+    from raysys.features._transforms import Calendar, Cyclic, Numeric
 
 
 class NumericGroup:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from raysys.features._inputs import Coded
-    from raysys.features._transforms import State, TextHashed
+    from raysys.features._transform import State
+    from raysys.features._transforms import TextHashed
 
     # Of a category: which output column gets which number.
     Cell = Callable[[str | None], tuple[int, float]]

@@ -30,7 +30,7 @@ from raysys.features._transforms import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raysys.features._transforms import State, Transform
+    from raysys.features._transform import State, Transform
 
 # How columns are read: by arrays, and value by value.
 _MANY = {

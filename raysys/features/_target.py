@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raysys.data import Table
-    from raysys.features._transforms import State, TargetEncoded
+    from raysys.features._transform import State
+    from raysys.features._transforms import TargetEncoded
 
 # Categories that one block reports, so that the driver holds little.
 CATEGORY_CAP = 100_000
@@ -201,8 +202,9 @@ def encode_by_time(
     index = {value: place for place, value in enumerate(known)}
     place = np.array([*(index.get(v, len(known) + 1) for v in values), len(known)], np.int64)[codes]
     times = _inputs.times(transform.time, block[transform.time])
+    delay = round(transform.delay_s * 1e6)
     # A missing time is before all others: nothing is known to be earlier.
-    rank = np.searchsorted(moments, times, side="left")
+    rank = np.searchsorted(moments, np.maximum(times, NO_TIME + delay) - delay, side="left")
 
     # All pairs of (category, time) in order: what is earlier within a category is a slice.
     width = len(moments) + 1

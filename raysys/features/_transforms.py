@@ -1,57 +1,25 @@
-"""What a featurizer is made of: plain, validated definitions, each of which says its columns."""
+"""The transforms that a featurizer is made of: plain, validated definitions."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
-from raysys.errors import DataError
+from raysys.features._transform import Transform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+
+    from raysys.features._transform import State
 
 CalendarField = Literal[
     "year", "quarter", "month", "week", "day", "day_of_year", "weekday", "weekend", "hour",
     "minute", "epoch_day",
 ]  # fmt: skip
 Encode = Literal["onehot", "ordinal"]
-Columns = Annotated[tuple[str, ...], Field(min_length=1)]
 # A column of buckets is float32, which holds every integer up to here.
 Buckets = Annotated[int, Field(ge=2, le=1 << 24)]
-# What a transform learns of one of its columns: numbers, lists of texts, float64 arrays.
-State = dict[str, Any]
-
-
-class Transform(BaseModel, frozen=True, extra="forbid"):
-    """Base of the transforms.
-
-    Attributes:
-        columns: Columns of the table, fields of a request, that it reads.
-    """
-
-    columns: Columns
-
-    def __init__(self, columns: Sequence[str], **options: Any) -> None:
-        try:
-            super().__init__(columns=columns, **options)
-        except ValidationError as error:
-            raise DataError(f"{type(self).__name__}({columns!r}): {first_fault(error)}") from error
-
-    def reads(self) -> dict[str, str]:
-        """The columns that it needs to be fitted, each with what it reads it as."""
-        raise NotImplementedError
-
-    def names(self, states: Sequence[State]) -> list[str]:
-        """Names of the columns that it makes, in order."""
-        raise NotImplementedError
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first thing that a definition gets wrong, with the option named."""
-    fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"]) or "options"
-    return f"{place}: {fault['msg']}; given: {fault['input']!r}"
 
 
 class Numeric(Transform, frozen=True):
@@ -277,6 +245,7 @@ class TargetEncoded(Transform, frozen=True):
         group: Rows that are equal in this column share a fold (people, sessions).
         time: Column of times; goes without folds. Where nothing is earlier, as for a row without
             a time, the mean of all is 0.
+        delay_s: Seconds after a row's time at which its target is known: earlier by more counts.
         seed: Of the folds.
         most: Categories kept, the most frequent.
     """
@@ -287,6 +256,7 @@ class TargetEncoded(Transform, frozen=True):
     folds: int = Field(5, ge=2, le=100)
     group: str | None = None
     time: str | None = None
+    delay_s: float = Field(0.0, ge=0, le=1e11)
     seed: int = Field(0, ge=0)
     most: int = Field(100_000, ge=1, le=100_000)
 
@@ -294,6 +264,8 @@ class TargetEncoded(Transform, frozen=True):
     def _one_way(self) -> TargetEncoded:
         if self.group is not None and self.time is not None:
             raise ValueError("group= makes folds and time= goes without them: give one of them")
+        if self.delay_s and self.time is None:
+            raise ValueError("delay_s= is counted from a row's time: give time= as well")
         return self
 
     def reads(self) -> dict[str, str]:
@@ -317,20 +289,3 @@ AnyTransform = Annotated[
     Numeric | Binned | Cyclic | Calendar | OneHot | Hashed | Crossed | TextHashed | TargetEncoded,
     Field(discriminator="kind"),
 ]
-
-
-def checked_names(names: Sequence[str], kept: Mapping[str, Any] | Sequence[str] = ()) -> list[str]:
-    """The names, if no two are the same.
-
-    Raises:
-        DataError: Two are.
-    """
-    seen = set(kept)
-    for name in names:
-        if name in seen:
-            raise DataError(
-                f"two columns would be named {name!r}: each column may be in one transform of a "
-                "kind, and be kept only under another name"
-            )
-        seen.add(name)
-    return list(names)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raysys.features import Featurizer, FittedFeaturizer
 from raysys.features._fitted import featurize
-from raysys.features._transforms import Transform
+from raysys.features._transform import Transform
 
 
 class Local:

@@ -27,6 +27,7 @@ from tests.features.local import bulk, fit
         (lambda: Crossed(["a"], buckets=8), "Crossed.*at least 2"),
         (lambda: Calendar(["t"], fields=["days"]), "fields.0.*given: 'days'"),
         (lambda: TargetEncoded(["c"], target="y", group="g", time="t"), "give one of them"),
+        (lambda: TargetEncoded(["c"], target="y", delay_s=9), "give time= as well"),
         (lambda: Featurizer([]), "transforms"),
     ],
 )

@@ -71,6 +71,7 @@ def test_without_imputation_only_what_is_there_is_scaled() -> None:
     np.testing.assert_allclose(made["x"], expected, rtol=2e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Bins whose width")
 @pytest.mark.parametrize("by", ["quantile", "uniform"])
 def test_bins_are_those_of_scikit_learn(by: Any) -> None:
     made = np.random.default_rng(0)

@@ -1,3 +1,4 @@
+import datetime as dt
 from collections import defaultdict
 from typing import Any
 
@@ -108,17 +109,19 @@ def test_a_category_of_its_own_for_each_row_says_nothing_of_the_label() -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("smoothing", [0.0, 5.0])
-def test_a_row_is_encoded_by_strictly_earlier_times(smoothing: float) -> None:
-    rows = _rows()
-    transform = TargetEncoded(["c"], target="late", smoothing=smoothing, time="when")
+@pytest.mark.parametrize(("smoothing", "days"), [(0.0, 0), (5.0, 0), (5.0, 3)])
+def test_a_row_is_encoded_by_strictly_earlier_times(smoothing: float, days: int) -> None:
+    rows, delay = _rows(), dt.timedelta(days=days)
+    transform = TargetEncoded(
+        ["c"], target="late", smoothing=smoothing, time="when", delay_s=delay.total_seconds()
+    )
     found = _train(rows, transform, rows_a_block=150)["c_mean_late"]
     items = rows.to_pylist()
     for row, item in enumerate(items):
         earlier = [
             other for other in items
             if item["when"] is not None and other["when"] is not None
-            and other["when"] < item["when"] and other["late"] is not None
+            and other["when"] + delay < item["when"] and other["late"] is not None
         ]  # fmt: skip
         by: dict[Any, list[float]] = defaultdict(list)
         for other in earlier:
