@@ -102,7 +102,7 @@ def etl(run: Run, config: Config) -> Tables:
     """Read, check against the schema, split by time, derive features: in Modin on Ray."""
     checked, ratings, films, people = film_etl.etl(config.ratings, blocks=2 * config.workers)
     run.log_quarantine(checked)
-    run.log_facts(data_fingerprint=ratings.fingerprint, ratings=ratings.rows, films=films.rows)
+    run.log_tables(ratings=ratings, films=films, people=people)
     return {"ratings": ratings, "films": films, "people": people}
 
 

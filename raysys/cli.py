@@ -1,5 +1,6 @@
-"""The command line: `raysys up`, `submit`, `down`, `key`."""
+"""The command line: `raysys up`, `submit`, `down`, `key`, `lineage`."""
 
+import json
 import os
 import shlex
 import sys
@@ -61,6 +62,32 @@ def submit(job: Path, arguments: Annotated[list[str] | None, typer.Argument()] =
 def down() -> None:
     """Stop the head that `up` or `submit` started, and all that runs on it."""
     say("stopped" if cluster.stop_local(Storage()) else "nothing to stop")
+
+
+@app.command()
+def lineage(name: Annotated[str, typer.Argument(help="Of a model, a run or a Table.")]) -> None:
+    """Print where a model, a run or a Table comes from, back to files."""
+    from raysys.data import lineage_text, read_lineage
+    from raysys.models import ModelStore
+
+    storage = Storage()
+    if records := read_lineage(storage, name):
+        say(lineage_text(records))
+        return
+    run = storage.read_bytes(f"runs/{name}/run.json")
+    if run:
+        known = json.loads(run)
+    else:
+        model = ModelStore(storage).get(name)
+        known = model.manifest(storage)
+        say(f"model {name} version {model.version}")
+    say(f"run {known['id']}, code {known['git_commit']}")
+    tables = known["facts"].get("tables", {})
+    for table, facts in tables.items():
+        say(f"\n{table}: {facts['rows']} rows, fingerprint {facts['fingerprint']}")
+        say(lineage_text(read_lineage(storage, facts["lineage"])))
+    if not tables:
+        say("it recorded no Tables: Run.log_tables does")
 
 
 @key.command("add")

@@ -6,7 +6,7 @@ from raysys.data._check import Checked, CheckError, Figure, check
 from raysys.data._hash import block_digest, hash_rows, hash_text
 from raysys.data._leak_report import Finding, LeakLimits, LeakReport
 from raysys.data._leaks import check_leaks
-from raysys.data._lineage import Lineage, read_lineage
+from raysys.data._lineage import Lineage, lineage_text, read_lineage
 from raysys.data._read import read
 from raysys.data._reservoir import reservoir_sample
 from raysys.data._sample import importance_sample, sample
@@ -40,6 +40,7 @@ __all__ = [
     "hash_rows",
     "hash_text",
     "importance_sample",
+    "lineage_text",
     "oversample",
     "read",
     "read_lineage",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raysys.storage import Storage
 
 _FOLDER = "lineage"
+_LINE = 160  # of parameters in `lineage_text`
 
 
 @dataclass(eq=False)
@@ -101,6 +102,40 @@ def read_lineage(storage: Storage, lineage_id: str) -> dict[str, dict[str, Any]]
             found[one] = json.loads(data)
             waiting += reversed(found[one]["inputs"])
     return found
+
+
+def lineage_text(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """A chain as text: each operation above what it worked on, indented."""
+    lines: list[str] = []
+    shown: set[str] = set()
+
+    def show(one: str, depth: int) -> None:
+        record = records.get(one)
+        start = "  " * depth + one
+        if record is None:
+            lines.append(f"{start} is not recorded")
+            return
+        if one in shown:
+            lines.append(f"{start} {record['operation']}, as above")
+            return
+        shown.add(one)
+        rows = "" if record["rows"] is None else f", {record['rows']} rows"
+        lines.append(f"{start} {record['operation']}{rows}")
+        files = record["parameters"].get("files", ())
+        said = {k: v for k, v in record["parameters"].items() if v and k != "files"}
+        if said:
+            lines.append(f"{'  ' * depth}    {json.dumps(said)[:_LINE]}")
+        if record["code"]:
+            lines.append(f"{'  ' * depth}    code {record['code']}")
+        for file in files:
+            when = f", of {file['modified']}" if file["modified"] else ""
+            lines.append(f"{'  ' * depth}    file {file['file']}, {file['bytes']} bytes{when}")
+        for before in record["inputs"]:
+            show(before, depth + 1)
+
+    for first in list(records)[:1]:
+        show(first, 0)
+    return "\n".join(lines)
 
 
 def code_of(function: Callable[..., Any]) -> str:

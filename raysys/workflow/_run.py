@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from raysys.data import Checked
+    from raysys.data import Checked, Table
 
 _PACKAGES = ("deepspeed", "hnswlib", "modin", "pyarrow", "ray", "torch", "xgboost", "xgboost-ray")
 
@@ -134,6 +134,15 @@ class Run:
     def log_facts(self, **facts: Any) -> None:
         """Record what is no number: fingerprints, counts by name, URLs."""
         self.facts |= facts
+
+    def log_tables(self, **tables: Table) -> None:
+        """Record rows, fingerprint and origin of Tables; `raysys lineage` prints the chain."""
+        known = self.facts.setdefault("tables", {})
+        for name, table in tables.items():
+            # In this order: what the chain then knows of the Table is written with it.
+            found = {"rows": table.rows, "fingerprint": table.fingerprint}
+            known[name] = {**found, "lineage": table.lineage.write(self.storage)}
+            say(f"{name}: {table.rows} rows, lineage {known[name]['lineage']}")
 
     def log_quarantine(self, checked: Checked) -> None:
         """Keep the rows that a check turned away, and say how many there are of each kind."""

@@ -91,7 +91,7 @@ def test_artefacts_are_whole_and_the_model_is_champion(finished: Finished) -> No
     store = ModelStore(finished.storage)
     model = store.get("recommender", "champion")
     manifest = model.manifest(finished.storage)
-    assert manifest["facts"]["data_fingerprint"] == finished.record["facts"]["data_fingerprint"]
+    assert manifest["facts"]["tables"] == finished.record["facts"]["tables"]
     assert "user_id" in manifest["signature"]["request"]["properties"]
 
 

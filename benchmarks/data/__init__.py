@@ -1,0 +1,1 @@
+"""The data layer against what it would be written with by hand."""
