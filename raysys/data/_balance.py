@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysys.data._numbered import deal, each_block
+from raysys.data._numbered import deal, each_block, need
 from raysys.data._ranks import groups_of
 from raysys.data._sample import drawn, limits_of, random_key, strata
-from raysys.data._split import Splits, need
+from raysys.data._split import Splits
 from raysys.errors import DataError
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from raysys.data import _leak_checks as checks
 from raysys.data._hash import hash_rows
 from raysys.data._leak_power import Label, as_numbers, is_number
 from raysys.data._leak_report import LeakLimits, LeakReport
-from raysys.data._numbered import each_block
-from raysys.data._split import need
+from raysys.data._numbered import each_block, need
+from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,15 +55,18 @@ def check_leaks(
         limits: From which figures on columns are reported.
 
     Raises:
-        DataError: A column is missing, in a split too, or a row has no time.
+        DataError: A split lacks a column or has no rows, times are in different units, or a row has
+            no time.
     """
     tables = splits.as_drawn
+    need(splits.train, keys)
     named = [*keys, *([label] if label else []), *([time] if time else [])]
     schema = splits.train.schema
     others = [name for name in schema.names if name not in named]
     columns = others if features is None else list(features)
     for table in tables.values():
         need(table, [*named, *columns])
+        _same_clock(schema, table.schema, [*named, *columns])
     flat = [name for name in columns if _is_flat(schema.field(name).type)]
     nested = [name for name in columns if name not in flat]
     limits = limits or LeakLimits()
@@ -123,6 +126,18 @@ def _label_values(
     values = values[~np.isnan(values)]
     hashes = np.unique(hash_rows(block, [column])[there])[: most + 1]
     return hashes, float(values.sum()), len(values)
+
+
+def _same_clock(schema: pa.Schema, other: pa.Schema, columns: Sequence[str]) -> None:
+    import pyarrow as pa
+
+    for name in columns:
+        ours, theirs = schema.field(name).type, other.field(name).type
+        if ours != theirs and (pa.types.is_temporal(ours) or pa.types.is_temporal(theirs)):
+            raise DataError(
+                f"{name} is {ours} in the training split and {theirs} in another: times are "
+                "compared in one unit. Cast the column to one type before the split"
+            )
 
 
 def _is_flat(kind: Any) -> bool:

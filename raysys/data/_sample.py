@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from raysys.data._hash import mix, uniforms
-from raysys.data._numbered import deal, each_block
+from raysys.data._numbered import deal, each_block, need
 from raysys.data._ranks import Group, count_groups, groups_of, locate
 from raysys.errors import DataError
 
@@ -60,8 +60,10 @@ def sample(
         seed: Another seed draws another sample.
 
     Raises:
-        DataError: There are fewer rows, too many strata, or weights that are none.
+        DataError: There are fewer rows, a column is missing, too many strata, or weights that
+            are none.
     """
+    need(table, by)
     each = each_block(table, "sample")
     size = _size(table.rows, rows, fraction)
     limits = choose(each, size, by=by, allocation=allocation, weights=weights, seed=seed)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysys.data._hash import hash_rows, mix
-from raysys.data._numbered import deal, each_block
+from raysys.data._numbered import deal, each_block, need
 from raysys.data._ranks import Place, count_groups, locate
 from raysys.data._table import Table
 from raysys.errors import DataError
@@ -207,14 +207,6 @@ def cuts_of_shares(shares: Mapping[str, float]) -> list[float]:
 
 def described_shares(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:g}" for name, share in shares.items())
-
-
-def need(table: Table, columns: Sequence[str]) -> None:
-    names = table.schema.names
-    if isinstance(columns, str) or not set(columns) <= set(names):
-        raise DataError(f"{columns!r} are no columns of the table: give a list of some of {names}")
-    if table.rows == 0:
-        raise DataError("the table has no rows: was everything filtered out before?")
 
 
 def _hash_key(block: pa.Table, first: int, columns: Sequence[str], seed: int) -> np.ndarray:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysys.data._hash import mix
-from raysys.data._numbered import deal, each_block
+from raysys.data._numbered import deal, each_block, need
 from raysys.data._ranks import groups_of, locate
 from raysys.data._sample import random_key, strata
-from raysys.data._split import Splits, cuts_of_shares, described_shares, need, splits_of
+from raysys.data._split import Splits, cuts_of_shares, described_shares, splits_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

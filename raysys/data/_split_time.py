@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from raysys.data._numbered import each_block
+from raysys.data._numbered import each_block, need
 from raysys.data._ranks import ordered, value_of
-from raysys.data._split import Splits, cut, cuts_of, cuts_of_shares, described_shares, need
+from raysys.data._split import Splits, cut, cuts_of, cuts_of_shares, described_shares
 from raysys.errors import DataError
 
 if TYPE_CHECKING:

@@ -375,3 +375,14 @@ def test_a_label_that_is_a_number_is_told_as_one(ray_cluster: None) -> None:
 def test_a_column_that_a_split_lacks_is_refused(clean: Splits) -> None:
     with pytest.raises(DataError, match=r"'price'.* no columns of the table"):
         _check(clean, label="price")
+    with pytest.raises(DataError, match=r"'id' are no columns of the table: give a list"):
+        _check(clean, keys="id")
+
+
+def test_times_in_different_units_are_refused(ray_cluster: None) -> None:
+    tables = {
+        name: Table.from_arrow(pa.table({"t": pa.array([1, 2], pa.timestamp(unit))}))
+        for name, unit in {"train": "us", "test": "ms"}.items()
+    }
+    with pytest.raises(DataError, match=r"t is timestamp\[us\] in the training split and .*\[ms\]"):
+        check_leaks(Splits(tables), time="t")

@@ -54,8 +54,8 @@ def test_the_same_rows_are_drawn_whatever_the_blocks(data: st.DataObject) -> Non
 @given(st.data())
 def test_a_reservoir_holds_what_a_sample_draws(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 300))
-    table = _numbered(n, w=1.0 + np.arange(n) % 7)
-    rows = data.draw(st.integers(1, n))
+    table = _numbered(n, w=(1.0 + np.arange(n)) % 7)
+    rows = data.draw(st.integers(1, n - n // 7))  # as many have a positive weight
     edges = [0, *sorted(data.draw(st.lists(st.integers(0, n), max_size=9))), n]
     batches = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
     for weights in (None, "w"):
@@ -251,6 +251,8 @@ def test_what_cannot_be_drawn_is_refused(ray_cluster: None) -> None:
     refused = functools.partial(pytest.raises, DataError)
     with refused(match="5 rows cannot be drawn from 4"):
         sample(table, 5)
+    with refused(match="'w' are no columns of the table: give a list"):
+        sample(table, 2, by="w")
     with refused(match="give one of them"):
         sample(table)
     with refused(match=r"fraction=1\.5"):

@@ -157,6 +157,16 @@ def test_a_split_by_time_says_where_it_cut(days: Table) -> None:
     assert "cut at 2024-03-10 00:00:00.000001, 2024-03-30" in splits.how
 
 
+def test_a_split_with_blocks_that_are_empty_is_a_table_like_others(days: Table) -> None:
+    blocks = Table.from_arrow(days.arrow().sort_by("day"), 10)
+    splits = split_by_time(blocks, "day", {"train": 0.55, "test": 0.45})
+    assert [meta.rows for meta in splits["test"].metas] == [0, 0, 0, 0, 0, 5, 10, 10, 10, 10]
+    again = Table.from_arrow(blocks.arrow().slice(55))
+    assert splits["test"].fingerprint == again.fingerprint
+    assert splits["test"].lineage.parameters["part"] == "test"
+    assert [one.operation for one in splits["test"].lineage.inputs] == [blocks.lineage.operation]
+
+
 def test_starts_and_a_gap_leave_out_the_rows_just_before(days: Table) -> None:
     starts = {"validation": datetime.datetime(2024, 3, 1), "test": datetime.datetime(2024, 4, 1)}
     gap = datetime.timedelta(days=7)
