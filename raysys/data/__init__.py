@@ -4,6 +4,7 @@ from raysys.data._balance import class_counts, class_weights, oversample, unders
 from raysys.data._blocks import BlockMeta, described
 from raysys.data._check import Checked, CheckError, Figure, check
 from raysys.data._hash import block_digest, hash_rows, hash_text
+from raysys.data._infer import infer
 from raysys.data._leak_report import Finding, LeakLimits, LeakReport
 from raysys.data._leaks import check_leaks
 from raysys.data._lineage import Lineage, lineage_text, read_lineage
@@ -40,6 +41,7 @@ __all__ = [
     "hash_rows",
     "hash_text",
     "importance_sample",
+    "infer",
     "lineage_text",
     "oversample",
     "read",

@@ -120,7 +120,7 @@ def check(table: Table, schema: Schema, *, tables: Mapping[str, Table] | None = 
     good, bad = table.split_blocks(_split, schema, keys, name="check")
     found = [bad]
     if schema.unique:
-        good, repeated = split_repeated(good, schema.unique)
+        good, repeated = split_repeated(good, schema.unique, bad.schema.names)
         good = good.select(list(schema.columns))
         if repeated.rows:
             found.append(repeated)

@@ -22,7 +22,9 @@ _ROWS_A_TASK = 16_000_000  # whose hashes one task compares: 16 bytes each
 _PLACE, _KIND = "\1place", "\1kind"  # a row's number in the table; its reason without the place
 
 
-def split_repeated(table: Table, groups: Sequence[Sequence[str]]) -> tuple[Table, Table]:
+def split_repeated(
+    table: Table, groups: Sequence[Sequence[str]], columns: Sequence[str]
+) -> tuple[Table, Table]:
     """Split off rows that are equal to an earlier one in one of these groups of columns.
 
     Tasks hash the columns of each block and compare the hashes of all, each task its share of
@@ -34,6 +36,7 @@ def split_repeated(table: Table, groups: Sequence[Sequence[str]]) -> tuple[Table
     Args:
         table: Rows, with `_row` and, if they are of files, `_file`.
         groups: Names of columns.
+        columns: The quarantine's, in their order; those that the table lacks are left empty.
 
     Returns:
         Rows that repeat none; and the others as text with the reason, which may have no block.
@@ -41,15 +44,7 @@ def split_repeated(table: Table, groups: Sequence[Sequence[str]]) -> tuple[Table
     import ray
 
     blocks, metas = list(table.blocks), list(table.metas)
-    firsts = np.cumsum([0, *(meta.rows for meta in metas)])
-    parts = max(1, -(-table.rows // _ROWS_A_TASK))
-    hashed = ray.remote(hashes).options(name="unique_hash", num_returns=parts)
-    made = [hashed.remote(b, groups, n, parts) for b, n in zip(blocks, firsts, strict=False)]
-    pieces = [[part] for part in made] if parts == 1 else made
-    compared = ray.remote(shared).options(name="unique_compare", num_returns=2)
-    found = [compared.remote(firsts, *[piece[n] for piece in pieces]) for n in range(parts)]
-    suspects = [places for places, _ in found]
-    there = np.any(results([there for _, there in found]), axis=0)
+    firsts, suspects, there = find_suspects(table, groups)
     taken = value_task("unique_values")
     values = [
         taken.remote(candidates, blocks[n], groups, firsts[n], *suspects)
@@ -59,12 +54,34 @@ def split_repeated(table: Table, groups: Sequence[Sequence[str]]) -> tuple[Table
     repeated, there = counted.remote(groups, firsts, *values)
     task, bad = table_task("unique_split", tables=2), []
     for n in results([there])[0]:
-        good, good_meta, *pair = task.remote(without, blocks[n], firsts[n], repeated)
+        good, good_meta, *pair = task.remote(without, blocks[n], firsts[n], repeated, columns)
         blocks[n], metas[n] = good, good_meta
         bad.append(pair)
     changed = Table.of(bad) if bad else Table((), ())
     metas = [m if isinstance(m, BlockMeta) else results([m])[0] for m in metas]
     return Table(blocks, metas, table.lineage), changed
+
+
+def find_suspects(
+    table: Table, groups: Sequence[Sequence[str]]
+) -> tuple[np.ndarray, list[Any], np.ndarray]:
+    """Rows whose hash of a group's columns stands in another row too.
+
+    Returns:
+        The number of each block's first row, and of all rows; references to what `shared` finds,
+        for each part of the hashes; and which blocks have such rows.
+    """
+    import ray
+
+    firsts = np.cumsum([0, *(meta.rows for meta in table.metas)])
+    parts = max(1, -(-table.rows // _ROWS_A_TASK))
+    hashed = ray.remote(hashes).options(name="unique_hash", num_returns=parts)
+    made = [hashed.remote(b, groups, n, parts) for b, n in zip(table.blocks, firsts, strict=False)]
+    pieces = [[part] for part in made] if parts == 1 else made
+    compared = ray.remote(shared).options(name="unique_compare", num_returns=2)
+    found = [compared.remote(firsts, *[piece[n] for piece in pieces]) for n in range(parts)]
+    there = np.any(results([there for _, there in found]), axis=0)
+    return firsts, [places for places, _ in found], there
 
 
 def hashes(block: pa.Table, groups: Sequence[Sequence[str]], first: int, parts: int) -> Any:
@@ -155,8 +172,10 @@ def repeats(
     return to_arrow(joined), np.unique(_block_of(joined[_PLACE].to_numpy(), firsts))
 
 
-def without(block: pa.Table, first: int, repeated: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """A block's other rows, and those that repeat an earlier one, as text with their reasons."""
+def without(
+    block: pa.Table, first: int, repeated: pa.Table, columns: Sequence[str]
+) -> tuple[pa.Table, pa.Table]:
+    """A block's other rows; and those that repeat an earlier one, as the quarantine has them."""
     import polars as pl
     import pyarrow as pa
 
@@ -168,6 +187,10 @@ def without(block: pa.Table, first: int, repeated: pa.Table) -> tuple[pa.Table, 
     keep = np.ones(len(block), bool)
     keep[numbers] = False
     bad = as_text(block.take(numbers)).with_columns(mine[REASON])
+    bad = bad.select(
+        pl.col(name) if name in bad.columns else pl.lit(None, pl.String).alias(name)
+        for name in columns
+    )
     examples = {}
     for (kind,), rows in mine.group_by([_KIND], maintain_order=True):
         at = int(np.searchsorted(numbers, rows[_PLACE][0] - first))

@@ -155,7 +155,9 @@ def test_repeated_rows_are_those_that_pandas_finds(cuts: list[int], parts: int) 
     suspects = [shared(firsts, *[piece[n] for piece in pieces])[0] for n in range(parts)]
     values = [candidates(b, groups, n, *suspects) for b, n in zip(blocks, firsts, strict=False)]
     repeated, _ = repeats(groups, firsts, *values)
-    split = [without(b, n, repeated) for b, n in zip(blocks, firsts, strict=False)]
+    columns = [*frame.columns, "more", "_reason"]
+    split = [without(b, n, repeated, columns) for b, n in zip(blocks, firsts, strict=False)]
+    assert {tuple(bad.column_names) for _, bad in split} == {tuple(columns)}
     reasons = {row["_row"]: row["_reason"] for _, bad in split for row in bad.to_pylist()}
     assert sorted(reasons) == np.flatnonzero(first | second).tolist()
     kept = [row for good, _ in split for row in good["_row"].to_pylist()]
@@ -194,6 +196,9 @@ def test_a_table_is_checked_whatever_its_blocks(rows_a_block: int, airports: Tab
     kept = [row for n, row in enumerate(table.to_pylist()) if n not in reasons]
     assert checked.good.arrow()["flight"].to_pylist() == [int(row["flight"]) for row in kept]
     assert checked.good.schema.names == list(FLIGHTS.columns)
+    assert {tuple(meta.schema.names) for meta in checked.quarantine.metas} == {
+        (*table.column_names, "_reason")
+    }
     kinds = Counter(reason.split(" (")[0] for reason in reasons.values() if REPEATED in reason)
     assert checked.reasons[REPEATED] == kinds[REPEATED]
     worst = next(n for n in sorted(reasons) if reasons[n].startswith("carrier: 'ZZ'"))
