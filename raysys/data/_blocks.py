@@ -48,13 +48,24 @@ def value_task(name: str, returns: int = 1) -> Any:
     return ray.remote(_run).options(name=name, num_returns=returns)
 
 
-def results(refs: Sequence[Any]) -> list[Any]:
-    """Values of tasks; an error of ours comes as itself, without the task's traceback."""
+def results(refs: Sequence[Any], *, cancel: bool = False) -> list[Any]:
+    """Values of tasks; an error of ours comes as itself, without the task's traceback.
+
+    Args:
+        refs: Of the tasks.
+        cancel: After an error, end the other tasks and wait for them: they leave something.
+    """
     import ray
 
     try:
         return ray.get(list(refs))
-    except ray.exceptions.RayTaskError as error:
+    except BaseException as error:
+        if cancel:
+            for ref in refs:
+                ray.cancel(ref)
+            ray.wait(list(refs), num_returns=len(refs))
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            raise
         if isinstance(error.cause, RaysysError):
             raise error.cause from None
         raise

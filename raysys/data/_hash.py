@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.errors import DataError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -38,12 +40,15 @@ def hash_rows(block: pa.Table, columns: Sequence[str] | None = None, seed: int =
     """One hash a row, uint64 `(rows,)`.
 
     Equal values have equal hashes whatever the width of their type: int8 and int64, float32 and
-    float64, string and large_string. A missing value has one of its own.
+    float64, string and large_string, seconds and nanoseconds. A missing value has one of its own.
 
     Args:
         block: Columns of numbers, booleans, text, bytes, times, and lists and structs of these.
         columns: Those that count; all by default.
         seed: Another seed gives independent hashes.
+
+    Raises:
+        DataError: A column's type has no hash.
     """
     hashes = np.full(len(block), len(columns or block.column_names), np.uint64)
     for name in block.column_names if columns is None else columns:
@@ -130,7 +135,9 @@ def _is_list(kind: Any) -> bool:
     import pyarrow as pa
 
     t = pa.types
-    return bool(t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind))
+    return bool(
+        t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind) or t.is_map(kind)
+    )  # fmt: skip
 
 
 def _is_text(kind: Any) -> bool:
@@ -155,8 +162,17 @@ def _bits(array: Any, pc: Any) -> np.ndarray:
         return np.where(np.isnan(numbers), np.uint64(_NAN), bits)
     if pa.types.is_decimal(kind):
         return _hash_array(array.cast(pa.string()), 0)
+    if not (pa.types.is_primitive(kind) or pa.types.is_boolean(kind)) or pa.types.is_interval(kind):
+        raise DataError(
+            f"a column of type {kind} has no hash: make it numbers, times, text or lists"
+        )
     if pa.types.is_temporal(kind):
         array = array.cast(_ticks(kind)).cast(pa.int64())
+        if getattr(kind, "unit", "") == "ns":
+            ticks = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
+            whole = np.floor_divide(ticks, 1000)
+            # Of whole microseconds the hash is theirs; what is left has the upper bits.
+            return whole.view(np.uint64) ^ ((ticks - whole * 1000).view(np.uint64) << np.uint64(54))
     array = pc.fill_null(array, False if pa.types.is_boolean(kind) else 0)
     wide = pa.uint64() if pa.types.is_unsigned_integer(kind) else pa.int64()
     return array.cast(wide).to_numpy(zero_copy_only=False).view(np.uint64)
@@ -181,14 +197,20 @@ def _hash_lists(array: Any, seed: int) -> np.ndarray:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_fixed_size_list(array.type):
-        array = array.cast(pa.large_list(array.type.value_type))
+    kind = array.type
+    if pa.types.is_map(kind):
+        # Without the name of the key, which a map must have: an item is a pair.
+        pairs = pa.struct([pa.field("key", kind.key_type, False), ("value", kind.item_type)])
+        array = array.cast(pa.large_list(pairs))
+    elif not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        array = array.cast(pa.large_list(kind.value_type))
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     ends = np.cumsum(lengths.astype(np.int64))
     inner = _hash_array(array.flatten(), seed)
     # An item counts with its place in the list, so that [1, 2] is not [2, 1].
     place = np.arange(len(inner)) - np.repeat(ends - lengths, lengths)
-    items = mix(inner ^ mix(place.astype(np.uint64), seed), seed)
+    # Mixed twice, or an integer would cancel out with a place of the same number.
+    items = mix(mix(inner, seed) ^ mix(place.astype(np.uint64), seed), seed)
     sums = np.concatenate([[np.uint64(0)], np.cumsum(items, dtype=np.uint64)])
     return mix(sums[ends] - sums[ends - lengths] + lengths.astype(np.uint64), seed)
 

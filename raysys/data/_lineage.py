@@ -10,6 +10,8 @@ import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from raysys.data._hash import block_digest
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from raysys.storage import Storage
 
 _FOLDER = "lineage"
+_MOST = 1000  # characters of a parameter that a record shows
 _LINE = 160  # of parameters in `lineage_text`
 
 
@@ -44,7 +47,7 @@ class Lineage:
     def of_files(cls, files: Sequence[File], kind: str, how: Mapping[str, Any]) -> Lineage:
         """The start of a chain: files with size and time of their last change."""
         found = [{"file": f.name, "bytes": f.size, "modified": f.modified} for f in files]
-        return cls(f"read {kind}", {"files": found, **{k: plain(v) for k, v in how.items() if v}})
+        return cls(f"read {kind}", {"files": found, **plain(dict(how))})
 
     @functools.cached_property
     def id(self) -> str:
@@ -139,18 +142,40 @@ def lineage_text(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def code_of(function: Callable[..., Any]) -> str:
-    """Name and digest of a function's code: its own and that of functions it closes over."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
+    """Name and digest of a function: its code, its defaults and the values that it closes over.
+
+    A module's functions and values that it uses are known by their names only.
+    """
     digest = hashlib.blake2b(digest_size=8)
+    bound: list[Any] = []
+    while isinstance(function, functools.partial):
+        bound += [function.args, sorted(function.keywords.items())]
+        function = function.func
+    if not hasattr(function, "__qualname__"):  # an object that can be called
+        bound.append(getattr(function, "__dict__", None))
+        function = type(function).__call__
+    elif isinstance(function, types.MethodType):
+        bound.append(getattr(function.__self__, "__dict__", None))
+    _digest_function(function, digest, set())
+    if bound:
+        digest.update(_text(bound).encode())
+    return f"{function.__module__}.{function.__qualname__}@{digest.hexdigest()}"
+
+
+def _digest_function(function: Any, digest: Any, seen: set[int]) -> None:
+    if id(function) in seen:  # it closes over itself
+        return
+    seen.add(id(function))
     _digest_code(getattr(function, "__code__", None), digest)
+    defaults = [getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None)]
+    if any(defaults):
+        digest.update(_text(defaults).encode())
     for cell in getattr(function, "__closure__", None) or ():
         inner = cell.cell_contents
-        _digest_code(getattr(inner, "__code__", None), digest)
-        if isinstance(inner, (str, int, float, bool, tuple)):
-            digest.update(repr(inner).encode())
-    return f"{name}@{digest.hexdigest()}"
+        if isinstance(inner, types.FunctionType):
+            _digest_function(inner, digest, seen)
+        else:
+            digest.update(_text(inner).encode())
 
 
 def _digest_code(code: types.CodeType | None, digest: Any) -> None:
@@ -162,21 +187,57 @@ def _digest_code(code: types.CodeType | None, digest: Any) -> None:
         if isinstance(constant, types.CodeType):
             _digest_code(constant, digest)
         else:
-            digest.update(repr(constant).encode())
+            digest.update(_text(constant).encode())
+
+
+def _text(value: Any) -> str:
+    return json.dumps(plain(value), sort_keys=True, default=str)
 
 
 def plain(value: Any) -> Any:
-    """A parameter as JSON can hold it: text of what is not plain, cut where it is long."""
-    if value is None or isinstance(value, (bool, int, float, str)):
+    """A parameter as JSON can hold it: of what is not plain its text, or a digest of its content.
+
+    The same in every process for equal values: sets are sorted, and an object that only says its
+    address is known by its type.
+    """
+    if value is None or isinstance(value, (bool, int, float)):
         return value
+    if isinstance(value, str):
+        return _short(value)
     if isinstance(value, dict):
         return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(one) for one in value), key=str)
+    if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
-    if callable(value) and hasattr(value, "__qualname__"):
+    if isinstance(value, (types.ModuleType, type)):
+        return value.__name__
+    if hasattr(value, "__qualname__") or isinstance(value, functools.partial):
         return code_of(value)
     if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
+        return plain(value.model_dump(mode="json"))
+    return _content(value)
+
+
+def _content(value: Any) -> str:
+    """What tells an object from others of its type, whose text may leave some of it out."""
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if kind.startswith("polars") and kind.endswith(".Expr"):
+        return f"{str(value)[:_MOST]} {_digest(value.meta.serialize())}"
+    if kind == "numpy.ndarray" and value.dtype != object:
+        return f"{value.dtype}{list(value.shape)} {_digest(value.tobytes())}"
+    if kind == "pyarrow.lib.Table":
+        return f"{value.column_names} {block_digest(value)}"
     said = str(value)
-    # An object that says its address would say another in each process.
-    return type(value).__qualname__ if f" at {hex(id(value))}" in said else said[:1000]
+    # An address, or the number of an object, would be another one in each process.
+    unstable = " at 0x" in said or kind.endswith(".ObjectRef")
+    return type(value).__qualname__ if unstable else _short(said)
+
+
+def _short(text: str) -> str:
+    """A text, cut where it is long; then with its digest."""
+    return text if len(text) <= _MOST else f"{text[:_MOST]}... {_digest(text.encode())}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()

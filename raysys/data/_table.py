@@ -266,15 +266,15 @@ class Table:
     def filter(self, predicate: pl.Expr) -> Table:
         """Rows for which a polars expression is true: neither false nor null."""
         step = Step("filter", _rows.filter_rows, (predicate,))
-        return self._then(step, predicate=str(predicate))
+        return self._then(step, predicate=predicate)
 
     def with_columns(self, **columns: pl.Expr) -> Table:
         """Add or replace columns by polars expressions that need one row at a time.
 
         An expression over several rows (a mean, a shift) would see its block alone.
         """
-        said = {name: str(expression) for name, expression in columns.items()}
-        return self._then(Step("with_columns", _rows.with_columns, (columns,)), columns=said)
+        step = Step("with_columns", _rows.with_columns, (columns,))
+        return self._then(step, columns=columns)
 
     def join(
         self,
@@ -514,7 +514,8 @@ class Table:
                 [
                     task.remote(_apply, s, self._steps, _write.parquet, folder, n, partition_by)
                     for n, s in enumerate(self._sources)
-                ]
+                ],
+                cancel=True,
             )
         self.lineage.rows = sum(written)
         return self.lineage.rows
@@ -558,5 +559,5 @@ def _made_by(
         for table in (arg.values() if isinstance(arg, dict) else [arg])
         if isinstance(table, Table)
     ]
-    said = {"arguments": [plain(arg) for arg in args if not isinstance(arg, (Table, dict))]}
+    said = {"arguments": [plain(arg) for arg in args if not isinstance(arg, Table)]}
     return Lineage(name, said, (*inputs, *(table.lineage for table in tables)), code_of(function))

@@ -111,7 +111,9 @@ class Storage:
         try:
             yield Storage(staged)
             for file in staged.rglob("*"):
-                if file.is_file():
+                if file.name.startswith(".") and file.suffix == ".partial":
+                    file.unlink()  # of a writer that was killed; another one wrote it again
+                elif file.is_file():
                     _flush(file)
             _replace_dir(staged, final)
             _flush(final.parent)
