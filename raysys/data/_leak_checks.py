@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.data._leak_bins import Bins, make_bins
 from raysys.data._leak_power import (
-    Bins,
+    CHANCE_SIGMAS,
     Label,
     joint_counts,
     kolmogorov_smirnov,
-    make_bins,
     power,
     power_held,
     stability_index,
@@ -152,7 +152,8 @@ def _power(
 ) -> list[Finding]:
     numeric = label.classes is None
     found = power(train, numeric, bins.number)
-    if found.score - 3 * found.error <= (limits.explained if numeric else limits.area):
+    limit = limits.explained if numeric else limits.area
+    if found.score <= limit or found.sigmas <= CHANCE_SIGMAS:
         return []
     return [Finding(
         "suspicious feature", False, bins.column, (training,), found.score,

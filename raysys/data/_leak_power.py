@@ -4,57 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raysys.data._blocks import results, value_task
 from raysys.data._hash import hash_rows, uniforms
+from raysys.data._leak_bins import Bins, as_numbers
 from raysys.data._numbered import numbered
-from raysys.data._sample import sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from raysys.data._table import Table
 
-# Bins of numbers hold about as many rows of the training split each, and enough to tell by.
-_NUMBER_BINS, _ROWS_A_BIN = 256, 20
-# Categories by name, the most frequent ones; the others share a bin.
-_CATEGORY_BINS = 512
-# Rows of the training split from which the bins are made.
-_SAMPLE = 50_000
-
-
-@dataclass(frozen=True)
-class Bins:
-    """Where the values of a column are counted: bin 0 those missing, the last one the rest.
-
-    Attributes:
-        column: Name of the column.
-        number: Whether it holds numbers or times, not categories.
-        edges: Upper edges, float64, each in the bin below it; or hashes of categories, uint64.
-    """
-
-    column: str
-    number: bool
-    edges: np.ndarray
-
-    @property
-    def count(self) -> int:
-        """Number of bins."""
-        return len(self.edges) + 2
-
-    def of(self, block: pa.Table) -> np.ndarray:
-        """The bin of each row, int64 `(rows,)`."""
-        if self.number:
-            values = as_numbers(block[self.column])
-            return np.where(np.isnan(values), 0, 1 + np.searchsorted(self.edges, values))
-        hashes = hash_rows(block, [self.column])
-        at = np.searchsorted(self.edges, hashes)
-        known = self.edges[np.minimum(at, len(self.edges) - 1)] == hashes if len(self.edges) else at
-        bins = np.where(known, 1 + at, self.count - 1)
-        return np.where(block[self.column].is_null().to_numpy(), 0, bins)
+# A score by chance is that far off once in millions of columns.
+CHANCE_SIGMAS = 5.0
 
 
 @dataclass(frozen=True)
@@ -70,42 +35,6 @@ class Label:
     column: str
     classes: np.ndarray | None
     middle: float = 0.0
-
-
-def make_bins(train: Table, columns: Sequence[str], seed: int = 0) -> list[Bins]:
-    """Bins of each column, from a sample of the training split that one task looks at."""
-    if not columns:
-        return []
-    schema = train.schema
-    numbers = [is_number(schema.field(name).type) for name in columns]
-    drawn = sample(train.select(list(columns)), min(_SAMPLE, train.rows), seed=seed)
-    task = value_task("leaks_bins")
-    edges = results(
-        [task.remote(edges_of, list(columns), numbers, *(block for block, _ in numbered(drawn)))]
-    )[0]
-    return [Bins(*parts) for parts in zip(columns, numbers, edges, strict=True)]
-
-
-def edges_of(columns: Sequence[str], numbers: Sequence[bool], *blocks: pa.Table) -> list[Any]:
-    """The edges of each column's bins, of these rows."""
-    made = []
-    for name, number in zip(columns, numbers, strict=True):
-        if number:
-            values = np.concatenate([as_numbers(block[name]) for block in blocks])
-            values = np.sort(values[~np.isnan(values)])
-            some = np.unique(values)
-            most = min(max(len(values) // _ROWS_A_BIN, 2), _NUMBER_BINS)
-            if len(some) > most:
-                at = np.linspace(0, len(values) - 1, most).astype(int)
-                some = np.unique(values[at])
-            made.append(some)
-        else:
-            hashes = np.concatenate(
-                [hash_rows(block, [name])[block[name].is_valid().to_numpy()] for block in blocks]
-            )
-            some, counts = np.unique(hashes, return_counts=True)
-            made.append(np.sort(some[np.lexsort((some, -counts))[:_CATEGORY_BINS]]))
-    return made
 
 
 def joint_counts(table: Table, bins: Sequence[Bins], label: Label | None) -> list[np.ndarray]:
@@ -174,11 +103,13 @@ class Power:
     Attributes:
         score: Area under the ROC curve, the largest over the classes against the rest; or for a
             number the share of its variance that is explained.
-        error: The score's standard error.
+        error: The score's standard error; 0 for a number.
+        sigmas: How many standard errors of chance it is above what chance gives.
     """
 
     score: float
     error: float
+    sigmas: float
 
 
 def power(counts: np.ndarray, numeric_label: bool, ordered: bool) -> Power:
@@ -236,31 +167,8 @@ def stability_index(train: np.ndarray, other: np.ndarray) -> tuple[float, int]:
     return float(((b - a) * np.log(b / a)).sum()), len(a)
 
 
-def is_number(kind: Any) -> bool:
-    """Whether values of this type are numbers, truth values or times."""
-    import pyarrow as pa
-
-    t = pa.types
-    return bool(
-        t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind) or t.is_boolean(kind)
-        or t.is_temporal(kind)
-    )  # fmt: skip
-
-
-def as_numbers(column: Any) -> np.ndarray:
-    """Numbers, truth values or times as float64 `(rows,)`, NaN where one is missing."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_temporal(column.type):
-        small = pa.types.is_date32(column.type) or pa.types.is_time32(column.type)
-        column = pc.cast(column, pa.int32() if small else pa.int64())
-    numbers = pc.cast(column, pa.float64(), safe=False)
-    return pc.fill_null(numbers, np.nan).to_numpy()
-
-
 def _told(known: np.ndarray, asked: np.ndarray, numeric: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Scores, and rows that they rest on, of `asked` told by `known`, both `(bins, k)`."""
+    """Of `asked` told by `known`, both `(bins, k)`: scores, and rows of the rest and the class."""
     if numeric:
         rows, total = known[:, 0], known[:, 1]
         told = (total + total.sum() / max(rows.sum(), 1)) / (rows + 1)
@@ -268,10 +176,10 @@ def _told(known: np.ndarray, asked: np.ndarray, numeric: bool) -> tuple[np.ndarr
         spread = second.sum() - first.sum() ** 2 / max(n.sum(), 1)
         wrong = (second - 2 * told * first + told**2 * n).sum()
         explained = 1 - wrong / spread if spread > 0 else 0.0
-        return np.array([max(explained, 0.0)]), np.array([n.sum()])
+        return np.array([max(explained, 0.0)]), np.array([[n.sum(), n.sum()]])
     classes = known.shape[1] - 1
     rows = known[:, :classes].sum(axis=1)
-    scores, sizes = np.full(classes, 0.5), np.zeros(classes)
+    scores, sizes = np.full(classes, 0.5), np.zeros((classes, 2))
     for one in range(classes):
         above, asked_above = known[:, one], asked[:, one]
         share = (above + above.sum() / max(rows.sum(), 1)) / (rows + 1)
@@ -279,20 +187,28 @@ def _told(known: np.ndarray, asked: np.ndarray, numeric: bool) -> tuple[np.ndarr
         below = asked[:, :classes].sum(axis=1) - asked_above
         counts = [np.bincount(at, part, minlength=len(values)) for part in (below, asked_above)]
         scores[one] = auc(*counts)[0]
-        sizes[one] = min(part.sum() for part in counts)
+        sizes[one] = [part.sum() for part in counts]
     return scores, sizes
 
 
 def _best(scores: np.ndarray, sizes: np.ndarray, numeric: bool) -> Power:
-    """The highest score that is not chance, with its error.
+    """The highest score that is no chance; the least likely one if all may be.
 
-    The variance of an area is at most area * (1 - area) over the rows of the smaller class
-    (Birnbaum & Klose, 1957); half a row on each side keeps it from 0 where all are told.
+    Without power an area varies with variance (m + n + 1) / (12 m n) (Mann & Whitney, 1947), and
+    a correlation with 1 / n. Otherwise the variance of an area is at most area * (1 - area) over
+    the rows of the smaller class (Birnbaum & Klose, 1957); half a row on each side keeps it from
+    0 where all are told.
     """
-    near = (scores * sizes + 0.5) / (sizes + 1)
-    errors = np.sqrt(near * (1 - near) / np.maximum(sizes, 1))
-    best = int(np.argmax(scores - 3 * errors))
-    return Power(float(scores[best]), 0.0 if numeric else float(errors[best]))
+    if numeric:
+        return Power(float(scores[0]), 0.0, float(np.sqrt(scores[0] * sizes[0, 0])))
+    rest, mine = np.maximum(sizes, 1).T
+    sigmas = (scores - 0.5) / np.sqrt((rest + mine + 1) / (12 * rest * mine))
+    sure = sigmas > CHANCE_SIGMAS
+    best = int(np.argmax(np.where(sure, scores, 0) if sure.any() else sigmas))
+    few = min(rest[best], mine[best])
+    near = (scores[best] * few + 0.5) / (few + 1)
+    error = np.sqrt(near * (1 - near) / few)
+    return Power(float(scores[best]), float(error), float(sigmas[best]))
 
 
 def _sum(*parts: list[np.ndarray]) -> list[np.ndarray]:

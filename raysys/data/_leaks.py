@@ -12,7 +12,8 @@ import numpy as np
 
 from raysys.data import _leak_checks as checks
 from raysys.data._hash import hash_rows
-from raysys.data._leak_power import Label, as_numbers, is_number
+from raysys.data._leak_bins import as_numbers, is_number
+from raysys.data._leak_power import Label
 from raysys.data._leak_report import LeakLimits, LeakReport
 from raysys.data._numbered import each_block, need
 from raysys.errors import DataError
