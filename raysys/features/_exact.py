@@ -129,7 +129,7 @@ def bit_counts(values: np.ndarray, prefixes: Sequence[int], level: int) -> list[
     Returns:
         For each prefix, int64 `(2, k)`: the bits that occur, and their counts.
     """
-    bits = (values[np.isfinite(values)] + 0.0).view(np.uint64)  # -0.0 becomes 0.0
+    bits = values[np.isfinite(values)].view(np.uint64)
     sign = np.uint64(1 << 63)
     keys = np.where(bits & sign, ~bits, bits | sign)
     below = np.uint64(64 - _BITS * (level + 1))

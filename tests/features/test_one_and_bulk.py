@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.errors import DataError
-from raysys.features import Numeric, OneHot
+from raysys.features import Numeric, OneHot, _fitted
 from raysys.serve import Array, Graph
 from tests.features.examples import ALL, rows
 from tests.features.local import bulk, fit
@@ -21,7 +21,7 @@ _TEXT = st.text(max_size=12)
 VALUES: dict[str, Any] = {
     "distance": _NUMBERS,
     "seats": st.integers(-(2**63), 2**63 - 1) | st.integers(0, 400),
-    "delay": _NUMBERS,
+    "delay": _NUMBERS | st.sampled_from(FITTED.states[2][0]["edges"].tolist()),
     "hour": st.integers(-5, 30),
     "carrier": st.sampled_from(["UA", "DL", "AA", "B6", "9E"]) | _TEXT,
     "tail": _TEXT,
@@ -53,7 +53,10 @@ def test_one_request_is_answered_as_the_bulk(requests: list[dict[str, Any]]) -> 
     assert _same(repeated, np.tile(one, (70, 1)))
 
 
-def test_the_bulk_is_answered_as_one_request_over_many_rows() -> None:
+def test_the_bulk_is_answered_as_one_request_over_many_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_fitted, "_AT_ONCE", 300)
     many = rows(2000)
     table = np.stack(list(bulk(FITTED, many).values()), 1)
     one = np.stack([FITTED.one(request) for request in many.to_pylist()])
