@@ -55,8 +55,9 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
     def fit(self, table: Table) -> FittedFeaturizer:
         """Learn from a Table, by tasks over its blocks.
 
-        One pass, and four more if medians or quantiles are asked for. Which rows lie in which
-        block does not matter, see `raysys.features._fit` for the two limits of that.
+        One pass, and four more if medians or quantiles are asked for. How rows lie in blocks does
+        not matter, but for the rounding of sums of a target that is no integer, and for columns
+        with more than 100,000 categories in one block, of which the most frequent are counted.
 
         Raises:
             DataError: The table lacks a column, or a value has the wrong type.
