@@ -66,8 +66,11 @@ def results(refs: Sequence[Any], *, cancel: bool = False) -> list[Any]:
             ray.wait(list(refs), num_returns=len(refs))
         if not isinstance(error, ray.exceptions.RayTaskError):
             raise
-        if isinstance(error.cause, RaysysError):
-            raise error.cause from None
+        cause: BaseException = error
+        while isinstance(cause, ray.exceptions.RayTaskError):  # of a task that another waited for
+            cause = cause.cause
+        if isinstance(cause, RaysysError):
+            raise cause from None
         raise
 
 

@@ -56,16 +56,32 @@ class Lineage:
         text = json.dumps(said, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
+    def __post_init__(self) -> None:
+        self.id  # noqa: B018 - now, so that a long chain is not gone through by recursion
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Flat, since pickle goes through a long chain by recursion.
+        order = list(self.chain())[::-1]
+        known = {one.id: number for number, one in enumerate(order)}
+        flat = [
+            (one.operation, one.parameters, tuple(known[i.id] for i in one.inputs), one.code,
+             one.rows, one.fingerprint)
+            for one in order
+        ]  # fmt: skip
+        return _restored, (flat,)
+
     def chain(self) -> Iterator[Lineage]:
         """This and all before it, each once, inputs after what they went into."""
-        seen: dict[str, Lineage] = {}
-        waiting = [self]
+        done: dict[str, Lineage] = {}
+        waiting = [(self, False)]
         while waiting:
-            one = waiting.pop()
-            if one.id not in seen:
-                seen[one.id] = one
-                waiting += reversed(one.inputs)
-        yield from seen.values()
+            one, has_inputs_done = waiting.pop()
+            if has_inputs_done:
+                done.setdefault(one.id, one)
+            elif one.id not in done:
+                waiting.append((one, True))
+                waiting += [(before, False) for before in one.inputs]
+        yield from reversed(done.values())
 
     def record(self) -> dict[str, Any]:
         """As plain data."""
@@ -92,6 +108,13 @@ class Lineage:
             if record != known:
                 storage.write_json(f"{_FOLDER}/{one.id}.json", record)
         return self.id
+
+
+def _restored(flat: Sequence[tuple[Any, ...]]) -> Lineage:
+    made: list[Lineage] = []
+    for operation, parameters, inputs, *known in flat:
+        made.append(Lineage(operation, parameters, tuple(made[n] for n in inputs), *known))
+    return made[-1]
 
 
 def read_lineage(storage: Storage, lineage_id: str) -> dict[str, dict[str, Any]]:

@@ -94,9 +94,11 @@ def _sample_keys(block: pa.Table, by: Sequence[str], how: dict[str, Any]) -> pa.
 
 def _bounds(by: Sequence[str], how: dict[str, Any], parts: int, *keys: pa.Table) -> pa.Table:
     """First keys of all parts but the first, from evenly spaced samples of the blocks."""
+    import pyarrow as pa
+
     sample = sort_rows(concat(*keys), by, how)
     places = [len(sample) * part // parts for part in range(1, parts)] if len(sample) else []
-    return sample.take(places)
+    return sample.take(pa.array(places, pa.int64()))
 
 
 def _split_by_range(
