@@ -60,10 +60,7 @@ def check_columns(schema: pa.Schema, transforms: Sequence[Transform]) -> dict[st
     """
     kinds: dict[str, str] = {}
     for transform in transforms:
-        extra = (
-            [transform.group] if isinstance(transform, TargetEncoded) and transform.group else []
-        )
-        for name in [*transform.reads(), *extra]:
+        for name in transform.needs():
             if name not in schema.names:
                 raise DataError(
                     f"{type(transform).__name__} needs the column {name!r}; the table has: "

@@ -18,6 +18,9 @@ State = dict[str, Any]
 class Transform(BaseModel, frozen=True, extra="forbid"):
     """Base of the transforms.
 
+    Each has an initializer of its own that hands on to this one: type checkers would otherwise
+    take `columns` for a keyword.
+
     Attributes:
         columns: Columns of the table, fields of a request, that it reads.
     """
@@ -30,9 +33,9 @@ class Transform(BaseModel, frozen=True, extra="forbid"):
         except ValidationError as error:
             raise DataError(f"{type(self).__name__}({columns!r}): {first_fault(error)}") from error
 
-    def reads(self) -> dict[str, str]:
-        """The columns that it needs to be fitted, each with what it reads it as."""
-        raise NotImplementedError
+    def needs(self) -> list[str]:
+        """The columns that a table must have for it to be fitted."""
+        return list(self.columns)
 
     def names(self, states: Sequence[State]) -> list[str]:
         """Names of the columns that it makes, in order."""

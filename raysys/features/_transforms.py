@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
@@ -42,9 +42,8 @@ class Numeric(Transform, frozen=True):
     log: bool = False
     scale: Literal["standard", "minmax"] | None = None
 
-    def reads(self) -> dict[str, str]:
-        """See `Transform.reads`."""
-        return dict.fromkeys(self.columns, "number")
+    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+        super().__init__(columns, **options)
 
     def names(self, states: Sequence[State]) -> list[str]:
         """See `Transform.names`."""
@@ -67,9 +66,8 @@ class Binned(Transform, frozen=True):
     by: Literal["quantile", "uniform"] = "quantile"
     encode: Encode = "onehot"
 
-    def reads(self) -> dict[str, str]:
-        """See `Transform.reads`."""
-        return dict.fromkeys(self.columns, "number")
+    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+        super().__init__(columns, **options)
 
     def names(self, states: Sequence[State]) -> list[str]:
         """See `Transform.names`."""
@@ -94,9 +92,8 @@ class Cyclic(Transform, frozen=True):
     period: float = Field(gt=0, allow_inf_nan=False)
     harmonics: int = Field(1, ge=1, le=64)
 
-    def reads(self) -> dict[str, str]:
-        """See `Transform.reads`."""
-        return dict.fromkeys(self.columns, "number")
+    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+        super().__init__(columns, **options)
 
     def names(self, states: Sequence[State]) -> list[str]:
         """See `Transform.names`."""
@@ -120,9 +117,8 @@ class Calendar(Transform, frozen=True):
     kind: Literal["calendar"] = "calendar"
     fields: tuple[CalendarField, ...] = Field(("month", "weekday", "hour"), min_length=1)
 
-    def reads(self) -> dict[str, str]:
-        """See `Transform.reads`."""
-        return dict.fromkeys(self.columns, "time")
+    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+        super().__init__(columns, **options)
 
     def names(self, states: Sequence[State]) -> list[str]:
         """See `Transform.names`."""
@@ -140,9 +136,8 @@ class OneHot(Transform, frozen=True):
     kind: Literal["onehot"] = "onehot"
     most: int = Field(20, ge=1, le=10_000)
 
-    def reads(self) -> dict[str, str]:
-        """See `Transform.reads`."""
-        return dict.fromkeys(self.columns, "category")
+    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+        super().__init__(columns, **options)
 
     def names(self, states: Sequence[State]) -> list[str]:
         """See `Transform.names`."""
@@ -169,9 +164,8 @@ class Hashed(Transform, frozen=True):
     buckets: Buckets
     encode: Encode = "onehot"
 
-    def reads(self) -> dict[str, str]:
-        """See `Transform.reads`."""
-        return dict.fromkeys(self.columns, "category")
+    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+        super().__init__(columns, **options)
 
     def names(self, states: Sequence[State]) -> list[str]:
         """See `Transform.names`."""
@@ -194,9 +188,8 @@ class Crossed(Transform, frozen=True):
     buckets: Buckets
     encode: Encode = "onehot"
 
-    def reads(self) -> dict[str, str]:
-        """See `Transform.reads`."""
-        return dict.fromkeys(self.columns, "category")
+    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+        super().__init__(columns, **options)
 
     def names(self, states: Sequence[State]) -> list[str]:
         """See `Transform.names`."""
@@ -217,9 +210,8 @@ class TextHashed(Transform, frozen=True):
     buckets: Buckets
     ngrams: int = Field(1, ge=1, le=8)
 
-    def reads(self) -> dict[str, str]:
-        """See `Transform.reads`."""
-        return dict.fromkeys(self.columns, "text")
+    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+        super().__init__(columns, **options)
 
     def names(self, states: Sequence[State]) -> list[str]:
         """See `Transform.names`."""
@@ -268,10 +260,13 @@ class TargetEncoded(Transform, frozen=True):
             raise ValueError("delay_s= is counted from a row's time: give time= as well")
         return self
 
-    def reads(self) -> dict[str, str]:
-        """See `Transform.reads`."""
-        also = {self.target: "number"} | ({self.time: "time"} if self.time else {})
-        return also | dict.fromkeys(self.columns, "category")
+    def needs(self) -> list[str]:
+        """See `Transform.needs`."""
+        also = (self.target, self.group, self.time)
+        return [*self.columns, *(name for name in also if name is not None)]
+
+    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+        super().__init__(columns, **options)
 
     def names(self, states: Sequence[State]) -> list[str]:
         """See `Transform.names`."""
