@@ -65,13 +65,13 @@ def _mean(part: Callable[[str], pl.Expr]) -> pl.Expr:
     import polars as pl
 
     count = part("count").sum()
-    return pl.when(count > 0).then(part("sum").sum() / count)
+    return pl.when(count > 0).then(part("total").sum() / count)
 
 
 _FUNCTIONS: dict[str, _Function] = {
     "count": _Function(lambda c: {"count": c.count()}, lambda p: p("count").sum()),
     "sum": _Function(lambda c: {"sum": c.sum()}, lambda p: p("sum").sum()),
-    "mean": _Function(lambda c: {"sum": c.sum(), "count": c.count()}, _mean),
+    "mean": _Function(lambda c: {"total": c.sum(), "count": c.count()}, _mean),
     "min": _Function(lambda c: {"min": c.min()}, lambda p: p("min").min()),
     "max": _Function(lambda c: {"max": c.max()}, lambda p: p("max").max()),
     "var": _Function(_moments, _variance),
@@ -94,11 +94,13 @@ _WHOLE: dict[str, Callable[[pl.Expr], pl.Expr]] = {
 ROWS = "rows"
 
 
-def checked(given: Mapping[str, Of], names: Sequence[str]) -> dict[str, tuple[str, str]]:
+def checked(
+    given: Mapping[str, Of], by: Sequence[str], names: Sequence[str]
+) -> dict[str, tuple[str, str]]:
     """Aggregates as (column, function) by name.
 
     Raises:
-        DataError: A function or a column is not known.
+        DataError: A function or a column is not known, or a name is given twice.
     """
     known = [*_FUNCTIONS, *_WHOLE]
     wanted = {}
@@ -114,6 +116,8 @@ def checked(given: Mapping[str, Of], names: Sequence[str]) -> dict[str, tuple[st
         if of[0] not in names:
             raise DataError(f"aggregate {name}: {of[0]!r} is no column; there are {names[:20]}")
         wanted[name] = of
+    if twice := [name for name in wanted if name in by]:
+        raise DataError(f"aggregate: {twice} are columns of `by` and answers: name these otherwise")
     return wanted
 
 
@@ -128,12 +132,14 @@ def partial(
     """One row a group of these rows, with the parts of its answers."""
     import polars as pl
 
+    kinds = frame.collect_schema()
     parts: dict[str, pl.Expr] = {}
     for column, function in dict.fromkeys(wanted.values()):
         if function == ROWS:
             parts[_part("", ROWS)] = pl.len()
             continue
-        for name, expression in _FUNCTIONS[function].parts(pl.col(column)).items():
+        wide = _wide(column, kinds[column], function)
+        for name, expression in _FUNCTIONS[function].parts(wide).items():
             parts[_part(column, name)] = expression
     if not by:
         return frame.select(**parts)
@@ -177,6 +183,7 @@ def whole(
     """The answers, from all rows of each group; ascending by group."""
     import polars as pl
 
+    kinds = frame.collect_schema()
     simple = {n: of for n, of in wanted.items() if of[1] not in _WHOLE}
     answers = {
         name: _WHOLE[function](pl.col(column))
@@ -189,11 +196,28 @@ def whole(
         elif function in ("first", "last"):
             answers[name] = getattr(pl.col(column).drop_nulls(), function)()
         else:
-            answers[name] = getattr(pl.col(column), function)()
+            answers[name] = getattr(_wide(column, kinds[column], function), function)()
     ordered = {name: answers[name] for name in wanted}
     if not by:
         return frame.select(**ordered)
     return frame.group_by(by, maintain_order=True).agg(**ordered).sort(by)
+
+
+def _wide(column: str, kind: Any, function: str) -> pl.Expr:
+    """A column in the type that its numbers are added up in, in which they have room."""
+    import polars as pl
+
+    wide: Any = None
+    if function in ("mean", "var", "std") and (kind.is_numeric() or kind == pl.Boolean):
+        wide = pl.Float64
+    elif function == "sum":
+        if kind.is_unsigned_integer():
+            wide = pl.UInt64
+        elif kind.is_integer() or kind == pl.Boolean:
+            wide = pl.Int64
+        elif kind.is_float():
+            wide = pl.Float64
+    return pl.col(column) if wide is None else pl.col(column).cast(wide)
 
 
 def _part(column: str, name: str) -> str:
@@ -204,13 +228,17 @@ def windows(frame: pl.LazyFrame, time: str, every: str, period: str | None) -> p
     """Rows with `window`, the start of each window that they fall into."""
     import polars as pl
 
+    _split(every)
     start = pl.col(time).dt.truncate(every)
     if period is None:
         return frame.with_columns(window=start)
     count = _windows_a_row(every, period)
     starts = pl.concat_list([start.dt.offset_by(f"-{n}{_split(every)[1]}") for n in count])
+    # A row without a time falls into the window without a start, once.
+    starts = pl.when(pl.col(time).is_null()).then(pl.concat_list(start)).otherwise(starts)
     frame = frame.with_columns(window=starts).explode("window")
-    return frame.filter(pl.col("window").dt.offset_by(period) > pl.col(time))
+    within = pl.col("window").dt.offset_by(period) > pl.col(time)
+    return frame.filter(within | pl.col(time).is_null())
 
 
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

@@ -35,7 +35,7 @@ def keys_of(
                     f"join: {key!r} is no column of the {side} table; it has {schema.names[:20]}"
                 )
         mine, theirs = left.field(name).type, right.field(other).type
-        if kind_of(mine) != kind_of(theirs):
+        if kind_of(mine) != kind_of(theirs) and not _are_integers(mine, theirs):
             raise DataError(
                 f"join: {name!r} is {mine} on the left and {other!r} is {theirs} on the right: "
                 "cast one with with_columns"
@@ -43,10 +43,38 @@ def keys_of(
     return keys
 
 
+def _are_integers(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether both are of whole numbers that have a common type."""
+    import pyarrow as pa
+
+    kinds = (one, other)
+    if all(pa.types.is_integer(kind) for kind in kinds):
+        signed = any(pa.types.is_signed_integer(kind) for kind in kinds)
+        return not (signed and any(kind == pa.uint64() for kind in kinds))
+    return False
+
+
+def _widened(
+    left: pl.LazyFrame, right: pl.LazyFrame, keys: Mapping[str, str]
+) -> tuple[pl.LazyFrame, pl.LazyFrame]:
+    """Both sides with keys of one type, where they are whole numbers of several widths."""
+    import polars as pl
+
+    mine, theirs = left.collect_schema(), right.collect_schema()
+    for name, other in keys.items():
+        kinds = (mine[name], theirs[other])
+        if kinds[0] != kinds[1] and all(kind.is_integer() for kind in kinds):
+            wide = pl.UInt64 if pl.UInt64 in kinds else pl.Int64
+            left = left.with_columns(pl.col(name).cast(wide))
+            right = right.with_columns(pl.col(other).cast(wide))
+    return left, right
+
+
 def join_rows(
     left: pl.LazyFrame, right: pl.LazyFrame, keys: Mapping[str, str], how: Any, suffix: str
 ) -> pl.LazyFrame:
     """The join of two frames, in the left one's order."""
+    left, right = _widened(left, right, keys)
     order: Any = "left_right" if how == "full" else "left"
     return left.join(
         right,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from raysys.data._blocks import table_task, value_task
 from raysys.data._hash import hash_rows
 from raysys.data._plan import collect, evaluate, lazy
+from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,6 +46,25 @@ def concat(*pieces: pa.Table) -> pa.Table:
     import pyarrow as pa
 
     return pa.concat_tables(pieces, promote_options="permissive")
+
+
+def common_schema(schemas: Sequence[pa.Schema], what: str) -> pa.Schema:
+    """The schema of rows that lie under one another; numbers become the widest type.
+
+    Raises:
+        DataError: A column's types have nothing in common.
+    """
+    import pyarrow as pa
+
+    common = schemas[0]
+    for number, schema in enumerate(schemas):
+        try:
+            common = pa.unify_schemas([common, schema], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{what} {number} does not fit those before it: {error}. Cast with with_columns"
+            ) from None
+    return common
 
 
 def same(rows: pa.Table) -> pa.Table:
@@ -87,9 +107,11 @@ def sort_rows(rows: pa.Table, by: Sequence[str], how: dict[str, Any]) -> pa.Tabl
 
 
 def _sample_keys(block: pa.Table, by: Sequence[str], how: dict[str, Any]) -> pa.Table:
+    import numpy as np
+
     keys = sort_rows(block.select(list(by)), by, how)
     step = max(1, len(keys) // _SAMPLES_A_BLOCK)
-    return keys.take(list(range(step // 2, len(keys), step)))
+    return keys.take(np.arange(step // 2, len(keys), step))
 
 
 def _bounds(by: Sequence[str], how: dict[str, Any], parts: int, *keys: pa.Table) -> pa.Table:

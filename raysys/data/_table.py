@@ -121,6 +121,8 @@ class Table:
     @classmethod
     def concat(cls, tables: Sequence[Table]) -> Table:
         """The rows of several Tables after one another; numbers become the widest type."""
+        if not tables:
+            raise DataError("concat: no Tables are given; give at least one")
         names = tables[0].schema.names
         for number, table in enumerate(tables):
             if sorted(table.schema.names) != sorted(names):
@@ -129,6 +131,7 @@ class Table:
                     f"has {names[:20]}: select or rename them so that they are the same"
                 )
         ordered = [t if t.schema.names == names else t.select(names) for t in tables]
+        _shuffle.common_schema([table.schema for table in ordered], "concat: Table")
         return cls(
             [block for table in ordered for block in table.blocks],
             [meta for table in ordered for meta in table.metas],
@@ -196,6 +199,9 @@ class Table:
         """
         import pyarrow as pa
 
+        if rows < 1:
+            raise DataError(f"iter_batches: rows={rows}; give at least 1")
+        none = self.schema.empty_table()
         task = value_task(self._name())
         left: list[pa.Table] = []
         held = 0
@@ -211,12 +217,12 @@ class Table:
             held += len(left[-1])
             if held < rows:
                 continue
-            whole = pa.concat_tables(left, promote_options="permissive")
+            whole = pa.concat_tables([none, *left], promote_options="permissive")
             for start in range(0, held - held % rows, rows):
                 yield whole.slice(start, rows)
             left, held = [whole.slice(held - held % rows)], held % rows
         if held:
-            yield pa.concat_tables(left, promote_options="permissive")
+            yield pa.concat_tables([none, *left], promote_options="permissive")
 
     def modin(self) -> Any:
         """A Modin frame whose row partitions are made from the blocks, in tasks."""
@@ -338,7 +344,7 @@ class Table:
         Example:
             flights.aggregate(["carrier"], flights="rows", mean_delay=("arr_delay", "mean"))
         """
-        wanted = _aggregate.checked(aggregates, self.schema.names)
+        wanted = _aggregate.checked(aggregates, by, self.schema.names)
         if missing := [name for name in by if name not in self.schema.names]:
             raise DataError(f"aggregate: {missing} are no columns; give others in `by`")
         groups, name = list(by), "aggregate"
@@ -415,6 +421,10 @@ class Table:
     def partition_by(self, columns: str | Sequence[str], blocks: int) -> Table:
         """Bring all rows with equal values of the columns into one block; row order is kept."""
         names = [columns] if isinstance(columns, str) else list(columns)
+        if missing := [name for name in names if name not in self.schema.names]:
+            raise DataError(
+                f"partition_by: {missing} are no columns; the table has {self.schema.names[:20]}"
+            )
         pieces = _shuffle.by_hash(self._sources, self._steps, names, blocks, "partition_by")
         made = _shuffle.merge(pieces, _shuffle.same, name="partition_by")
         lineage = Lineage("partition_by", {"columns": names, "blocks": blocks}, (self.lineage,))
@@ -438,6 +448,8 @@ class Table:
 
     def with_row_number(self, column: str) -> Table:
         """Add the row's number in the Table, int64 from 0."""
+        if column in self.schema.names:
+            raise DataError(f"with_row_number: {column!r} is a column already; give another name")
         task = table_task("number_rows")
         firsts = itertools.accumulate((meta.rows for meta in self.metas), initial=0)
         made = [
