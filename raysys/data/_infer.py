@@ -41,10 +41,10 @@ def infer(table: Table, name: str) -> Schema:
     - Texts of up to 20 distinct values, with ten rows for each, get the list of them.
     - A column without missing and repeated values, and not of floats, is unique; numbers that are
       so get no range but its sign.
-    - The median may move between the quartiles of this table, the share of missing values by 0.05,
-      and the number of rows down to half.
+    - The median of numbers that differ may move between the quartiles of this table, the share of
+      missing values by 0.05, and the number of rows down to half.
 
-    The last two are inferred from 100 rows on.
+    Unique columns and the last of these are inferred from 100 rows on.
 
     Args:
         table: Rows that are as they should be.
@@ -60,7 +60,11 @@ def infer(table: Table, name: str) -> Schema:
     stats, many = statistics(typed, list(types)), typed.rows >= _FEWEST
     texts = _allowed(typed, [column for column, kind in types.items() if kind == "string"])
     keys = _keys(typed, types, stats) if many else set()
-    ranges = [column for column in types if column not in keys and _is_number(types[column])]
+    ranges = [
+        column
+        for column, kind in types.items()
+        if column not in keys and _is_number(kind) and stats[column]["min"] != stats[column]["max"]
+    ]
     quartiles = _quartiles(typed, stats, ranges) if many else {}
     columns, distributions = {}, {}
     for column, kind in types.items():

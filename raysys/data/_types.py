@@ -161,7 +161,7 @@ def _read_timestamps(text: pl.Series, kind: Any) -> pl.Series:
     zone = "Z" if kind.time_zone else ""
     naive = pl.Datetime(kind.time_unit)
     usual = text.str.to_datetime(
-        f"%Y-%m-%dT%H:%M:%S{zone}", strict=False, time_unit=kind.time_unit, cache=True
+        f"%Y-%m-%dT%H:%M:%S{zone}", strict=False, time_unit=kind.time_unit, cache=False
     ).dt.replace_time_zone(None)
     usual = usual.set((text.str.len_bytes() != 19 + len(zone)).fill_null(False), None)
     if usual.null_count() > text.null_count():

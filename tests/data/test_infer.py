@@ -77,6 +77,7 @@ def test_what_values_satisfy_is_inferred(schema: Schema, frame: pd.DataFrame) ->
     low, high = frame["distance"].quantile([0.25, 0.75])
     assert schema.distributions["distance"].median == pytest.approx([low, high], rel=0.02)
     assert schema.distributions["delay"].null_share == pytest.approx([0.05, 0.15], abs=2e-3)
+    assert "year" not in schema.distributions
     assert schema.rows.min == ROWS // 2
 
 
