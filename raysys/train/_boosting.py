@@ -26,6 +26,8 @@ class BoostSettings(BaseModel):
     min_child_weight: float = Field(0.2, ge=0)
     subsample: float = Field(0.8, gt=0, le=1)
     colsample_bytree: float = Field(0.5, gt=0, le=1)
+    colsample_bynode: float = Field(1.0, gt=0, le=1)
+    max_bin: int = Field(256, ge=2, description="bins of a feature's values")
     reg_lambda: float = Field(5.0, ge=0)
     eval_metric: str | None = Field(None, description="of validation; the objective's own if none")
     patience: int = Field(

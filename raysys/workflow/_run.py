@@ -144,11 +144,20 @@ class Run:
             known[name] = {**found, "lineage": table.lineage.write(self.storage)}
             say(f"{name}: {table.rows} rows, lineage {known[name]['lineage']}")
 
-    def log_quarantine(self, checked: Checked) -> None:
-        """Keep the rows that a check turned away, and say how many there are of each kind."""
-        checked.quarantine.write_parquet(self.folder, "quarantine")
-        self.log_facts(quarantined=checked.quarantine.rows, quarantine_reasons=checked.reasons)
-        say(f"quarantine: {checked.quarantine.rows} of {checked.rows} rows")
+    def log_quarantine(self, checked: Checked, table: str | None = None) -> None:
+        """Keep the rows that a check turned away, and say how many there are of each kind.
+
+        Args:
+            checked: The check's outcome.
+            table: What was checked, for runs that check several Tables.
+        """
+        of, after = (f"{table} ", f"_{table}") if table else ("", "")
+        checked.quarantine.write_parquet(self.folder, f"quarantine{after}")
+        self.log_facts(**{
+            f"quarantined{after}": checked.quarantine.rows,
+            f"quarantine_reasons{after}": checked.reasons,
+        })  # fmt: skip
+        say(f"{of}quarantine: {checked.quarantine.rows} of {checked.rows} rows")
         for reason, count in checked.reasons.items():
             say(f"  {count} x {reason}")
 

@@ -1,0 +1,358 @@
+"""What is known of a flight at its scheduled departure: the same code for tables and requests.
+
+The moment T is the scheduled departure. A departure is known from when it happened, but not
+before its own T; an arrival likewise. Only what was known strictly before T is used, so that a
+flight's own outcome can never be among its features, nor that of a flight at the same minute.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from jobs.flight_etl import HOME
+from jobs.flight_history import NEVER, Codes, Latest, Sums
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pyarrow as pa
+
+CODES = ("carrier_code", "origin_code", "dest_code")
+NUMBERS = (
+    "minute_of_day", "weekday", "block", "distance", "seats", "sched_prev60",
+    "origin_queue", "origin_wait", "all_queue", "carrier_queue", "region_queue",
+    "origin_30m_late", "origin_3h_late", "all_2h_late", "all_24h_delay", "oc_3h_delay",
+    "oc_24h_late", "carrier_2h_late", "dest_6h_gain", "dest_24h_gain", "dest_24h_arr_delay",
+    "region_6h_gain", "origin_arr_3h_gain", "origin_arr_3h_taxi", "route_10d_gain",
+    "flight_14d_gain", "flight_14d_arr_delay", "tail_slack", "tail_gap", "tail_prev_delay",
+    "hist_flight", "hist_route", "humid", "wind_n", "wind_e", "precip_3h", "pressure_3h",
+)  # fmt: skip
+FEATURES = (*NUMBERS, *CODES)
+# What was known of a flight before its departure; all that a request says.
+SCHEDULE = ("departure", "block", "carrier", "flight", "tailnum", "origin", "dest")
+
+# What flights have in common with others, as numbers `(n,)`; -1 where nobody shares it.
+Keys = dict[str, np.ndarray]
+LATE = 15  # minutes
+HOUR, DAY = 60, 1440
+_WAITS = 4 * HOUR  # after which a flight that has not left is no longer counted as waiting
+_PRIOR = 30  # flights that the overall rate weighs in a flight's or route's own
+_EXACT = 2.0**20
+
+
+class Flights(NamedTuple):
+    """Schedules as columns `(n,)`.
+
+    Attributes:
+        departure: int64, minutes since 1970 in UTC.
+        block: float64, scheduled minutes to the arrival.
+        carrier: Text, as `tailnum` (empty if not known), `origin` and `dest`.
+        flight: int64.
+    """
+
+    departure: np.ndarray
+    block: np.ndarray
+    carrier: np.ndarray
+    flight: np.ndarray
+    tailnum: np.ndarray
+    origin: np.ndarray
+    dest: np.ndarray
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> Flights:
+        """The schedule's columns of a table, see `flight_etl.etl`."""
+        texts = {name: _texts(rows[name]) for name in ("carrier", "tailnum", "origin", "dest")}
+        return cls(
+            departure=_minutes(rows["departure"]),
+            block=_numbers(rows["block"]),
+            flight=rows["flight"].to_numpy().astype(np.int64),
+            **texts,
+        )
+
+
+class FlightFeatures:
+    """Features of flights, from what other flights and the weather did before."""
+
+    def __init__(self, tables: Mapping[str, pa.Table]) -> None:
+        """Sort what is known of the past by when it became known.
+
+        Args:
+            tables: Those of `flight_etl.etl`. Of `flights` any outcome may be missing still.
+        """
+        flights = tables["flights"]
+        of = Flights.of(flights)
+        self._places(tables, of)
+        keys = self._keys(of)
+        left, landed = (_numbers(flights[name]) for name in ("dep_delay", "arr_delay"))
+        left_at = _known(of.departure, left)
+        landed_at = _known(of.departure, of.block + landed)
+        self._schedules(keys, of, left_at)
+        self._departures(keys, left, left_at)
+        taxi = of.block + landed - left - _numbers(flights["air_time"])
+        self._arrivals(keys, left, landed, taxi, landed_at)
+        self._rates(keys, of, landed, landed_at)
+        tail = self._tails(of.tailnum)
+        self._legs = Latest.of(
+            tail, of.departure, block=of.block, left=left, left_at=left_at.astype(float),
+            landed=landed, landed_at=landed_at.astype(float),
+        )  # fmt: skip
+        self._weather = _weather(tables["weather"], self._origin)
+
+    def __call__(self, of: Flights) -> np.ndarray:
+        """The features of flights.
+
+        Returns:
+            float32 `(n, len(FEATURES))`, NaN for what is not known.
+        """
+        keys, at = self._keys(of), of.departure
+        clock = at + _ahead(at)
+        tail = self._tails(of.tailnum)
+        found = {
+            "minute_of_day": clock % DAY,
+            "weekday": (clock // DAY + 3) % 7,
+            "block": of.block,
+            "distance": self._distance[self._route(of.origin, of.dest)],
+            "seats": self._seats[self._plane(of.tailnum)],
+            "sched_prev60": self._scheduled.within(keys["origin"], at - HOUR, at)["n"],
+            "carrier_code": _code(keys["carrier"]),
+            "origin_code": _code(keys["origin"]),
+            "dest_code": _code(keys["dest"]),
+        }
+        for by, sums in self._waiting.items():
+            waiting = sums.within(keys[by], 0, at)
+            found[f"{by}_queue"] = waiting["n"]
+            found[f"{by}_wait"] = waiting["n"] * at - waiting["since"]
+        for name, by, span, value in _DEPARTED:
+            found[name] = _mean(self._departed[by].within(keys[by], at - span, at), value)
+        for name, by, span, value in _ARRIVED:
+            found[name] = _mean(self._arrived[by].within(keys[by], at - span, at), value)
+        for name, by in _RATES:
+            before = self._rate[by].within(keys[by], 0, clock // DAY)
+            found[name] = before["late"] / (before["n"] + _PRIOR)
+        found |= self._previous_leg(tail, at) | self._weather.within(
+            keys["origin"], at - 6 * HOUR, at + 1
+        )
+        return np.stack([found[name].astype(np.float32) for name in FEATURES], axis=1)
+
+    def knows(self, of: Flights) -> dict[str, np.ndarray]:
+        """Whether the carrier, destination and aircraft have been seen, bool `(n,)` by name."""
+        seen = {"carrier": self._carrier(of.carrier), "dest": self._dest(of.dest)}
+        return {
+            name: code >= 0 for name, code in (seen | {"tailnum": self._tails(of.tailnum)}).items()
+        }
+
+    def _places(self, tables: Mapping[str, pa.Table], of: Flights) -> None:
+        """Numbers for what flights have in common."""
+        self._carrier, self._origin, self._dest = (
+            Codes(of.carrier),
+            Codes(of.origin),
+            Codes(of.dest),
+        )
+        self._carrier_at = Codes(of.origin, of.carrier)
+        self._line = Codes(of.dest, of.carrier)
+        self._carriers_route = Codes(of.origin, of.dest, of.carrier)
+        self._number = Codes(of.carrier, of.flight, of.dest)
+        self._tails = Codes(of.tailnum[of.tailnum != ""])
+        airports, planes, routes = (tables[name] for name in ("airports", "planes", "routes"))
+        place, tail = _texts(airports["airport"]), _texts(planes["tailnum"])
+        ends = _texts(routes["origin"]), _texts(routes["dest"])
+        self._airport, self._plane, self._route = Codes(place), Codes(tail), Codes(*ends)
+        # Cells of the map, four degrees by six: neighbours share weather and ground stops.
+        north, east = _numbers(airports["lat"]) // 4, _numbers(airports["lon"]) // 6
+        self._region = _held(self._airport, (place,), (north + 90) * 1000 + east + 180)
+        self._seats = _held(self._plane, (tail,), _numbers(planes["seats"]))
+        self._distance = _held(self._route, ends, _numbers(routes["distance"]))
+
+    def _keys(self, of: Flights) -> Keys:
+        region = np.nan_to_num(self._region[self._airport(of.dest)], nan=-1)
+        return {
+            "all": np.zeros(len(of.flight), np.int64),
+            "origin": self._origin(of.origin),
+            "carrier": self._carrier(of.carrier),
+            "dest": self._dest(of.dest),
+            "region": region.astype(np.int64),
+            "carrier_at": self._carrier_at(of.origin, of.carrier),
+            "line": self._line(of.dest, of.carrier),
+            "route": self._carriers_route(of.origin, of.dest, of.carrier),
+            "number": self._number(of.carrier, of.flight, of.dest),
+        }
+
+    def _schedules(self, keys: Keys, of: Flights, left_at: np.ndarray) -> None:
+        """What was to leave, and what waits: a flight joins at its T and goes when it leaves."""
+        self._scheduled = Sums.of(keys["origin"], of.departure, n=1.0)
+        gone = np.minimum(left_at, of.departure + _WAITS)
+        ones = np.ones(len(gone))
+        self._waiting = {
+            by: Sums.of(
+                np.concatenate([keys[by], keys[by]]),
+                np.concatenate([of.departure, gone]),
+                n=np.concatenate([ones, -ones]),
+                since=np.concatenate([of.departure, -of.departure]).astype(float),
+            )
+            for by in ("origin", "all", "carrier", "region")
+        }
+
+    def _departures(self, keys: Keys, delay: np.ndarray, at: np.ndarray) -> None:
+        values = {"n": 1.0, "delay": np.clip(delay, -15, 180), "late": (delay > LATE).astype(float)}
+        by = {by for _, by, _, _ in _DEPARTED}
+        self._departed = {one: Sums.of(keys[one], at, **values) for one in by}
+
+    def _arrivals(
+        self, keys: Keys, left: np.ndarray, landed: np.ndarray, taxi: np.ndarray, at: np.ndarray
+    ) -> None:
+        values = {
+            "n": 1.0,
+            "gain": np.clip(left - landed, -90, 60),  # minutes made up since the departure
+            "delay": np.clip(landed, -40, 180),
+            "taxi": np.clip(taxi, 0, 120),
+        }
+        by = {by for _, by, _, _ in _ARRIVED}
+        self._arrived = {one: Sums.of(keys[one], at, **values) for one in by}
+
+    def _rates(self, keys: Keys, of: Flights, landed: np.ndarray, at: np.ndarray) -> None:
+        """Lateness above that of all flights so far, by New York's day of the arrival."""
+        late = (landed > LATE).astype(float)
+        day = np.where(at < NEVER, (at + _ahead(of.departure)) // DAY, NEVER)
+        every = Sums.of(keys["all"], day, n=1.0, late=late)
+        so_far = every.within(keys["all"], 0, day + 1)
+        overall = so_far["late"] / np.maximum(so_far["n"], 1)
+        above = late - np.round(overall * _EXACT) / _EXACT  # so that sums of it are exact
+        self._rate = {by: Sums.of(keys[by], day, n=1.0, late=above) for _, by in _RATES}
+
+    def _previous_leg(self, tail: np.ndarray, at: np.ndarray) -> dict[str, np.ndarray]:
+        """The aircraft's last flight from New York in a day, and its delay as it is known at T.
+
+        If it has landed, its delay on arrival; if it has left, that on departure; else how long
+        it is overdue. The slack is what is left of the time between the two departures if it
+        flew there and back.
+        """
+        leg = self._legs.within(tail, at - DAY + 1, at)
+        gap = at - leg["time"]
+        delay = np.where(leg["left_at"] < at, leg["left"], gap)
+        delay = np.where(leg["landed_at"] < at, leg["landed"], delay)
+        return {
+            "tail_gap": gap,
+            "tail_prev_delay": delay,
+            "tail_slack": gap - delay - 2 * leg["block"],
+        }
+
+
+def add_features(block: pa.Table, tables: Mapping[str, Any]) -> pa.Table:
+    """Features of a block of flights, with what there is to predict.
+
+    Args:
+        block: Rows of `flights` that have landed.
+        tables: Those of `flight_etl.etl`.
+
+    Returns:
+        The schedule's columns, the features as float32, `arr_delay` and `late`, 0 or 1.
+    """
+    import pyarrow as pa
+
+    features = FlightFeatures({name: table.arrow() for name, table in tables.items()})
+    found = features(Flights.of(block))
+    columns: dict[str, Any] = {name: block[name] for name in SCHEDULE if name != "block"}
+    columns |= {name: pa.array(found[:, at], from_pandas=True) for at, name in enumerate(FEATURES)}
+    delay = _numbers(block["arr_delay"])
+    columns["arr_delay"] = delay
+    columns["late"] = (delay > LATE).astype(np.int8)
+    return pa.table(columns)
+
+
+# Name, key, minutes before T and what is averaged, of departures and of arrivals.
+_DEPARTED = (
+    ("origin_30m_late", "origin", 30, "late"),
+    ("origin_3h_late", "origin", 3 * HOUR, "late"),
+    ("all_2h_late", "all", 2 * HOUR, "late"),
+    ("all_24h_delay", "all", DAY, "delay"),
+    ("carrier_2h_late", "carrier", 2 * HOUR, "late"),
+    ("oc_3h_delay", "carrier_at", 3 * HOUR, "delay"),
+    ("oc_24h_late", "carrier_at", DAY, "late"),
+)
+_ARRIVED = (
+    ("dest_6h_gain", "dest", 6 * HOUR, "gain"),
+    ("dest_24h_gain", "dest", DAY, "gain"),
+    ("dest_24h_arr_delay", "dest", DAY, "delay"),
+    ("region_6h_gain", "region", 6 * HOUR, "gain"),
+    ("origin_arr_3h_gain", "origin", 3 * HOUR, "gain"),
+    ("origin_arr_3h_taxi", "origin", 3 * HOUR, "taxi"),
+    ("route_10d_gain", "line", 10 * DAY, "gain"),
+    ("flight_14d_gain", "number", 14 * DAY, "gain"),
+    ("flight_14d_arr_delay", "number", 14 * DAY, "delay"),
+)
+_RATES = (("hist_flight", "number"), ("hist_route", "route"))
+
+
+def _weather(rows: pa.Table, origins: Codes) -> Latest:
+    """Weather by origin, known when its hour is over."""
+    frame = pl.from_arrow(rows)
+    assert isinstance(frame, pl.DataFrame)
+    speed, angle = pl.col("wind_speed").clip(0, 80), pl.col("wind_dir").radians()
+    frame = frame.sort("origin", "time_hour").with_columns(
+        wind_n=angle.cos() * speed,
+        wind_e=angle.sin() * speed,
+        pressure=pl.col("pressure").forward_fill().over("origin"),
+        precip_3h=pl.col("precip").rolling_sum(3, min_samples=1).over("origin"),
+    )
+    frame = frame.with_columns(
+        pressure_3h=pl.col("pressure") - pl.col("pressure").shift(3).over("origin")
+    )
+    table = frame.to_arrow()
+    names = ("humid", "wind_n", "wind_e", "precip_3h", "pressure_3h")
+    return Latest.of(
+        origins(_texts(table["origin"])),
+        _minutes(table["time_hour"]) + HOUR,
+        **{name: _numbers(table[name]) for name in names},
+    )
+
+
+def _known(departure: np.ndarray, minutes_later: np.ndarray) -> np.ndarray:
+    """When an outcome is known: not before the scheduled departure; NEVER if there is none."""
+    there = ~np.isnan(minutes_later)
+    later = np.where(there, np.maximum(minutes_later, 0), 0).astype(np.int64)
+    return np.where(there, departure + later, NEVER)
+
+
+def _ahead(departure: np.ndarray) -> np.ndarray:
+    """Minutes that New York's clock is ahead of UTC, negative, int64 `(n,)`."""
+    moments, which = np.unique(departure // HOUR, return_inverse=True)
+    series = pl.Series(moments * HOUR * 60_000).cast(pl.Datetime("ms", "UTC"))
+    there = series.dt.convert_time_zone(HOME).dt.replace_time_zone(None)
+    ahead = (there - series.dt.replace_time_zone(None)).dt.total_minutes().to_numpy()
+    return ahead[which]
+
+
+def _mean(sums: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    return np.where(sums["n"] > 0, sums[name] / np.maximum(sums["n"], 1), np.nan)
+
+
+def _code(codes: np.ndarray) -> np.ndarray:
+    return np.where(codes < 0, np.nan, codes)
+
+
+def _minutes(times: pa.ChunkedArray) -> np.ndarray:
+    """Times as minutes since 1970, int64."""
+    import pyarrow as pa
+
+    return times.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() // 60_000_000
+
+
+def _numbers(values: pa.ChunkedArray) -> np.ndarray:
+    """Numbers as float64, NaN where missing."""
+    return values.to_numpy().astype(np.float64)
+
+
+def _texts(values: pa.ChunkedArray) -> np.ndarray:
+    """Texts as NumPy's strings, empty where missing."""
+    encoded = values.fill_null("").combine_chunks().dictionary_encode()
+    return np.array(encoded.dictionary.to_pylist(), np.str_)[encoded.indices.to_numpy()]
+
+
+def _held(codes: Codes, rows: tuple[np.ndarray, ...], values: np.ndarray) -> np.ndarray:
+    """The value of each code; NaN at -1."""
+    held = np.full(len(codes) + 1, np.nan)
+    held[codes(*rows)] = values
+    return held

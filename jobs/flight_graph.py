@@ -1,0 +1,214 @@
+"""The serving graph: a flight's schedule in, the probability that it arrives late out."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import xgboost
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
+
+from jobs.flight_etl import HOME
+from jobs.flight_features import LATE, FlightFeatures, Flights
+from jobs.flight_mlp import build_network
+from jobs.flight_models import Blend, Models
+from raysys.features import FittedFeaturizer
+from raysys.serve import Graph, Lazy, from_store
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from raysys.data import Table
+    from raysys.models import StoredModel
+    from raysys.storage import Storage
+    from raysys.train import Parameters
+
+_TABLES = ("flights", "weather", "airports", "planes", "routes")
+_BUSY = datetime(2013, 12, 17, 18, 30, tzinfo=ZoneInfo(HOME))
+_LONGEST = 1440  # minutes from departure to arrival
+
+
+def _or_empty(value: Any) -> Any:
+    return "" if value is None else value
+
+
+class FlightRequest(BaseModel):
+    """A flight's schedule; what had happened by its departure is looked up."""
+
+    carrier: str = Field(max_length=8, description="its two letters, as in B6")
+    flight: int = Field(ge=0, le=99_999, description="its number")
+    tailnum: Annotated[str, BeforeValidator(_or_empty)] = Field(
+        "", max_length=8, description="the aircraft; null or empty if not known"
+    )
+    origin: str = Field(max_length=8, description="EWR, JFK or LGA")
+    dest: str = Field(max_length=8, description="airport of arrival, as in SFO")
+    sched_dep: str = Field(description="ISO 8601 with an offset: 2013-12-17T18:30:00-05:00")
+    sched_arr: str = Field(description="likewise; later, by a day at most")
+
+    @field_validator("sched_dep")
+    @classmethod
+    def _is_a_time(cls, text: str) -> str:
+        minutes_of(text)
+        return text
+
+    @field_validator("sched_arr")
+    @classmethod
+    def _follows_the_departure(cls, text: str, given: ValidationInfo) -> str:
+        arrival, departure = minutes_of(text), given.data.get("sched_dep")
+        if departure is not None and not 0 < arrival - minutes_of(departure) <= _LONGEST:
+            raise ValueError(f"must be later than sched_dep, {departure}, by a day at most")
+        return text
+
+
+class FlightResponse(BaseModel):
+    """What to expect of the flight."""
+
+    probability_late: float = Field(description=f"of arriving over {LATE} minutes late")
+    late: bool = Field(description="whether that is more likely than not")
+    boosted: float = Field(description="log-odds of the trees")
+    network: float = Field(description="log-odds of the network")
+    unknown: list[str] = Field(description="fields with a value that no flight had before")
+
+
+SIGNATURE = {
+    "request": FlightRequest.model_json_schema(),
+    "response": FlightResponse.model_json_schema(),
+}
+
+
+class FlightGraph:
+    """The nodes of the graph, over one stored model and the history that stands beside it."""
+
+    def __init__(self, model: Path) -> None:
+        """Load a model from its folder."""
+        self._features = FlightFeatures(
+            {name: pq.read_table(model / f"{name}.parquet") for name in _TABLES}
+        )
+        parameters = torch.load(model / "network.pt", weights_only=True)
+        self._models = Models(
+            xgboost.Booster(model_file=model / "boosted.ubj"),
+            FittedFeaturizer.load(model / "featurizer"),
+            build_network(parameters),
+        )
+        self._blend = Blend(**json.loads((model / "blend.json").read_text()))
+
+    def schedule(
+        self, carrier: np.ndarray, flight: np.ndarray, tailnum: np.ndarray, origin: np.ndarray,
+        dest: np.ndarray, sched_dep: np.ndarray, sched_arr: np.ndarray,
+    ) -> Flights:  # fmt: skip
+        """The request in the terms of the features."""
+        departure, arrival = (
+            np.array([minutes_of(text) for text in times], np.int64)
+            for times in (sched_dep, sched_arr)
+        )
+        texts = (np.asarray(texts, np.str_) for texts in (tailnum, origin, dest))
+        block = (arrival - departure).astype(float)
+        return Flights(departure, block, np.asarray(carrier, np.str_), flight, *texts)
+
+    def features(self, schedule: Flights) -> np.ndarray:
+        """float32 `(n, len(FEATURES))`."""
+        return self._features(schedule)
+
+    def boosted(self, features: np.ndarray) -> np.ndarray:
+        """Log-odds of the trees."""
+        return self._models.boosted(features)
+
+    def network(self, features: np.ndarray) -> np.ndarray:
+        """Log-odds of the network."""
+        return self._models.network(features)
+
+    def answer(
+        self, schedule: Flights, boosted: np.ndarray, network: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """One answer a request, in the form of `FlightResponse`."""
+        known = self._features.knows(schedule)
+        probability = self._blend.probability(boosted, network)
+        return [
+            {
+                "probability_late": float(chance),
+                "late": bool(chance > 0.5),
+                "boosted": float(boosted[row]),
+                "network": float(network[row]),
+                "unknown": [name for name, seen in known.items() if not seen[row]],
+            }
+            for row, chance in enumerate(probability)
+        ]
+
+
+def write_model(
+    tables: Mapping[str, Table],
+    booster: bytes,
+    featurizer: FittedFeaturizer,
+    parameters: Parameters,
+    blend: Blend,
+    folder: Path,
+) -> None:
+    """Fill a model's folder with what `FlightGraph` loads."""
+    for name in _TABLES:
+        pq.write_table(tables[name].arrow(), folder / f"{name}.parquet")
+    (folder / "boosted.ubj").write_bytes(booster)
+    featurizer.save(folder / "featurizer")
+    torch.save(parameters, folder / "network.pt")
+    (folder / "blend.json").write_text(json.dumps(blend.as_dict()))
+
+
+def build_graph(flights: FlightGraph | Lazy, output: str = "answer") -> Graph:
+    """The graph over a model, or over one that each replica loads."""
+    return Graph(
+        inputs=FlightRequest,
+        nodes={
+            name: getattr(flights, name)
+            for name in ("schedule", "features", "boosted", "network", "answer")
+        },
+        output=output,
+        response=FlightResponse,
+    )
+
+
+def endpoint_graph(storage: Storage, model: StoredModel) -> Graph:
+    """The graph that is served."""
+    return build_graph(from_store(FlightGraph, storage, model))
+
+
+def minutes_of(text: str) -> int:
+    """A time as whole minutes since 1970, in UTC.
+
+    Raises:
+        ValueError: It is none, or has no offset.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("give a time in ISO 8601, such as 2013-12-17T18:30:00-05:00") from None
+    if moment.tzinfo is None:
+        raise ValueError("give the time with its offset from UTC, such as -05:00 or Z")
+    return int(moment.timestamp() // 60)
+
+
+def request_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A flight of `flight_etl.etl` as a request."""
+    departure = row["departure"].astimezone(ZoneInfo(HOME))
+    arrival = departure + timedelta(minutes=row["block"])
+    names = ("carrier", "flight", "tailnum", "origin", "dest")
+    return {
+        **{name: row[name] for name in names},
+        "sched_dep": departure.isoformat(),
+        "sched_arr": arrival.isoformat(),
+    }
+
+
+def example_flight(flights: Table) -> dict[str, Any]:
+    """A flight to ask about: the first that landed of those from a busy hour on, else the last."""
+    import pyarrow.compute as pc
+
+    landed = flights.arrow().sort_by("departure")
+    landed = landed.filter(pc.is_valid(landed["arr_delay"]))
+    later = landed.filter(pc.greater_equal(landed["departure"], pa.scalar(_BUSY)))
+    return (later if len(later) else landed.slice(len(landed) - 1)).slice(0, 1).to_pylist()[0]

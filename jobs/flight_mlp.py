@@ -1,0 +1,178 @@
+"""A network that tells how late a flight will be, threshold by threshold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from jobs.flight_features import CODES, LATE, NUMBERS
+from raysys.evaluate import binary_measures
+from raysys.features import Binned, Featurizer, Numeric
+from raysys.train import TrainingTask
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pyarrow as pa
+
+    from raysys.train import Parameters
+
+# The first is what is asked for; the others teach the network the shape of the delay.
+THRESHOLDS = (LATE, -15, -5, 5, 30, 60, 120)
+_OTHERS_WEIGHT = 0.5
+_EMBEDDED = (6, 2, 8)  # lengths of the vectors of carriers, origins and destinations
+
+# Their ranks flatten the long tails, so the network is given them on their own scale too.
+_HEAVY_TAILED = (
+    "origin_queue", "origin_wait", "all_queue", "carrier_queue", "region_queue", "all_24h_delay",
+    "oc_3h_delay", "dest_24h_arr_delay", "origin_arr_3h_gain", "region_6h_gain", "dest_24h_gain",
+    "origin_arr_3h_taxi", "flight_14d_arr_delay", "tail_slack", "tail_prev_delay", "hist_flight",
+    "hist_route", "precip_3h",
+)  # fmt: skip
+
+FEATURIZER = Featurizer(
+    [
+        Binned(NUMBERS, bins=100, by="quantile", encode="ordinal"),
+        Numeric(_HEAVY_TAILED, impute="mean", indicator=False, scale="standard"),
+    ]
+)
+
+
+class DelayNetwork(nn.Module):
+    """Two hidden layers over ranks, scaled numbers and embedded codes; a log-odds a threshold."""
+
+    def __init__(
+        self, numbers: int, codes: tuple[int, ...], hidden: int = 384, dropout: float = 0.2
+    ) -> None:
+        """Make the network.
+
+        Args:
+            numbers: Columns of `FEATURIZER`.
+            codes: Number of carriers, origins and destinations in training.
+            hidden: Width of the hidden layers.
+            dropout: Share of their outputs dropped in training.
+        """
+        super().__init__()
+        self.register_buffer("middle", torch.zeros(len(NUMBERS)))
+        self.register_buffer("spread", torch.ones(len(NUMBERS)))
+        # Row 0 is for what training has not seen.
+        self.embeddings = nn.ModuleList(
+            nn.Embedding(1 + count, length) for count, length in zip(codes, _EMBEDDED, strict=True)
+        )
+        for embedding in self.embeddings:
+            nn.init.normal_(embedding.weight, std=0.1)
+            nn.init.zeros_(embedding.weight[0])
+        width = numbers + len(NUMBERS) + sum(_EMBEDDED)
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.SiLU(), nn.Dropout(dropout),
+            nn.Linear(hidden, hidden), nn.SiLU(), nn.Dropout(dropout),
+            nn.Linear(hidden, len(THRESHOLDS)),
+        )  # fmt: skip
+
+    def log_odds(self, numbers: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """float32 `(n, len(THRESHOLDS))`.
+
+        Args:
+            numbers: float32 `(n, numbers)`, of `FEATURIZER`: ranks from 0, -1 where missing, then
+                scaled numbers.
+            codes: int64 `(n, 3)`; -1, and those that training has not, are not known.
+        """
+        ranks, scaled = numbers[:, : len(NUMBERS)], numbers[:, len(NUMBERS) :]
+        missing = ranks < 0
+        ranks = ((ranks - self.middle) / self.spread).masked_fill(missing, 0.0)
+        vectors = []
+        for at, embedding in enumerate(self.embeddings):
+            known = codes[:, at] < embedding.num_embeddings - 1
+            vectors.append(embedding(torch.where(known, codes[:, at] + 1, 0)))
+        seen = [ranks, missing.float(), scaled.clamp(-5, 5), *vectors]
+        return self.layers(torch.cat(seen, dim=1))
+
+    def forward(
+        self, numbers: torch.Tensor, codes: torch.Tensor, delay: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss of delays on arrival, float32 `(n,)` minutes."""
+        thresholds = torch.tensor(THRESHOLDS, dtype=delay.dtype, device=delay.device)
+        weights = torch.full_like(thresholds, _OTHERS_WEIGHT)
+        weights[0] = 1.0
+        over = (delay[:, None] > thresholds).float()
+        losses = functional.binary_cross_entropy_with_logits(
+            self.log_odds(numbers, codes), over, reduction="none"
+        )
+        return (losses * weights).sum(dim=1).mean()
+
+    @torch.no_grad()
+    def late_log_odds(self, numbers: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Log-odds of being late, float32 `(n,)`, in batches."""
+        parts = [
+            self.log_odds(torch.from_numpy(numbers[at:stop]), torch.from_numpy(codes[at:stop]))
+            for at, stop in ((at, at + 16_384) for at in range(0, len(numbers), 16_384))
+        ]
+        return torch.cat([part[:, 0] for part in parts] or [torch.empty(0)]).numpy()
+
+
+class DelayTask(TrainingTask):
+    """Learn delays of `train`, measured on `validation`.
+
+    Both are Tables of `FEATURIZER`'s columns, the codes, `arr_delay` and `late`.
+    """
+
+    def prepare(self, tables: Mapping[str, pa.Table]) -> int:
+        """Keep the columns of both Tables as arrays."""
+        train, validation = tables["train"], tables["validation"]
+        self._numbers, self._codes = columns_of(train)
+        self._delay = train["arr_delay"].to_numpy().astype(np.float32)
+        self._validation = columns_of(validation)
+        self._late = validation["late"].to_numpy()
+        return len(self._delay)
+
+    def build(self) -> DelayNetwork:
+        """A fresh network that knows the training ranks' scale."""
+        seen = tuple(int(most) + 1 for most in self._codes.max(axis=0))
+        network = DelayNetwork(self._numbers.shape[1], seen)
+        ranks = self._numbers[:, : len(NUMBERS)]
+        there = np.where(ranks < 0, np.nan, ranks)
+        network.middle.copy_(torch.from_numpy(np.nanmean(there, axis=0)))
+        spread = np.nanstd(there, axis=0)
+        network.spread.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
+        return network
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Inputs and delays of some flights."""
+        held = {"numbers": self._numbers, "codes": self._codes, "delay": self._delay}
+        return {name: torch.from_numpy(values[rows]) for name, values in held.items()}
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Area under the ROC curve and average precision on the validation month."""
+        assert isinstance(module, DelayNetwork)
+        log_odds = module.late_log_odds(*self._validation).astype(np.float64)
+        measures = binary_measures(self._late, 1 / (1 + np.exp(-log_odds)))
+        return {name: measures[name] for name in ("auc", "average_precision")}
+
+
+def build_network(parameters: Parameters) -> DelayNetwork:
+    """The network with trained parameters, ready to ask."""
+    embedded = [parameters[f"embeddings.{at}.weight"] for at in range(len(CODES))]
+    width = parameters["layers.0.weight"].shape[1] - len(NUMBERS) - sum(_EMBEDDED)
+    network = DelayNetwork(
+        width, tuple(len(rows) - 1 for rows in embedded), len(parameters["layers.0.weight"])
+    )
+    network.load_state_dict(parameters)
+    return network.eval()
+
+
+def columns_of(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The network's inputs of a table: numbers float32 `(n, numbers)` and codes int64 `(n, 3)`."""
+    names = [name for name in rows.column_names if name not in (*CODES, "arr_delay", "late")]
+    numbers = np.empty((len(rows), len(names)), np.float32)
+    for at, name in enumerate(names):
+        numbers[:, at] = rows[name].to_numpy()
+    return numbers, codes_of(np.stack([rows[name].to_numpy() for name in CODES], axis=1))
+
+
+def codes_of(values: np.ndarray) -> np.ndarray:
+    """Codes as int64, -1 where they are missing."""
+    return np.where(np.isnan(values), -1, values).astype(np.int64)

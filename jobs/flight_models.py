@@ -1,0 +1,194 @@
+"""Two models of one question: how each is asked, and how their answers become one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import xgboost
+
+from jobs.flight_features import CODES, FEATURES, LATE
+from jobs.flight_mlp import DelayNetwork, build_network, codes_of
+from raysys.evaluate import binary_measures
+from raysys.train import BoostSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from raysys.data import Table
+    from raysys.features import FittedFeaturizer
+    from raysys.train import Parameters
+    from raysys.tune import Report
+
+_SOFT_MINUTES = 6.0
+TRIAL_ROUNDS, ROUNDS_A_REPORT = 150, 30
+_TRIAL_SHARE = 4  # a trial learns from every fourth flight
+
+
+def with_soft_target(table: Table) -> Table:
+    """What trees are grown from: the features and how late a flight was, from 0 to 1.
+
+    A flight that is a minute over the limit is hardly another than one a minute under it, and
+    the label says so.
+    """
+    over = (pl.col("arr_delay") - LATE) / _SOFT_MINUTES
+    target = 1 / (1 + (-over).exp())
+    return table.with_columns(target=target).select([*FEATURES, "target"])
+
+
+def with_hard_target(table: Table) -> Table:
+    """The same with the label that is measured by."""
+    return table.with_columns(target=pl.col("late")).select([*FEATURES, "target"])
+
+
+def boost_trial(
+    fixed: dict[str, Any],
+    settings: dict[str, Any],
+    tables: Mapping[str, pa.Table],
+    report: Report,
+) -> None:
+    """A trial: boost on some of the flights, report the area under the ROC curve."""
+    settings = {**fixed, "learning_rate": 0.1, **settings}
+    matrices = []
+    for name, share in (("train", _TRIAL_SHARE), ("validation", 1)):
+        rows = tables[name].take(np.arange(0, len(tables[name]), share))
+        features = np.stack([rows[n].to_numpy() for n in FEATURES], axis=1)
+        matrices.append(xgboost.QuantileDMatrix(
+            features, rows["target"].to_numpy(), max_bin=settings["max_bin"],
+            ref=matrices[0] if matrices else None,
+        ))  # fmt: skip
+    training, measuring = matrices
+    booster = xgboost.Booster(BoostSettings(**settings).params() | {"nthread": 2}, matrices)
+    for done in range(1, TRIAL_ROUNDS + 1):
+        booster.update(training, done)
+        if done % ROUNDS_A_REPORT == 0:
+            report({"auc": float(booster.eval(measuring, "validation").rpartition(":")[2])})
+
+
+@dataclass(frozen=True)
+class Blend:
+    """One probability from two log-odds: a logistic regression, which also calibrates it.
+
+    (Platt, "Probabilistic outputs for support vector machines", 1999, for two of them.)
+    """
+
+    boosted: float
+    network: float
+    bias: float
+
+    @classmethod
+    def fit(cls, boosted: np.ndarray, network: np.ndarray, late: np.ndarray) -> Blend:
+        """Weigh log-odds `(n,)` by what became of the flights."""
+        return cls(*_logistic(np.stack([boosted, network], axis=1), late))
+
+    def probability(self, boosted: np.ndarray, network: np.ndarray) -> np.ndarray:
+        """float64 `(n,)`."""
+        log_odds = self.boosted * boosted.astype(np.float64) + self.bias
+        return 1 / (1 + np.exp(-(log_odds + self.network * network)))
+
+    def as_dict(self) -> dict[str, float]:
+        """The three numbers by name."""
+        return asdict(self)
+
+
+class Models:
+    """Both models, to be asked about features float32 `(n, len(FEATURES))`."""
+
+    def __init__(
+        self, booster: xgboost.Booster, featurizer: FittedFeaturizer, network: DelayNetwork
+    ) -> None:
+        self._booster, self._featurizer, self._network = booster, featurizer, network
+        self._booster.set_param({"nthread": 1})
+
+    @classmethod
+    def of(cls, booster: bytes, featurizer: FittedFeaturizer, parameters: Parameters) -> Models:
+        """Of what the stages of training left."""
+        trees = xgboost.Booster(model_file=bytearray(booster))
+        return cls(trees, featurizer, build_network(parameters))
+
+    def boosted(self, features: np.ndarray) -> np.ndarray:
+        """Log-odds of the trees, float32 `(n,)`."""
+        return self._booster.inplace_predict(features, predict_type="margin")
+
+    def network(self, features: np.ndarray) -> np.ndarray:
+        """Log-odds of the network, float32 `(n,)`."""
+        numbers = self._featurizer.matrix({n: features[:, at] for at, n in enumerate(FEATURES)})
+        return self._network.late_log_odds(numbers, codes_of(features[:, -len(CODES) :]))
+
+
+def score(
+    block: pa.Table, booster: bytes, featurizer: FittedFeaturizer, parameters: Parameters
+) -> pa.Table:
+    """What both models say of a block of features: `boosted`, `network`, and what came: `late`."""
+    features = np.stack([block[name].to_numpy() for name in FEATURES], axis=1)
+    models = Models.of(booster, featurizer, parameters)
+    return pa.table({
+        "boosted": models.boosted(features),
+        "network": models.network(features),
+        "late": block["late"],
+    })  # fmt: skip
+
+
+def fit_blend(scores: Table) -> Blend:
+    """Weigh the models by what they said of the validation month."""
+    return Blend.fit(*_arrays(scores))
+
+
+def measure(validation: Table, test: Table, blend: Blend) -> dict[str, dict[str, float]]:
+    """Measures on the test months; of a model alone after its own calibration."""
+    known, asked = _arrays(validation), _arrays(test)
+    late = asked[2]
+    results = {}
+    for at, name in enumerate(("XGBoost alone", "network alone")):
+        results[name] = _calibrated(known[at], known[2], asked[at], late)
+    return results | {"raysys": binary_measures(late, blend.probability(asked[0], asked[1]))}
+
+
+def measure_peer(splits: Mapping[str, Table], settings: dict[str, Any]) -> dict[str, float]:
+    """scikit-learn's boosting on the same features and months, calibrated the same way.
+
+    With `max_iter` it is stopped by the validation month and grown anew to its best length, else
+    it is as it comes.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier as Peer
+
+    rows = {name: table.arrow() for name, table in splits.items()}
+    x = {
+        name: np.stack([part[n].to_numpy() for n in FEATURES], axis=1)
+        for name, part in rows.items()
+    }
+    y = {name: part["late"].to_numpy() for name, part in rows.items()}
+    if "max_iter" in settings:
+        searched = Peer(
+            **settings, early_stopping=True, n_iter_no_change=40, scoring="roc_auc", random_state=0
+        ).fit(x["train"], y["train"], X_val=x["validation"], y_val=y["validation"])
+        best = max(1, int(np.argmax(searched.validation_score_)))
+        settings = {**settings, "max_iter": best, "early_stopping": False}
+    peer = Peer(**settings, random_state=0).fit(x["train"], y["train"])
+    return _calibrated(
+        peer.decision_function(x["validation"]), y["validation"],
+        peer.decision_function(x["test"]), y["test"],
+    )  # fmt: skip
+
+
+def _calibrated(
+    known: np.ndarray, known_late: np.ndarray, asked: np.ndarray, late: np.ndarray
+) -> dict[str, float]:
+    slope, bias = _logistic(known[:, None], known_late)
+    return binary_measures(late, 1 / (1 + np.exp(-(slope * asked + bias))))
+
+
+def _logistic(inputs: np.ndarray, late: np.ndarray) -> list[float]:
+    """Coefficients and intercept of a logistic regression without a penalty."""
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(C=np.inf).fit(inputs, late)
+    return [*map(float, fitted.coef_[0]), float(fitted.intercept_[0])]
+
+
+def _arrays(scores: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows = scores.arrow()
+    return tuple(rows[n].to_numpy().astype(np.float64) for n in ("boosted", "network", "late"))  # type: ignore[return-value]
