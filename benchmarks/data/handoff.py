@@ -21,8 +21,9 @@ def run(report: Report, quick: bool) -> None:
     cluster.connect()
     make = ray.remote(_block).options(num_returns=2)
     table = Table.of([make.remote(number, rows // _BLOCKS) for number in range(_BLOCKS)])
-    workers = [_Worker.remote() for _ in range(_WORKERS)]
-    ray.get([worker.ready.remote() for worker in workers])
+    worker = ray.remote(_Worker)
+    workers = [worker.remote() for _ in range(_WORKERS)]
+    ray.get([w.ready.remote() for w in workers])
     meter = DriverMeter()
     meter.install()
     try:
@@ -39,8 +40,8 @@ def run(report: Report, quick: bool) -> None:
     assert sum(count for _, count in shards) == rows
     report.add("hand-off: a RayDMatrix's shard in an actor", max(loaded), "s", below=1)
     report.add("hand-off: bytes of tables through the driver", meter.table_bytes, "bytes", below=1)
-    for worker in workers:
-        ray.kill(worker)
+    for each in workers:
+        ray.kill(each)
 
 
 def _block(number: int, rows: int) -> tuple[Any, Any]:
@@ -49,7 +50,6 @@ def _block(number: int, rows: int) -> tuple[Any, Any]:
     return described(pa.table({**columns, "label": (columns["x0"] > 0).astype(np.float32)}))
 
 
-@ray.remote
 class _Worker:
     """A process like a training worker's."""
 

@@ -17,9 +17,7 @@ from raysys.data import read
 from raysys.storage import Storage
 
 
-def our_pipeline(
-    flights: str, storage: Storage, path: str, sizes: list[int] | None = None
-) -> int:
+def our_pipeline(flights: str, storage: Storage, path: str, sizes: list[int] | None = None) -> int:
     """The pipeline over Tables; number of rows. The joined Table's bytes go into `sizes`."""
     import polars as pl
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # worker's memory, large enough that a task's start does not show. A constant, so that the
 # blocks are a function of the data and not of the cluster.
 BLOCK_BYTES = 64 << 20
+_AT_ONCE = 64  # tasks of `run_in_turn`: more than there are CPUs for, few enough to wait for
 
 
 @dataclass(frozen=True)
@@ -48,24 +50,37 @@ def value_task(name: str, returns: int = 1) -> Any:
     return ray.remote(_run).options(name=name, num_returns=returns)
 
 
-def results(refs: Sequence[Any], *, cancel: bool = False) -> list[Any]:
-    """Values of tasks; an error of ours comes as itself, without the task's traceback.
+def run_in_turn(task: Any, calls: Sequence[Sequence[Any]]) -> list[Any]:
+    """What `task.remote(*call)` gives for each call, a few running at a time.
 
-    Args:
-        refs: Of the tasks.
-        cancel: After an error, end the other tasks and wait for them: they leave something.
+    For tasks that leave something: after an error no more are begun, and none runs any more
+    when it is raised. (Ray's own way to cancel tasks can end the driver, in 2.60.)
     """
+    import ray
+
+    found: list[Any] = [None] * len(calls)
+    running: dict[Any, int] = {}
+    todo = iter(enumerate(calls))
+    try:
+        while True:
+            for number, call in itertools.islice(todo, _AT_ONCE - len(running)):
+                running[task.remote(*call)] = number
+            if not running:
+                return found
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            found[running.pop(ready)] = results([ready])[0]
+    finally:
+        if running:
+            ray.wait(list(running), num_returns=len(running))
+
+
+def results(refs: Sequence[Any]) -> list[Any]:
+    """Values of tasks; an error of ours comes as itself, without the task's traceback."""
     import ray
 
     try:
         return ray.get(list(refs))
-    except BaseException as error:
-        if cancel:
-            for ref in refs:
-                ray.cancel(ref)
-            ray.wait(list(refs), num_returns=len(refs))
-        if not isinstance(error, ray.exceptions.RayTaskError):
-            raise
+    except ray.exceptions.RayTaskError as error:
         cause: BaseException = error
         while isinstance(cause, ray.exceptions.RayTaskError):  # of a task that another waited for
             cause = cause.cause

@@ -13,6 +13,7 @@ from raysys.data._blocks import (
     BlockMeta,
     described,
     results,
+    run_in_turn,
     table_task,
     value_task,
 )
@@ -522,13 +523,11 @@ class Table:
             raise DataError(f"write_parquet: {missing} are no columns to partition by")
         task = value_task("write_parquet")
         with storage.staged(path) as folder:
-            written = results(
-                [
-                    task.remote(_apply, s, self._steps, _write.parquet, folder, n, partition_by)
-                    for n, s in enumerate(self._sources)
-                ],
-                cancel=True,
-            )
+            calls = [
+                (_apply, source, self._steps, _write.parquet, folder, number, partition_by)
+                for number, source in enumerate(self._sources)
+            ]
+            written = run_in_turn(task, calls)
         self.lineage.rows = sum(written)
         return self.lineage.rows
 
