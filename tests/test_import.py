@@ -20,6 +20,7 @@ ALLOWED = {
     "data": _LOW | {"cluster"},
     "features": _HIGH,
     "index": _HIGH,
+    "labels": _HIGH,
     "models": _HIGH,
     "train": _HIGH,
     "tune": _HIGH | {"train"},

@@ -1,0 +1,42 @@
+"""Votes of labelers whose accuracies are known."""
+
+import numpy as np
+
+from raysys.labels._labelers import Patterns
+
+
+def patterns(votes: np.ndarray, gold: np.ndarray | None = None) -> Patterns:
+    """Patterns of votes `(rows, labelers)`, -1 where silent."""
+    known = np.full(len(votes), -1, np.int8) if gold is None else gold.astype(np.int8)
+    columns, rows = np.unique(np.column_stack([votes, known]), axis=0, return_counts=True)
+    names = tuple(f"labeler_{number}" for number in range(votes.shape[1]))
+    return Patterns(names, columns[:, :-1], rows, columns[:, -1])
+
+
+def all_classes(
+    y: np.ndarray, accuracies: list[float], classes: int, coverage: float, seed: int
+) -> np.ndarray:
+    """Labelers that vote for any class, with these chances to be right."""
+    rng = np.random.default_rng(seed)
+    columns = []
+    for accuracy in accuracies:
+        wrong = (y + rng.integers(1, classes, len(y))) % classes
+        vote = np.where(rng.random(len(y)) < accuracy, y, wrong)
+        columns.append(np.where(rng.random(len(y)) < coverage, vote, -1))
+    return np.stack(columns, axis=1).astype(np.int8)
+
+
+def one_sided(y: np.ndarray, rates: list[tuple[int, float, float]], seed: int) -> np.ndarray:
+    """Labelers that vote for one class only, this often on its rows and on others."""
+    rng = np.random.default_rng(seed)
+    columns = [
+        np.where(rng.random(len(y)) < np.where(y == vote, right, wrong), vote, -1)
+        for vote, right, wrong in rates
+    ]
+    return np.stack(columns, axis=1).astype(np.int8)
+
+
+def majority(votes: np.ndarray, classes: int, seed: int = 0) -> np.ndarray:
+    """Majority votes, ties drawn."""
+    counts = np.stack([(votes == one).sum(axis=1) for one in range(classes)], axis=1)
+    return (counts + np.random.default_rng(seed).random(counts.shape) / 2).argmax(axis=1)
