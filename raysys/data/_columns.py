@@ -31,6 +31,17 @@ def normal_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+def as_lists(one: pa.DataType, other: pa.DataType) -> list[pa.DataType]:
+    """Two types, of which one is no longer of lists of a fixed size if the other is not."""
+    import pyarrow as pa
+
+    fixed = [pa.types.is_fixed_size_list(kind) for kind in (one, other)]
+    lists = [pa.types.is_large_list(kind) for kind in (one, other)]
+    if not (any(fixed) and any(lists)):
+        return [one, other]
+    return [normal_type(pa.list_(kind.value_type)) for kind in (one, other)]
+
+
 def normal_schema(schema: pa.Schema) -> pa.Schema:
     """Columns with normal types, without the writer's metadata."""
     import pyarrow as pa

@@ -84,6 +84,13 @@ def kind_of(kind: pa.DataType) -> str:
 
     if pa.types.is_dictionary(kind):
         return kind_of(kind.value_type)
+    # Writers name the items of a list as they like.
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list<{kind_of(kind.value_type)}>"
+    if pa.types.is_fixed_size_list(kind):
+        return f"list<{kind_of(kind.value_type)}>[{kind.list_size}]"
+    if pa.types.is_struct(kind):
+        return f"struct<{', '.join(f'{field.name}: {kind_of(field.type)}' for field in kind)}>"
     return str(kind).replace("large_", "").replace("string_view", "string")
 
 

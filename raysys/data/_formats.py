@@ -65,7 +65,7 @@ class ParquetPart:
         """Rows of the groups in which some pass."""
         import pyarrow as pa
 
-        needed = predicate.meta.root_names()
+        needed = list(dict.fromkeys(predicate.meta.root_names()))
         rest = [name for name in names if name not in needed]
         found = [in_order(self.columns.empty_table(), self.columns, names)]
         for group in self.groups:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raysys.data import _csv, _formats, _json, _records
 from raysys.data._blocks import results, value_task
-from raysys.data._columns import FILE, MALFORMED, NO_VALUE, ROW, normal_type
+from raysys.data._columns import FILE, MALFORMED, NO_VALUE, ROW, as_lists, normal_type
 from raysys.data._files import File, find
 from raysys.data._lineage import Lineage
 from raysys.data._table import Table
@@ -173,9 +173,10 @@ def _common_schema(parts: Sequence[Any], types: Mapping[str, pa.DataType]) -> pa
             name, kind = field.name, kinds[field.name]
             if field.type == kind or name in types:
                 continue
+            one, other = as_lists(kind, field.type)
             try:
                 both = pa.unify_schemas(
-                    [pa.schema([("x", kind)]), pa.schema([("x", field.type)])],
+                    [pa.schema([("x", one)]), pa.schema([("x", other)])],
                     promote_options="permissive",
                 )
             except pa.ArrowException:

@@ -23,6 +23,7 @@ def parquet(block: pa.Table, folder: Storage, number: int, partition_by: Sequenc
     import pyarrow.parquet as pq
 
     name = f"part-{number:05d}.parquet"
+    block = readable(block)
     if not partition_by:
         with folder.new_file(name) as local:
             pq.write_table(block, local)
@@ -35,6 +36,17 @@ def parquet(block: pa.Table, folder: Storage, number: int, partition_by: Sequenc
         with folder.new_file(f"{below}/{name}") as local:
             pq.write_table(rows, local)
     return len(block)
+
+
+def readable(block: pa.Table) -> pa.Table:
+    """With lists of a fixed size as others where some are missing: Arrow would not read them."""
+    import pyarrow as pa
+
+    for number, field in enumerate(block.schema):
+        if pa.types.is_fixed_size_list(field.type) and block[field.name].null_count:
+            kind = pa.large_list(field.type.value_type)
+            block = block.set_column(number, field.name, block[field.name].cast(kind))
+    return block
 
 
 def _by_value(block: pa.Table, columns: Sequence[str]) -> list[tuple[tuple[object, ...], pa.Table]]:
