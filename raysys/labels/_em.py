@@ -64,7 +64,9 @@ def estimate(
     known = balance is not None
     shares = np.full(classes, 1 / classes) if balance is None else balance
     answers = one_coin(np.full(labelers, _START), classes)
-    for number in range(1, _MOST_ROUNDS + 1):
+    number, moved = 0, np.inf
+    while moved >= _TOLERANCE and number < _MOST_ROUNDS:
+        number += 1
         weights = posterior(given @ _flat(answers), shares) * rows[:, None]
         counts = (given.T @ weights).reshape(labelers, classes + 1, classes).transpose(0, 2, 1)
         before, shares_before = answers, shares
@@ -72,8 +74,6 @@ def estimate(
         if not known:
             shares = (weights.sum(axis=0) + 1) / (rows.sum() + classes)
         moved = max(np.abs(answers - before).max(), np.abs(shares - shares_before).max())
-        if moved < _TOLERANCE:
-            break
     return Estimate(shares, np.ascontiguousarray(answers), number, bool(moved < _TOLERANCE))
 
 

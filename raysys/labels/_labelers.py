@@ -91,10 +91,8 @@ def count_patterns(votes: Table, labelers: Iterable[str], gold: str | None = Non
         DataError: A column is missing or holds no votes, or there are too many patterns.
     """
     names = names_of(labelers)
-    check_columns(votes, names)
-    by = [*names, *([gold] if gold else [])]
-    if gold:
-        check_columns(votes, [gold])
+    by = names_of([*names, *([gold] if gold else [])])
+    check_columns(votes, by)
     counted = votes.aggregate(by, **{_ROWS: "rows"})
     if counted.rows > MOST_PATTERNS:
         raise DataError(

@@ -77,11 +77,13 @@ def uncertainty(probabilities: np.ndarray, by: By) -> np.ndarray:
         probabilities: float64 `(rows, classes)`, of sum 1.
         by: See `pick`.
     """
+    # In one order, so that the same probabilities of other classes make a tie, not nearly one.
+    probabilities = np.sort(probabilities, axis=1)
     if by == "entropy":
         with np.errstate(divide="ignore", invalid="ignore"):
             terms = np.where(probabilities > 0, probabilities * np.log(probabilities), 0.0)
         return -terms.sum(axis=1)
-    second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
+    second, first = probabilities[:, -2:].T
     return 1 - (first - second) if by == "margin" else 1 - first
 
 
