@@ -101,6 +101,14 @@ def in_order(
     return pa.table(made, schema=pa.schema([schema.field(name) for name in chosen]))
 
 
+def repeated(name: str, count: int) -> pa.DictionaryArray:
+    """One text for each of so many rows."""
+    import numpy as np
+    import pyarrow as pa
+
+    return pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), pa.array([name]))
+
+
 def with_rows(
     table: pa.Table, name: str, first_row: int, malformed: list[tuple[int, str]]
 ) -> pa.Table:
@@ -114,6 +122,6 @@ def with_rows(
     texts = pa.table({MALFORMED: pa.array([text for _, text in malformed], pa.large_string())})
     whole = pa.concat_tables([table, texts], promote_options="default")
     numbers = np.concatenate([rows, out]) + first_row
-    names = pa.array([name] * count, pa.string()).dictionary_encode()
-    whole = whole.append_column(FILE, names).append_column(ROW, pa.array(numbers, pa.int64()))
+    whole = whole.append_column(FILE, repeated(name, count))
+    whole = whole.append_column(ROW, pa.array(numbers, pa.int64()))
     return whole.take(np.argsort(numbers, kind="stable")) if malformed else whole

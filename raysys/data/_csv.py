@@ -19,6 +19,7 @@ from raysys.data._columns import (
     ROW,
     in_order,
     normal_type,
+    repeated,
     with_origin,
     with_text_types,
 )
@@ -101,7 +102,8 @@ class CsvPart:
 
         names = self.columns.names if columns is None else columns
         # Of no column Arrow would convert all.
-        wanted = [name for name in names if name in set(self.header)] or list(self.header[:1])
+        held = set(self.header)
+        wanted = [name for name in names if name in held] or list(self.header[:1])
         try:
             text = decoded(data, self.options)
         except UnicodeDecodeError as error:
@@ -208,7 +210,7 @@ def _typed(part: CsvPart, body: bytes) -> CsvPart:
     try:
         guessed = pc.read_csv(
             pa.BufferReader(text),
-            read_options=_read_options(part, text),
+            read_options=_read_options(part, min(len(text) + 1, (1 << 31) - 1)),
             parse_options=sample,
             convert_options=_convert_options(part.options),
         ).schema
@@ -242,16 +244,19 @@ def _convert_options(options: CsvOptions, **kw: Any) -> Any:
     )  # fmt: skip
 
 
-def _read_options(part: CsvPart, text: bytes) -> Any:
+def _read_options(part: CsvPart, size: int) -> Any:
     import pyarrow.csv as pc
 
-    # A record must fit into a block of the parser's, so all of them do.
-    size = min(len(text) + 1, (1 << 31) - 1)
     return pc.ReadOptions(use_threads=False, column_names=list(part.header), block_size=size)
 
 
 def parse(
-    text: bytes, types: pa.Schema, part: CsvPart, names: Sequence[str], handler: Any = None
+    text: bytes,
+    types: pa.Schema,
+    part: CsvPart,
+    names: Sequence[str],
+    handler: Any = None,
+    piece_bytes: int = (1 << 31) - 1,
 ) -> pa.Table:
     """Columns of records in UTF-8.
 
@@ -261,6 +266,7 @@ def parse(
         part: Whose header and options hold.
         names: Columns to convert.
         handler: Arrow's for records with more or fewer fields; refused by default.
+        piece_bytes: Parsed at a time; a record must fit into it, so that all do by default.
     """
     import pyarrow as pa
     import pyarrow.csv as pc
@@ -270,7 +276,7 @@ def parse(
         options.invalid_row_handler = handler
     return pc.read_csv(
         pa.BufferReader(text),
-        read_options=_read_options(part, text),
+        read_options=_read_options(part, min(len(text) + 1, piece_bytes)),
         parse_options=options,
         convert_options=_convert_options(
             part.options,
@@ -305,8 +311,7 @@ def _read_raw(part: CsvPart, data: bytes) -> pa.Table:
     texts = pa.array([said for _, said in (*malformed, *ragged)], pa.large_string())
     whole = pa.concat_tables([table, pa.table({MALFORMED: texts})], promote_options="default")
     places = np.concatenate([rows, out])
-    names = pa.array([part.file.name] * len(whole), pa.string()).dictionary_encode()
-    whole = whole.append_column(FILE, names)
+    whole = whole.append_column(FILE, repeated(part.file.name, len(whole)))
     whole = whole.append_column(ROW, pa.array(places + part.first_row, pa.int64()))
     return whole.take(np.argsort(places, kind="stable")) if len(out) else whole
 

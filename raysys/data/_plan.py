@@ -90,7 +90,7 @@ def planned_schema(schema: pa.Schema, steps: Sequence[Step]) -> pa.Schema:
             schema = frame.collect().to_arrow().schema
         except pl.exceptions.PolarsError as error:
             raise DataError(
-                f"{step.name}: {str(error).splitlines()[0]}; the table has the columns "
+                f"{step.name}: {str(error).splitlines()[0][:300]}; the table has the columns "
                 f"{_listed(schema)}"
             ) from None
     return schema

@@ -162,7 +162,8 @@ def _common_schema(parts: Sequence[Any], types: Mapping[str, pa.DataType]) -> pa
     first, schemas = parts[0], {part.file: part.columns for part in parts}
     names, kinds = first.columns.names, {field.name: field.type for field in first.columns}
     for file, schema in schemas.items():
-        missing = [name for name in names if name not in set(schema.names)]
+        held = set(schema.names)
+        missing = [name for name in names if name not in held]
         new = [name for name in schema.names if name not in kinds]
         if missing or new:
             raise DataError(

@@ -323,7 +323,7 @@ def test_concat_widens_numbers_and_orders_columns() -> None:
         Table.concat([tables[0], tables[0].rename({"a": "c"})])
     with pytest.raises(DataError, match="concat"):
         Table.concat([])
-    with pytest.raises(DataError, match="Table 1 does not fit .* Field a has"):
+    with pytest.raises(DataError, match=r"Table 1 does not fit .* Field a has"):
         Table.concat([tables[0], Table.from_arrow(pa.table({"a": ["text"], "b": ["x"]}))])
 
 
