@@ -187,3 +187,64 @@ def test_a_folder_that_is_being_written_has_no_name_yet(storage: Storage) -> Non
     storage.remove("models/m1")
     storage.remove("models/never")
     assert storage.names("models") == []
+
+
+def test_staged_shows_nothing_until_it_is_whole(storage: Storage, tmp_path: Path) -> None:
+    _write(storage, "out", old="old")
+    with storage.staged("out") as folder:
+        folder.write_bytes("key=1/part", b"new")
+        assert _content(storage.fetch("out")) == {"old": "old"}
+    assert (storage.fetch("out") / "key=1" / "part").read_bytes() == b"new"
+    assert storage.names("out") == ["key=1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_staged_leaves_out_what_a_killed_writer_left(storage: Storage) -> None:
+    with storage.staged("out") as folder:
+        folder.write_bytes("below/part", b"whole")
+        left = Path(folder.root) / "below" / ".part.0123.partial"
+        left.write_bytes(b"half")
+    assert [path.name for path in (storage.fetch("out") / "below").iterdir()] == ["part"]
+
+
+def _stop_staging(storage: Storage) -> None:
+    def fill(folder: Storage) -> None:
+        folder.write_bytes("part", b"new")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), storage.staged("out") as folder:
+        fill(folder)
+
+
+def test_staged_keeps_the_old_version_after_an_error(storage: Storage, tmp_path: Path) -> None:
+    _write(storage, "out", part="old")
+    _stop_staging(storage)
+    assert _content(storage.fetch("out")) == {"part": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_staged_on_an_object_store_is_complete_or_refused(remote: Storage) -> None:
+    with remote.staged("out") as folder:
+        folder.write_bytes("part", b"old")
+        assert not remote.exists("out")
+    assert _content(remote.fetch("out"))["part"] == "old"
+    _stop_staging(remote)
+    with pytest.raises(StorageError, match="no finished artefact"):
+        remote.fetch("out")
+
+
+@pytest.mark.parametrize("where", ["storage", "remote"])
+def test_new_file_appears_when_it_is_whole(where: str, request: pytest.FixtureRequest) -> None:
+    storage: Storage = request.getfixturevalue(where)
+    with storage.new_file("below/a.txt") as local:
+        local.write_text("one")
+        assert not storage.exists("below/a.txt")
+
+    def fill(local: Path) -> None:
+        local.write_text("two")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), storage.new_file("below/a.txt") as local:
+        fill(local)
+    assert storage.read_bytes("below/a.txt") == b"one"
+    assert storage.names("below") == ["a.txt"]
