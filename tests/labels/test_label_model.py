@@ -8,6 +8,7 @@ import pytest
 from raysys.errors import DataError
 from raysys.labels import FittedLabelModel, LabelModel
 from raysys.labels._label_model import predict_block, score_patterns
+from raysys.labels._report import report_of
 from tests.labels.examples import all_classes, majority, one_sided, patterns
 
 ACCURACIES = [0.9, 0.75, 0.7, 0.65, 0.6, 0.55]
@@ -169,3 +170,10 @@ def test_what_cannot_be_a_label_model_is_refused() -> None:
         LabelModel(2).fit_patterns(patterns(np.array([[0, 2], [1, 1]], np.int8)))
     with pytest.raises(DataError, match="votes on any row"):
         LabelModel(2).fit_patterns(patterns(np.full((3, 2), -1, np.int8)))
+
+
+def test_a_block_without_rows_gives_none() -> None:
+    votes = all_classes(_classes(50, [0.5, 0.5]), [0.8, 0.7, 0.7], 2, 0.7, seed=7)
+    fitted = LabelModel(2).fit_patterns(patterns(votes))
+    assert _predicted(votes[:0], fitted).schema == _predicted(votes, fitted).schema
+    assert report_of(patterns(votes[:0])).coverage == 0
