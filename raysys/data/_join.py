@@ -57,12 +57,15 @@ def _are_integers(one: pa.DataType, other: pa.DataType) -> bool:
 def _widened(
     left: pl.LazyFrame, right: pl.LazyFrame, keys: Mapping[str, str]
 ) -> tuple[pl.LazyFrame, pl.LazyFrame]:
-    """Both sides with keys of one type, where they are whole numbers of several widths."""
+    """Both sides with keys of one type, where equal values can have several."""
     import polars as pl
 
     mine, theirs = left.collect_schema(), right.collect_schema()
     for name, other in keys.items():
         kinds = (mine[name], theirs[other])
+        if kinds[0] != kinds[1] and pl.String in kinds:  # the other side's are codes of text
+            left = left.with_columns(pl.col(name).cast(pl.String))
+            right = right.with_columns(pl.col(other).cast(pl.String))
         if kinds[0] != kinds[1] and all(kind.is_integer() for kind in kinds):
             wide = pl.UInt64 if pl.UInt64 in kinds else pl.Int64
             left = left.with_columns(pl.col(name).cast(wide))

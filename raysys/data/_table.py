@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from raysys.data import _aggregate, _convert, _join, _rows, _shuffle, _write
 from raysys.data._blocks import (
@@ -263,6 +263,8 @@ class Table:
         names = self.schema.names
         if missing := [name for name in columns if name not in names]:
             raise DataError(f"select: {missing} are no columns; the table has {names[:20]}")
+        if not columns or len(set(columns)) < len(columns):
+            raise DataError(f"select: give one or more columns, each once; given: {list(columns)}")
         step = Step("select", _rows.select, (list(columns),), columns=tuple(columns))
         return self._then(step, columns=list(columns))
 
@@ -307,6 +309,8 @@ class Table:
         Raises:
             DataError: A key is missing on a side, or has another type there.
         """
+        if how not in get_args(How):
+            raise DataError(f"join: how={how!r}; give one of {list(get_args(How))}")
         keys = _join.keys_of(on, self.schema, other.schema)
         said = {"on": keys, "how": how, "suffix": suffix}
         if how != "full" and other.nbytes <= BROADCAST_BYTES:
@@ -402,6 +406,11 @@ class Table:
         if missing := [name for name in keys if name not in self.schema.names]:
             raise DataError(f"sort: {missing} are no columns; the table has {self.schema.names}")
         flags = [descending] * len(keys) if isinstance(descending, bool) else list(descending)
+        if not keys or len(flags) != len(keys):
+            raise DataError(
+                f"sort: give one or more columns and as many flags; given: by={keys}, "
+                f"descending={descending}"
+            )
         how = {"descending": flags, "nulls_last": [nulls_last] * len(keys)}
         pieces = _shuffle.by_range(self.blocks, keys, how, _parts(self.nbytes))
         made = _shuffle.merge(pieces, _shuffle.sort_rows, keys, how, name="sort")
@@ -422,6 +431,8 @@ class Table:
     def partition_by(self, columns: str | Sequence[str], blocks: int) -> Table:
         """Bring all rows with equal values of the columns into one block; row order is kept."""
         names = [columns] if isinstance(columns, str) else list(columns)
+        if blocks < 1:
+            raise DataError(f"partition_by: blocks={blocks}; give at least 1")
         if missing := [name for name in names if name not in self.schema.names]:
             raise DataError(
                 f"partition_by: {missing} are no columns; the table has {self.schema.names[:20]}"
@@ -479,8 +490,14 @@ class Table:
         self, function: Callable[..., tuple[pa.Table, pa.Table]], *args: Any, name: str
     ) -> tuple[Table, Table]:
         """Like `map_blocks`, for a function that deals the rows out to two Tables."""
+        return self.split_sources(_apply, function, *args, name=name)
+
+    def split_sources(
+        self, function: Callable[..., tuple[pa.Table, pa.Table]], *args: Any, name: str
+    ) -> tuple[Table, Table]:
+        """Like `split_blocks`, for `function(source, steps, *args)`, which reads as it likes."""
         task = table_task(name, tables=2)
-        made = [task.remote(_apply, s, self._steps, function, *args) for s in self._sources]
+        made = [task.remote(function, s, self._steps, *args) for s in self._sources]
         lineages = [_made_by(f"{name} ({n} of 2)", function, args, self.lineage) for n in (1, 2)]
         return (
             Table.of([four[:2] for four in made], lineages[0])._counted(),
@@ -521,6 +538,8 @@ class Table:
         """
         if missing := [name for name in partition_by if name not in self.schema.names]:
             raise DataError(f"write_parquet: {missing} are no columns to partition by")
+        if set(partition_by) == set(self.schema.names):
+            raise DataError(f"write_parquet: {list(partition_by)} are all columns: leave one over")
         task = value_task("write_parquet")
         with storage.staged(path) as folder:
             calls = [

@@ -13,6 +13,7 @@ import ray
 
 from raysys.data import Table, _shuffle, _table
 from raysys.errors import DataError
+from raysys.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -89,6 +90,17 @@ def test_join_of_other_names_and_widths(moved: bool, request: pytest.FixtureRequ
     assert _normal(made) == [(1, 1, 7), (2, 2, 8), (300, 3, None)]
     back = right.join(left, {"key": "id"}, "full").arrow()
     assert _normal(back.select(["key", "x", "x_right"])) == [(1, 7, 1), (2, 8, 2), (300, None, 3)]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_text_joins_codes_of_text(moved: bool, request: pytest.FixtureRequest) -> None:
+    if moved:
+        request.getfixturevalue("shuffled")
+    codes = pa.array(["x", "y", None, "x"]).dictionary_encode()
+    left = Table.from_arrow(pa.table({"k": codes, "v": [1, 2, 3, 4]}), 2)
+    right = Table.from_arrow(pa.table({"k": ["x", "z", None], "w": [7, 8, 9]}))
+    assert _normal(left.join(right, "k", "inner").arrow()) == [("x", 1, 7), ("x", 4, 7)]
+    assert _normal(right.join(left, "k", "semi").arrow()) == [("x", 7)]
 
 
 def test_join_keys_must_fit() -> None:
@@ -361,6 +373,10 @@ def test_mistakes_are_told_at_the_call() -> None:
         lambda: table.partition_by("nope", 2),
         lambda: table.with_row_number("k"),
         lambda: table.window("nope", "1h", n="rows"),
+        lambda: table.select(["v", "v"]),
+        lambda: table.sort("v", descending=[True, False]),
+        lambda: table.join(table, "v", "nope"),  # type: ignore[arg-type]
+        lambda: table.write_parquet(Storage("/nope"), "x", partition_by=["k", "g", "v"]),
     ]
     for number, call in enumerate(calls):
         with pytest.raises(DataError) as caught:
