@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysys.data._columns import ROW
+from raysys.data._csv_typed import raw_part, read_typed
 from raysys.data._distribution import medians, statistics
+from raysys.data._plan import Step, evaluate
 from raysys.data._rules import as_time, examples_of, say, split_block, with_examples
 from raysys.data._table import Table
 from raysys.data._unique import split_repeated
@@ -117,7 +119,7 @@ def check(table: Table, schema: Schema, *, tables: Mapping[str, Table] | None = 
     keys = _keys(schema, tables or {})
     if ROW not in table.schema.names:
         table = table.with_row_number(ROW)
-    good, bad = table.split_blocks(_split, schema, keys, name="check")
+    good, bad = table.split_sources(_split, schema, keys, name="check")
     found = [bad]
     if schema.unique:
         good, repeated = split_repeated(good, schema.unique, bad.schema.names)
@@ -147,10 +149,37 @@ def check(table: Table, schema: Schema, *, tables: Mapping[str, Table] | None = 
     return _check_whole(checked, schema)
 
 
-def _split(block: pa.Table, schema: Schema, keys: Mapping[str, Table]) -> tuple[pa.Table, pa.Table]:
+def _split(
+    source: Any, steps: Sequence[Step], schema: Schema, keys: Mapping[str, Table]
+) -> tuple[pa.Table, pa.Table]:
+    """Read a block, of a raw CSV file with types where its values have them, and split it."""
     values = {key: table.arrow().column(0).combine_chunks() for key, table in keys.items()}
-    good, bad, examples = split_block(block, schema, values)
+    found = None
+    if (part := raw_part(source)) and all(step.columns for step in steps):
+        found = read_typed(part, _arrow_types(schema))
+    if found is None:
+        good, bad, examples = split_block(evaluate(source, steps), schema, values)
+    else:
+        block, texts = found
+        names = list(steps[-1].columns or ()) if steps else block.column_names
+        good, bad, examples = split_block(
+            block.select(names), schema, values, lambda rows: texts(rows).select(names)
+        )
     return good, with_examples(bad, examples)
+
+
+def _arrow_types(schema: Schema) -> dict[str, pa.DataType]:
+    """Types that Arrow reads as `read_values` does: the others are left to it."""
+    import polars as pl
+
+    kinds = schema.polars_types()
+    wanted = {
+        name: kind
+        for name, kind in kinds.items()
+        if kind.is_numeric() or (kind == pl.Datetime and kind.time_zone)
+    }
+    frame = pl.DataFrame(schema=wanted)
+    return {field.name: field.type for field in frame.to_arrow().schema}
 
 
 def _keys(schema: Schema, tables: Mapping[str, Table]) -> dict[str, Table]:

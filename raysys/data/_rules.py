@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,7 @@ from raysys.data._schema import REASON
 from raysys.data._types import read_values
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
     import pyarrow as pa
 
@@ -60,7 +61,10 @@ class Split(NamedTuple):
 
 
 def split_block(
-    block: pa.Table, schema: Schema, keys: Mapping[str, pa.Array] | None = None
+    block: pa.Table,
+    schema: Schema,
+    keys: Mapping[str, pa.Array] | None = None,
+    texts: Callable[[np.ndarray], pa.Table] | None = None,
 ) -> Split:
     """Split a block's rows into those that pass all row checks and those that do not.
 
@@ -72,6 +76,7 @@ def split_block(
             `_malformed`, if lines were not records.
         schema: What they must satisfy.
         keys: The values of each `key` that a column names.
+        texts: Gives rows by their places as they are written, where the block has values.
     """
     import polars as pl
 
@@ -95,7 +100,7 @@ def split_block(
         if schema.unique and name in block.column_names:
             good = good.append_column(name, block[name].filter((~mask).to_numpy()))
     rows = mask.arg_true()
-    few = block.take(rows.to_numpy())
+    few = texts(rows.to_numpy()) if texts and len(rows) else block.take(rows.to_numpy())
     if not len(few):
         return Split(good, to_arrow(as_text(few)), {})
     bad = as_text(few)

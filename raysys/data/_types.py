@@ -14,9 +14,10 @@ TYPES = (
     "float64", "string", "bool", "date", "timestamp[UNIT]", "timestamp[UNIT, ZONE]",
 )  # fmt: skip
 _TIMESTAMP = re.compile(r"timestamp(?:\[(ms|us|ns)(?:, *([A-Za-z0-9_+:/-]+))?\])?")
+_BLANKS = " \t"
 _TRUE, _FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")
 _ISO = (
-    r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?(\.\d{1,9})?)?"
+    r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d(?::\d\d)?)(:\d\d)?(\.\d{1,9})?)?"
     r"(?:(Z)|([+-]\d\d)(?::?(\d\d))?)?$"
 )
 
@@ -55,14 +56,16 @@ def read_values(values: pl.Series, kind: Any) -> tuple[pl.Series, pl.Series | No
 
     Nothing is guessed or rounded. Text reads as
 
-    - an integer, exactly, in decimal digits; `7.0` is 7, since pandas writes integers so beside
-      missing values; what the type cannot hold is unreadable;
-    - a float in decimal or scientific notation; a NaN is a missing value;
+    - an integer, exactly, in decimal digits (or hexadecimal ones after 0x); `7.0` is 7, since
+      pandas writes integers so beside missing values; what the type cannot hold is unreadable;
+    - a float in decimal or scientific notation; a NaN is a missing value. Blanks around a number
+      are let be;
     - a boolean as Arrow's CSV reader has it: true, True, TRUE, 1, and the like for false;
     - a date as YYYY-MM-DD;
-    - a timestamp in ISO 8601: a date, or a date and a time joined by T or a space, with minutes,
-      seconds or up to nine decimals of them. Where the type has a zone the text must end in Z or
-      an offset (or be a date: midnight in UTC), and where it has none it must not.
+    - a timestamp in ISO 8601: a date, or a date and a time joined by T or a space, down to
+      hours, minutes, seconds or up to nine decimals of them. Where the type has a zone the text
+      must end in Z or an offset (or be a date: midnight in UTC), and where it has none it must
+      not.
 
     Other values read as a type if they are a value of it: 4.0 is an integer, 4.5 is none; an
     integer is no timestamp. Any value reads as text.
@@ -141,10 +144,18 @@ def _read_text(text: pl.Series, kind: Any) -> pl.Series:
         if read.null_count() == text.null_count():
             return read
         rest = (read.is_null() & text.is_not_null()).arg_true()
-        again = text.gather(rest).str.strip_suffix(".0").cast(kind, strict=False)
-        return read.scatter(rest, again)
+        again = text.gather(rest).str.strip_chars(_BLANKS)
+        found = again.str.strip_suffix(".0").cast(kind, strict=False)
+        for place in again.str.contains("^0[xX]").arg_true():
+            found = found.scatter(place, _hexadecimal(again[place], kind))
+        return read.scatter(rest, found)
     if kind.is_float():
-        return text.cast(kind, strict=False)
+        read = text.cast(kind, strict=False)
+        if read.null_count() == text.null_count():
+            return read
+        rest = (read.is_null() & text.is_not_null()).arg_true()
+        again = text.gather(rest).str.strip_chars(_BLANKS)
+        return read.scatter(rest, again.cast(kind, strict=False))
     if kind == pl.Boolean:
         true, false = text.is_in(_TRUE), text.is_in(_FALSE)
         return true.set((~true & ~false).fill_null(False), None)
@@ -152,6 +163,18 @@ def _read_text(text: pl.Series, kind: Any) -> pl.Series:
         shape = text.str.len_bytes() == 10
         return text.str.to_date("%Y-%m-%d", strict=False).set((~shape).fill_null(False), None)
     return _read_timestamps(text, kind)
+
+
+def _hexadecimal(text: str, kind: Any) -> int | None:
+    """As Arrow's CSV reader has it, which reads the columns that have no unreadable value."""
+    import polars as pl
+    import pyarrow as pa
+
+    try:
+        arrow = pl.Series([], dtype=kind).to_arrow().type
+        return pa.array([text]).cast(arrow)[0].as_py()
+    except pa.ArrowInvalid:
+        return None
 
 
 def _read_timestamps(text: pl.Series, kind: Any) -> pl.Series:
@@ -181,9 +204,10 @@ def _by_parts(naive: Any, zoned: bool) -> pl.Expr:
     import polars as pl
 
     part = pl.col("text").str.extract_groups(_ISO).struct.field
+    clock = part("2").fill_null("00:00")
+    clock = pl.when(clock.str.len_bytes() == 2).then(clock + ":00").otherwise(clock)
     time = pl.concat_str(
-        part("1"), pl.lit("T"), part("2").fill_null("00:00"), part("3").fill_null(":00"),
-        part("4").fill_null(""),
+        part("1"), pl.lit("T"), clock, part("3").fill_null(":00"), part("4").fill_null(""),
     )  # fmt: skip
     read = time.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", strict=False, time_unit=naive.time_unit)
     hours = part("6").cast(pl.Int32)
