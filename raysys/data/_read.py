@@ -221,7 +221,7 @@ def _cut(parts: Sequence[Any], raw: bool) -> list[Any]:
             (
                 start,
                 task.remote(
-                    _records.scan, part.file, start, min(start + size, part.stop), delimiter
+                    _records.scan, part.file, start, min(start + size, part.stop), delimiter, raw
                 ),
             )
             for start in range(part.start, part.stop, size)

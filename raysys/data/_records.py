@@ -96,19 +96,23 @@ class Scan:
     plain: bool
 
 
-def scan(file: File, start: int, stop: int, delimiter: str | None) -> Scan:
-    """Look through a range of a file, of which `start` may be any place, for places to cut it."""
+def scan(file: File, start: int, stop: int, delimiter: str | None, numbered: bool = True) -> Scan:
+    """Look through a range of a file, of which `start` may be any place, for places to cut it.
+
+    Lines are counted only if rows are to be `numbered`.
+    """
     data = file.read_range(start, stop)
-    lines, after = data.count(b"\n"), data.find(b"\n") + 1 or None
-    if delimiter is None:
-        return Scan(0, (after, None), (True, True), lines, False)
+    after = data.find(b"\n") + 1 or None
+    if delimiter is None or (b'"' not in data and not numbered):
+        return Scan(0, (after, None), (True, True), 0, False)
     if b'"' not in data:
-        blank = b"\n\n" in data or data.startswith(b"\n")
+        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == _LINE_FEED)
+        blank = data.startswith(b"\n") or bool((np.diff(ends) == 1).any())
         plain = not blank and b"\r" not in data
         if b"\r" in data:  # the usual ends of lines on Windows
             plain = not (b"\n\r\n" in data or data.startswith(b"\r") or blank)
             plain &= data.count(b"\r\n") == data.count(b"\r")
-        return Scan(0, (after, None), (True, True), lines, plain)
+        return Scan(0, (after, None), (True, True), len(ends), plain)
     text = np.frombuffer(data, np.uint8)
     quotes, ends = np.flatnonzero(text == _QUOTE), np.flatnonzero(text == _LINE_FEED) + 1
     inside = np.searchsorted(quotes, ends) % 2
@@ -117,7 +121,7 @@ def scan(file: File, start: int, stop: int, delimiter: str | None) -> Scan:
     before = file.read_range(start - 1, start)[0] if start else _LINE_FEED
     openings = quotes[::2], quotes[1::2]
     even, odd = [_regular(data, one, delimiter, before) for one in openings]
-    return Scan(len(quotes), (first, second), (even, odd), lines, False)
+    return Scan(len(quotes), (first, second), (even, odd), len(ends), False)
 
 
 def cut(part: Any, scans: Sequence[tuple[int, Scan]]) -> tuple[list[Any], bool] | None:
