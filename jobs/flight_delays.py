@@ -18,11 +18,14 @@ from pydantic import BaseModel, Field
 from jobs import flight_etl, flight_features, flight_graph, flight_models
 from jobs.flight_features import FEATURES, LATE
 from jobs.flight_mlp import FEATURIZER, DelayTask
+from jobs.flight_models import Trained
 from raysys import serve, train, tune, workflow
 from raysys.data import Splits, Table, check_leaks, split_by_time
 from raysys.storage import Storage
 
 if TYPE_CHECKING:
+    from ray import ObjectRef
+
     from raysys.features import FittedFeaturizer
     from raysys.models import StoredModel
     from raysys.workflow import Run
@@ -51,7 +54,7 @@ BOOST_FIXED: dict[str, Any] = {
 # scikit-learn's HistGradientBoosting: as it comes, and with settings that were searched for it.
 PEERS: dict[str, dict[str, Any]] = {
     "HistGradientBoosting": {},
-    "HistGradientBoosting, tuned": {
+    "HistGradientBoosting tuned": {
         "max_iter": 1000,
         "learning_rate": 0.06,
         "max_leaf_nodes": 63,
@@ -93,11 +96,12 @@ def main(config: Config) -> None:
             booster = boost(run, config, splits, found)
         with run.stage("train network"):
             network = train_network(run, config, splits, featurizer)
+        trained = ray.put(Trained(booster, featurizer, network))
         with run.stage("blend"):
-            scores = score(splits, booster, featurizer, network)
+            scores = score(splits, trained)
             blend = fit_blend(run, scores)
         with run.stage("store model"):
-            model = store_model(run, tables, booster, featurizer, network, blend)
+            model = store_model(run, tables, trained, blend)
         with run.stage("evaluate"):
             evaluate(run, config, splits, scores, blend)
         if config.serve:
@@ -207,13 +211,10 @@ def train_network(
     return fitted.parameters()
 
 
-def score(
-    splits: Splits, booster: bytes, featurizer: FittedFeaturizer, network: train.Parameters
-) -> Tables:
+def score(splits: Splits, trained: ObjectRef) -> Tables:
     """What both models say of the months that they have not learned from."""
-    parts = [ray.put(part) for part in (booster, featurizer, network)]
     return {
-        name: table.map_blocks(flight_models.score, *parts)
+        name: table.map_blocks(flight_models.score, trained)
         for name, table in splits.evaluation.items()
     }
 
@@ -226,11 +227,10 @@ def fit_blend(run: Run, scores: Tables) -> flight_models.Blend:
 
 
 def store_model(
-    run: Run, tables: Tables, booster: bytes, featurizer: FittedFeaturizer,
-    network: train.Parameters, blend: flight_models.Blend,
-) -> StoredModel:  # fmt: skip
+    run: Run, tables: Tables, trained: ObjectRef, blend: flight_models.Blend
+) -> StoredModel:
     """Put the models, and the history that they are asked with, into the model store."""
-    write = functools.partial(flight_graph.write_model, tables, booster, featurizer, network, blend)
+    write = functools.partial(flight_graph.write_model, tables, trained, blend)
     return run.store_model("flight_delays", write, signature=flight_graph.SIGNATURE)
 
 

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from ray import ObjectRef
+
     from raysys.data import Table
     from raysys.models import StoredModel
     from raysys.storage import Storage
-    from raysys.train import Parameters
 
 _TABLES = ("flights", "weather", "airports", "planes", "routes")
 _BUSY = datetime(2013, 12, 17, 18, 30, tzinfo=ZoneInfo(HOME))
@@ -143,19 +144,17 @@ class FlightGraph:
 
 
 def write_model(
-    tables: Mapping[str, Table],
-    booster: bytes,
-    featurizer: FittedFeaturizer,
-    parameters: Parameters,
-    blend: Blend,
-    folder: Path,
+    tables: Mapping[str, Table], trained: ObjectRef, blend: Blend, folder: Path
 ) -> None:
-    """Fill a model's folder with what `FlightGraph` loads."""
+    """Fill a model's folder with what `FlightGraph` loads; `trained` is a `Trained`."""
+    import ray
+
+    booster, featurizer, network = ray.get(trained)
     for name in _TABLES:
         pq.write_table(tables[name].arrow(), folder / f"{name}.parquet")
     (folder / "boosted.ubj").write_bytes(booster)
     featurizer.save(folder / "featurizer")
-    torch.save(parameters, folder / "network.pt")
+    torch.save(network, folder / "network.pt")
     (folder / "blend.json").write_text(json.dumps(blend.as_dict()))
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # The first is what is asked for; the others teach the network the shape of the delay.
 THRESHOLDS = (LATE, -15, -5, 5, 30, 60, 120)
 _OTHERS_WEIGHT = 0.5
+_OFTEN = 0.005  # share of missing values from which on they are flagged
 _EMBEDDED = (6, 2, 8)  # lengths of the vectors of carriers, origins and destinations
 
 # Their ranks flatten the long tails, so the network is given them on their own scale too.
@@ -59,6 +60,8 @@ class DelayNetwork(nn.Module):
         super().__init__()
         self.register_buffer("middle", torch.zeros(len(NUMBERS)))
         self.register_buffer("spread", torch.ones(len(NUMBERS)))
+        # Which numbers are missing so often that it can be learned what that means.
+        self.register_buffer("flagged", torch.zeros(len(NUMBERS)))
         # Row 0 is for what training has not seen.
         self.embeddings = nn.ModuleList(
             nn.Embedding(1 + count, length) for count, length in zip(codes, _EMBEDDED, strict=True)
@@ -88,7 +91,7 @@ class DelayNetwork(nn.Module):
         for at, embedding in enumerate(self.embeddings):
             known = codes[:, at] < embedding.num_embeddings - 1
             vectors.append(embedding(torch.where(known, codes[:, at] + 1, 0)))
-        seen = [ranks, missing.float(), scaled.clamp(-5, 5), *vectors]
+        seen = [ranks, missing * self.flagged, scaled.clamp(-5, 5), *vectors]
         return self.layers(torch.cat(seen, dim=1))
 
     def forward(
@@ -138,6 +141,7 @@ class DelayTask(TrainingTask):
         network.middle.copy_(torch.from_numpy(np.nanmean(there, axis=0)))
         spread = np.nanstd(there, axis=0)
         network.spread.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
+        network.flagged.copy_(torch.from_numpy((ranks < 0).mean(axis=0) > _OFTEN))
         return network
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:

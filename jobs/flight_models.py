@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -52,7 +52,7 @@ def boost_trial(
 ) -> None:
     """A trial: boost on some of the flights, report the area under the ROC curve."""
     settings = {**fixed, "learning_rate": 0.1, **settings}
-    matrices = []
+    matrices: list[xgboost.QuantileDMatrix] = []
     for name, share in (("train", _TRIAL_SHARE), ("validation", 1)):
         rows = tables[name].take(np.arange(0, len(tables[name]), share))
         features = np.stack([rows[n].to_numpy() for n in FEATURES], axis=1)
@@ -94,6 +94,14 @@ class Blend:
         return asdict(self)
 
 
+class Trained(NamedTuple):
+    """What training left; put into the object store once, and asked in tasks."""
+
+    booster: bytes
+    featurizer: FittedFeaturizer
+    network: Parameters
+
+
 class Models:
     """Both models, to be asked about features float32 `(n, len(FEATURES))`."""
 
@@ -104,10 +112,10 @@ class Models:
         self._booster.set_param({"nthread": 1})
 
     @classmethod
-    def of(cls, booster: bytes, featurizer: FittedFeaturizer, parameters: Parameters) -> Models:
+    def of(cls, trained: Trained) -> Models:
         """Of what the stages of training left."""
-        trees = xgboost.Booster(model_file=bytearray(booster))
-        return cls(trees, featurizer, build_network(parameters))
+        trees = xgboost.Booster(model_file=bytearray(trained.booster))
+        return cls(trees, trained.featurizer, build_network(trained.network))
 
     def boosted(self, features: np.ndarray) -> np.ndarray:
         """Log-odds of the trees, float32 `(n,)`."""
@@ -119,12 +127,10 @@ class Models:
         return self._network.late_log_odds(numbers, codes_of(features[:, -len(CODES) :]))
 
 
-def score(
-    block: pa.Table, booster: bytes, featurizer: FittedFeaturizer, parameters: Parameters
-) -> pa.Table:
+def score(block: pa.Table, trained: Trained) -> pa.Table:
     """What both models say of a block of features: `boosted`, `network`, and what came: `late`."""
     features = np.stack([block[name].to_numpy() for name in FEATURES], axis=1)
-    models = Models.of(booster, featurizer, parameters)
+    models = Models.of(trained)
     return pa.table({
         "boosted": models.boosted(features),
         "network": models.network(features),
@@ -191,4 +197,7 @@ def _logistic(inputs: np.ndarray, late: np.ndarray) -> list[float]:
 
 def _arrays(scores: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows = scores.arrow()
-    return tuple(rows[n].to_numpy().astype(np.float64) for n in ("boosted", "network", "late"))  # type: ignore[return-value]
+    boosted, network, late = (
+        rows[name].to_numpy().astype(np.float64) for name in ("boosted", "network", "late")
+    )
+    return boosted, network, late

@@ -181,9 +181,11 @@ class Run:
         self.folder.write_bytes(f"{name}.png", _plots.bars(name, results))
         names = list(next(iter(results.values())))
         width = max(len(contestant) for contestant in results) + 2
-        say(f"\n{name:<{width}}" + "".join(f"{measure:>14}" for measure in names))
+        wide = {measure: max(14, len(measure) + 2) for measure in names}
+        say(f"\n{name:<{width}}" + "".join(f"{measure:>{wide[measure]}}" for measure in names))
         for contestant, values in results.items():
-            say(f"{contestant:<{width}}" + "".join(f"{values[m]:>14.4f}" for m in names))
+            said = "".join(f"{values[measure]:>{wide[measure]}.4f}" for measure in names)
+            say(f"{contestant:<{width}}{said}")
 
     def store_model(
         self, name: str, write: Callable[[Path], None], *, signature: Mapping[str, Any]

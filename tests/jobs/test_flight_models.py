@@ -1,0 +1,102 @@
+"""How the trees' labels are made, and how the models are blended and measured."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.optimize import minimize
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from jobs.flight_features import FEATURES
+from jobs.flight_models import Blend, measure, measure_peer, with_hard_target, with_soft_target
+from raysys.data import Table
+
+
+class Held:
+    """A Table in this process."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.rows = rows
+
+    def arrow(self) -> pa.Table:
+        return self.rows
+
+
+def made_up(rows: int, seed: int) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, len(FEATURES))).astype(np.float32)
+    x[rng.random(x.shape) < 0.1] = np.nan
+    delay = 20 * np.nan_to_num(x[:, 0]) + 10 * np.nan_to_num(x[:, 1]) + rng.normal(0, 20, rows)
+    columns = {name: pa.array(x[:, at], from_pandas=True) for at, name in enumerate(FEATURES)}
+    return pa.table(columns | {"arr_delay": delay, "late": (delay > 15).astype(np.int8)})
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_label_near_the_limit_is_near_a_half() -> None:
+    rows = made_up(6, 0)
+    delays = np.array([-60.0, 9.0, 15.0, 16.0, 21.0, 300.0])
+    rows = rows.set_column(rows.column_names.index("arr_delay"), "arr_delay", [delays])
+    soft = with_soft_target(Table.from_arrow(rows))
+    assert soft.schema.names == [*FEATURES, "target"]
+    expected = [0, 1 / (1 + np.e), 0.5, 1 / (1 + np.exp(-1 / 6)), np.e / (1 + np.e), 1]
+    assert soft.arrow()["target"].to_pylist() == pytest.approx(expected, abs=1e-5)
+    assert with_hard_target(Table.from_arrow(rows)).arrow()["target"].equals(rows["late"])
+
+
+def test_the_blend_has_the_highest_likelihood() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(-1, 1.5, 3000)
+    boosted, network = (0.5 * truth + rng.normal(0, 0.4, 3000) for _ in range(2))
+    late = (rng.random(3000) < 1 / (1 + np.exp(-truth))).astype(float)
+
+    def surprise(weights: np.ndarray) -> float:
+        log_odds = weights[0] * boosted + weights[1] * network + weights[2]
+        return float((np.logaddexp(0, log_odds) - late * log_odds).sum())
+
+    best = minimize(surprise, np.zeros(3)).x
+    blend = Blend.fit(boosted, network, late)
+    assert list(blend.as_dict().values()) == pytest.approx(best, abs=1e-3)
+    assert blend.probability(boosted, network).mean() == pytest.approx(late.mean(), abs=1e-4)
+
+
+def test_each_model_alone_is_calibrated_on_the_validation_month() -> None:
+    rng = np.random.default_rng(1)
+    parts: list[Any] = []
+    for _ in range(2):
+        truth = rng.normal(-1, 1.5, 4000)
+        late = (rng.random(4000) < 1 / (1 + np.exp(-truth))).astype(np.int8)
+        parts.append(Held(pa.table({"boosted": 3 * truth, "network": truth - 2, "late": late})))
+    asked = parts[1].rows.to_pandas()
+    found = measure(*parts, Blend(0.0, 1.0, 0.0))
+    assert list(found) == ["XGBoost alone", "network alone", "raysys"]
+    assert len({round(one["auc"], 6) for one in found.values()}) == 1
+    assert found["raysys"]["auc"] == pytest.approx(roc_auc_score(asked["late"], asked["network"]))
+    assert found["XGBoost alone"]["calibration_error"] < 0.03
+    assert found["network alone"]["calibration_error"] < 0.03 < 0.1
+    assert found["raysys"]["calibration_error"] > 0.1  # the blend given is two too low
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_iter": 30, "max_leaf_nodes": 7}])
+def test_the_peer_is_scikit_learns_on_the_same_columns(settings: dict[str, Any]) -> None:
+    rows = {"train": made_up(1500, 1), "validation": made_up(600, 2), "test": made_up(600, 3)}
+    found = measure_peer({name: Held(part) for name, part in rows.items()}, settings)  # type: ignore[misc]
+    frames = {name: part.to_pandas() for name, part in rows.items()}
+    x = {name: frame[list(FEATURES)] for name, frame in frames.items()}
+    areas = []
+    for length in [settings["max_iter"]] if settings else [100]:
+        for stop in range(1, length + 1) if settings else [length]:
+            peer = HistGradientBoostingClassifier(
+                **{**settings, "max_iter": stop}, random_state=0, early_stopping=False
+            ).fit(x["train"].to_numpy(), frames["train"]["late"])
+            score = peer.decision_function(x["validation"].to_numpy())
+            areas.append((roc_auc_score(frames["validation"]["late"], score), -stop, peer))
+    best = max(areas, key=lambda one: one[:2])[2]
+    score = {name: best.decision_function(x[name].to_numpy())[:, None] for name in x}
+    scale = LogisticRegression(C=np.inf).fit(score["validation"], frames["validation"]["late"])
+    chances = scale.predict_proba(score["test"])[:, 1]
+    late = frames["test"]["late"]
+    assert found["auc"] == pytest.approx(roc_auc_score(late, chances), abs=1e-9)
+    assert found["average_precision"] == pytest.approx(average_precision_score(late, chances))
