@@ -22,6 +22,7 @@ bench: $(BENCH)
 	$(BIN)/python -m benchmarks.strategies
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.index
+	$(BIN)/python -m benchmarks.data
 
 lint: $(READY)
 	$(BIN)/ruff check .
