@@ -127,6 +127,7 @@ class DelayTask(TrainingTask):
         """Keep the columns of both Tables as arrays."""
         train, validation = tables["train"], tables["validation"]
         self._numbers, self._codes = columns_of(train)
+        self._scale = _scale_of(self._numbers[:, : len(NUMBERS)])
         self._delay = train["arr_delay"].to_numpy().astype(np.float32)
         self._validation = columns_of(validation)
         self._late = validation["late"].to_numpy()
@@ -136,12 +137,8 @@ class DelayTask(TrainingTask):
         """A fresh network that knows the training ranks' scale."""
         seen = tuple(int(most) + 1 for most in self._codes.max(axis=0))
         network = DelayNetwork(self._numbers.shape[1], seen)
-        ranks = self._numbers[:, : len(NUMBERS)]
-        there = np.where(ranks < 0, np.nan, ranks)
-        network.middle.copy_(torch.from_numpy(np.nanmean(there, axis=0)))
-        spread = np.nanstd(there, axis=0)
-        network.spread.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
-        network.flagged.copy_(torch.from_numpy((ranks < 0).mean(axis=0) > _OFTEN))
+        for name, values in self._scale.items():
+            network.get_buffer(name).copy_(torch.from_numpy(values))
         return network
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
@@ -166,6 +163,17 @@ def build_network(parameters: Parameters) -> DelayNetwork:
     )
     network.load_state_dict(parameters)
     return network.eval()
+
+
+def _scale_of(ranks: np.ndarray) -> dict[str, np.ndarray]:
+    """The buffers of `DelayNetwork`, over the ranks that are there."""
+    there = np.where(ranks < 0, np.nan, ranks)
+    spread = np.nanstd(there, axis=0)
+    return {
+        "middle": np.nan_to_num(np.nanmean(there, axis=0)),
+        "spread": np.where(spread > 0, spread, 1.0),
+        "flagged": (ranks < 0).mean(axis=0) > _OFTEN,
+    }
 
 
 def columns_of(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
