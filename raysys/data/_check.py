@@ -11,6 +11,7 @@ from raysys.data._csv_typed import raw_part, read_typed
 from raysys.data._distribution import medians, statistics
 from raysys.data._plan import Step, evaluate
 from raysys.data._rules import as_time, examples_of, say, split_block, with_examples
+from raysys.data._shuffle import concat
 from raysys.data._table import Table
 from raysys.data._unique import split_repeated
 from raysys.errors import DataError
@@ -160,11 +161,13 @@ def _split(
     if found is None:
         good, bad, examples = split_block(evaluate(source, steps), schema, values)
     else:
-        block, texts = found
-        names = list(steps[-1].columns or ()) if steps else block.column_names
+        names = list(steps[-1].columns or ()) if steps else found.malformed.column_names
+        typed = found.block.select([name for name in names if name in found.block.column_names])
         good, bad, examples = split_block(
-            block.select(names), schema, values, lambda rows: texts(rows).select(names)
+            typed, schema, values, lambda rows: found.texts(rows).select(names)
         )
+        _, lines, others = split_block(found.malformed.select(names), schema, values)
+        bad, examples = concat(bad, lines), {**examples, **others}
     return good, with_examples(bad, examples)
 
 

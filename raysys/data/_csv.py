@@ -108,7 +108,7 @@ class CsvPart:
             text = decoded(data, self.options)
         except UnicodeDecodeError as error:
             raise line_error(self, data, error) from None
-        if not text.strip(b"\r\n"):
+        if not has_records(text):
             return self.columns.empty_table().select(list(names))
         try:
             table = parse(text, self.columns, self, wanted)
@@ -134,11 +134,20 @@ def content(file: File, start: int, stop: int, options: CsvOptions) -> bytes:
 
 def decoded(data: bytes, options: CsvOptions) -> bytes:
     """Content in UTF-8."""
-    codec = codecs.lookup(options.encoding).name
-    if codec in ("utf-8", "utf-8-sig") or options.is_wide:
+    if is_utf8(options):
         str(data, "utf-8")  # Arrow does not look at columns that it does not convert
         return data
-    return data.decode(codec).encode()
+    return data.decode(options.encoding).encode()
+
+
+def is_utf8(options: CsvOptions) -> bool:
+    """Whether what `content` gives is UTF-8, if it is what it should be."""
+    return options.is_wide or codecs.lookup(options.encoding).name in ("utf-8", "utf-8-sig")
+
+
+def has_records(text: bytes) -> bool:
+    """Whether there is more than line ends."""
+    return bool(text[:64].strip(b"\r\n") or text.strip(b"\r\n"))  # without a copy, mostly
 
 
 def splittable(file: File, options: CsvOptions) -> bool:
@@ -203,14 +212,14 @@ def _typed(part: CsvPart, body: bytes) -> CsvPart:
         text = decoded(body, part.options)
     except UnicodeDecodeError as error:
         raise line_error(part, body, error) from None
-    if not text.strip(b"\r\n"):
+    if not has_records(text):
         return part
     sample = _parse_options(part.options)
     sample.invalid_row_handler = lambda _: "skip"  # the reader says where
     try:
         guessed = pc.read_csv(
             pa.BufferReader(text),
-            read_options=_read_options(part, min(len(text) + 1, (1 << 31) - 1)),
+            read_options=_read_options(part, text),
             parse_options=sample,
             convert_options=_convert_options(part.options),
         ).schema
@@ -244,9 +253,11 @@ def _convert_options(options: CsvOptions, **kw: Any) -> Any:
     )  # fmt: skip
 
 
-def _read_options(part: CsvPart, size: int) -> Any:
+def _read_options(part: CsvPart, text: bytes) -> Any:
     import pyarrow.csv as pc
 
+    # A record must fit into a block of the parser's, so all of them do.
+    size = min(len(text) + 1, (1 << 31) - 1)
     return pc.ReadOptions(use_threads=False, column_names=list(part.header), block_size=size)
 
 
@@ -256,7 +267,6 @@ def parse(
     part: CsvPart,
     names: Sequence[str],
     handler: Any = None,
-    piece_bytes: int = (1 << 31) - 1,
 ) -> pa.Table:
     """Columns of records in UTF-8.
 
@@ -266,7 +276,6 @@ def parse(
         part: Whose header and options hold.
         names: Columns to convert.
         handler: Arrow's for records with more or fewer fields; refused by default.
-        piece_bytes: Parsed at a time; a record must fit into it, so that all do by default.
     """
     import pyarrow as pa
     import pyarrow.csv as pc
@@ -276,7 +285,7 @@ def parse(
         options.invalid_row_handler = handler
     return pc.read_csv(
         pa.BufferReader(text),
-        read_options=_read_options(part, min(len(text) + 1, piece_bytes)),
+        read_options=_read_options(part, text),
         parse_options=options,
         convert_options=_convert_options(
             part.options,
@@ -300,7 +309,7 @@ def _read_raw(part: CsvPart, data: bytes) -> pa.Table:
         return "skip"
 
     types = pa.schema([pa.field(name, pa.large_string()) for name in part.header])
-    if text.strip(b"\r\n"):
+    if has_records(text):
         table = parse(text, types, part, part.header, keep)
     else:
         table = types.empty_table()

@@ -100,7 +100,7 @@ def split_block(
         if schema.unique and name in block.column_names:
             good = good.append_column(name, block[name].filter((~mask).to_numpy()))
     rows = mask.arg_true()
-    few = texts(rows.to_numpy()) if texts and len(rows) else block.take(rows.to_numpy())
+    few = texts(rows.to_numpy()) if texts else block.take(rows.to_numpy())
     if not len(few):
         return Split(good, to_arrow(as_text(few)), {})
     bad = as_text(few)

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,13 +56,14 @@ def _same(part: CsvPart) -> bool:
     slow = split_block(part.read(), SCHEMA)
     if found is None:
         return False
-    fast = split_block(found[0], SCHEMA, None, found[1])
+    fast = split_block(found.block, SCHEMA, None, found.texts)
+    lines = split_block(found.malformed, SCHEMA)
+    assert not len(lines.good)
     assert fast.good.schema == slow.good.schema
     assert str(_by_row(fast.good)) == str(_by_row(slow.good))  # text, since NaN is not NaN
-    assert _by_row(fast.bad) == _by_row(slow.bad)
-    assert {k: n for k, (n, _) in fast.examples.items()} == {
-        k: n for k, (n, _) in slow.examples.items()
-    }
+    assert _by_row(pa.concat_tables([fast.bad, lines.bad])) == _by_row(slow.bad)
+    examples = {**fast.examples, **lines.examples}
+    assert examples == slow.examples
     return True
 
 
@@ -89,22 +91,21 @@ def test_columns_with_one_odd_value_stay_text_the_others_are_typed(
     assert _same(_part(tmp_path_factory.mktemp("few"), rows))
 
 
-def test_columns_that_convert_are_typed_and_malformed_lines_come_last(tmp_path: Path) -> None:
+def test_columns_that_convert_are_typed_and_malformed_lines_are_apart(tmp_path: Path) -> None:
     rows = [list(USUAL) for _ in range(5)]
     rows[1] = ["7", "1"]
     rows[3][0] = "seven"
     found = read_typed(_part(tmp_path, rows), check_module._arrow_types(SCHEMA))
     assert found is not None
-    block, texts = found
-    assert str(block.schema.field("wide").type) == "uint64"
-    assert str(block.schema.field("whole").type) == "large_string"
-    assert block["_row"].to_pylist() == [0, 2, 3, 4, 1]
-    import numpy as np
-
-    written = texts(np.array([2, 4]))
-    assert written["wide"].to_pylist() == ["1", None]
-    assert written["_malformed"].to_pylist() == [None, "7,1"]
-    assert written["_row"].to_pylist() == [3, 1]
+    assert str(found.block.schema.field("wide").type) == "uint64"
+    assert str(found.block.schema.field("whole").type) == "large_string"
+    assert found.block["_row"].to_pylist() == [0, 2, 3, 4]
+    assert found.malformed.select(["wide", "_row", "_malformed"]).to_pylist() == [
+        {"wide": None, "_row": 1, "_malformed": "7,1"}
+    ]
+    written = found.texts(np.array([2, 3]))
+    assert written["whole"].to_pylist() == ["seven", "7"]
+    assert written["_row"].to_pylist() == [3, 4]
 
 
 def test_quotes_and_empty_lines_are_left_to_the_other_way(tmp_path: Path) -> None:
