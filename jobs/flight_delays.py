@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 import ray
@@ -43,25 +43,6 @@ BOOST_DEFAULTS = {
     "min_child_weight": 30.0,
     "colsample_bynode": 0.3,
     "reg_lambda": 5.0,
-}
-# Not searched; the label is a number from 0 to 1, what is measured is the area under the curve.
-BOOST_FIXED: dict[str, Any] = {
-    "objective": "binary:logistic",
-    "eval_metric": "auc",
-    "colsample_bytree": 1.0,
-    "max_bin": 128,
-}
-# scikit-learn's HistGradientBoosting: as it comes, and with settings that were searched for it.
-PEERS: dict[str, dict[str, Any]] = {
-    "HistGradientBoosting": {},
-    "HistGradientBoosting tuned": {
-        "max_iter": 1000,
-        "learning_rate": 0.06,
-        "max_leaf_nodes": 63,
-        "min_samples_leaf": 60,
-        "l2_regularization": 5.0,
-        "max_features": 0.3,
-    },
 }
 
 
@@ -155,8 +136,8 @@ def tune_boosting(run: Run, config: Config, splits: Splits) -> tune.Found:
     """Search the trees' settings on a quarter of the flights, by October's area under the curve."""
     found = tune.search(
         "boosting",
-        functools.partial(flight_models.boost_trial, BOOST_FIXED),
-        targets(splits),
+        flight_models.boost_trial,
+        flight_models.targets(splits),
         BOOST_SPACE,
         run.folder,
         metric="auc",
@@ -177,23 +158,17 @@ def boost(run: Run, config: Config, splits: Splits, found: tune.Found) -> bytes:
         actors=config.workers,
         patience=50,
         seed=config.seed,
-        **BOOST_FIXED,
+        **flight_models.BOOST_FIXED,
         **found.settings,
     )
-    tables = {n: table.repartition(config.workers) for n, table in targets(splits).items()}
+    tables = {
+        n: table.repartition(config.workers) for n, table in flight_models.targets(splits).items()
+    }
     booster = train.boost(
         tables["train"], settings, label="target", validation=tables["validation"]
     )
     run.log_metrics({"boosting rounds": booster.num_boosted_rounds()})
     return bytes(booster.save_raw("ubj"))
-
-
-def targets(splits: Splits) -> Tables:
-    """Features and `target`: a soft label to learn from, the hard one to measure by."""
-    return {
-        "train": flight_models.with_soft_target(splits.train),
-        "validation": flight_models.with_hard_target(splits["validation"]),
-    }
 
 
 def train_network(
@@ -241,7 +216,7 @@ def evaluate(
     results: dict[str, dict[str, float]] = {}
     if config.compare:
         task = ray.remote(flight_models.measure_peer).options(num_cpus=2)
-        for name, settings in PEERS.items():
+        for name, settings in flight_models.PEERS.items():
             results[name] = ray.get(task.remote(dict(splits.tables), settings))
     measure = ray.remote(flight_models.measure)
     results |= ray.get(measure.remote(scores["validation"], scores["test"], blend))
