@@ -7,13 +7,13 @@ flight's own outcome can never be among its features, nor that of a flight at th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from jobs.flight_etl import HOME
 from jobs.flight_history import NEVER, Codes, Latest, Sums
+from jobs.flight_schedule import DAY, HOUR, Flights, ahead, minutes, numbers, texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,40 +37,9 @@ SCHEDULE = ("departure", "block", "carrier", "flight", "tailnum", "origin", "des
 # What flights have in common with others, as numbers `(n,)`; -1 where nobody shares it.
 Keys = dict[str, np.ndarray]
 LATE = 15  # minutes
-HOUR, DAY = 60, 1440
 _WAITS = 4 * HOUR  # after which a flight that has not left is no longer counted as waiting
 _PRIOR = 30  # flights that the overall rate weighs in a flight's or route's own
 _EXACT = 2.0**20
-
-
-class Flights(NamedTuple):
-    """Schedules as columns `(n,)`.
-
-    Attributes:
-        departure: int64, minutes since 1970 in UTC.
-        block: float64, scheduled minutes to the arrival.
-        carrier: Text, as `tailnum` (empty if not known), `origin` and `dest`.
-        flight: int64.
-    """
-
-    departure: np.ndarray
-    block: np.ndarray
-    carrier: np.ndarray
-    flight: np.ndarray
-    tailnum: np.ndarray
-    origin: np.ndarray
-    dest: np.ndarray
-
-    @classmethod
-    def of(cls, rows: pa.Table) -> Flights:
-        """The schedule's columns of a table, see `flight_etl.etl`."""
-        texts = {name: _texts(rows[name]) for name in ("carrier", "tailnum", "origin", "dest")}
-        return cls(
-            departure=_minutes(rows["departure"]),
-            block=_numbers(rows["block"]),
-            flight=rows["flight"].to_numpy().astype(np.int64),
-            **texts,
-        )
 
 
 class FlightFeatures:
@@ -86,12 +55,12 @@ class FlightFeatures:
         of = Flights.of(flights)
         self._places(tables, of)
         keys = self._keys(of)
-        left, landed = (_numbers(flights[name]) for name in ("dep_delay", "arr_delay"))
+        left, landed = (numbers(flights[name]) for name in ("dep_delay", "arr_delay"))
         left_at = _known(of.departure, left)
         landed_at = _known(of.departure, of.block + landed)
         self._schedules(keys, of, left_at)
         self._departures(keys, left, left_at)
-        taxi = of.block + landed - left - _numbers(flights["air_time"])
+        taxi = of.block + landed - left - numbers(flights["air_time"])
         self._arrivals(keys, left, landed, taxi, landed_at)
         self._rates(keys, of, landed, landed_at)
         tail = self._tails(of.tailnum)
@@ -108,7 +77,7 @@ class FlightFeatures:
             float32 `(n, len(FEATURES))`, NaN for what is not known.
         """
         keys, at = self._keys(of), of.departure
-        clock = at + _ahead(at)
+        clock = at + ahead(at)
         tail = self._tails(of.tailnum)
         found = {
             "minute_of_day": clock % DAY,
@@ -157,14 +126,14 @@ class FlightFeatures:
         self._number = Codes(of.carrier, of.flight, of.dest)
         self._tails = Codes(of.tailnum[of.tailnum != ""])
         airports, planes, routes = (tables[name] for name in ("airports", "planes", "routes"))
-        place, tail = _texts(airports["airport"]), _texts(planes["tailnum"])
-        ends = _texts(routes["origin"]), _texts(routes["dest"])
+        place, tail = texts(airports["airport"]), texts(planes["tailnum"])
+        ends = texts(routes["origin"]), texts(routes["dest"])
         self._airport, self._plane, self._route = Codes(place), Codes(tail), Codes(*ends)
         # Cells of the map, four degrees by six: neighbours share weather and ground stops.
-        north, east = _numbers(airports["lat"]) // 4, _numbers(airports["lon"]) // 6
+        north, east = numbers(airports["lat"]) // 4, numbers(airports["lon"]) // 6
         self._region = _held(self._airport, (place,), (north + 90) * 1000 + east + 180)
-        self._seats = _held(self._plane, (tail,), _numbers(planes["seats"]))
-        self._distance = _held(self._route, ends, _numbers(routes["distance"]))
+        self._seats = _held(self._plane, (tail,), numbers(planes["seats"]))
+        self._distance = _held(self._route, ends, numbers(routes["distance"]))
 
     def _keys(self, of: Flights) -> Keys:
         region = np.nan_to_num(self._region[self._airport(of.dest)], nan=-1)
@@ -215,7 +184,7 @@ class FlightFeatures:
     def _rates(self, keys: Keys, of: Flights, landed: np.ndarray, at: np.ndarray) -> None:
         """Lateness above that of all flights so far, by New York's day of the arrival."""
         late = (landed > LATE).astype(float)
-        day = np.where(at < NEVER, (at + _ahead(of.departure)) // DAY, NEVER)
+        day = np.where(at < NEVER, (at + ahead(of.departure)) // DAY, NEVER)
         every = Sums.of(keys["all"], day, n=1.0, late=late)
         so_far = every.within(keys["all"], 0, day + 1)
         overall = so_far["late"] / np.maximum(so_far["n"], 1)
@@ -256,7 +225,7 @@ def add_features(block: pa.Table, tables: Mapping[str, Any]) -> pa.Table:
     found = features(Flights.of(block))
     columns: dict[str, Any] = {name: block[name] for name in SCHEDULE if name != "block"}
     columns |= {name: pa.array(found[:, at], from_pandas=True) for at, name in enumerate(FEATURES)}
-    delay = _numbers(block["arr_delay"])
+    delay = numbers(block["arr_delay"])
     columns["arr_delay"] = delay
     columns["late"] = (delay > LATE).astype(np.int8)
     return pa.table(columns)
@@ -303,9 +272,9 @@ def _weather(rows: pa.Table, origins: Codes) -> Latest:
     table = frame.to_arrow()
     names = ("humid", "wind_n", "wind_e", "precip_3h", "pressure_3h")
     return Latest.of(
-        origins(_texts(table["origin"])),
-        _minutes(table["time_hour"]) + HOUR,
-        **{name: _numbers(table[name]) for name in names},
+        origins(texts(table["origin"])),
+        minutes(table["time_hour"]) + HOUR,
+        **{name: numbers(table[name]) for name in names},
     )
 
 
@@ -316,39 +285,12 @@ def _known(departure: np.ndarray, minutes_later: np.ndarray) -> np.ndarray:
     return np.where(there, departure + later, NEVER)
 
 
-def _ahead(departure: np.ndarray) -> np.ndarray:
-    """Minutes that New York's clock is ahead of UTC, negative, int64 `(n,)`."""
-    moments, which = np.unique(departure // HOUR, return_inverse=True)
-    series = pl.Series(moments * HOUR * 60_000).cast(pl.Datetime("ms", "UTC"))
-    there = series.dt.convert_time_zone(HOME).dt.replace_time_zone(None)
-    ahead = (there - series.dt.replace_time_zone(None)).dt.total_minutes().to_numpy()
-    return ahead[which]
-
-
 def _mean(sums: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     return np.where(sums["n"] > 0, sums[name] / np.maximum(sums["n"], 1), np.nan)
 
 
 def _code(codes: np.ndarray) -> np.ndarray:
     return np.where(codes < 0, np.nan, codes)
-
-
-def _minutes(times: pa.ChunkedArray) -> np.ndarray:
-    """Times as minutes since 1970, int64."""
-    import pyarrow as pa
-
-    return times.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() // 60_000_000
-
-
-def _numbers(values: pa.ChunkedArray) -> np.ndarray:
-    """Numbers as float64, NaN where missing."""
-    return values.to_numpy().astype(np.float64)
-
-
-def _texts(values: pa.ChunkedArray) -> np.ndarray:
-    """Texts as NumPy's strings, empty where missing."""
-    encoded = values.fill_null("").combine_chunks().dictionary_encode()
-    return np.array(encoded.dictionary.to_pylist(), np.str_)[encoded.indices.to_numpy()]
 
 
 def _held(codes: Codes, rows: tuple[np.ndarray, ...], values: np.ndarray) -> np.ndarray:

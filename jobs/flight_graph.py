@@ -15,9 +15,10 @@ import xgboost
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from jobs.flight_etl import HOME
-from jobs.flight_features import LATE, FlightFeatures, Flights
+from jobs.flight_features import LATE, FlightFeatures
 from jobs.flight_mlp import build_network
 from jobs.flight_models import Blend, Models
+from jobs.flight_schedule import Flights
 from raysys.features import FittedFeaturizer
 from raysys.serve import Graph, Lazy, from_store
 

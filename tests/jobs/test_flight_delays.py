@@ -17,8 +17,9 @@ import pytest
 from jobs import flight_delays
 from jobs.flight_delays import Config
 from jobs.flight_etl import package_folder
-from jobs.flight_features import FEATURES, Flights
+from jobs.flight_features import FEATURES
 from jobs.flight_graph import FlightGraph, build_graph, request_of
+from jobs.flight_schedule import Flights
 from raysys import serve
 from raysys.models import ModelStore
 from raysys.serve import Endpoint

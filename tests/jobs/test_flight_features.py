@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from jobs.flight_etl import add_schedule
-from jobs.flight_features import FEATURES, FlightFeatures, Flights, add_features
+from jobs.flight_features import FEATURES, FlightFeatures, add_features
 from jobs.flight_graph import FlightGraph, FlightRequest, minutes_of, request_of
+from jobs.flight_schedule import Flights
 from tests.jobs import flights as small
 
 WEEK = ("2013-07-06", "2013-07-13")  # storms on the 7th, 8th and 10th
