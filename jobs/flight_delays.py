@@ -95,8 +95,6 @@ def etl(run: Run, config: Config) -> Tables:
     checked, tables = flight_etl.etl(config.data)
     for name, one in checked.items():
         run.log_quarantine(one, name)
-    flights = tables["flights"]
-    run.log_facts(data_fingerprint=flights.fingerprint, flights=flights.rows)
     return tables
 
 
@@ -113,7 +111,7 @@ def make_features(run: Run, config: Config, tables: Tables) -> tuple[Splits, Fit
     cuts = {"validation": flight_etl.VALIDATION, "test": flight_etl.TEST}
     starts = {name: datetime.fromisoformat(start) for name, start in cuts.items()}
     splits = split_by_time(features, "departure", starts=starts)
-    run.log_facts(**{f"{name}_flights": table.rows for name, table in splits.items()})
+    run.log_tables(**splits.tables)
     return splits, FEATURIZER.fit(splits.train)
 
 

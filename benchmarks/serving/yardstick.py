@@ -113,7 +113,7 @@ def digits(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     A pixel counts the inked dots of a 4 x 4 block, 0 to 16. Noise of one count makes it a number
     of four decimals, as the features of a request usually are.
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     rng = np.random.default_rng(seed)
     pictures, values = load_digits(return_X_y=True)
