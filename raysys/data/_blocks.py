@@ -32,7 +32,8 @@ class BlockMeta:
 
 def described(table: pa.Table) -> tuple[pa.Table, BlockMeta]:
     """A block and what the driver knows of it: what a task gives for `Table.of`."""
-    block = table.combine_chunks()
+    # A filter that lets nothing through leaves columns without a chunk, which few can read.
+    block = table.combine_chunks() if len(table) else table.schema.empty_table()
     return block, BlockMeta(len(block), block.nbytes, block.schema)
 
 

@@ -99,7 +99,8 @@ def _one_array(column: Any) -> pa.Array:
     import pyarrow as pa
 
     if isinstance(column, pa.ChunkedArray):
-        return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+        chunks = column.chunks or [pa.array([], column.type)]
+        return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     return column
 
 

@@ -51,7 +51,7 @@ def deal(
         how: What else the lineage says.
     """
     task = table_task(name, tables=len(parts))
-    made = [task.remote(_dealt, block, n, function, *args) for block, n in numbered(table)]
+    made = [task.remote(function, block, n, *args) for block, n in numbered(table)]
     said = {key: plain(value) for key, value in how.items()}
     return [
         Table.of(
@@ -79,11 +79,3 @@ def need(table: Table, columns: Sequence[str]) -> None:
         raise DataError(f"{columns!r} are no columns of the table: give a list of some of {names}")
     if table.rows == 0:
         raise DataError("the table has no rows: was everything filtered out before?")
-
-
-def _dealt(
-    block: pa.Table, first: int, function: Callable[..., tuple[pa.Table, ...]], *args: Any
-) -> tuple[pa.Table, ...]:
-    # A filter that lets nothing through leaves columns without a chunk, which few can read.
-    made = function(block, first, *args)
-    return tuple(table if len(table) else table.schema.empty_table() for table in made)

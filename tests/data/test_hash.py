@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -144,3 +145,11 @@ def test_the_digest_of_rows_does_not_depend_on_cuts(rows: list[Any], cuts: list[
         assert block_digest(other) != block_digest(table)
     if rows != rows[::-1]:
         assert block_digest(table.take(list(range(len(rows)))[::-1])) != block_digest(table)
+
+
+def test_rows_that_were_all_filtered_out_hash_like_none() -> None:
+    table = pa.table({"a": [1, 2], "s": ["x", "y"], "d": pa.array(["p", "q"]).dictionary_encode()})
+    nothing = table.filter(pc.greater(table["a"], 5))
+    assert nothing["a"].num_chunks == 0
+    assert len(hash_rows(nothing)) == 0
+    assert block_digest(nothing) == block_digest(table.slice(0, 0))
