@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from raysys import cluster
-from raysys.errors import RaysysError
+from raysys.errors import RaysysError, StorageError
 from raysys.storage import Storage
 from raysys.workflow import git_commit, say
 
@@ -81,7 +81,13 @@ def lineage(name: Annotated[str, typer.Argument(help="Of a model, a run or a Tab
     if run:
         known = json.loads(run)
     else:
-        model = ModelStore(storage).get(name)
+        try:
+            model = ModelStore(storage).get(name)
+        except StorageError as error:
+            raise StorageError(
+                f"{name!r} is no Table, run or model of {storage.root}: give the id that a run "
+                "says of its Tables, a folder's name below runs/, or a model's name"
+            ) from error
         known = model.manifest(storage)
         say(f"model {name} version {model.version}")
     say(f"run {known['id']}, code {known['git_commit']}")
