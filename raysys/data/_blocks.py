@@ -51,6 +51,18 @@ def value_task(name: str, returns: int = 1) -> Any:
     return ray.remote(_run).options(name=name, num_returns=returns)
 
 
+def coordinate(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What `function(*args)` gives in a task of its own, which takes no CPU.
+
+    For functions that start tasks and put together what these give, when that is more than the
+    caller should be sent.
+    """
+    import ray
+
+    task = ray.remote(_run).options(name=name, num_cpus=0)
+    return results([task.remote(function, *args)])[0]
+
+
 def run_in_turn(task: Any, calls: Sequence[Sequence[Any]]) -> list[Any]:
     """What `task.remote(*call)` gives for each call, a few running at a time.
 

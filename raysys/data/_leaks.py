@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.data import _leak_checks as checks
+from raysys.data._blocks import coordinate
 from raysys.data._hash import hash_rows
 from raysys.data._leak_bins import as_numbers, is_number
 from raysys.data._leak_power import Label
@@ -39,9 +40,8 @@ def check_leaks(
 ) -> LeakReport:
     """Look for what leaks between splits, and for columns that tell too much.
 
-    A balanced training split is looked at as it was drawn. Counts and a few row numbers reach
-    this process, no row does; the report does not depend on the blocks, but for the last digits
-    of sums of floats.
+    A balanced training split is looked at as it was drawn. The report alone reaches this process;
+    it does not depend on the blocks, but for the last digits of sums of floats.
 
     Args:
         splits: The splits; where `time` is given, in the order of time.
@@ -59,6 +59,22 @@ def check_leaks(
         DataError: A split lacks a column or has no rows, times are in different units, or a row has
             no time.
     """
+    return coordinate(
+        "check_leaks", _look, splits, label, keys, time, features, list(fitted),
+        limits or LeakLimits(),
+    )  # fmt: skip
+
+
+def _look(
+    splits: Splits,
+    label: str | None,
+    keys: Sequence[str],
+    time: str | None,
+    features: Sequence[str] | None,
+    fitted: Sequence[Any],
+    limits: LeakLimits,
+) -> LeakReport:
+    """What `check_leaks` finds."""
     tables = splits.as_drawn
     need(splits.train, keys)
     named = [*keys, *([label] if label else []), *([time] if time else [])]
@@ -70,7 +86,6 @@ def check_leaks(
         _same_clock(schema, table.schema, [*named, *columns])
     flat = [name for name in columns if _is_flat(schema.field(name).type)]
     nested = [name for name in columns if name not in flat]
-    limits = limits or LeakLimits()
     target, why_not = label_of(tables[splits.training], label)
     findings, checked = checks.rows_and_categories(
         splits, keys, columns, [name for name in flat if not is_number(schema.field(name).type)],
@@ -79,7 +94,6 @@ def check_leaks(
     if time is not None:
         findings += checks.time_order(tables, time)
         checked.append(f"that {', then '.join(tables)} follow each other in {time}")
-    fitted = list(fitted)
     if fitted:
         findings += [found for one in fitted if (found := checks.fitted_beyond(splits, one))]
         checked.append(f"what {len(fitted)} fitted things were fitted on")

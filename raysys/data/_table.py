@@ -11,6 +11,7 @@ from raysys.data import _aggregate, _convert, _join, _rows, _shuffle, _write
 from raysys.data._blocks import (
     BLOCK_BYTES,
     BlockMeta,
+    coordinate,
     described,
     results,
     run_in_turn,
@@ -515,6 +516,13 @@ class Table:
         return results(
             [task.remote(_apply, s, self._steps, function, *args) for s in self._sources]
         )
+
+    def coordinate(self, function: Callable[..., Any], *args: Any, name: str) -> Any:
+        """What `function(table, *args)` gives in a task of its own, which takes no CPU.
+
+        For functions that gather statistics and make little of them: this process gets that only.
+        """
+        return coordinate(name, function, self, *args)
 
     def means(self) -> dict[str, float]:
         """The mean of each column; NaN for one without a value."""

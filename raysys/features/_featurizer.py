@@ -111,7 +111,7 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
         self, table: Table, rows: Table, row_number: str | None
     ) -> tuple[FittedFeaturizer, dict[tuple[int, str], Counts]]:
         inputs = _fit.check_columns(table.schema, self.transforms)
-        states, counts = _fit.fit(rows, self.transforms, row_number)
+        states, counts = rows.coordinate(_fit.fit, self.transforms, row_number, name="fit_features")
         learned: Any = tuple(tuple(of) for of in states)
         fitted = FittedFeaturizer(self, learned, inputs, table.fingerprint, table.rows)
         _ = fitted.names  # no two the same

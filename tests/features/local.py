@@ -26,6 +26,9 @@ class Local:
     def gather(self, function: Callable[..., Any], *args: Any, name: str) -> list[Any]:
         return [function(block, *args) for block in self.blocks]
 
+    def coordinate(self, function: Callable[..., Any], *args: Any, name: str) -> Any:
+        return function(self, *args)
+
 
 def fit(
     rows: pa.Table | dict[str, Any], *transforms: Transform, cuts: tuple[int, ...] = ()
