@@ -49,6 +49,11 @@ def slices(ranges: Sequence[tuple[int, int]], *blocks: pa.Table) -> pa.Table:
     return concat(*[b.slice(a, z - a) for b, (a, z) in zip(blocks, ranges, strict=True)])
 
 
+def as_dicts(block: pa.Table) -> list[dict[str, Any]]:
+    """Rows as plain values."""
+    return block.to_pylist()
+
+
 def number(block: pa.Table, column: str, first: int) -> pa.Table:
     """With the row's number, from `first` on."""
     import numpy as np

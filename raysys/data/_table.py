@@ -527,7 +527,7 @@ class Table:
     def means(self) -> dict[str, float]:
         """The mean of each column; NaN for one without a value."""
         found = self.aggregate(**{name: (name, "mean") for name in self.schema.names})
-        values = found.arrow().to_pylist()[0]
+        (values,) = found.gather(_rows.as_dicts, name="means")[0]
         return {name: float("nan") if v is None else float(v) for name, v in values.items()}
 
     def write_parquet(
