@@ -68,8 +68,8 @@ def etl(path: str | None, blocks: int) -> tuple[Checked, Table, Table, Table]:
     return (
         checked,
         ratings,
-        Table.from_modin(films, "films").map_blocks(_name_untitled),
-        Table.from_modin(people, "people").partition_by("userId", blocks),
+        Table.from_modin(films, "films", [whole]).map_blocks(_name_untitled),
+        Table.from_modin(people, "people", [whole]).partition_by("userId", blocks),
     )
 
 

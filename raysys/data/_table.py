@@ -99,13 +99,26 @@ class Table:
         return cls.of([table_task(name).remote(read, *args)], _made_by(name, read, args))
 
     @classmethod
-    def from_modin(cls, frame: Any, name: str = "from_modin") -> Table:
-        """A Table of a Modin frame's row partitions, converted where they are."""
+    def from_modin(
+        cls, frame: Any, name: str = "from_modin", inputs: Sequence[Table] = ()
+    ) -> Table:
+        """A Table of a Modin frame's row partitions, converted where they are.
+
+        Args:
+            frame: The frame.
+            name: The tasks' name in the dashboard.
+            inputs: The Tables that the frame was made of, which it does not know: for the lineage.
+        """
         from modin.distributed.dataframe.pandas import unwrap_partitions
 
         task = table_task(name)
         made = [task.remote(_convert.from_pandas, p) for p in unwrap_partitions(frame, axis=0)]
-        return cls.of(made, Lineage(name))
+        found = cls.of(made)
+        # What was done to the frame is not known: the content stands for it.
+        said = {"content": found.fingerprint}
+        chain = tuple(table.lineage for table in inputs)
+        found.lineage = Lineage(name, said, chain, "", found.rows, found.fingerprint)
+        return found
 
     @classmethod
     def from_arrow(cls, table: pa.Table, rows_a_block: int = 1_000_000) -> Table:

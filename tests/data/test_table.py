@@ -123,7 +123,9 @@ def test_modin_and_back_keeps_rows_and_types() -> None:
     )
     frame = table.modin()
     assert frame.groupby("id")["score"].sum().to_numpy().tolist() == [0.5, 1.0, 2.0]
-    back = Table.from_modin(frame)
+    back = Table.from_modin(frame, "back", [table])
+    assert back.lineage.inputs == (table.lineage,)
+    assert back.lineage.id != Table.from_modin(frame.head(1), "back", [table]).lineage.id
     assert _rows(back) == _rows(table)
     assert back.arrow().schema.types == [pa.int64(), pa.string(), pa.float64()]
 
