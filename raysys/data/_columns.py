@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,9 +10,31 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from raysys.data._files import File
+
 # Where a row stood, and the text of a line that is no row: columns of raw tables.
 FILE, ROW, MALFORMED = "_file", "_row", "_malformed"
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True)
+class FormatPart:
+    """A part of a file whose format has types.
+
+    Attributes:
+        file: Where.
+        columns: Columns and types of the Table, those of the file's folders too.
+        raw: Whether to say where each row stood.
+    """
+
+    file: File
+    columns: pa.Schema
+    raw: bool
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of what `read` gives without a choice of columns."""
+        return with_origin(self.columns) if self.raw else self.columns
 
 
 def normal_type(kind: pa.DataType) -> pa.DataType:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysys.data._blocks import BLOCK_BYTES
-from raysys.data._columns import in_order, with_origin, with_rows
+from raysys.data._columns import FormatPart, in_order, with_rows
 from raysys.data._plan import frame_of
 from raysys.errors import DataError
 
@@ -21,19 +21,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ParquetPart:
+class ParquetPart(FormatPart):
     """Row groups of a file."""
 
-    file: File
-    columns: pa.Schema
-    raw: bool
     groups: tuple[int, ...]
     first_row: int = 0
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Of what `read` gives without a choice of columns."""
-        return with_origin(self.columns) if self.raw else self.columns
 
     def read(
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
@@ -85,19 +77,11 @@ class ParquetPart:
 
 
 @dataclass(frozen=True)
-class ArrowPart:
+class ArrowPart(FormatPart):
     """Record batches of an Arrow (IPC, Feather) file."""
 
-    file: File
-    columns: pa.Schema
-    raw: bool
     batches: tuple[int, ...]
     first_row: int = 0
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Of what `read` gives without a choice of columns."""
-        return with_origin(self.columns) if self.raw else self.columns
 
     def read(
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raysys.data._columns import in_order, with_origin, with_rows
+from raysys.data._columns import FormatPart, in_order, with_rows
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,21 +20,13 @@ _SAMPLE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class JsonPart:
+class JsonPart(FormatPart):
     """Whole lines of a file, each an object: bytes `start` to `stop`, -1 for a compressed file."""
 
-    file: File
     header: tuple[str, ...]
-    columns: pa.Schema
-    raw: bool
     start: int
     stop: int
     first_row: int = 0
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Of what `read` gives without a choice of columns."""
-        return with_origin(self.columns) if self.raw else self.columns
 
     def read(
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
@@ -93,7 +85,7 @@ def inspect_json(file: File, raw: bool) -> JsonPart:
         schema = columns(data)
     except pa.ArrowInvalid as error:
         schema = _of_good_lines(file, data, columns, str(error), raw)
-    return JsonPart(file, tuple(schema.names), schema, raw, 0, stop)
+    return JsonPart(file, schema, raw, tuple(schema.names), 0, stop)
 
 
 def _of_good_lines(

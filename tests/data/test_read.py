@@ -20,7 +20,7 @@ import ray
 from raysys.data import Lineage, Table, _csv, _formats, _write, read
 from raysys.data._files import find
 from raysys.data._formats import ParquetPart, parquet_parts
-from raysys.data._json import JsonPart, inspect_json
+from raysys.data._json import inspect_json
 from raysys.data._plan import Step, evaluate
 from raysys.data._read import _common_schema, _parts
 from raysys.errors import DataError
@@ -146,7 +146,7 @@ def test_json_lines(tmp_path: Path, ending: str) -> None:
     with pa.output_stream(path) as stream:
         stream.write(text.encode())
     part = inspect_json(find(path)[0], False)
-    part = JsonPart(part.file, part.header, _common_schema([part], {}), False, 0, part.stop)
+    part = replace(part, columns=_common_schema([part], {}))
     made = part.read().to_pylist()
     assert [row["a"] for row in made] == [1, 2, 3]
     assert made[0]["t"] == dt.datetime(2013, 1, 1, 5)
