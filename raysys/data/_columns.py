@@ -65,13 +65,6 @@ def as_lists(one: pa.DataType, other: pa.DataType) -> list[pa.DataType]:
     return [normal_type(pa.list_(kind.value_type)) for kind in (one, other)]
 
 
-def normal_schema(schema: pa.Schema) -> pa.Schema:
-    """Columns with normal types, without the writer's metadata."""
-    import pyarrow as pa
-
-    return pa.schema([pa.field(field.name, normal_type(field.type)) for field in schema])
-
-
 def with_text_types(schema: pa.Schema) -> pa.Schema:
     """All columns as text."""
     import pyarrow as pa

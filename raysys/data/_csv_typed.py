@@ -10,15 +10,13 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysys.data._columns import FILE, MALFORMED, ROW, repeated, with_text_types
-from raysys.data._csv import content, decoded, has_records, is_utf8, parse
+from raysys.data._csv import CsvPart, content, decoded, has_records, is_utf8, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import numpy as np
     import pyarrow as pa
-
-    from raysys.data._csv import CsvPart
 
 _FAILED = re.compile(r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error")
 _PIECE_BYTES = 1 << 20  # looked at first for columns that do not convert
@@ -110,6 +108,4 @@ def read_typed(part: CsvPart, types: Mapping[str, pa.DataType]) -> Typed | None:
 
 def raw_part(source: Any) -> CsvPart | None:
     """The source of a block, if it is a raw part of a CSV file."""
-    from raysys.data._csv import CsvPart
-
     return source if isinstance(source, CsvPart) and source.options.raw else None

@@ -70,7 +70,7 @@ class Table:
         self._sources: tuple[Any, ...] = tuple(blocks)
         self._steps: tuple[Step, ...] = ()
         self._metas: tuple[BlockMeta, ...] | None = tuple(metas)
-        self._read_schema: pa.Schema | None = None  # of planned sources, before the steps
+        self._planned_schema: pa.Schema | None = None  # after the steps
         self.lineage = lineage or Lineage("made by hand")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -82,9 +82,9 @@ class Table:
     def planned(
         cls, sources: Sequence[Any], schema: pa.Schema, steps: Sequence[Step], lineage: Lineage
     ) -> Table:
-        """A Table of blocks or parts of files, and what is yet to be done to them."""
+        """A Table of blocks or parts of files, and steps that give them this schema."""
         table = cls(sources, (), lineage)
-        table._steps, table._metas, table._read_schema = tuple(steps), None, schema
+        table._steps, table._metas, table._planned_schema = tuple(steps), None, schema
         return table
 
     @classmethod
@@ -183,7 +183,7 @@ class Table:
         import pyarrow as pa
 
         if self._metas is None:
-            return planned_schema(self._read_schema, self._steps)
+            return self._planned_schema
         schemas = [meta.schema for meta in self._metas]
         return pa.unify_schemas(schemas, promote_options="permissive")
 
@@ -575,13 +575,11 @@ class Table:
 
     def _then(self, step: Step, **said: Any) -> Table:
         """The Table after one more step, checked against the columns."""
-        schema = self._read_schema if self._metas is None else self.schema
+        schema = planned_schema(self.schema, (step,))  # raises here what would come up in a task
         lineage = Lineage(
             step.name, plain(said), (self.lineage, *(table.lineage for table in step.tables))
         )
-        after = Table.planned(self._sources, schema, (*self._steps, step), lineage)
-        after.schema  # noqa: B018 - raises here what would else come up in a task
-        return after
+        return Table.planned(self._sources, schema, (*self._steps, step), lineage)
 
     def _name(self) -> str:
         """Of the tasks that do what is planned."""
