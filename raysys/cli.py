@@ -12,7 +12,8 @@ import typer
 from raysys import cluster
 from raysys.errors import RaysysError, StorageError
 from raysys.storage import Storage
-from raysys.workflow import git_commit, say
+from raysys.tracking import git_commit
+from raysys.workflow import say
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__

@@ -1,5 +1,5 @@
-"""Stored models and the record of runs, kept by MLflow."""
+"""Stored models, kept by MLflow."""
 
-from raysys.models._store import ModelStore, StoredModel, TrackedRun
+from raysys.models._store import ModelStore, StoredModel
 
-__all__ = ["ModelStore", "StoredModel", "TrackedRun"]
+__all__ = ["ModelStore", "StoredModel"]

@@ -1,22 +1,21 @@
-"""A model store and run record on MLflow, with the files under the storage root."""
+"""A model store on MLflow, with the files under the storage root."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import StorageError
+from raysys.tracking import connect, tracking_uri
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
+    from raysys.tracking import TrackedRun
 
-TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 _MANIFEST = "model.json"
 _DIGEST_TAG = "raysys.sha256"
 
@@ -58,35 +57,10 @@ class StoredModel:
         return json.loads((self.fetch(storage) / _MANIFEST).read_text())
 
 
-class TrackedRun:
-    """A run in MLflow."""
-
-    def __init__(self, client: Any, run_id: str) -> None:
-        self._client, self.run_id = client, run_id
-
-    def log_curve(self, name: str, values: Sequence[float]) -> None:
-        """Record a measurement for each step, from step 1."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        points = [Metric(name, float(value), now, step) for step, value in enumerate(values, 1)]
-        self._client.log_batch(self.run_id, metrics=points)
-
-    def end(self, status: str, metrics: Mapping[str, float]) -> None:
-        """Close the run with its results."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        points = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
-        self._client.log_batch(self.run_id, metrics=points)
-        self._client.set_terminated(self.run_id, status)
-
-
 class ModelStore:
     """Models as folders under the storage root, registered in MLflow with aliases.
 
-    The MLflow server is the one that MLFLOW_TRACKING_URI names, else a SQLite file under a
-    local storage root.
+    The MLflow server is that of the root's runs: `raysys.tracking.tracking_uri`.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -96,18 +70,6 @@ class ModelStore:
             storage: Where model files are written.
         """
         self.storage = storage
-
-    def start_run(self, experiment: str, name: str, settings: Mapping[str, Any]) -> TrackedRun:
-        """Open a run in MLflow and record its settings."""
-        from mlflow.entities import Param
-
-        client = self._client()
-        found = client.get_experiment_by_name(experiment)
-        number = found.experiment_id if found else client.create_experiment(experiment)
-        run = client.create_run(number, run_name=name)
-        settings_logged = [Param(key, str(value)[:500]) for key, value in settings.items()]
-        client.log_batch(run.info.run_id, params=settings_logged)
-        return TrackedRun(client, run.info.run_id)
 
     def save(
         self,
@@ -134,7 +96,7 @@ class ModelStore:
 
         task = ray.remote(_write).options(name=f"store {name}")
         sha256 = ray.get(task.remote(self.storage, path, write, dict(manifest)))
-        client = self._client()
+        client = connect(tracking_uri(self.storage))
         try:
             client.get_registered_model(name)
         except MlflowException:
@@ -153,42 +115,16 @@ class ModelStore:
         """
         from mlflow.exceptions import MlflowException
 
+        uri = tracking_uri(self.storage)
+        client = connect(uri)
         try:
-            found = self._client().get_model_version_by_alias(name, alias)
+            found = client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
             raise StorageError(
-                f"no model {name!r} with alias {alias!r} in {self.tracking_uri}: run the job that "
-                "saves it"
+                f"no model {name!r} with alias {alias!r} in {uri}: run the job that saves it"
             ) from error
         path = str(found.source).removeprefix(f"{self.storage.root}/")
         return StoredModel(name, int(found.version), path, found.tags.get(_DIGEST_TAG, ""))
-
-    @property
-    def tracking_uri(self) -> str:
-        """The MLflow server or database.
-
-        Raises:
-            StorageError: The root is remote, where SQLite cannot live, and no server is named.
-        """
-        if given := os.environ.get(TRACKING_VARIABLE):
-            return given
-        if not self.storage.is_local:
-            raise StorageError(
-                f"the storage root {self.storage.root} is remote and {TRACKING_VARIABLE} is not "
-                "set: name an MLflow server with it"
-            )
-        return f"sqlite:///{self.storage.uri('mlflow.db')}"
-
-    def _client(self) -> Any:
-        import logging
-
-        from mlflow import MlflowClient
-
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        if self.storage.is_local:
-            Path(self.storage.root).mkdir(parents=True, exist_ok=True)
-        return MlflowClient(self.tracking_uri)
 
 
 def _write(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
 import secrets
-import subprocess
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -14,10 +11,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
-from raysys.models import ModelStore, StoredModel, TrackedRun
+from raysys.models import ModelStore, StoredModel
 from raysys.storage import Storage
 from raysys.telemetry import DriverMeter, record_stage, store_bytes
-from raysys.workflow import _plots
+from raysys.tracking import TrackedRun, git_commit, open_run, package_versions, plots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +23,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from raysys.data import Checked, Table
-
-_PACKAGES = ("deepspeed", "hnswlib", "modin", "pyarrow", "ray", "torch", "xgboost", "xgboost-ray")
 
 
 @dataclass(frozen=True)
@@ -78,9 +73,9 @@ class Run:
     def __enter__(self) -> Run:
         cluster.connect()
         self._meter.install()
-        self._tracked: TrackedRun = self._models.start_run(
-            self.job, self.id, self.config.model_dump()
-        )
+        settings = self.config.model_dump()
+        self._tracked: TrackedRun = open_run(self.storage, self.job, self.id, settings=settings)
+        self._tracked.nest(self.folder)
         say(f"run {self.id}: artefacts under {self.folder.root}")
         return self
 
@@ -165,7 +160,7 @@ class Run:
         """Record measurements over epochs, and plot them."""
         for line, values in lines.items():
             self._tracked.log_curve(line, values)
-        self.folder.write_bytes(f"{name}.png", _plots.curves(name, lines))
+        self.folder.write_bytes(f"{name}.png", plots.curves(name, lines))
 
     def log_search(self, name: str, score: float, trials: Sequence[Mapping[str, Any]]) -> None:
         """Record a search's trials and its best score."""
@@ -178,7 +173,7 @@ class Run:
         for contestant, measures in results.items():
             self.log_metrics({f"{contestant}: {key}": value for key, value in measures.items()})
         self.folder.write_json(f"{name}.json", results)
-        self.folder.write_bytes(f"{name}.png", _plots.bars(name, results))
+        self.folder.write_bytes(f"{name}.png", plots.bars(name, results))
         names = list(next(iter(results.values())))
         width = max(len(contestant) for contestant in results) + 2
         wide = {measure: max(14, len(measure) + 2) for measure in names}
@@ -212,7 +207,7 @@ class Run:
             "stages": [asdict(stage) for stage in self.stages],
             "metrics": self.metrics,
             "facts": self.facts,
-            "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "packages": package_versions(),
             "git_commit": git_commit(),
         }
 
@@ -225,15 +220,3 @@ def say(text: str) -> None:
 def _mebibytes(count: int) -> str:
     """A byte count for people."""
     return f"{count / 2**20:.1f} MiB"
-
-
-def git_commit() -> str:
-    """The commit of the code: what the submitter says (RAYSYS_GIT_COMMIT), else git's answer."""
-    if said := os.environ.get("RAYSYS_GIT_COMMIT"):
-        return said
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return answer.stdout.strip()

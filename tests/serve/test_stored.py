@@ -16,6 +16,7 @@ from raysys.index import VectorIndex
 from raysys.models import ModelStore, StoredModel
 from raysys.serve import Endpoint, from_store, undeploy
 from raysys.storage import Storage
+from raysys.tracking import connect, open_run, tracking_uri
 from tests.serve.conftest import Deployer
 from tests.serve.serving import Linear, Reply, post, stored_graph
 
@@ -30,7 +31,7 @@ def write_linear(weight: float, folder: Path) -> None:
 
 def save(storage: Storage, name: str, weight: float, path: str) -> StoredModel:
     store = ModelStore(storage)
-    run = store.start_run("serving", name, {"weight": weight})
+    run = open_run(storage, "serving", name, settings={"weight": weight})
     saved = store.save(
         name, functools.partial(write_linear, weight), manifest={"weight": weight}, run=run,
         path=path,
@@ -198,7 +199,7 @@ def test_changed_files_are_refused(linear: StoredModel, storage: Storage, how: s
 
 
 def test_a_model_without_a_digest_is_refused(linear: StoredModel, storage: Storage) -> None:
-    client = ModelStore(storage)._client()
+    client = connect(tracking_uri(storage))
     client.delete_model_version_tag("linear", str(linear.version), "raysys.sha256")
     with pytest.raises(StorageError, match="not those that were stored"):
         ModelStore(storage).get("linear").fetch(storage)

@@ -1,0 +1,141 @@
+"""Curves on their way to MLflow: gathered here, written by a thread."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import posixpath
+import re
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+log = logging.getLogger("raysys.tracking")
+
+_EVERY_S = 2.0
+_WATCH_EVERY_S = 10.0
+_BATCH = 1000  # the most points that MLflow takes at once
+_MOST_WAITING = 200_000
+
+
+class Point(NamedTuple):
+    """One measurement of a curve."""
+
+    name: str
+    value: float
+    step: int
+    moment_ms: int
+
+
+class Curves:
+    """The curves of one run.
+
+    What is added is written every two seconds. A point at a step that its curve has reached is
+    left out, so that steps done again after a resume stand once; for a run that was opened before
+    the curve's last step is asked of MLflow. What a server that is away did not take is kept,
+    200,000 points at most, and tried again.
+    """
+
+    def __init__(self, connect: Callable[[], Any], run_id: str, *, new: bool) -> None:
+        self._connect, self._run_id, self._new = connect, run_id, new
+        self._last: dict[str, tuple[int, float] | None] = {}
+        self._waiting: list[Point] = []
+        self._guard, self._writing = threading.Lock(), threading.Lock()
+        self._closed = threading.Event()
+        self._writer: threading.Thread | None = None
+        self._measure: Callable[[], None] | None = None
+        self._warned = False
+
+    def add(self, points: Iterable[Point]) -> None:
+        """Take points to be written soon."""
+        with self._guard:
+            self._waiting.extend(points)
+            del self._waiting[:-_MOST_WAITING]
+            self._start()
+
+    def watch(self, measure: Callable[[], None]) -> None:
+        """Call a function, which adds points, now, every ten seconds and at the end."""
+        with self._guard:
+            self._measure = measure
+            self._start()
+
+    def last(self, name: str) -> tuple[int, float] | None:
+        """Step and value of a curve's last written point."""
+        if name not in self._last:
+            history = [] if self._new else self._connect().get_metric_history(self._run_id, name)
+            ends = [(point.step, point.timestamp, point.value) for point in history]
+            self._last[name] = (max(ends)[0], max(ends)[2]) if ends else None
+        return self._last[name]
+
+    def flush(self) -> None:
+        """Write what waits, now; a failure is a warning."""
+        with self._writing:
+            with self._guard:
+                points, self._waiting = self._waiting, []
+            try:
+                while points:
+                    self._write(points[:_BATCH])
+                    points = points[_BATCH:]
+                self._warned = False
+            except Exception as error:  # whatever a server may say: the run itself goes on
+                with self._guard:
+                    self._waiting = points + self._waiting
+                if not self._warned:
+                    log.warning("curves are kept back until MLflow takes them: %s", error)
+                self._warned = True
+
+    def close(self) -> int:
+        """Write what waits and end the thread; how many points could not be written."""
+        self._closed.set()
+        if self._writer is not None:
+            self._writer.join()
+            atexit.unregister(self.close)
+        self._writer = None
+        self.flush()
+        return len(self._waiting)
+
+    def _start(self) -> None:
+        if self._writer is None:
+            self._closed.clear()
+            self._writer = threading.Thread(target=self._run, name="raysys curves", daemon=True)
+            self._writer.start()
+            atexit.register(self.close)
+
+    def _run(self) -> None:
+        measured = float("-inf")
+        while True:
+            last = self._closed.wait(_EVERY_S)
+            now = time.monotonic()
+            if self._measure is not None and (last or now - measured >= _WATCH_EVERY_S):
+                self._measure()
+                measured = now
+            if last:
+                return
+            if self._waiting:
+                self.flush()
+
+    def _write(self, points: list[Point]) -> None:
+        from mlflow.entities import Metric
+
+        fresh = dict(self._last)
+        metrics = []
+        for point in points:
+            name = safe_name(point.name)
+            if name not in fresh:
+                fresh[name] = self.last(name)
+            reached = fresh[name]
+            if reached is None or point.step > reached[0]:
+                metrics.append(Metric(name, point.value, point.moment_ms, point.step))
+                fresh[name] = (point.step, point.value)
+        if metrics:
+            self._connect().log_batch(self._run_id, metrics=metrics)
+        self._last = fresh
+
+
+def safe_name(name: str) -> str:
+    """A name that MLflow takes: letters, digits, `_-. :/`, and no path upwards."""
+    name = re.sub(r"[^\w\-. :/]", "_", name)
+    return name if posixpath.normpath(name) == name.lstrip("./") else name.replace("/", "_")

@@ -1,0 +1,90 @@
+"""Plots as PNG bytes."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Curve = tuple[Sequence[int], Sequence[float]]  # steps, values
+
+
+def curves(title: str, lines: Mapping[str, Sequence[float]]) -> bytes:
+    """One line a name, over steps from 1."""
+    figure, (axes,) = _figure(title)
+    for name, values in lines.items():
+        axes.plot(range(1, len(values) + 1), values, marker="o", label=name)
+    axes.set_xlabel("epoch")
+    axes.legend()
+    return _png(figure)
+
+
+def bars(title: str, groups: Mapping[str, Mapping[str, float]]) -> bytes:
+    """A group of bars for each measure, one bar for each name."""
+    figure, (axes,) = _figure(title)
+    measures = list(next(iter(groups.values())))
+    width = 0.8 / len(groups)
+    for place, (name, values) in enumerate(groups.items()):
+        at = [group + place * width for group in range(len(measures))]
+        axes.bar(at, [values[measure] for measure in measures], width, label=name)
+    middle = width * (len(groups) - 1) / 2
+    axes.set_xticks([group + middle for group in range(len(measures))], measures)
+    axes.legend()
+    return _png(figure)
+
+
+def panels(title: str, lines: Mapping[str, Mapping[str, Curve]]) -> bytes:
+    """A panel for each measure, one line a name, over steps."""
+    figure, all_axes = _figure(title, len(lines))
+    for axes, (measure, curves_by_name) in zip(all_axes, lines.items(), strict=True):
+        for name, (steps, values) in curves_by_name.items():
+            axes.plot(steps, values, marker="." if len(steps) < 50 else None, label=name)
+        axes.set_ylabel(measure)
+        axes.legend()
+    all_axes[-1].set_xlabel("step")
+    return _png(figure)
+
+
+def front(
+    title: str, points: Sequence[Mapping[str, Any]], x: str, y: str, chosen: Sequence[int]
+) -> bytes:
+    """All that was tried as dots, the Pareto front as a marked line.
+
+    Args:
+        title: Above the plot.
+        points: With numbers named `x` and `y`; those without both are left out.
+        x: What the horizontal axis shows.
+        y: What the vertical axis shows.
+        chosen: Positions in `points` of those on the front.
+    """
+    figure, (axes,) = _figure(title)
+    shown = {
+        place: (float(point[x]), float(point[y]))
+        for place, point in enumerate(points)
+        if point.get(x) is not None and point.get(y) is not None
+    }
+    others = [pair for place, pair in shown.items() if place not in set(chosen)]
+    best = sorted(shown[place] for place in chosen if place in shown)
+    axes.scatter(*_columns(others), color="tab:gray", alpha=0.6, label="tried")
+    axes.plot(*_columns(best), color="tab:red", marker="o", label="front")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend()
+    return _png(figure)
+
+
+def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _figure(title: str, panels: int = 1) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4 if panels == 1 else 2.5 * panels), layout="constrained")
+    axes = list(figure.subplots(panels, sharex=True, squeeze=False)[:, 0])
+    axes[0].set_title(title)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
