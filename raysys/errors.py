@@ -6,6 +6,7 @@ __all__ = [
     "RaysysError",
     "ResourceError",
     "StorageError",
+    "TrainError",
     "UnavailableError",
 ]
 
@@ -28,6 +29,19 @@ class ResourceError(RaysysError):
 
 class StorageError(RaysysError):
     """An artefact is missing, incomplete or cannot be written."""
+
+
+class TrainError(RaysysError):
+    """Training cannot go on, and trying again would not help.
+
+    Attributes:
+        step: The step that could not be taken, if it came to steps.
+        layer: Name of the layer or parameter that is to blame, if one is.
+    """
+
+    def __init__(self, message: str, *, step: int | None = None, layer: str | None = None) -> None:
+        super().__init__(message)
+        self.step, self.layer = step, layer
 
 
 class UnavailableError(RaysysError):

@@ -1,18 +1,17 @@
-"""Training on the workers of the cluster, through Ray Train, with resume after failures."""
+"""Training on the workers of the cluster, through Ray Train, from wherever it was left."""
 
 from __future__ import annotations
 
-import json
-import tempfile
+import secrets
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysys import cluster
-from raysys.train._loop import Epoch, Parameters, TrainSettings, run_epochs, steps_per_epoch
-from raysys.train._strategies import make_replica
+from raysys import cluster, tracking
+from raysys.errors import TrainError
+from raysys.train._record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,23 +20,38 @@ if TYPE_CHECKING:
 
     from raysys.data import Table
     from raysys.storage import Storage
-    from raysys.train._task import TrainingTask
+    from raysys.train._settings import TrainSettings
+    from raysys.train._task import Epoch, Parameters, TrainingTask
 
 _PARAMETERS = "parameters.pt"
-_HISTORY = "history.json"
 _POLL_S = 1.0
+_RESIZE_S = 20.0
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished training run."""
+    """A finished training run.
 
-    checkpoint: Checkpoint
+    Attributes:
+        record: Its files.
+        history: What each epoch measured.
+    """
+
+    record: Record
     history: list[Epoch]
 
     def parameters(self) -> Parameters:
         """The trained module's `state_dict`, on the CPU."""
-        return load_parameters(self.checkpoint)
+        from raysys.train import _checkpoint
+
+        storage, folder = self.record.storage, self.record.folder
+        name = _checkpoint.newest(storage, folder)
+        done = self.record.read("done")
+        if name is None or done is None:
+            raise TrainError(f"no finished run under {storage.uri(folder)}: train it")
+        with _checkpoint.opened(storage, folder, name) as saved:
+            found = {key: value.clone() for key, value in saved.parameters().items()}
+        return found | {second: found[first] for second, first in done["aliases"].items()}
 
 
 def save_parameters(parameters: Parameters, folder: Path) -> None:
@@ -48,7 +62,7 @@ def save_parameters(parameters: Parameters, folder: Path) -> None:
 
 
 def load_parameters(checkpoint: Checkpoint) -> Parameters:
-    """The `state_dict` that a training run or a search's trial left in a checkpoint."""
+    """The `state_dict` that a search's trial left in its checkpoint."""
     import torch
 
     with checkpoint.as_directory() as folder:
@@ -62,14 +76,16 @@ def fit(
     settings: TrainSettings,
     storage: Storage,
 ) -> Fitted:
-    """Train a task on `settings.workers` workers; a lost worker costs an epoch or two.
+    """Train a task on `settings.workers` workers, from wherever a run of this name was left.
 
-    Workers receive references and map the tables' blocks from the object store. After each
-    epoch all of them write a checkpoint under the storage root; when a worker dies, Ray Train
-    starts the group anew and it goes on from the last that Ray Train had taken note of.
+    Workers receive references and map the tables' blocks from the object store. They write
+    checkpoints in the background; when one of them or its node is lost, Ray Train starts the
+    group anew and it goes on from the newest. The same call after the driver was lost, or with
+    another strategy or number of workers, goes on from there too; after the run has finished it
+    returns what came out.
 
     Args:
-        name: The run's name; a second call with it goes on where the first stopped.
+        name: The run's name.
         task: What to train.
         tables: Given to the task's `prepare` as Arrow tables.
         settings: Strategy, workers, epochs and optimizer.
@@ -77,112 +93,142 @@ def fit(
 
     Raises:
         ResourceError: The workers do not fit on the cluster.
+        TrainError: The loss is not finite or explodes, a worker needs more memory than it may
+            hold, the task's own methods fail, or the name is that of a run with other settings.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    record = Record(storage, name)
+    _check_same(record, settings)
+    done = record.read("done")
+    if done:
+        return Fitted(record, done["history"])
+    trainer, submission = _trainer(record, task, tables, settings)
+    record.write("plan", {"trajectory": settings.trajectory, "settings": settings.model_dump()})
+    with _followed(record, tables, settings) as tracked:
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise record.failure(submission) or TrainError(
+                f"training {name} gave up after max_failures={settings.max_failures} failures; the "
+                f"last: {error}. The same call goes on from the newest checkpoint"
+            ) from error
+        if failure := record.failure(submission):
+            raise failure
+        done = record.read("done")
+        assert done is not None
+        tracked.update(done)
+    return Fitted(record, done["history"])
+
+
+def _trainer(
+    record: Record, task: TrainingTask, tables: Mapping[str, Table], settings: TrainSettings
+) -> tuple[Any, str]:
+    """Ray Train's trainer for a submission, and the submission's name."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpu = cluster.resources().gpus >= settings.workers
-    gpus = float(settings.workers) if gpu else 0.0
-    cluster.require(f"training {name}", cpus=settings.workers, gpus=gpus)
+    least = settings.min_workers or settings.workers
+    gpu = cluster.resources().gpus >= least
+    threads = settings.threads or 1
+    cluster.require(
+        f"training {record.name}", cpus=least * threads, gpus=float(least) if gpu else 0.0
+    )
+    submission = secrets.token_hex(4)
+    elastic = (least, settings.workers) if settings.min_workers else settings.workers
     trainer = TorchTrainer(
-        _worker,
+        _run_worker,
         train_loop_config={
             "task": task,
             "tables": dict(tables),
             "settings": settings,
-            "storage": storage,
-            "progress": _progress_path(name),
+            "record": record,
+            "submission": submission,
         },
-        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=gpu),
+        scaling_config=ScalingConfig(
+            num_workers=elastic,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": threads, **({"GPU": 1} if gpu else {})},
+            elastic_resize_monitor_interval_s=_RESIZE_S,
+        ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
-            name=name,
-            storage_path=storage.uri("training"),
+            name=f"{record.name}-{submission}",
+            storage_path=record.storage.uri(f"{record.folder}/ray"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    with _progress(name, storage):
-        result = trainer.fit()
-    with result.checkpoint.as_directory() as folder:
-        history = json.loads((Path(folder) / _HISTORY).read_text())
-    return Fitted(checkpoint=result.checkpoint, history=history)
+    return trainer, submission
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """One worker's whole run; called by Ray Train inside the process group."""
-    import torch
+def _run_worker(config: dict[str, Any]) -> None:
+    """Called by Ray Train in each worker, inside the process group."""
     from ray import train
 
-    task: TrainingTask = config["task"]
-    settings: TrainSettings = config["settings"]
-    context = train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = str(train.torch.get_device())
-    examples = task.prepare({name: table.arrow() for name, table in config["tables"].items()})
-    torch.manual_seed(settings.seed)
-    steps = settings.epochs * steps_per_epoch(examples, settings)
-    replica = make_replica(task.build(), settings, steps, device)
+    from raysys.train._worker import work
 
-    history: list[Epoch] = []
-    latest = train.get_checkpoint()
-    if latest:
-        with latest.as_directory() as folder:
-            replica.load(Path(folder))
-            history = json.loads((Path(folder) / _HISTORY).read_text())
-
-    def report(measured: Epoch, parameters: Parameters) -> None:
-        history.append(measured)
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            replica.save(folder, rank)
-            if rank == 0:
-                save_parameters(parameters, folder)
-                (folder / _HISTORY).write_text(json.dumps(history))
-            # The history travels in the checkpoint; reported too, it would come back to the
-            # driver as a table.
-            train.report({}, checkpoint=train.Checkpoint.from_directory(temporary))
-        if rank == 0:
-            config["storage"].write_json(config["progress"], history)
-
-    run_epochs(
-        task,
-        settings,
-        replica,
-        examples,
-        on_epoch=report,
-        first_epoch=len(history),
-        rank=rank,
-        world=world,
-        device=device,
-    )
+    work(**config, device=str(train.torch.get_device()))
 
 
-def _progress_path(name: str) -> str:
-    return f"training/{name}-progress.json"
+def _check_same(record: Record, settings: TrainSettings) -> None:
+    """Refuse to go on with other settings than those that decided the steps so far."""
+    before = record.read("plan")
+    if before is None:
+        return
+    was, now = before["trajectory"], settings.trajectory
+    changed = [
+        f"{key} {was.get(key)!r}, now {now[key]!r}" for key in now if was.get(key) != now[key]
+    ]
+    if changed:
+        raise TrainError(
+            f"run {record.name!r} was started with {'; '.join(changed)}: give another name, the "
+            f"settings that it had, or remove {record.storage.uri(record.folder)}"
+        )
 
 
 @contextmanager
-def _progress(name: str, storage: Storage) -> Iterator[None]:
-    """Say each epoch in this process, when rank 0 has written it to the storage root."""
+def _followed(
+    record: Record, tables: Mapping[str, Table], settings: TrainSettings
+) -> Iterator[dict[str, Any]]:
+    """Say each epoch and track the run, from what rank 0 writes; in a thread of this process."""
     ended = threading.Event()
+    result: dict[str, Any] = {}
+    earlier = record.read("progress")
 
-    def watch() -> None:
-        said = 0
+    def follow() -> None:
+        tracked: tracking.TrackedRun | None = None
+        said, step = len(earlier["history"]) if earlier else 0, 0.0
+        if earlier:
+            print(f"[{record.name}] goes on after step {earlier['step']}", flush=True)
         while True:
             last = ended.wait(_POLL_S)
-            history = json.loads(storage.read_bytes(_progress_path(name)) or b"[]")
-            for measured in history[said:]:
-                text = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
-                print(f"[{name}] {text}", flush=True)
-            said = max(said, len(history))
+            progress = record.read("progress")
+            if progress and progress != earlier:
+                for measured in progress["history"][said:]:
+                    text = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
+                    print(f"[{record.name}] {text}", flush=True)
+                said = max(said, len(progress["history"]))
+                # Only now: opening a database would make the workers' start slower.
+                tracked = tracked or tracking.open_run(
+                    record.storage, "training", record.name, settings=settings.model_dump()
+                )
+                for point in progress["points"]:
+                    if point["step"] > step:
+                        step = point["step"]
+                        rest = {key: value for key, value in point.items() if key != "step"}
+                        tracked.log(rest, step=int(step))
             if last:
-                return
+                break
+        if tracked is None:
+            return
+        for measured in result.get("history", []):
+            rest = {key: value for key, value in measured.items() if key not in ("epoch", "step")}
+            tracked.log(rest, step=int(measured["step"]))
+        finals = result["history"][-1] if result else {}
+        tracked.end("FINISHED" if result else "FAILED", finals)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
     try:
-        yield
+        yield result
     finally:
         ended.set()
-        watcher.join()
+        follower.join()

@@ -2,165 +2,151 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from pydantic import BaseModel, Field
+import torch
+
+from raysys.errors import TrainError
+from raysys.telemetry import ProcessMeter
+from raysys.train._loader import micro_batches, steps_per_epoch
+from raysys.train._replica import NotFiniteError, Replica, tensors_of
+from raysys.train._schedule import learning_rate_at, scaled_learning_rate
+from raysys.train._suspect import suspect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    import pyarrow as pa
-    import torch
+    from raysys.train._checkpoint import Progress
+    from raysys.train._settings import TrainSettings
+    from raysys.train._task import Epoch, Parameters, TrainingTask
 
-    from raysys.train._task import TrainingTask
-
-StrategyName = Literal["ddp", "zero1", "zero2", "zero3"]
-# What one pass over the training examples measured, `epoch` among it.
-Epoch = dict[str, float]
-# A module's `state_dict`, on the CPU.
-Parameters = dict[str, "torch.Tensor"]
+_NORMS = 50  # of the last steps, whose median tells what is usual
+_NORMS_NEEDED = 10
+_SAMPLE_S = 1.0
 
 
-class TrainSettings(BaseModel):
-    """How a task is trained.
+class Watcher(Protocol):
+    """Told by the loop what happens, in every worker alike."""
 
-    AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019) with a linear
-    warm-up and cosine decay of the learning rate.
-    """
+    def on_epoch(self, measured: Epoch, parameters: Parameters) -> None:
+        """An epoch has ended, the run's last one perhaps earlier."""
 
-    strategy: StrategyName = "ddp"
-    workers: int = Field(2, ge=1)
-    epochs: int = Field(6, ge=1)
-    batch_size: int = Field(512, ge=1, description="examples a step, over all workers")
-    learning_rate: float = Field(4e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
-    seed: int = 0
-    max_failures: int = Field(3, ge=0, description="worker failures before the run gives up")
+    def on_step(self, progress: Progress, point: Mapping[str, float] | None) -> None:
+        """A step was taken, and all that belongs to it; now and then with a point of the curves."""
 
 
-class Replica(Protocol):
-    """A module and its optimizer in one worker, spread as a strategy says."""
-
-    module: torch.nn.Module
-
-    def step(self, batch: dict[str, torch.Tensor]) -> float:
-        """Take one optimizer step; return this worker's loss."""
-
-    def full_parameters(self) -> Parameters:
-        """All parameters, whole, on the CPU. Every worker must call it."""
-
-
-class Plain:
-    """One process, no communication."""
-
-    def __init__(self, module: torch.nn.Module, settings: TrainSettings, steps: int) -> None:
-        self.module = module
-        self.optimizer, self.schedule = optimizer_and_schedule(module, settings, steps)
-
-    def step(self, batch: dict[str, torch.Tensor]) -> float:
-        loss = self.module(**batch)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        return float(loss.detach())
-
-    def full_parameters(self) -> Parameters:
-        return {name: value.detach().cpu() for name, value in self.module.state_dict().items()}
-
-
-def optimizer_and_schedule(
-    module: torch.nn.Module, settings: TrainSettings, steps: int
-) -> tuple[Any, Any]:
-    """AdamW and its learning-rate schedule over `steps` optimizer steps."""
-    import torch
-
-    optimizer = torch.optim.AdamW(
-        module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    warmup = max(1, round(settings.warmup * steps))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        done = (step - warmup) / max(1, steps - warmup)
-        return 0.5 * (1 + float(np.cos(np.pi * min(1.0, done))))
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def steps_per_epoch(examples: int, settings: TrainSettings) -> int:
-    """Whole global batches in an epoch; the incomplete rest waits for the next shuffle."""
-    return max(1, examples // settings.batch_size)
-
-
-def run_epochs(
+def run_steps(
     task: TrainingTask,
     settings: TrainSettings,
     replica: Replica,
     examples: int,
+    progress: Progress,
+    watcher: Watcher,
     *,
-    on_epoch: Callable[[Epoch, Parameters], None],
-    first_epoch: int = 0,
     rank: int = 0,
-    world: int = 1,
     device: str = "cpu",
 ) -> None:
-    """Train from `first_epoch` to the end, reporting each epoch with the full parameters.
+    """Train from `progress.step` to the end.
 
-    Every random draw is a function of (seed, epoch, step), so a run that resumes at an epoch
-    takes the steps that an undisturbed one would have taken.
+    Raises:
+        TrainError: The loss or the gradient is not finite or explodes, or the task fails.
     """
-    import torch
+    an_epoch = steps_per_epoch(examples, settings)
+    steps = total_steps(examples, settings)
+    peak = scaled_learning_rate(
+        settings.learning_rate, settings.batch_size, settings.base_batch_size, settings.optimizer
+    )
+    made = micro_batches(
+        task,
+        settings,
+        examples,
+        share=replica.share,
+        steps=range(progress.step, steps),
+        device=device,
+    )
+    norms: deque[float] = deque(maxlen=_NORMS)
+    points = _Points(settings.batch_size)
+    replica.module.train()
+    started, first = time.perf_counter(), progress.step
+    for micro in made:
+        step = progress.step
+        # By the step, so that dropout is the same in a run that goes on.
+        torch.manual_seed((settings.seed * 1_000_003 + step) * 1009 + rank)
+        rate = learning_rate_at(
+            step, steps=steps, peak=peak, warmup=settings.warmup, kind=settings.schedule
+        )
+        if settings.explosion and len(norms) >= _NORMS_NEEDED:
+            replica.norm_limit = settings.explosion * statistics.median(norms)
+        try:
+            loss = replica.step(micro, rate)
+        except NotFiniteError as error:
+            raise suspect(replica, micro, step + 1, str(error)) from None
+        if replica.norm is not None:
+            norms.append(replica.norm)
+        progress.step += 1
+        progress.loss_sum += loss
+        point = points.add(loss, rate, replica.norm)
+        if progress.step % an_epoch == 0 or progress.step == steps:
+            within = (progress.step - 1) % an_epoch + 1
+            now = time.perf_counter()
+            taken = progress.step - first
+            measured: Epoch = {
+                "epoch": float(len(progress.history) + 1),
+                "step": float(progress.step),
+                "train_loss": progress.loss_sum / within,
+                "last_loss": loss,
+                "samples_per_s": taken * min(settings.batch_size, examples) / (now - started),
+                "epoch_s": now - started,
+            }
+            parameters = replica.full_parameters() if settings.evaluate else {}
+            if rank == 0 and settings.evaluate:
+                measured |= evaluate(task, parameters)
+            progress.history.append(measured)
+            progress.loss_sum = 0.0
+            watcher.on_epoch(measured, parameters)
+            replica.module.train()
+            started, first = time.perf_counter(), progress.step
+        watcher.on_step(progress, point)
 
-    steps = steps_per_epoch(examples, settings)
-    for epoch in range(first_epoch, settings.epochs):
-        started = time.perf_counter()
-        torch.manual_seed(settings.seed * 1_000_003 + epoch * 1009 + rank)
-        order = np.random.default_rng([settings.seed, epoch]).permutation(examples)
-        replica.module.train()
-        total = 0.0
-        for step in range(steps):
-            rng = np.random.default_rng([settings.seed, epoch, step])
-            rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-            # Equal shares keep the mean of the workers' means the mean of the global batch.
-            rows = rows[rank : len(rows) - len(rows) % world : world]
-            batch = {name: value.to(device) for name, value in task.batch(rows, rng).items()}
-            total += replica.step(batch)
-        parameters = replica.full_parameters()
-        measured = {
-            "epoch": epoch + 1,
-            "train_loss": total / steps,
-            "epoch_s": time.perf_counter() - started,
-        }
-        if rank == 0:
-            measured |= evaluate(task, parameters)
-        on_epoch(measured, parameters)
+
+def total_steps(examples: int, settings: TrainSettings) -> int:
+    """Optimizer steps of a whole run."""
+    return min(settings.epochs * steps_per_epoch(examples, settings), settings.max_steps or 1 << 62)
 
 
 def evaluate(task: TrainingTask, parameters: Parameters) -> dict[str, float]:
     """The task's measurements of a plain module with these parameters."""
-    import torch
-
     module = task.build()
-    module.load_state_dict(parameters)
     with torch.no_grad():
-        return task.evaluate(module.eval())
+        for name, tensor in tensors_of(module).items():
+            tensor.copy_(parameters[name])
+        try:
+            return task.evaluate(module.eval())
+        except Exception as error:
+            raise TrainError(f"{type(task).__name__}.evaluate failed: {error!r}") from error
 
 
-def train_in_process(
-    task: TrainingTask,
-    tables: Mapping[str, pa.Table],
-    settings: TrainSettings,
-    on_epoch: Callable[[Epoch, Parameters], None],
-) -> None:
-    """Train in this process alone, as a search's trial does. `strategy` and `workers` rest."""
-    import torch
+class _Points:
+    """Points of the curves, one a second at most: means since the last."""
 
-    examples = task.prepare(tables)
-    torch.manual_seed(settings.seed)
-    steps = settings.epochs * steps_per_epoch(examples, settings)
-    run_epochs(task, settings, Plain(task.build(), settings, steps), examples, on_epoch=on_epoch)
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size, self._losses, self._since = batch_size, list[float](), time.perf_counter()
+        self._meter = ProcessMeter()
+
+    def add(self, loss: float, rate: float, norm: float | None) -> dict[str, float] | None:
+        self._losses.append(loss)
+        now = time.perf_counter()
+        if now - self._since < _SAMPLE_S:
+            return None
+        point = {
+            "loss": statistics.fmean(self._losses),
+            "learning_rate": rate,
+            "samples_per_s": len(self._losses) * self._batch_size / (now - self._since),
+            **({} if norm is None else {"gradient_norm": norm}),
+            **self._meter.read(),
+        }
+        self._losses, self._since = [], now
+        return point

@@ -15,18 +15,15 @@ from raysys.train._optimizers import STATE_KEYS, make_optimizer
 
 if TYPE_CHECKING:
     from raysys.train._settings import TrainSettings
+    from raysys.train._task import Batch, Parameters
 
-# A module's `state_dict`, on the CPU.
-Parameters = dict[str, torch.Tensor]
-# The arguments of a module's `forward`.
-Batch = dict[str, torch.Tensor]
 # A parameter as any strategy can give and take it: "value" and the optimizer's tensors by their
 # names ("exp_avg", ...), whole and on the CPU. A buffer has its "value" alone.
 TensorState = dict[str, torch.Tensor]
 
 
 class NotFiniteError(Exception):
-    """A step's loss or gradient is not finite; the step was not taken."""
+    """A step's loss or gradient is not finite, or too large; the step was not taken."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,14 @@ class Replica(ABC):
         module: What is switched between training and evaluation.
         share: The place of this worker's share of each global batch, and the number of shares.
         norm: The 2-norm of the whole gradient of the last step, before it was clipped; None
-            where nothing asked for it.
+            where neither `clip_norm` nor `explosion` asks for it.
+        norm_limit: A step with a larger one is not taken.
     """
 
     module: torch.nn.Module
     share: tuple[int, int]
     norm: float | None = None
+    norm_limit: float = math.inf
 
     @abstractmethod
     def step(self, micro: Sequence[MicroBatch], learning_rate: float) -> float:
@@ -67,9 +66,25 @@ class Replica(ABC):
             The loss of the global batch, the same on all workers.
 
         Raises:
-            NotFiniteError: The loss or the gradient is not finite, on all workers alike; the
-                parameters are those before the step.
+            NotFiniteError: The loss or the gradient is not finite, or above `norm_limit`, on all
+                workers alike; the parameters are those before the step.
         """
+
+    @abstractmethod
+    def forward(self, part: MicroBatch) -> torch.Tensor | None:
+        """The weighted loss of a micro-batch; None on the inner stages of a pipeline."""
+
+    def gradient(self, parameter: torch.Tensor) -> torch.Tensor | None:
+        """A parameter's gradient as the last, refused step left it."""
+        return parameter.grad
+
+    def check(self, loss: float) -> None:
+        """Refuse a step by what is the same on all workers: its loss and the gradient's norm."""
+        if not math.isfinite(loss):
+            raise NotFiniteError(f"the loss is {loss}")
+        if self.norm is not None and not self.norm <= self.norm_limit:
+            usual = f", more than {self.norm_limit:.4g}" if math.isfinite(self.norm) else ""
+            raise NotFiniteError(f"the norm of the gradient is {self.norm:.4g}{usual}")
 
     @abstractmethod
     def states(self) -> Iterator[tuple[str, TensorState]]:
@@ -114,29 +129,30 @@ class Plain(Replica):
         for at, part in enumerate(micro):
             last = at == len(micro) - 1
             with self._communicating(last):
-                with self._autocast():
-                    loss = self.module(**part.batch) * part.weight
+                loss = self.forward(part)
                 total += loss.detach()
                 if last:
                     arriving = self._mean(total)
                 loss.backward()
         result = arriving()
-        self._finish(result)
+        self._clip()
+        self.check(result)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         return result
 
-    def _finish(self, loss: float) -> None:
-        """Clip, and refuse what is not finite before it reaches the parameters."""
+    def forward(self, part: MicroBatch) -> torch.Tensor:
+        with self._autocast():
+            return self.module(**part.batch) * part.weight
+
+    def _clip(self) -> None:
         settings = self.settings
         if settings.clip_norm or settings.explosion:
             limit = settings.clip_norm or math.inf
             norm = torch.nn.utils.clip_grad_norm_(self.inner.parameters(), limit)
             self.norm = float(whole(norm))
-        if not (math.isfinite(loss) and math.isfinite(self.norm or 0.0)):
-            raise NotFiniteError
 
     def states(self) -> Iterator[tuple[str, TensorState]]:
         mine = shares_of(self.inner, self.share[1])[self.share[0]]

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+# What one pass over the training examples measured, `epoch` among it.
+Epoch = dict[str, float]
+# A module's `state_dict`, on the CPU.
+Parameters = dict[str, "torch.Tensor"]
+# The arguments of a module's `forward`.
+Batch = dict[str, "torch.Tensor"]
+
 
 class TrainingTask(ABC):
     """A training task for PyTorch, run unchanged under every strategy.
@@ -36,7 +43,7 @@ class TrainingTask(ABC):
         """Make the module with freshly initialised parameters."""
 
     @abstractmethod
-    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """The arguments of `forward` for the examples `rows`, int64 `(n,)`."""
 
     @abstractmethod
