@@ -1,4 +1,4 @@
-"""The command line: `raysys up`, `submit`, `down`, `key`, `lineage`."""
+"""The command line: `raysys up`, `submit`, `down`, `runs`, `lineage`, `data`, `key`."""
 
 import json
 import os
@@ -24,6 +24,9 @@ app.add_typer(key, name="key")
 
 data = typer.Typer(no_args_is_help=True, help="Files: what is wrong in them, what they are like.")
 app.add_typer(data, name="data")
+
+runs = typer.Typer(help="Runs that were recorded: what they were told and what came of it.")
+app.add_typer(runs, name="runs")
 
 Cpus = Annotated[int | None, typer.Option(help="Logical CPUs of a local cluster.")]
 
@@ -187,6 +190,56 @@ def infer_schema(
     schema = infer(read(file, raw=True), name or Path(file).name.split(".")[0])
     say(f"# Inferred from {file}. Edit it: what it does not know are your rules.")
     say(schema.to_yaml().rstrip())
+
+
+@runs.callback(invoke_without_command=True)
+def list_runs(
+    context: typer.Context,
+    all: Annotated[bool, typer.Option("--all", help="With the parts of each run.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many runs.")] = 20,
+) -> None:
+    """List runs, the newest first; `show` and `compare` say more."""
+    if context.invoked_subcommand is not None:
+        return
+    from raysys import tracking
+
+    recorded = tracking.Runs(Storage())
+    newest = recorded.newest(limit)
+    if not newest:
+        say(f"no runs in {tracking.shown_uri(recorded.uri)}")
+        return
+    say(tracking.listing(newest, recorded.descendants(newest) if all else {}))
+
+
+@runs.command("show")
+def show_run(name: str) -> None:
+    """Print a run's settings, tags, metrics, last values of its curves, and parts.
+
+    NAME is a run's name or the beginning of it, PARENT/NAME for a part, or MLflow's id.
+    """
+    from raysys import tracking
+
+    recorded = tracking.Runs(Storage())
+    say(tracking.details(recorded, recorded.find(name)))
+
+
+@runs.command("compare")
+def compare_runs(
+    names: Annotated[list[str], typer.Argument(help="Two runs or more.")],
+    metric: Annotated[str | None, typer.Option(help="This one alone.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A PNG file for the curves.")] = None,
+) -> None:
+    """Print settings that differ between runs, and their metrics side by side."""
+    from raysys import tracking
+
+    if len(names) < 2:
+        raise RaysysError(f"{names[0]}: give two runs or more; `raysys runs` lists them")
+    recorded = tracking.Runs(Storage())
+    found = [recorded.find(name) for name in names]
+    say(tracking.comparison(found, metric))
+    if plot is not None:
+        plot.write_bytes(tracking.comparison_plot(recorded, found, metric))
+        say(f"\nplot: {plot}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""One Ray cluster for the whole test run."""
+"""One Ray cluster and one MLflow database for the whole test run."""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +8,14 @@ import pytest
 
 from raysys import cluster
 from raysys.storage import Storage
+
+
+@pytest.fixture(scope="session", autouse=True)
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Making its tables takes seconds; before the cluster, whose workers inherit the variable."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    return uri
 
 
 @pytest.fixture(scope="session")

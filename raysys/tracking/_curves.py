@@ -105,9 +105,8 @@ class Curves:
             atexit.register(self.close)
 
     def _run(self) -> None:
-        measured = float("-inf")
+        measured, last = float("-inf"), False
         while True:
-            last = self._closed.wait(_EVERY_S)
             now = time.monotonic()
             if self._measure is not None and (last or now - measured >= _WATCH_EVERY_S):
                 self._measure()
@@ -116,6 +115,7 @@ class Curves:
                 return
             if self._waiting:
                 self.flush()
+            last = self._closed.wait(_EVERY_S)
 
     def _write(self, points: list[Point]) -> None:
         from mlflow.entities import Metric
@@ -136,6 +136,8 @@ class Curves:
 
 
 def safe_name(name: str) -> str:
-    """A name that MLflow takes: letters, digits, `_-. :/`, and no path upwards."""
-    name = re.sub(r"[^\w\-. :/]", "_", name)
-    return name if posixpath.normpath(name) == name.lstrip("./") else name.replace("/", "_")
+    """A name that MLflow takes: 250 letters, digits and `_-. :/`, and no path upwards."""
+    name = re.sub(r"[^\w\-. :/]", "_", name)[:250]
+    if posixpath.normpath(name) != name or name.startswith((".", "/")):
+        name = re.sub(r"^\.+|/", "_", name)
+    return name

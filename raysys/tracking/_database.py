@@ -51,7 +51,7 @@ def place_of(storage: Storage) -> Place:
     given = os.environ.get(TRACKING_VARIABLE)
     if pointer := storage.read_bytes(POINTER):
         named = json.loads(pointer)
-        uri = given if given and _shown(given) == named["uri"] else named["uri"]
+        uri = given if given and shown_uri(given) == named["uri"] else named["uri"]
         return Place(uri, named["run_id"], named["artifacts"])
     if not given and not storage.is_local:
         raise StorageError(
@@ -65,7 +65,7 @@ def place_of(storage: Storage) -> Place:
 
 def write_pointer(folder: Storage, place: Place, run_id: str) -> None:
     """Make a folder that of a run: runs opened with it as their storage are its children."""
-    named = {"run_id": run_id, "uri": _shown(place.uri), "artifacts": place.artifacts}
+    named = {"run_id": run_id, "uri": shown_uri(place.uri), "artifacts": place.artifacts}
     folder.write_json(POINTER, named)
 
 
@@ -97,7 +97,7 @@ def connect(uri: str) -> Any:
 def unavailable(uri: str, error: Exception) -> UnavailableError:
     """What to say when MLflow does not answer."""
     return UnavailableError(
-        f"MLflow at {_shown(uri)} does not answer ({error}): start the server, or name another "
+        f"MLflow at {shown_uri(uri)} does not answer ({error}): start the server, or name another "
         f"with {TRACKING_VARIABLE}"
     )
 
@@ -131,7 +131,7 @@ def locked(uri: str) -> Iterator[None]:
         yield
 
 
-def _shown(uri: str) -> str:
+def shown_uri(uri: str) -> str:
     """The URI without its password, which belongs in no file and no message."""
     secret = urlsplit(uri).password
     return uri.replace(f":{secret}@", ":***@") if secret else uri

@@ -85,7 +85,8 @@ class TrackedRun:
         Args:
             name: A later sample of that name replaces it.
             rows: Any columns. Of more than 1,000 rows as many are kept, at even distances.
-                Numbers, text, booleans and lists are read back as they are, all else as text.
+                Numbers, text, booleans and lists are read back as they are, NaN and infinities
+                as null, all else as text.
         """
         import numpy as np
 
@@ -176,12 +177,12 @@ def _same(one: float, other: float) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON has; NaN and infinities as text."""
+    """A value that JSON has."""
     if isinstance(value, list):
         return [_plain(part) for part in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return value if isinstance(value, float) and math.isfinite(value) else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def _now_ms() -> int:

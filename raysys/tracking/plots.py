@@ -44,7 +44,11 @@ def panels(title: str, lines: Mapping[str, Mapping[str, Curve]]) -> bytes:
 
 
 def front(
-    title: str, points: Sequence[Mapping[str, Any]], x: str, y: str, chosen: Sequence[int]
+    title: str,
+    points: Sequence[Mapping[str, Any]],
+    x: str,
+    y: str,
+    chosen: Sequence[Mapping[str, Any]],
 ) -> bytes:
     """All that was tried as dots, the Pareto front as a marked line.
 
@@ -53,26 +57,20 @@ def front(
         points: With numbers named `x` and `y`; those without both are left out.
         x: What the horizontal axis shows.
         y: What the vertical axis shows.
-        chosen: Positions in `points` of those on the front.
+        chosen: Those of them that are on the front.
     """
     figure, (axes,) = _figure(title)
-    shown = {
-        place: (float(point[x]), float(point[y]))
-        for place, point in enumerate(points)
-        if point.get(x) is not None and point.get(y) is not None
-    }
-    others = [pair for place, pair in shown.items() if place not in set(chosen)]
-    best = sorted(shown[place] for place in chosen if place in shown)
-    axes.scatter(*_columns(others), color="tab:gray", alpha=0.6, label="tried")
-    axes.plot(*_columns(best), color="tab:red", marker="o", label="front")
+    tried, best = (
+        [(p[x], p[y]) for p in given if p.get(x) is not None and p.get(y) is not None]
+        for given in (points, chosen)
+    )
+    axes.scatter([a for a, _ in tried], [b for _, b in tried], color="tab:gray", label="tried")
+    best.sort()
+    axes.plot([a for a, _ in best], [b for _, b in best], "o-", color="tab:red", label="front")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.legend()
     return _png(figure)
-
-
-def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def _figure(title: str, panels: int = 1) -> tuple[Any, list[Any]]:

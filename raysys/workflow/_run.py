@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raysys import cluster
 from raysys.models import ModelStore, StoredModel
 from raysys.storage import Storage
-from raysys.telemetry import DriverMeter, record_stage, store_bytes
+from raysys.telemetry import DriverMeter, NodeMeter, record_stage, store_bytes
 from raysys.tracking import TrackedRun, git_commit, open_run, package_versions, plots
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ class Stage:
 class Run:
     """One run of a job, from connecting to the cluster to the record in the storage root.
 
-    Everything that the job leaves stands under `runs/<id>/`, which is `folder`; the settings,
-    stages and metrics are logged to MLflow too. What a stage leaves running is ended by a
-    callback in `on_failure`, if the run fails.
+    Everything that the job leaves stands under `runs/<id>/`, which is `folder`. Settings, stages
+    and metrics are in MLflow too, with commit, package versions and Tables as tags; what is
+    trained or searched with `folder` as its storage is a part of this run there. What a stage
+    leaves running is ended by a callback in `on_failure`, if the run fails.
 
     Example:
         with Run("recommender", config, Storage()) as run:
@@ -72,10 +73,11 @@ class Run:
 
     def __enter__(self) -> Run:
         cluster.connect()
-        self._meter.install()
         settings = self.config.model_dump()
         self._tracked: TrackedRun = open_run(self.storage, self.job, self.id, settings=settings)
         self._tracked.nest(self.folder)
+        self._tracked.watch(NodeMeter().read)
+        self._meter.install()
         say(f"run {self.id}: artefacts under {self.folder.root}")
         return self
 
@@ -112,6 +114,10 @@ class Run:
                 driver_label_bytes=self._meter.label_bytes - labels,
             )
             self.stages.append(stage)
+            costs = {key: cost for key, cost in asdict(stage).items() if key != "name"}
+            self._tracked.log(
+                {f"stage/{name}/{key}": cost for key, cost in costs.items()}, len(self.stages)
+            )
             record_stage(self.job, name, seconds, stage.driver_table_bytes)
             say(
                 f"[{name}] {seconds:.1f} s; object store: put {_mebibytes(stage.put_bytes)}, read "
@@ -129,6 +135,8 @@ class Run:
     def log_facts(self, **facts: Any) -> None:
         """Record what is no number: fingerprints, counts by name, URLs."""
         self.facts |= facts
+        plain = {key: value for key, value in facts.items() if isinstance(value, str | int | float)}
+        self._tracked.log_tags(plain)
 
     def log_tables(self, **tables: Table) -> None:
         """Record rows, fingerprint and origin of Tables; `raysys lineage` prints the chain."""
@@ -137,6 +145,7 @@ class Run:
             # In this order: what the chain then knows of the Table is written with it.
             found = {"rows": table.rows, "fingerprint": table.fingerprint}
             known[name] = {**found, "lineage": table.lineage.write(self.storage)}
+            self._tracked.log_tags({f"data.{name}.{key}": v for key, v in known[name].items()})
             say(f"{name}: {table.rows} rows, lineage {known[name]['lineage']}")
 
     def log_quarantine(self, checked: Checked, table: str | None = None) -> None:
