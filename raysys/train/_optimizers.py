@@ -41,14 +41,12 @@ def make_optimizer(
         momentum: Of sgd and lars.
     """
     held = [parameter for _, parameter in parameters]
-    # On CPUs it takes a third of the time. On GPUs PyTorch's choice is left to it.
-    fused = True if all(one.device.type == "cpu" for one in held) else None
     if kind == "adamw":
+        # On CPUs the fused one takes a third of the time. On GPUs PyTorch's choice is left to it.
+        fused = True if all(one.device.type == "cpu" for one in held) else None
         return torch.optim.AdamW(held, lr=learning_rate, weight_decay=weight_decay, fused=fused)
     if kind == "sgd":
-        return torch.optim.SGD(
-            held, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=fused
-        )
+        return torch.optim.SGD(held, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
     if kind == "lars":
         return LARS(held, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
     return LAMB(held, lr=learning_rate, weight_decay=weight_decay)
