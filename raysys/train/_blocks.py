@@ -69,7 +69,8 @@ def checkpoint_activations(module: nn.Module) -> None:
 def activation_bytes(module: nn.Module, batch: Batch) -> int:
     """Bytes that a forward pass keeps for the backward pass, beside parameters and buffers.
 
-    Inputs that it keeps count, storages that several tensors view count once.
+    Inputs that it keeps count, storages that several tensors view count once. What a checkpointed
+    block computes again is not among them: backward holds that of one block at a time.
 
     Args:
         module: Called once, in the mode that it is in.
