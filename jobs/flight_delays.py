@@ -145,7 +145,7 @@ def tune_boosting(run: Run, config: Config, splits: Splits) -> tune.Found:
         grace_rounds=2,
         seed=config.seed,
     )
-    run.log_search("boosting", found.score, found.trials)
+    run.log_search("boosting", found.score, found.rows())
     return found
 
 
@@ -154,19 +154,19 @@ def boost(run: Run, config: Config, splits: Splits, found: tune.Found) -> bytes:
     settings = train.BoostSettings(
         rounds=config.rounds,
         actors=config.workers,
+        learning_rate=0.05,
         patience=50,
         seed=config.seed,
         **flight_models.BOOST_FIXED,
         **found.settings,
     )
-    tables = {
-        n: table.repartition(config.workers) for n, table in flight_models.targets(splits).items()
-    }
-    booster = train.boost(
+    tables = flight_models.targets(splits)
+    boosted = train.boost(
         tables["train"], settings, label="target", validation=tables["validation"]
     )
-    run.log_metrics({"boosting rounds": booster.num_boosted_rounds()})
-    return bytes(booster.save_raw("ubj"))
+    run.log_metrics({"boosting rounds": boosted.rounds})
+    run.log_curve("boosting", {f"boosting {boosted.metric}": boosted.history})
+    return bytes(boosted.booster.save_raw("ubj"))
 
 
 def train_network(

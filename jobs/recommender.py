@@ -121,7 +121,7 @@ def tune_retrieval(run: Run, config: Config, tables: Tables) -> tune.Found:
         grace_rounds=2,
         seed=config.seed,
     )
-    run.log_search("retrieval", found.score, found.trials)
+    run.log_search("retrieval", found.score, found.rows())
     return found
 
 
@@ -172,7 +172,7 @@ def tune_ranker(run: Run, config: Config, candidates: Table) -> tune.Found:
         grace_rounds=2,
         seed=config.seed,
     )
-    run.log_search("ranker", found.score, found.trials)
+    run.log_search("ranker", found.score, found.rows())
     return found
 
 
@@ -182,10 +182,10 @@ def train_ranker(config: Config, candidates: Table, best: tune.Found) -> bytes:
         rounds=best.rounds * film_ranker.ROUNDS_A_REPORT,
         actors=config.workers,
         seed=config.seed,
-        **best.settings,
+        **(film_ranker.SETTINGS | best.settings),
     )
-    booster = train.boost(candidates, settings, label="label", group="userId")
-    return bytes(booster.save_raw("ubj"))
+    boosted = train.boost(candidates, settings, label="label", group="userId")
+    return bytes(boosted.booster.save_raw("ubj"))
 
 
 def store_model(run: Run, tables: Tables, towers: train.Fitted, ranker: bytes) -> StoredModel:

@@ -3,22 +3,29 @@
 XGBoost 2.1 moved the Rabit tracker into C++: ``RabitTracker`` takes its arguments in another order,
 ``worker_envs()`` became ``worker_args()``, and ``accept_workers()``, which xgboost-ray ran in a
 forked process, is gone. Only the driver starts trackers, so only the driver is patched; the actors
-get their one change through xgboost-ray's own hook, a distributed callback.
+are ours.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
+import pickle
 import threading
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from raysys.errors import UnavailableError
 
-    import xgboost
+if TYPE_CHECKING:
+    from raysys.storage import Storage
+    from raysys.train._boost_grow import GrowPlan
+    from raysys.train._boost_shares import Shares
 
 _started = threading.local()  # .group: the placement group of this thread's training
+_LONGEST_SLEEP_S = 0.05
+_LOOK_FOR_ACTORS_S = 1
 
 
 def _start_rabit_tracker(num_workers: int) -> tuple[Any, dict[str, Any]]:
@@ -52,76 +59,104 @@ def _placement_group(*args: Any, **kwargs: Any) -> Any:
     return _started.group
 
 
-def _actor_setup() -> Any:
-    """Makes the callback that replaces ``xgboost_ray.main._RabitContext`` in each actor.
-
-    That one names a worker after an address in its memory. The tracker orders workers by name, so
-    the order of sums, and thus rounding, would differ from run to run. The classes are local so
-    that they are pickled by value: a worker need not be able to import this package.
-    """
-    from xgboost_ray.callback import DistributedCallback
-
-    class ActorSetup(DistributedCallback):
-        def on_init(self, actor: Any, *args: Any, **kwargs: Any) -> None:
-            import xgboost
-            from xgboost_ray import main
-
-            class RankedContext(xgboost.collective.CommunicatorContext):
-                def __init__(self, _actor_id: str, worker_args: dict[str, Any]) -> None:
-                    super().__init__(**worker_args, dmlc_task_id=f"actor-{actor.rank:06d}")
-
-            main._RabitContext = RankedContext
-
-    return ActorSetup()
+def _handle_queue(queue: Any, checkpoint: Any, callback_returns: Any) -> None:
+    """Replaces the function that takes messages: the actors' are bytes."""
+    for _, message in queue.get_nowait_batch(queue.qsize()):
+        kind, content = pickle.loads(message)
+        if kind == "checkpoint":
+            # The rounds to take off those that are left; the actors count the booster's.
+            checkpoint.iteration = 0
+            checkpoint.value = pickle.dumps(content)
+        else:
+            print(content, flush=True)
 
 
-def train(
-    params: dict[str, Any],
-    dtrain: Any,
-    *,
-    num_boost_round: int,
-    ray_params: Any,
-    evals: Sequence[tuple[Any, str]] = (),
-    evals_result: dict[str, Any] | None = None,
-    **kw: Any,
-) -> xgboost.Booster:
-    """Calls ``xgboost_ray.train`` with what changed in XGBoost 2.1 patched.
+def _sleep(seconds: float) -> None:
+    """Replaces ``time.sleep``: ten seconds after each failure, a tenth when actors are awaited."""
+    time.sleep(min(seconds, _LONGEST_SLEEP_S))
 
-    Args:
-        params: XGBoost's parameters.
-        dtrain: What to train on, a RayDMatrix such as `Table.to_dmatrix` gives.
-        num_boost_round: Number of boosting rounds.
-        ray_params: RayParams or a dict of its fields; ``cpus_per_actor`` must be a whole number.
-        evals: What to evaluate on, with names.
-        evals_result: Filled with the metrics of each round, after an actor's restart only with
-            those of the rounds since the checkpoint.
-        **kw: More arguments of ``xgboost_ray.train`` and ``xgboost.train``.
 
-    Returns:
-        The trained Booster.
-    """
-    from ray.util import remove_placement_group
+@functools.cache
+def _patched() -> Any:
+    """xgboost-ray's module, changed once a process."""
+    import ray
     from xgboost_ray import main
+
+    from raysys.train._boost_actor import Actor
 
     main._start_rabit_tracker = _start_rabit_tracker
     main._stop_rabit_tracker = _stop_rabit_tracker
     main.placement_group = _placement_group
-    ray_params = main._validate_ray_params(ray_params)
-    callbacks = [*(ray_params.distributed_callbacks or ()), _actor_setup()]
-    ray_params = dataclasses.replace(ray_params, distributed_callbacks=callbacks)
+    main._RemoteRayXGBoostActor = ray.remote(Actor)
+    main._handle_queue = _handle_queue
+    main.time = SimpleNamespace(time=time.time, sleep=_sleep)
+    main.ENV.ELASTIC_RESTART_RESOURCE_CHECK_S = _LOOK_FOR_ACTORS_S
+    main.ENV.ELASTIC_RESTART_GRACE_PERIOD_S = _LOOK_FOR_ACTORS_S
+    return main
+
+
+def train(
+    plan: GrowPlan,
+    training: Shares,
+    validation: Shares | None,
+    *,
+    name: str,
+    actors: int,
+    min_actors: int,
+    max_failures: int,
+    start: bytes | None = None,
+    storage: Storage | None = None,
+    checkpoint: str = "",
+) -> bytes:
+    """Grow trees on actors, through ``xgboost_ray.train``.
+
+    Args:
+        plan: XGBoost's parameters and the rounds.
+        training: Rows to learn from.
+        validation: Rows to measure on after each round.
+        name: The run's name in its lines.
+        actors: How many, of as many CPUs as the plan has threads.
+        min_actors: How many go on when others are lost, while these are replaced.
+        max_failures: How often actors may be lost.
+        start: A packed booster to go on with.
+        storage: Where the packed booster is written after every `plan.checkpoint_rounds`.
+        checkpoint: Under this path.
+
+    Returns:
+        The booster, packed.
+
+    Raises:
+        UnavailableError: Actors were lost too often.
+    """
+    from ray.util import remove_placement_group
+
+    main = _patched()
     _started.group = None
     try:
         return main.train(
-            params,
-            dtrain,
-            num_boost_round,
-            evals=evals,
-            evals_result=evals_result,
-            ray_params=ray_params,
-            **kw,
-        )
-    except BaseException:
+            {
+                "plan": plan, "name": name, "storage": storage, "checkpoint": checkpoint,
+                "tree_method": "hist", "nthread": plan.params["nthread"],
+            },
+            training,
+            plan.rounds,
+            evals=[(validation, "validation")] if validation else [],
+            ray_params=main.RayParams(
+                num_actors=actors,
+                cpus_per_actor=plan.params["nthread"],
+                gpus_per_actor=0,
+                elastic_training=min_actors < actors,
+                max_failed_actors=actors - min_actors,
+                max_actor_restarts=max_failures,
+                checkpoint_frequency=plan.checkpoint_rounds,
+                verbose=False,
+            ),
+            xgb_model=start,
+        )  # fmt: skip
+    except RuntimeError as error:
+        reason = error.__cause__ and error.__cause__.__cause__
+        raise UnavailableError(f"boosting {name}: {error} The last reason: {reason}") from error
+    finally:
         # xgboost-ray removes the group only after a success; left over, it would keep its CPUs.
         if _started.group is not None:
             remove_placement_group(_started.group)
-        raise

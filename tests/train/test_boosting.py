@@ -1,40 +1,302 @@
-"""What settings of boosting become in XGBoost's terms."""
+"""Boosting on actors against XGBoost in one process, and scikit-learn's measures."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import xgboost
 from pydantic import ValidationError
+from sklearn.metrics import accuracy_score, log_loss, ndcg_score, roc_auc_score
 
-from raysys.train import BoostSettings
+from raysys.data import Table
+from raysys.errors import DataError, ResourceError, StorageError
+from raysys.storage import Storage
+from raysys.train import Boosted, BoostSettings, boost
+
+ROWS, GROUP, PARTS = 800, 20, 4
+FEATURES = ["a", "b", "c"]
+CITIES = np.array(["Oslo", "Rom", "Ulm", "Wien"])
 
 
-def grown(settings: BoostSettings) -> dict[str, str]:
-    """What XGBoost made of the settings."""
-    rng = np.random.default_rng(0)
-    data = xgboost.DMatrix(rng.normal(size=(50, 4)), rng.random(50))
-    booster = xgboost.train(settings.params(), data, 1)
-    learner = json.loads(booster.save_config())["learner"]
-    return learner["gradient_booster"]["tree_train_param"]
+def frame(seed: int, rows: int = ROWS) -> pd.DataFrame:
+    """Rows with labels of every kind.
+
+    Features have few distinct values, so that their bins do not depend on who has which rows.
+    """
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame(rng.integers(0, 40, size=(rows, 3)), columns=FEATURES, dtype=float)
+    table["city"] = CITIES[rng.integers(0, 4, rows)]
+    table["group"] = np.arange(rows) // GROUP
+    table["weight"] = rng.integers(1, 4, rows).astype(float)
+    score = table["a"] / 20 + (table["b"] > 25) + np.isin(table["city"], ["Rom", "Wien"])
+    table["number"] = score + rng.normal(0, 0.5, rows)
+    table["grade"] = table["number"].round().clip(0, 4)
+    table["kind"] = np.array(["low", "middle", "high"])[np.digitize(table["number"], [1.0, 2.0])]
+    table["late"] = table["number"] > 1.5
+    return table
 
 
-def test_sampling_and_bins_reach_the_trees() -> None:
+def table_of(table: pd.DataFrame, parts: int = PARTS) -> Table:
+    return Table.from_arrow(pa.Table.from_pandas(table), rows_a_block=len(table) // parts)
+
+
+def local(table: pd.DataFrame, label: Any, **more: Any) -> xgboost.DMatrix:
+    return xgboost.QuantileDMatrix(table[FEATURES], label, nthread=1, **more)
+
+
+def grown_here(settings: BoostSettings, data: xgboost.DMatrix, **params: Any) -> xgboost.Booster:
+    return xgboost.train(settings.params() | params, data, settings.rounds)
+
+
+def small(objective: Any, **more: Any) -> BoostSettings:
+    return BoostSettings(
+        objective=objective, **({"rounds": 8, "max_depth": 3, "learning_rate": 0.3} | more)
+    )
+
+
+@pytest.fixture(scope="module")
+def tables() -> tuple[pd.DataFrame, Table]:
+    table = frame(seed=1)
+    return table, table_of(table)
+
+
+# --- settings ---
+
+
+def test_settings_reach_xgboost() -> None:
     settings = BoostSettings(
         objective="binary:logistic", colsample_bytree=0.9, colsample_bynode=0.3, max_bin=128
     )
-    found = grown(settings)
+    rng = np.random.default_rng(0)
+    data = xgboost.DMatrix(rng.normal(size=(50, 4)), rng.random(50))
+    learner = json.loads(xgboost.train(settings.params(), data, 1).save_config())["learner"]
+    found = learner["gradient_booster"]["tree_train_param"]
     assert float(found["colsample_bytree"]) == pytest.approx(0.9)
     assert float(found["colsample_bynode"]) == pytest.approx(0.3)
     assert int(found["max_bin"]) == 128
 
 
-def test_defaults_of_nodes_and_bins_are_those_of_xgboost() -> None:
-    found = grown(BoostSettings(objective="binary:logistic"))
-    assert (float(found["colsample_bynode"]), int(found["max_bin"])) == (1.0, 256)
-
-
-@pytest.mark.parametrize("wrong", [{"colsample_bynode": 0}, {"max_bin": 1}])
-def test_values_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"colsample_bynode": 0}, {"max_bin": 1}, {"objective": "rank:best"},
+        {"min_actors": 3}, {"trees": 5},
+    ],
+)  # fmt: skip
+def test_values_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
-        BoostSettings(**wrong)
+        BoostSettings(**({"objective": "rank:ndcg"} | wrong))
+
+
+# --- what comes out is what XGBoost gives in one process ---
+
+cluster = pytest.mark.usefixtures("ray_cluster")
+
+
+@cluster
+def test_numbers_with_row_weights_are_predicted_as_in_one_process(
+    tables: tuple[pd.DataFrame, Table],
+) -> None:
+    rows, table = tables
+    settings = small("reg:squarederror")
+    ours = boost(table, settings, label="number", weight="weight", features=FEATURES)
+    theirs = grown_here(settings, local(rows, rows["number"], weight=rows["weight"]))
+
+    other = frame(seed=9)
+    predicted = ours.predict(table_of(other, parts=3), keep=["number", "group"]).arrow()
+    assert predicted.column_names == ["number", "group", "prediction"]
+    np.testing.assert_array_equal(predicted["number"].to_numpy(), other["number"])
+    wanted = theirs.inplace_predict(other[FEATURES].to_numpy())
+    np.testing.assert_allclose(predicted["prediction"].to_numpy(), wanted, rtol=1e-4, atol=1e-5)
+    gains = theirs.get_score(importance_type="total_gain")
+    shares = {name: gain / sum(gains.values()) for name, gain in gains.items()}
+    assert ours.importances == pytest.approx(shares, rel=1e-3)
+    assert list(ours.importances.values()) == sorted(shares.values(), reverse=True)
+
+
+@cluster
+def test_ranking_gives_the_order_of_one_process(tables: tuple[pd.DataFrame, Table]) -> None:
+    rows, table = tables
+    settings = small("rank:ndcg", eval_metric="ndcg@5")
+    used = table.select([*FEATURES, "group", "grade"])
+    other = frame(seed=3)
+    held_out = table_of(other).select([*FEATURES, "group", "grade"])
+    ours = boost(used, settings, label="grade", group="group", validation=held_out)
+    theirs = grown_here(settings, local(rows, rows["grade"], qid=rows["group"]))
+
+    scores = ours.predict_batch(other)["prediction"]
+    wanted = theirs.inplace_predict(other[FEATURES].to_numpy())
+    np.testing.assert_allclose(scores, wanted, rtol=1e-4, atol=1e-5)
+    of_groups = (len(other) // GROUP, GROUP)
+    gains = 2.0 ** other["grade"].to_numpy().reshape(of_groups) - 1
+    measured = ndcg_score(gains, scores.reshape(of_groups), k=5)
+    assert ours.metric == "ndcg@5"
+    assert ours.history[-1] == pytest.approx(measured, abs=1e-2)  # ties are averaged
+
+
+@cluster
+def test_classes_of_text_with_balanced_weights_and_a_categorical_column(
+    tables: tuple[pd.DataFrame, Table],
+) -> None:
+    rows, table = tables
+    settings = small("multi:softprob")
+    columns = [*FEATURES, "city"]
+    other = frame(seed=4)
+    ours = boost(
+        table, settings,
+        label="kind", features=columns, class_weights="balanced", validation=table_of(other),
+    )  # fmt: skip
+
+    kinds = ["high", "low", "middle"]
+    coded = rows[FEATURES].assign(city=np.searchsorted(CITIES, rows["city"]))
+    label = np.searchsorted(kinds, rows["kind"])
+    weight = len(rows) / (3 * np.bincount(label))[label]
+    data = xgboost.QuantileDMatrix(
+        coded.to_numpy(), label, weight=weight,
+        feature_types=["q", "q", "q", "c"], enable_categorical=True, nthread=1,
+    )  # fmt: skip
+    theirs = grown_here(settings, data, num_class=3)
+
+    found = ours.predict(table_of(other)).arrow()
+    names = [f"probability_{kind}" for kind in kinds]
+    shares = np.stack([found[name].to_numpy() for name in names], axis=1)
+    asked = other[FEATURES].assign(city=np.searchsorted(CITIES, other["city"])).to_numpy()
+    wanted = theirs.predict(xgboost.DMatrix(
+        asked, feature_types=["q", "q", "q", "c"], enable_categorical=True
+    ))  # fmt: skip
+    np.testing.assert_allclose(shares, wanted, rtol=1e-4, atol=1e-5)
+    assert found["prediction"].to_pylist() == [kinds[at] for at in wanted.argmax(axis=1)]
+    assert accuracy_score(other["kind"], found["prediction"].to_pylist()) > 0.6
+    measured = log_loss(other["kind"], wanted.astype(float), labels=kinds)
+    assert (ours.metric, ours.history[-1]) == ("mlogloss", pytest.approx(measured, rel=1e-4))
+
+    # A city that was not met is as one that is missing, in a request and in a Table.
+    alike = {name: [1.0] * 3 for name in FEATURES} | {"city": ["Paris", None, "Ulm"]}
+    answer = ours.predict_batch(alike)
+    assert answer["probability_low"][0] == answer["probability_low"][1]
+    assert answer["probability_low"][0] != ours.predict_batch(
+        {name: [1.0] for name in FEATURES} | {"city": ["Rom"]}
+    )["probability_low"][0]  # fmt: skip
+    table_answer = ours.predict(Table.from_arrow(pa.table(alike))).arrow()
+    np.testing.assert_array_equal(table_answer["probability_low"], answer["probability_low"])
+
+
+@cluster
+def test_patience_ends_in_the_round_in_which_it_ends_in_one_process(
+    tables: tuple[pd.DataFrame, Table], tmp_path: Path
+) -> None:
+    rows, table = tables
+    other = frame(seed=2)
+    settings = small("binary:logistic", rounds=200, patience=3)
+    ours = boost(
+        table, settings, label="late", features=FEATURES, validation=table_of(other),
+        class_weights={False: 1.0, True: 2.0},
+    )  # fmt: skip
+    data = local(rows, rows["late"], weight=1.0 + rows["late"])
+    held_out, history = local(other, other["late"], ref=data), {}
+    theirs = xgboost.train(
+        settings.params(), data, 200, evals=[(held_out, "other")], evals_result=history,
+        early_stopping_rounds=3, verbose_eval=False,
+    )  # fmt: skip
+    assert ours.rounds == theirs.best_iteration + 1 < 190
+    np.testing.assert_allclose(ours.history, history["other"]["logloss"], rtol=1e-5)
+
+    ours.save(tmp_path / "model")
+    stored = Boosted.load(tmp_path / "model")
+    assert stored.history == ours.history
+    for each in (ours, stored):
+        found = each.predict_batch(other)
+        assert found["prediction"].dtype == bool
+        best = theirs[: ours.rounds].predict(held_out)
+        np.testing.assert_allclose(found["probability_True"], best, rtol=1e-4, atol=1e-5)
+    assert roc_auc_score(other["late"], found["probability_True"]) > 0.85
+    nothing = ours.predict_batch({name: [] for name in FEATURES})
+    assert [len(column) for column in nothing.values()] == [0, 0, 0]
+
+
+# --- what is refused ---
+
+
+@cluster
+@pytest.mark.parametrize(
+    ("changed", "settings", "asked", "said"),
+    [
+        ({"late": [None] + [1] * 99}, {}, {}, "1 of 100 rows have no label in 'late'"),
+        ({"late": ["no", "yes", "?", "?"] * 25}, {}, {}, "needs two classes; 'late' has 3.*softp"),
+        ({"late": [1] * 100}, {}, {}, "needs two classes; 'late' has 1"),
+        ({"late": ["no", "yes"] * 50}, {"objective": "reg:gamma"}, {}, "this objective predicts n"),
+        ({"late": [-1, 1] * 50}, {"objective": "count:poisson"}, {}, "from -1 to 1; count:poisson"),
+        ({"late": [0.5, np.inf] * 50}, {"objective": "reg:logistic"}, {}, "50 of 100 rows have no"),
+        ({"x": [np.inf] + [1.0] * 99}, {}, {}, r"infinite values in \['x'\]"),
+        ({"w": [-1.0] * 100}, {}, {"weight": "w"}, "100 weights in 'w'"),
+        ({}, {"objective": "rank:ndcg"}, {}, "ranking needs the column"),
+        ({}, {"objective": "rank:ndcg"}, {"group": "g"}, "1 blocks with rows cannot feed 3 actors"),
+        ({"g": [0, 1] * 50}, {"objective": "rank:map"}, {"group": "g"}, "2 groups .* in 100 pl"),
+        ({}, {"eval_metric": "best"}, {}, "XGBoost refuses the settings: .*best"),
+        ({}, {"patience": 3}, {}, "patience needs a validation Table"),
+        ({}, {"actors": 101, "objective": "reg:logistic"}, {}, "101 CPUs"),
+        ({}, {}, {"class_weights": {0: 1.0}}, "each of the classes"),
+        ({}, {"objective": "reg:logistic"}, {"class_weights": "balanced"}, "has no classes"),
+        ({}, {}, {"name": "alone"}, "a run to resume needs both"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(
+    changed: dict[str, Any], settings: dict[str, Any], asked: dict[str, Any], said: str
+) -> None:
+    columns = {"x": np.arange(100.0), "g": np.arange(100) // 10, "late": np.arange(100) % 2}
+    table = Table.from_arrow(pa.table(columns | changed))
+    with pytest.raises((DataError, ResourceError), match=said):
+        boost(
+            table,
+            small(**({"objective": "binary:logistic", "actors": 3} | settings)),
+            label="late",
+            **asked,
+        )
+
+
+@cluster
+def test_validation_rows_of_unknown_classes_or_columns_are_refused(
+    tables: tuple[pd.DataFrame, Table],
+) -> None:
+    _, table = tables
+    with pytest.raises(DataError, match=r"training Table lacks.*{'none': 800}"):
+        boost(
+            table, small("multi:softprob"), label="kind", features=FEATURES,
+            validation=table.with_columns(kind=pl.lit("none")),
+        )  # fmt: skip
+    with pytest.raises(DataError, match=r"\['c'\] of the training Table lack"):
+        boost(
+            table, small("multi:softprob"), label="kind", features=FEATURES,
+            validation=table.select(["a", "b", "kind"]),
+        )  # fmt: skip
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="holds no boosted model"):
+        Boosted.load(tmp_path)
+
+
+@cluster
+def test_a_named_run_that_ended_is_given_at_once_and_another_under_its_name_is_refused(
+    tables: tuple[pd.DataFrame, Table], storage: Storage
+) -> None:
+    rows, table = tables
+    how: dict[str, Any] = {"label": "number", "features": FEATURES}
+    settings = small("reg:squarederror")
+    first = boost(table, settings, **how, name="prices", storage=storage)
+    assert first.rounds == 8
+    begun = Path(storage.uri("boosting/prices/model")).stat().st_mtime_ns
+    again = boost(table, settings, **how, name="prices", storage=storage)
+    assert Path(storage.uri("boosting/prices/model")).stat().st_mtime_ns == begun
+    assert again.booster.get_dump() == first.booster.get_dump()
+
+    with pytest.raises(DataError, match=r"other settings or data: {'max_depth': '3, now 4'}"):
+        boost(table, small("reg:squarederror", max_depth=4), **how, name="prices", storage=storage)
+    shifted = table_of(rows.assign(a=rows["a"] + 1))
+    with pytest.raises(DataError, match=r"other settings or data: {'table'"):
+        boost(shifted, settings, **how, name="prices", storage=storage)
