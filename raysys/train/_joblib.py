@@ -1,0 +1,188 @@
+"""joblib's parallel loops as Ray tasks."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import ray
+from joblib.parallel import (
+    AutoBatchingMixin,
+    FallbackToBackend,
+    ParallelBackendBase,
+    SequentialBackend,
+)
+from ray import cloudpickle
+
+from raysys import cluster
+from raysys.errors import RaysysError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+# Ray sends smaller values along with a task, and keeps larger ones in the object store.
+_LARGE_BYTES = 100_000
+_DEEPEST = 1  # loops inside loops inside loops run where they are
+
+
+class RayTasks(AutoBatchingMixin, ParallelBackendBase):
+    """A joblib backend of plain tasks, one CPU each.
+
+    Ray's own (`ray.util.joblib`) starts a pool of actors for each loop, which takes seconds, holds
+    no CPUs for them and changes a base class of joblib's for the whole process. Here workers
+    that are idle take the tasks. Arrays and frames of more than 100 kB, however deep in a task's
+    arguments, are put into the object store once a loop and mapped by the tasks.
+
+    A loop's caller waits in its main thread, for which Ray lends out the CPUs that it holds: so
+    loops inside of loops never wait for each other.
+    """
+
+    supports_retrieve_callback = False
+    supports_timeout = False
+
+    def __init__(self, nesting_level: int = 0, held: Sequence[tuple[Any, Any]] = ()) -> None:
+        """A backend for `joblib.parallel_config(backend=...)`.
+
+        Args:
+            nesting_level: Loops around this one.
+            held: Values that are in the object store, each with its reference; they must not be
+                changed.
+        """
+        super().__init__(nesting_level=nesting_level)
+        self._held = {id(value): (value, ref) for value, ref in held}
+        self._shared: dict[int, tuple[Any, Any]] = {}
+        self._running: dict[Any, Callable[..., Any] | None] = {}
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Tasks at a time: negative counts from the cluster's CPUs beside its head-room."""
+        if n_jobs is None:
+            return 1
+        if n_jobs > 0:
+            return n_jobs
+        room = int(cluster.resources().cpus - cluster.HEADROOM_CPUS)
+        return max(1, room + 1 + n_jobs)
+
+    def configure(self, n_jobs: int | None = 1, parallel: Any = None, **_: Any) -> int:
+        """Begin a loop."""
+        found = self.effective_n_jobs(n_jobs)
+        if found == 1:
+            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        self.parallel = parallel
+        return found
+
+    def get_nested_backend(self) -> tuple[ParallelBackendBase, int | None]:
+        """What the loops of a task run on: without an n_jobs of their own, their process."""
+        level = self.nesting_level + 1
+        kind = RayTasks if level <= _DEEPEST else SequentialBackend
+        return kind(nesting_level=level), None
+
+    def submit(self, func: Callable[[], Any], callback: Callable[..., Any] | None = None) -> Any:
+        """Start a task."""
+        sink, refs = io.BytesIO(), _Refs(self._held, self._shared)
+        _Pickler(sink, refs).dump(func)
+        task = ray.remote(_run).options(name=f"joblib {self.nesting_level}")
+        ref = task.remote(sink.getvalue(), *refs.used)
+        self._running[ref] = callback
+        return ref
+
+    def retrieve_result(self, out: Any, timeout: float | None = None) -> Any:
+        """The values of a task; what ends before it makes room for the tasks that are left."""
+        while out in self._running:
+            (done,), _ = ray.wait(list(self._running), num_returns=1, fetch_local=False)
+            callback = self._running.pop(done)
+            if callback:
+                callback(done)
+        return value_of(out)
+
+    def terminate(self) -> None:
+        """End a loop; after an error the tasks that run are waited for."""
+        if self._running:
+            ray.wait(list(self._running), num_returns=len(self._running), fetch_local=False)
+        self._running, self._shared = {}, {}
+        self.reset_batch_stats()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """End a loop after an error."""
+        self.terminate()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RayTasks, (self.nesting_level,)
+
+
+def value_of(ref: Any) -> Any:
+    """A task's value; its error as it was raised there."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        cause: BaseException = error
+        while isinstance(cause, ray.exceptions.RayTaskError):  # of a task that another waited for
+            cause = cause.cause
+        if isinstance(cause, RaysysError):
+            raise cause from None
+        raise cause from error
+
+
+class _Refs:
+    """References to the large values of a task's arguments."""
+
+    def __init__(self, *known: dict[int, tuple[Any, Any]]) -> None:
+        self._known, self._shared = known, known[-1]
+        self.used: list[Any] = []
+        self._numbers: dict[int, int] = {}
+
+    def number(self, value: Any) -> int:
+        """Place of a value among the references that the task is given."""
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self.used)
+            self.used.append(self._ref(value))
+        return self._numbers[id(value)]
+
+    def _ref(self, value: Any) -> Any:
+        for refs in self._known:
+            if id(value) in refs:
+                return refs[id(value)][1]
+        ref = ray.put(value)
+        self._shared[id(value)] = (value, ref)  # the value too: its id stays its own
+        return ref
+
+
+class _Pickler(cloudpickle.CloudPickler):
+    """Writes large values as numbers of references."""
+
+    def __init__(self, sink: io.BytesIO, refs: _Refs) -> None:
+        super().__init__(sink)
+        self._refs = refs
+
+    def persistent_id(self, value: Any) -> int | None:
+        """Called for each value; None has it written as usual."""
+        return self._refs.number(value) if _is_large(value) else None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, source: io.BytesIO, values: Sequence[Any]) -> None:
+        super().__init__(source)
+        self._values = values
+
+    def persistent_load(self, number: int) -> Any:
+        """A value that Ray has mapped for the task."""
+        return self._values[number]
+
+
+def _is_large(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.nbytes > _LARGE_BYTES
+    if isinstance(value, pd.DataFrame | pd.Series):
+        return int(np.sum(value.memory_usage())) > _LARGE_BYTES
+    return False
+
+
+def _run(payload: bytes, *values: Any) -> Any:
+    """In a task: the values of a batch of calls."""
+    from threadpoolctl import threadpool_limits
+
+    call = _Unpickler(io.BytesIO(payload), values).load()  # imports what has threads
+    with threadpool_limits(1):
+        return call()
