@@ -1,5 +1,20 @@
-"""Stored models, kept by MLflow."""
+"""Stored models, kept by MLflow: single ones, and several as one."""
 
+from raysys.models._answers import answers
+from raysys.models._blend import LogisticBlend
+from raysys.models._ensemble import Ensemble, Member, StoredEnsemble
+from raysys.models._estimator import StoredEstimator, estimator_signature, save_estimator
 from raysys.models._store import ModelStore, StoredModel
 
-__all__ = ["ModelStore", "StoredModel"]
+__all__ = [
+    "Ensemble",
+    "LogisticBlend",
+    "Member",
+    "ModelStore",
+    "StoredEnsemble",
+    "StoredEstimator",
+    "StoredModel",
+    "answers",
+    "estimator_signature",
+    "save_estimator",
+]
