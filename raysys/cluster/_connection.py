@@ -1,6 +1,9 @@
 """Connecting to Ray and checking demand against what the cluster has."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +35,9 @@ class Resources:
     gpus: float
 
 
+_share: ContextVar[Resources | None] = ContextVar("share", default=None)
+
+
 def connect(address: str | None = None) -> None:
     """Connect this process to Ray; a no-op when it is connected.
 
@@ -55,9 +61,26 @@ def connect(address: str | None = None) -> None:
     count_reads()
 
 
+@contextmanager
+def share(kept: Resources) -> Iterator[None]:
+    """In this thread, let `resources` and `require` know only what is kept for this work.
+
+    Trials of a search run side by side: if each counted on the whole cluster, they would wait
+    for each other's workers for ever.
+    """
+    token = _share.set(kept)
+    try:
+        yield
+    finally:
+        _share.reset(token)
+
+
 def resources() -> Resources:
-    """The resources of all living nodes of the connected cluster."""
+    """The resources of all living nodes of the connected cluster, or of this thread's `share`."""
     import ray
+
+    if kept := _share.get():
+        return kept
 
     total = ray.cluster_resources()
     return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
@@ -70,6 +93,14 @@ def require(purpose: str, *, cpus: float, gpus: float = 0.0) -> None:
         ResourceError: It cannot fit, however long it waits.
     """
     have = resources()
+    if _share.get():
+        if cpus > have.cpus or gpus > have.gpus:
+            raise ResourceError(
+                f"{purpose} needs {cpus:g} CPUs and {gpus:g} GPUs, and the search keeps "
+                f"{have.cpus:g} and {have.gpus:g} for what a trial starts: "
+                f"search(..., nested=Resources(cpus={cpus:g}, gpus={gpus:g}))"
+            )
+        return
     if cpus + HEADROOM_CPUS > have.cpus or gpus > have.gpus:
         raise ResourceError(
             f"{purpose} needs {cpus:g} CPUs beside {HEADROOM_CPUS:g} kept free for tasks, and "

@@ -1,7 +1,25 @@
-"""Hyperparameter search on Ray Tune: Bayesian search with early stopping."""
+"""Search for settings on Ray Tune: random, grid, Bayesian, BOHB, population-based training."""
 
-from raysys.tune._search import Found, Report, Space, search
-from raysys.tune._space import Choice, Float, Integer
+from raysys.tune._found import Found
+from raysys.tune._report import Report
+from raysys.tune._search import search
+from raysys.tune._searchers import Grid, Population, Searcher
+from raysys.tune._space import Choice, Float, Integer, Space
 from raysys.tune._training import training
+from raysys.tune._trial import Goal, Trial
 
-__all__ = ["Choice", "Float", "Found", "Integer", "Report", "Space", "search", "training"]
+__all__ = [
+    "Choice",
+    "Float",
+    "Found",
+    "Goal",
+    "Grid",
+    "Integer",
+    "Population",
+    "Report",
+    "Searcher",
+    "Space",
+    "Trial",
+    "search",
+    "training",
+]

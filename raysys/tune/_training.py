@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raysys.train import TrainingTask, TrainSettings
-    from raysys.tune._search import Report
+    from raysys.tune._report import Report
 
 
 def training(
