@@ -126,7 +126,7 @@ def test_blocks_are_computed_twice_and_their_hooks_run_once() -> None:
         layer.register_forward_hook(count("layer"))
         layer.register_full_backward_hook(count("backward"))
         layer.linear1.register_forward_hook(count("within"))
-    module(torch.randn(4, 8, 16)).backward()
+    module(torch.randn(4, 8, 16, requires_grad=True)).backward()
     assert seen == {"layer": 3, "backward": 3, "within": 6}
 
 
