@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import raysys
 
 ROOT = Path(raysys.__file__).parent
@@ -29,7 +31,7 @@ ALLOWED = {
     "workflow": _HIGH | {"models", "tracking"},
     "cli": _HIGH | {"index", "models", "train", "tune", "serve", "tracking", "workflow"},
 }
-HEAVY = {"deepspeed", "modin", "ray.serve", "ray.train", "torch", "xgboost"}
+HEAVY = {"deepspeed", "matplotlib", "mlflow", "modin", "ray.serve", "ray.train", "torch", "xgboost"}
 
 
 def _imports() -> Iterator[tuple[str, Path, str]]:
@@ -48,8 +50,9 @@ def _imports() -> Iterator[tuple[str, Path, str]]:
                     yield package, file, name
 
 
-def test_import_of_raysys_loads_nothing_heavy() -> None:
-    code = f"import sys, raysys; print(sorted({HEAVY!r} & set(sys.modules)))"
+@pytest.mark.parametrize("module", ["raysys", "raysys.tracking"])
+def test_import_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({HEAVY!r} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert loaded.stdout.strip() == "[]", loaded.stderr
 

@@ -11,7 +11,7 @@ from raysys.errors import StorageError
 from raysys.tracking._code import git_commit, package_versions
 from raysys.tracking._curves import safe_name
 from raysys.tracking._database import connect, locked, place_of, unavailable
-from raysys.tracking._tracked import TrackedRun, text
+from raysys.tracking._tracked import SYSTEM, TrackedRun, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,10 +136,16 @@ def _experiment(client: Any, name: str, parent: str | None, artifacts: str | Non
     """The experiment's id: that of the parent, or by name."""
     if parent:
         return client.get_run(parent).info.experiment_id
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
     if found is None:
         place = f"{artifacts}/{safe_name(name)}" if artifacts else None
-        return client.create_experiment(name, artifact_location=place)
+        try:
+            return client.create_experiment(name, artifact_location=place)
+        except MlflowException:  # another process has just made it on the server
+            if (found := client.get_experiment_by_name(name)) is None:
+                raise
     if found.lifecycle_stage == "deleted":
         raise StorageError(
             f"the experiment {name!r} was deleted in MLflow: restore it, `mlflow experiments "
@@ -160,7 +166,7 @@ def _earlier(client: Any, where: str, identity: str, content: str, fresh: bool) 
         return None
     run = known[0]
     ended = run.info.status == "FINISHED"
-    if fresh and run.data.metrics:
+    if fresh and any(not name.startswith(SYSTEM) for name in run.data.metrics):
         if run.info.status == "RUNNING":
             client.set_terminated(run.info.run_id, "KILLED")
         return None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _MAIN = 4  # metrics that a list shows
 _PANELS = 6
+_MOST_WIDE = 60  # characters of a column that stands beside others
 
 
 def listing(records: Sequence[Record], children: Mapping[str, Sequence[Record]]) -> str:
@@ -131,7 +132,7 @@ def _differing(given: Sequence[Mapping[str, str]]) -> list[list[str]]:
     for name in sorted({name for one in given for name in one}):
         values = [one.get(name, "-") for one in given]
         if len(set(values)) > 1:
-            lines.append(["  " + name, *values])
+            lines.append(["  " + name, *(_short(value) for value in values)])
     return lines or [["  none", *[""] * len(given)]]
 
 
@@ -143,6 +144,10 @@ def _columns(lines: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_WIDE else f"{text[: _MOST_WIDE - 3]}..."
 
 
 def _number(value: float) -> str:

@@ -169,7 +169,7 @@ def test_two_processes_make_one_local_database_and_one_run(
         for which in "ab"
     ]
     for process in started:
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=150)[1]
         assert process.returncode == -signal.SIGKILL, said.decode()
     uri = f"sqlite:///{storage.root}/mlflow.db"
     assert tracking_uri(storage) == uri
