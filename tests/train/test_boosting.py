@@ -214,7 +214,7 @@ def test_patience_ends_in_the_round_in_which_it_ends_in_one_process(
         assert found["prediction"].dtype == bool
         best = theirs[: ours.rounds].predict(held_out)
         np.testing.assert_allclose(found["probability_True"], best, rtol=1e-4, atol=1e-5)
-    assert roc_auc_score(other["late"], found["probability_True"]) > 0.85
+    assert roc_auc_score(other["late"], found["probability_True"]) > 0.8
     nothing = ours.predict_batch({name: [] for name in FEATURES})
     assert [len(column) for column in nothing.values()] == [0, 0, 0]
 

@@ -1,151 +1,170 @@
+"""Boosting through lost actors and a lost driver ends with the trees of an undisturbed run."""
+
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import psutil
 import pyarrow as pa
 import pytest
+import ray
 import xgboost
 from ray.util import placement_group_table
 
 from raysys.data import Table
-from raysys.train._xgboost_ray import train
+from raysys.storage import Storage
+from raysys.train import BoostSettings, boost
+from raysys.train._boost_grow import GrowPlan, grow, unpacked
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-ROWS, GROUP, PARTS = 800, 20, 4
-FEATURES = ["a", "b", "c"]
-TREES = {"max_depth": 3, "eta": 0.3, "tree_method": "hist", "nthread": 1}
-TWO_ACTORS = {"num_actors": 2, "cpus_per_actor": 1, "verbose": False}
+# Rows and columns are drawn, so that a run that begins its draws anew grows other trees.
+SAMPLED = {"subsample": 0.7, "colsample_bytree": 0.6, "colsample_bynode": 0.8}
+SETTINGS: dict[str, Any] = {
+    "objective": "binary:logistic", "rounds": 400, "max_depth": 4, "checkpoint_rounds": 5,
+}  # fmt: skip
 
 
-def _table(seed: int) -> pd.DataFrame:
-    # Few distinct values, so that the bins of a feature do not depend on how its rows are split.
-    rng = np.random.default_rng(seed)
-    table = pd.DataFrame(rng.integers(0, 40, size=(ROWS, 3)), columns=FEATURES, dtype=float)
-    table["group"] = np.arange(ROWS) // GROUP
-    noisy = table["a"] / 20 + (table["b"] > 25) + rng.normal(0, 0.5, ROWS)
-    table["label"] = noisy.round().clip(0, 4)
-    return table
+def arrays(rows: int = 40_000) -> dict[str, np.ndarray]:
+    """Features of few distinct values, so that their bins do not depend on who has which rows."""
+    rng = np.random.default_rng(5)
+    columns = {f"x{at}": rng.integers(0, 30, rows).astype(np.float32) for at in range(8)}
+    noisy = columns["x0"] * columns["x1"] / 200 + columns["x2"] / 10 + rng.normal(0, 1, rows)
+    return {**columns, "y": (noisy > 2.5).astype(np.int8)}
 
 
-def _table_of(frame: pd.DataFrame) -> Table:
-    table = Table.from_arrow(pa.Table.from_pandas(frame), rows_a_block=ROWS // PARTS)
-    assert len(table.blocks) == PARTS, "not as many as rows / GROUP divides into whole groups"
-    return table
+@pytest.fixture(scope="module")
+def table() -> Table:
+    return Table.from_arrow(pa.table(arrays()), rows_a_block=10_000)
 
 
-def _local(table: pd.DataFrame, qid: str | None = None) -> xgboost.DMatrix:
-    return xgboost.DMatrix(table[FEATURES], table["label"], qid=table[qid] if qid else None)
+def test_a_booster_that_goes_on_from_a_checkpoint_draws_the_same_rows_and_columns() -> None:
+    columns = arrays(5000)
+    features = np.stack([columns[name] for name in columns if name != "y"], axis=1)
+    settings = BoostSettings(**(SETTINGS | SAMPLED | {"rounds": 20, "patience": 50}))
+    plan = GrowPlan(settings.params(), settings.rounds, settings.patience, 5)
 
+    def rows() -> xgboost.QuantileDMatrix:
+        return xgboost.QuantileDMatrix(features, columns["y"], nthread=1)
 
-def _same_predictions(ours: xgboost.Booster, theirs: xgboost.Booster) -> None:
-    data = _local(_table(seed=9))
-    np.testing.assert_allclose(ours.predict(data), theirs.predict(data), rtol=1e-4, atol=1e-5)
-
-
-def test_ranking_on_two_actors_gives_the_model_of_one_process() -> None:
-    table = _table(seed=1)
-    params = TREES | {"objective": "rank:ndcg", "eval_metric": "ndcg@5"}
-    data = _table_of(table).to_dmatrix(label="label", group="group")
-    metrics: dict[str, Any] = {}
-    ours = train(
-        params,
-        data,
-        num_boost_round=8,
-        ray_params=TWO_ACTORS,
-        evals=[(data, "train")],
-        evals_result=metrics,
-        verbose_eval=False,
+    whole = grow(plan, rows(), rows(), after_round=lambda *_: False)
+    half = grow(plan, rows(), rows(), after_round=lambda b, _: b.num_boosted_rounds() == 9)
+    assert unpacked(half)[0].num_boosted_rounds() == 9
+    went_on = grow(plan, rows(), rows(), start=half, after_round=lambda *_: False)
+    assert unpacked(went_on)[0].get_dump(with_stats=True) == unpacked(whole)[0].get_dump(
+        with_stats=True
     )
-
-    local, local_metrics = _local(table, "group"), {}
-    theirs = xgboost.train(
-        params, local, 8, evals=[(local, "train")], evals_result=local_metrics, verbose_eval=False
-    )
-    _same_predictions(ours, theirs)
-    np.testing.assert_allclose(
-        metrics["train"]["ndcg@5"], local_metrics["train"]["ndcg@5"], rtol=1e-5
-    )
+    assert unpacked(went_on)[1] == unpacked(whole)[1]
+    assert len(unpacked(whole)[1].values) == 20
 
 
-def test_early_stopping_ends_in_the_round_in_which_it_ends_in_one_process() -> None:
-    table, other = _table(seed=1), _table(seed=2)
-    params = TREES | {"objective": "reg:squarederror", "eval_metric": "rmse"}
-    metrics: dict[str, Any] = {}
-    ours = train(
-        params,
-        _table_of(table).to_dmatrix(label="label", ignore=["group"]),
-        num_boost_round=200,
-        ray_params=TWO_ACTORS,
-        evals=[(_table_of(other).to_dmatrix(label="label", ignore=["group"]), "other")],
-        evals_result=metrics,
-        early_stopping_rounds=3,
-        verbose_eval=False,
-    )
+@contextmanager
+def killing_an_actor(storage: Storage, checkpoint: str) -> Iterator[list[int]]:
+    """Once a checkpoint is there, `kill -9` an actor; gives its pid."""
+    killed: list[int] = []
 
-    local_metrics: dict[str, Any] = {}
-    theirs = xgboost.train(
-        params,
-        _local(table),
-        200,
-        evals=[(_local(other), "other")],
-        evals_result=local_metrics,
-        early_stopping_rounds=3,
-        verbose_eval=False,
-    )
-    assert ours.best_iteration == theirs.best_iteration < 190
-    np.testing.assert_allclose(metrics["other"]["rmse"], local_metrics["other"]["rmse"], rtol=1e-5)
-    _same_predictions(ours, theirs)
+    def work() -> None:
+        while storage.read_bytes(checkpoint) is None:
+            time.sleep(0.02)
+        growing = [
+            process.pid
+            for process in psutil.Process().children(recursive=True)
+            if process.cmdline()[:1] == ["ray::Actor.train"]
+        ]
+        pid = max(growing)
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield killed
+    thread.join(timeout=5)
 
 
-def _killer(marker: Path) -> xgboost.callback.TrainingCallback:
-    class Killer(xgboost.callback.TrainingCallback):  # Local, hence pickled by value.
-        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-            from xgboost_ray.session import get_actor_rank
-
-            if get_actor_rank() == 1 and epoch == 6 and not marker.exists():
-                marker.touch()
-                time.sleep(3)  # The driver looks for checkpoints once a second.
-                os.kill(os.getpid(), signal.SIGKILL)
-            return False
-
-    return Killer()
+@pytest.fixture(scope="module")
+def undisturbed(table: Table) -> list[str]:
+    """The trees of a run that nothing happens to."""
+    return boost(table, BoostSettings(**SETTINGS, **SAMPLED), label="y").booster.get_dump()
 
 
-def test_training_goes_on_from_the_checkpoint_when_an_actor_is_killed(tmp_path: Path) -> None:
-    table, marker = _table(seed=1), tmp_path / "killed"
-    params = TREES | {"objective": "reg:squarederror"}
-    data = _table_of(table).to_dmatrix(label="label", ignore=["group"])
-    metrics: dict[str, Any] = {}
-    ours = train(
-        params,
-        data,
-        num_boost_round=12,
-        ray_params=TWO_ACTORS | {"max_actor_restarts": 1, "checkpoint_frequency": 2},
-        evals=[(data, "train")],
-        evals_result=metrics,
-        callbacks=[_killer(marker)],
-        verbose_eval=False,
-    )
-
-    assert marker.exists()
-    assert ours.num_boosted_rounds() == 12
-    assert 0 < len(metrics["train"]["rmse"]) < 12, "not resumed from a checkpoint"
-    _same_predictions(ours, xgboost.train(params, _local(table), 12))
-
-
-def test_a_failed_training_gives_its_cpus_back() -> None:
-    data = Table.from_arrow(pa.Table.from_pandas(_table(seed=1))).to_dmatrix(
-        label="label", ignore=["group"]
-    )
-    with pytest.raises(RuntimeError, match="maximum number of shards is 1"):
-        train(TREES, data, num_boost_round=1, ray_params=TWO_ACTORS)
-
+def test_a_killed_actor_is_replaced_and_the_trees_are_those_of_an_undisturbed_run(
+    table: Table, undisturbed: list[str], storage: Storage
+) -> None:
+    with killing_an_actor(storage, "boosting/killed/checkpoint.ubj") as killed:
+        ours = boost(
+            table, BoostSettings(**SETTINGS, **SAMPLED), label="y", name="killed", storage=storage
+        )
+    assert len(killed) == 1
+    assert ours.booster.get_dump() == undisturbed
+    assert not storage.exists("boosting/killed/checkpoint.ubj")
     deadline = time.monotonic() + 20
     while any(group["state"] != "REMOVED" for group in placement_group_table().values()):
         assert time.monotonic() < deadline, placement_group_table()
         time.sleep(0.1)
+
+
+def test_the_living_take_over_the_rows_of_a_lost_actor_and_go_on(
+    table: Table, storage: Storage
+) -> None:
+    settings = BoostSettings(**SETTINGS, min_actors=1)
+    with killing_an_actor(storage, "boosting/elastic/checkpoint.ubj") as killed:
+        ours = boost(table, settings, label="y", name="elastic", storage=storage)
+    assert len(killed) == 1
+    assert ours.rounds == SETTINGS["rounds"]
+    # Nothing is drawn and no row is lost: the trees of one process, but for rounding.
+    columns = arrays()
+    features = np.stack([columns[name] for name in columns if name != "y"], axis=1)
+    alone = xgboost.train(
+        settings.params(), xgboost.QuantileDMatrix(features, columns["y"], nthread=1), 400
+    )
+    found = ours.predict_batch(columns)["probability_1"]
+    difference = np.abs(found - alone.inplace_predict(features))
+    assert np.quantile(difference, 0.99) < 1e-2
+    assert difference.mean() < 2e-3
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {tests!r})
+import pyarrow as pa
+from raysys import cluster
+from raysys.data import Table
+from raysys.storage import Storage
+from raysys.train import BoostSettings, boost
+from tests.train.test_xgboost_ray import SAMPLED, SETTINGS, arrays
+cluster.connect({address!r})
+table = Table.from_arrow(pa.table(arrays()), rows_a_block=10_000)
+settings = BoostSettings(**SETTINGS, **SAMPLED)
+boost(table, settings, label="y", name="lost", storage=Storage({root!r}))
+"""
+
+
+def test_after_a_killed_driver_the_same_call_ends_with_the_trees_of_an_undisturbed_run(
+    table: Table, undisturbed: list[str], storage: Storage
+) -> None:
+    address = ray.get_runtime_context().gcs_address
+    tests = str(Path(__file__).parents[2])
+    code = DRIVER.format(tests=tests, address=address, root=storage.root)
+    driver = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        while storage.read_bytes("boosting/lost/checkpoint.ubj") is None:
+            assert driver.poll() is None, "the driver ended before a checkpoint was written"
+            time.sleep(0.02)
+    finally:
+        driver.kill()
+        driver.wait()
+    before = unpacked(storage.read_bytes("boosting/lost/checkpoint.ubj") or b"")[0]
+    assert 0 < before.num_boosted_rounds() < SETTINGS["rounds"]
+    assert not storage.exists("boosting/lost/model")
+    ours = boost(
+        table, BoostSettings(**SETTINGS, **SAMPLED), label="y", name="lost", storage=storage
+    )
+    assert ours.booster.get_dump() == undisturbed
