@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
     from raysys.features import FittedFeaturizer
-    from raysys.models import StoredModel
+    from raysys.models import LogisticBlend, StoredModel
     from raysys.workflow import Run
 
 Tables = dict[str, Table]  # flights, weather, airports, planes, routes
@@ -192,23 +192,22 @@ def score(splits: Splits, trained: ObjectRef) -> Tables:
     }
 
 
-def fit_blend(run: Run, scores: Tables) -> flight_models.Blend:
+def fit_blend(run: Run, scores: Tables) -> LogisticBlend:
     """One calibrated probability of both models, by what became of October's flights."""
     blend = ray.get(ray.remote(flight_models.fit_blend).remote(scores["validation"]))
-    run.log_metrics({f"blend {name}": value for name, value in blend.as_dict().items()})
+    names = ("blend boosted", "blend network", "blend bias")
+    run.log_metrics(dict(zip(names, (*blend.weights, blend.bias), strict=True)))
     return blend
 
 
-def store_model(
-    run: Run, tables: Tables, trained: ObjectRef, blend: flight_models.Blend
-) -> StoredModel:
+def store_model(run: Run, tables: Tables, trained: ObjectRef, blend: LogisticBlend) -> StoredModel:
     """Put the models, and the history that they are asked with, into the model store."""
     write = functools.partial(flight_graph.write_model, tables, trained, blend)
     return run.store_model("flight_delays", write, signature=flight_graph.SIGNATURE)
 
 
 def evaluate(
-    run: Run, config: Config, splits: Splits, scores: Tables, blend: flight_models.Blend
+    run: Run, config: Config, splits: Splits, scores: Tables, blend: LogisticBlend
 ) -> None:
     """Measure on November and December; the peers learn from the same features and months."""
     results: dict[str, dict[str, float]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo
@@ -17,9 +18,10 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_va
 from jobs.flight_etl import HOME
 from jobs.flight_features import LATE, FlightFeatures
 from jobs.flight_mlp import build_network
-from jobs.flight_models import Blend, Models
+from jobs.flight_models import Models
 from jobs.flight_schedule import Flights
 from raysys.features import FittedFeaturizer
+from raysys.models import LogisticBlend
 from raysys.serve import Graph, Lazy, from_store
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ class FlightGraph:
             FittedFeaturizer.load(model / "featurizer"),
             build_network(parameters),
         )
-        self._blend = Blend(**json.loads((model / "blend.json").read_text()))
+        self._blend = LogisticBlend(**json.loads((model / "blend.json").read_text()))
 
     def schedule(
         self, carrier: np.ndarray, flight: np.ndarray, tailnum: np.ndarray, origin: np.ndarray,
@@ -131,7 +133,7 @@ class FlightGraph:
     ) -> list[dict[str, Any]]:
         """One answer a request, in the form of `FlightResponse`."""
         known = self._features.knows(schedule)
-        probability = self._blend.probability(boosted, network)
+        probability = self._blend.probability(np.stack([boosted, network], axis=1))
         return [
             {
                 "probability_late": float(chance),
@@ -145,7 +147,7 @@ class FlightGraph:
 
 
 def write_model(
-    tables: Mapping[str, Table], trained: ObjectRef, blend: Blend, folder: Path
+    tables: Mapping[str, Table], trained: ObjectRef, blend: LogisticBlend, folder: Path
 ) -> None:
     """Fill a model's folder with what `FlightGraph` loads; `trained` is a `Trained`."""
     import ray
@@ -156,7 +158,7 @@ def write_model(
     (folder / "boosted.ubj").write_bytes(booster)
     featurizer.save(folder / "featurizer")
     torch.save(network, folder / "network.pt")
-    (folder / "blend.json").write_text(json.dumps(blend.as_dict()))
+    (folder / "blend.json").write_text(json.dumps(asdict(blend)))
 
 
 def build_graph(flights: FlightGraph | Lazy, output: str = "answer") -> Graph:

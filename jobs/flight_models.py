@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ import xgboost
 from jobs.flight_features import CODES, FEATURES, LATE
 from jobs.flight_mlp import DelayNetwork, build_network, codes_of
 from raysys.evaluate import binary_measures
+from raysys.models import LogisticBlend
 from raysys.train import BoostSettings
 
 if TYPE_CHECKING:
@@ -91,32 +91,6 @@ def boost_trial(settings: dict[str, Any], tables: Mapping[str, pa.Table], report
             report({"auc": float(booster.eval(measuring, "validation").rpartition(":")[2])})
 
 
-@dataclass(frozen=True)
-class Blend:
-    """One probability from two log-odds: a logistic regression, which also calibrates it.
-
-    (Platt, "Probabilistic outputs for support vector machines", 1999, for two of them.)
-    """
-
-    boosted: float
-    network: float
-    bias: float
-
-    @classmethod
-    def fit(cls, boosted: np.ndarray, network: np.ndarray, late: np.ndarray) -> Blend:
-        """Weigh log-odds `(n,)` by what became of the flights."""
-        return cls(*_logistic(np.stack([boosted, network], axis=1), late))
-
-    def probability(self, boosted: np.ndarray, network: np.ndarray) -> np.ndarray:
-        """float64 `(n,)`."""
-        log_odds = self.boosted * boosted.astype(np.float64) + self.bias
-        return 1 / (1 + np.exp(-(log_odds + self.network * network)))
-
-    def as_dict(self) -> dict[str, float]:
-        """The three numbers by name."""
-        return asdict(self)
-
-
 class Trained(NamedTuple):
     """What training left; put into the object store once, and asked in tasks."""
 
@@ -161,19 +135,18 @@ def score(block: pa.Table, trained: Trained) -> pa.Table:
     })  # fmt: skip
 
 
-def fit_blend(scores: Table) -> Blend:
-    """Weigh the models by what they said of the validation month."""
-    return Blend.fit(*_arrays(scores))
+def fit_blend(scores: Table) -> LogisticBlend:
+    """Weigh the models, trees and network, by what they said of the validation month."""
+    return LogisticBlend.fit(*_arrays(scores))
 
 
-def measure(validation: Table, test: Table, blend: Blend) -> dict[str, dict[str, float]]:
+def measure(validation: Table, test: Table, blend: LogisticBlend) -> dict[str, dict[str, float]]:
     """Measures on the test months; of a model alone after its own calibration."""
-    known, asked = _arrays(validation), _arrays(test)
-    late = asked[2]
+    (known, known_late), (asked, late) = _arrays(validation), _arrays(test)
     results = {}
     for at, name in enumerate(("XGBoost alone", "network alone")):
-        results[name] = _calibrated(known[at], known[2], asked[at], late)
-    return results | {"raysys": binary_measures(late, blend.probability(asked[0], asked[1]))}
+        results[name] = _calibrated(known[:, at], known_late, asked[:, at], late)
+    return results | {"raysys": binary_measures(late, blend.probability(asked))}
 
 
 def measure_peer(splits: Mapping[str, Table], settings: dict[str, Any]) -> dict[str, float]:
@@ -206,21 +179,12 @@ def measure_peer(splits: Mapping[str, Table], settings: dict[str, Any]) -> dict[
 def _calibrated(
     known: np.ndarray, known_late: np.ndarray, asked: np.ndarray, late: np.ndarray
 ) -> dict[str, float]:
-    slope, bias = _logistic(known[:, None], known_late)
-    return binary_measures(late, 1 / (1 + np.exp(-(slope * asked + bias))))
+    scale = LogisticBlend.fit(known[:, None], known_late)
+    return binary_measures(late, scale.probability(asked[:, None]))
 
 
-def _logistic(inputs: np.ndarray, late: np.ndarray) -> list[float]:
-    """Coefficients and intercept of a logistic regression without a penalty."""
-    from sklearn.linear_model import LogisticRegression
-
-    fitted = LogisticRegression(C=np.inf).fit(inputs, late)
-    return [*map(float, fitted.coef_[0]), float(fitted.intercept_[0])]
-
-
-def _arrays(scores: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _arrays(scores: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Log-odds float64 `(n, 2)` of trees and network, and what came, `(n,)`."""
     rows = scores.arrow()
-    boosted, network, late = (
-        rows[name].to_numpy().astype(np.float64) for name in ("boosted", "network", "late")
-    )
-    return boosted, network, late
+    log_odds = np.stack([rows[name].to_numpy() for name in ("boosted", "network")], axis=1)
+    return log_odds.astype(np.float64), rows["late"].to_numpy().astype(np.float64)

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy.optimize import minimize
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from jobs.flight_features import FEATURES
-from jobs.flight_models import Blend, measure, measure_peer, with_hard_target, with_soft_target
+from jobs.flight_models import measure, measure_peer, with_hard_target, with_soft_target
 from raysys.data import Table
+from raysys.models import LogisticBlend
 
 
 class Held:
@@ -46,22 +46,6 @@ def test_a_label_near_the_limit_is_near_a_half() -> None:
     assert with_hard_target(Table.from_arrow(rows)).arrow()["target"].equals(rows["late"])
 
 
-def test_the_blend_has_the_highest_likelihood() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.normal(-1, 1.5, 3000)
-    boosted, network = (0.5 * truth + rng.normal(0, 0.4, 3000) for _ in range(2))
-    late = (rng.random(3000) < 1 / (1 + np.exp(-truth))).astype(float)
-
-    def surprise(weights: np.ndarray) -> float:
-        log_odds = weights[0] * boosted + weights[1] * network + weights[2]
-        return float((np.logaddexp(0, log_odds) - late * log_odds).sum())
-
-    best = minimize(surprise, np.zeros(3)).x
-    blend = Blend.fit(boosted, network, late)
-    assert list(blend.as_dict().values()) == pytest.approx(best, abs=1e-3)
-    assert blend.probability(boosted, network).mean() == pytest.approx(late.mean(), abs=1e-4)
-
-
 def test_each_model_alone_is_calibrated_on_the_validation_month() -> None:
     rng = np.random.default_rng(1)
     parts: list[Any] = []
@@ -70,7 +54,7 @@ def test_each_model_alone_is_calibrated_on_the_validation_month() -> None:
         late = (rng.random(4000) < 1 / (1 + np.exp(-truth))).astype(np.int8)
         parts.append(Held(pa.table({"boosted": 3 * truth, "network": truth - 2, "late": late})))
     asked = parts[1].rows.to_pandas()
-    found = measure(*parts, Blend(0.0, 1.0, 0.0))
+    found = measure(*parts, LogisticBlend((0.0, 1.0), 0.0))
     assert list(found) == ["XGBoost alone", "network alone", "raysys"]
     assert len({round(one["auc"], 6) for one in found.values()}) == 1
     assert found["raysys"]["auc"] == pytest.approx(roc_auc_score(asked["late"], asked["network"]))
