@@ -89,8 +89,9 @@ def partition(traced: Traced, profile: Profile, stages: int) -> list[Stage]:
     cuts = choose_cuts(seconds, between, trained, stages)
     if cuts is None:
         raise TrainError(
-            f"the module cannot be cut into {stages} stages with a trained parameter in each: give "
-            "fewer stages, or train with zero3 or fsdp"
+            f"the module cannot be cut into {stages} stages with a trained parameter in each, and "
+            "a buffer that changes in one with all that reads it: give fewer stages, or train "
+            "with zero3 or fsdp"
         )
     edges = [0, *cuts, len(order)]
     sent = [_crossing(profile, spans, cut) for cut in edges]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -86,12 +86,12 @@ class Worker:
             for node, tensor in self._held.items()
             if (name := traced.names.get(node.name, "")) in traced.saved and name not in stage.holds
         }
+        self._changing = {
+            node for node in self._held if profile.storages[node] & profile.mutated.keys()
+        }
         # Buffers that the forward pass changes.
-        self.changing = [
-            tensor
-            for node, tensor in self._held.items()
-            if profile.storages[node] & profile.mutated.keys()
-        ]
+        self.changing = [self._held[n] for n in self._each.inputs if n in self._changing]
+        self._changed: list[torch.Tensor] = []
         self._known: dict[fx.Node, torch.Tensor] = {}
         self._made: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -120,11 +120,13 @@ class Worker:
         """Send a micro-batch through; the last stage gives its weighted loss too."""
         known, inputs = self._inputs(received, batch)
         with self._autocast():
-            if self._checkpointed and torch.is_grad_enabled():
-                # Not as arguments: buffers among them may change before they are read again.
-                made = checkpoint(partial(self._each.module, *inputs), use_reentrant=False)
+            if self._checkpointed:
+                # Not as arguments, which may not change in place.
+                made = checkpoint(partial(self._apply, inputs), use_reentrant=False)
             else:
-                made = self._each.module(*inputs)
+                made = self._apply(inputs)
+        for buffer, value in zip(self.changing, self._changed, strict=True):
+            buffer.copy_(value)
         return self._passed(known, made, weight)
 
     def look(
@@ -136,6 +138,21 @@ class Worker:
             made = _Look(self._each.module, self.holder).run(*inputs)
         return self._passed(known, made, weight)
 
+    def _apply(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        # Of its own for each micro-batch, and for each time that it is computed: backward comes
+        # when the next has gone forward.
+        own = [
+            tensor.clone() if node in self._changing else tensor
+            for node, tensor in zip(self._each.inputs, inputs, strict=True)
+        ]
+        made = self._each.module(*own)
+        self._changed = [
+            tensor
+            for node, tensor in zip(self._each.inputs, own, strict=True)
+            if node in self._changing
+        ]
+        return made
+
     def _inputs(
         self, received: Sequence[torch.Tensor], batch: Batch
     ) -> tuple[dict[fx.Node, torch.Tensor], list[torch.Tensor]]:
@@ -144,7 +161,11 @@ class Worker:
             for value, tensor in zip(self.stage.receives_each, received, strict=True)
         }
         every = self._known | known | {n: batch[name] for n, name in self._arguments.items()}
-        return known, [every[node] for node in self._each.inputs]
+        inputs = [
+            every[node].clone() if node in self._changing else every[node]
+            for node in self._each.inputs
+        ]
+        return known, inputs
 
     def _passed(
         self, known: dict[fx.Node, torch.Tensor], made: Sequence[torch.Tensor], weight: float
@@ -161,9 +182,8 @@ class Worker:
 
     def backward(self, passed: Passed, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Take the gradients of what was sent; returns those of what was received."""
-        with self._unchanged():
-            if passed.graded:
-                torch.autograd.backward(passed.graded, gradients or None)  # None for the loss
+        if passed.graded:  # The loss has no gradient but 1.
+            torch.autograd.backward(passed.graded, gradients or None)
         return _gradients(self.stage.receives_each, passed.received)
 
     def end(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -179,14 +199,6 @@ class Worker:
         returned = _gradients(self.stage.receives_once, known)
         self._known, self._made = {}, []
         return returned
-
-    @contextlib.contextmanager
-    def _unchanged(self) -> Iterator[None]:
-        """Recomputing must not change buffers a second time."""
-        kept = [buffer.clone() for buffer in self.changing] if self._checkpointed else []
-        yield
-        for buffer, value in zip(self.changing, kept, strict=False):
-            buffer.copy_(value)
 
 
 class _Look(fx.Interpreter):

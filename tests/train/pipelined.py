@@ -59,10 +59,11 @@ class Tied(nn.Module):
 
 
 class Normed(nn.Module):
-    """Running statistics, operations in place, and a frozen layer."""
+    """Running statistics, a count that the output depends on, and a frozen layer."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
         self.frozen = nn.Linear(8, 16).requires_grad_(False)
         self.layers = nn.Sequential(
             nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True),
@@ -72,7 +73,9 @@ class Normed(nn.Module):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             fixed = self.frozen(x)
-        return functional.mse_loss(self.layers(fixed)[:, 0], y)
+        self.calls += 1
+        counted = self.layers[0](fixed) * self.calls
+        return functional.mse_loss(self.layers[1:](counted)[:, 0], y)
 
 
 def towers() -> nn.Module:

@@ -46,7 +46,7 @@ def test_a_pipeline_takes_the_steps_of_one_process(name: str, trained: Trained) 
     assert workers[0]["parameters"].keys() == expected.keys()
     assert not any(worker["parameters"] for worker in workers[1:])
     for key, value in expected.items():
-        torch.testing.assert_close(workers[0]["parameters"][key], value, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(workers[0]["parameters"][key], value, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -64,7 +64,7 @@ def test_what_a_pipeline_saves_goes_on_in_one_process(name: str, trained: Traine
     micro = [MicroBatch(part.batch, part.weight) for part in case.micro(STEPS, 0)]
     assert other.step(micro, 0.01) == pytest.approx(plain.step(micro, 0.01), rel=1e-6)
     for key, value in plain.full_parameters().items():
-        torch.testing.assert_close(other.full_parameters()[key], value, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(other.full_parameters()[key], value, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", CASES)
