@@ -180,9 +180,10 @@ class _Report:
 def _leave_placement_group() -> None:
     """Let tasks and actors that this trial starts be placed on the whole cluster.
 
-    Ray Tune places a trial into a group of its own size and would have all that it starts wait
-    for room in there, for ever. There is no public way out.
+    Ray Tune places a trial into a group of its own size, and what it starts would have to find
+    room in there. There is no public way out, so this process forgets its group.
     """
+    from ray import PlacementGroupID
     from ray._private.worker import Worker
 
-    Worker.should_capture_child_tasks_in_placement_group = property(lambda _: False)
+    Worker.placement_group_id = property(lambda _: PlacementGroupID.nil())

@@ -1,0 +1,1 @@
+"""Searches beside a full grid, and beside what one would write by hand."""

@@ -1,0 +1,153 @@
+"""What a search spends to be as good as a full grid: the flight job's booster, five settings.
+
+Every contestant gets the same trials, which report their scores and the CPU-seconds of their
+process. Counted is what it spends until one of its trials has reached the grid's best score.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import tempfile
+import time
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from benchmarks._figures import Report, arguments
+from benchmarks.tune import peers
+from jobs import flight_etl, flight_features, flight_models
+from jobs.flight_models import ROUNDS_A_REPORT, TRIAL_ROUNDS, boost_trial
+from raysys import cluster, tune
+from raysys.data import Table, split_by_time
+from raysys.storage import Storage
+
+SPACE: tune.Space = {
+    "max_depth": tune.Integer(5, 9),
+    "min_child_weight": tune.Float(5.0, 100.0, log=True),
+    "colsample_bynode": tune.Float(0.2, 0.6),
+    "reg_lambda": tune.Float(1.0, 20.0, log=True),
+    "learning_rate": tune.Float(0.03, 0.3, log=True),
+}
+# 72 cells, both ends of each range among the values; the quick one has 32.
+GRID: dict[str, tuple[float, ...]] = {
+    "max_depth": (5, 7, 9),
+    "min_child_weight": (5.0, 100.0),
+    "colsample_bynode": (0.2, 0.6),
+    "reg_lambda": (1.0, 20.0),
+    "learning_rate": (0.03, 0.1, 0.3),
+}
+ROUNDS = TRIAL_ROUNDS // ROUNDS_A_REPORT
+CAP, BAR = 0.4, 0.2  # of the grid's CPU-seconds: where a contestant is stopped, what is asked
+_TRIALS_A_CALL = 6
+
+
+def measure(report: Report, quick: bool) -> None:
+    """Run the grid once, then each contestant from several seeds."""
+    cluster.connect()
+    tables = flights(every=12 if quick else 6)
+    values = {key: (options[0], options[-1]) for key, options in GRID.items()} if quick else GRID
+    with tempfile.TemporaryDirectory() as root:
+        storage = Storage(root)
+        grid = tune.search(
+            "grid", boost_trial, tables,
+            {key: tune.Choice(options) for key, options in values.items()}, storage,
+            metric="auc", searcher=tune.Grid(), rounds=ROUNDS, grace_rounds=ROUNDS,
+        )  # fmt: skip
+        spent = sum(trial.cpu_seconds for trial in grid.trials)
+        cells = f"{len(grid.trials)} cells"
+        report.add(f"search: full grid of {cells}, CPU", spent, "s")
+        report.add("search: its best area under the curve", grid.score, "share")
+        goal = peers.Goal(grid.score, CAP * spent)
+        arrays = {name: table.arrow() for name, table in tables.items()}
+        seeds = range(1 if quick else 3)
+        contestants = {
+            "random search": [peers.optuna_alone(arrays, "random", goal, s) for s in seeds],
+            "Optuna alone, TPE and its pruner": [
+                peers.optuna_alone(arrays, "tpe", goal, s) for s in seeds
+            ],
+            "Ray Tune with OptunaSearch and ASHA": [
+                peers.ray_tune(tables, goal, s, storage) for s in seeds
+            ],
+            "raysys": [ours(tables, goal, s, storage) for s in seeds],
+        }
+    for name, runs in contestants.items():
+        shares = [until(goal, trials) / spent for trials in runs]
+        reached = sum(share < CAP for share in shares)
+        text = f"search: {name}: until the grid's best ({reached} of {len(runs)} seeds)"
+        share = statistics.median(shares)
+        report.add(text, share, "of grid", below=BAR if name == "raysys" else None)
+        best = statistics.median(best_within(BAR * spent, trials) for trials in runs)
+        report.add(f"search: {name}: best at a fifth, over the grid's", best - grid.score, "AUC")
+
+
+def flights(every: int) -> dict[str, Table]:
+    """The job's splits for its booster; every so many of the flights."""
+    _, tables = flight_etl.etl(None)
+    landed = tables["flights"].filter(pl.col("arr_delay").is_not_null())
+    features = landed.map_blocks(flight_features.add_features, tables, name="features")
+    cuts = {"validation": flight_etl.VALIDATION, "test": flight_etl.TEST}
+    starts = {name: datetime.fromisoformat(start) for name, start in cuts.items()}
+    splits = split_by_time(features, "departure", starts=starts)
+    shares = {"train": every, "validation": 1}
+    return {
+        name: Table.from_arrow(_every(table, shares[name]))
+        for name, table in flight_models.targets(splits).items()
+    }
+
+
+def ours(tables: dict[str, Table], goal: peers.Goal, seed: int, storage: Storage) -> peers.Trials:
+    """Trials of raysys; the same search goes on, some trials at a time, until it may stop."""
+    for trials in itertools.count(_TRIALS_A_CALL, _TRIALS_A_CALL):
+        found = tune.search(
+            f"ours-{seed}", boost_trial, tables, SPACE, storage,
+            metric="auc", searcher="tpe", trials=trials, rounds=ROUNDS, seed=seed,
+        )  # fmt: skip
+        rounds = [
+            [(one["auc"], one["cpu_seconds"]) for one in trial.rounds] for trial in found.trials
+        ]
+        if goal.ends(rounds):
+            return rounds
+    raise AssertionError("unreachable: the count has no end")
+
+
+def until(goal: peers.Goal, trials: peers.Trials) -> float:
+    """CPU-seconds until a trial had the score; the cap if none had."""
+    before = 0.0
+    for trial in trials:
+        for score, seconds in trial:
+            if score >= goal.score:
+                return min(before + seconds, goal.cpu_seconds)
+        before += trial[-1][1]
+    return goal.cpu_seconds
+
+
+def best_within(cpu_seconds: float, trials: peers.Trials) -> float:
+    """The best score that was there after so many CPU-seconds."""
+    before, best = 0.0, -math.inf
+    for trial in trials:
+        best = max([best, *(score for score, s in trial if before + s <= cpu_seconds)])
+        before += trial[-1][1]
+    return best
+
+
+def _every(table: Table, share: int) -> Any:
+    rows = table.arrow()
+    return rows.take(np.arange(0, len(rows), share))
+
+
+def main() -> None:
+    """Run it."""
+    asked = arguments(__doc__ or "")
+    report = Report()
+    started = time.perf_counter()
+    measure(report, asked.quick)
+    report.add("search: the whole benchmark", time.perf_counter() - started, "s")
+    report.write(asked.json)
+
+
+if __name__ == "__main__":
+    main()
