@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysys.errors import DataError
-from raysys.train._boost_columns import (
+from raysys.train._boost_columns import Coding, Columns, has_classes
+from raysys.train._boost_survey import (
     ClassWeights,
-    Coding,
-    Columns,
     Survey,
     check_classes,
     check_known,
-    has_classes,
     survey,
     weights_of,
 )

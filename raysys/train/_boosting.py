@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from raysys import cluster
 from raysys.errors import DataError
-from raysys.train._boost_columns import ClassWeights, Columns, Objective
+from raysys.train._boost_columns import Columns, Objective
 from raysys.train._boost_grow import GrowPlan, progress_line, unpacked
 from raysys.train._boost_named import NamedRun
 from raysys.train._boost_prepare import Inputs
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from raysys.data import Table
     from raysys.storage import Storage
+    from raysys.train._boost_survey import ClassWeights
 
 # A run that is resumed may have other values of these.
 _FREE = {"actors", "min_actors", "max_failures", "checkpoint_rounds"}

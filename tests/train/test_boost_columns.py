@@ -6,7 +6,8 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from raysys.errors import DataError
-from raysys.train._boost_columns import Coding, Columns, runs_of, weights_of
+from raysys.train._boost_columns import Coding, Columns, runs_of
+from raysys.train._boost_survey import weights_of
 
 CODING = Coding(("size", "carrier", "month"), {"carrier": ["AA", "UA"], "month": [1, 6, 12]})
 
