@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,7 +75,11 @@ class DataParallel(Spread):
 
 
 class FullySharded(Spread):
-    """PyTorch FSDP (Zhao et al., 2023): every parameter in parts, gathered layer by layer."""
+    """PyTorch FSDP (Zhao et al., 2023): every parameter in parts, gathered layer by layer.
+
+    Gradients are exchanged after each micro-batch: kept until the last, they would be whole on
+    every worker.
+    """
 
     def __init__(self, module: torch.nn.Module, settings: TrainSettings, device: str) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -88,9 +92,4 @@ class FullySharded(Spread):
         policy = CPUOffloadPolicy() if offload else OffloadPolicy()
         for _, block in blocks(self.inner):
             fully_shard(block, mesh=mesh, offload_policy=policy)
-        self._root = fully_shard(self.inner, mesh=mesh, offload_policy=policy)
-
-    @contextlib.contextmanager
-    def _communicating(self, last: bool) -> Iterator[None]:
-        self._root.set_requires_gradient_sync(last)
-        yield
+        fully_shard(self.inner, mesh=mesh, offload_policy=policy)

@@ -166,9 +166,6 @@ def estimate(
         replicas = workers // stages
         between = 2 * module.activation_bytes / max(1, stages)
         sent = between + 2 * _VALUE * (replicas - 1) / replicas * count / stages
-    if strategy in ("zero1", "zero2", "zero3"):
-        # DeepSpeed's own optimizer wrapper works on copies in its buckets.
-        held += 2 * _VALUE * 5_000_000 if count > 5_000_000 else 2 * _VALUE * count
     total = int(_MARGIN * (held + activations) + module.process_bytes)
     return Estimate(strategy, total, int(sent), total <= limit)
 
@@ -189,22 +186,26 @@ def _inspect(task: TrainingTask, tables: dict[str, Table], settings: TrainSettin
     import numpy as np
     import psutil
 
-    from raysys.train._blocks import activation_bytes, checkpoint_activations
+    from raysys.train._blocks import activation_bytes, blocks, checkpoint_activations
 
     examples = task.prepare({name: table.arrow() for name, table in tables.items()})
     process = psutil.Process().memory_info().rss
     module = task.build()
-    if settings.checkpoint_activations:
-        checkpoint_activations(module)
     size = -(-settings.batch_size // (settings.workers * settings.accumulate))
     batch = task.batch(np.arange(size) % examples, np.random.default_rng(0))
+    activations = activation_bytes(module, batch)
+    if settings.checkpoint_activations and blocks(module):
+        # Besides what is kept, one block at a time is computed again.
+        once = activations // len(blocks(module))
+        checkpoint_activations(module)
+        activations = activation_bytes(module, batch) + once
     return Module(
         parameters=sum(one.numel() for one in module.parameters()),
         largest_layer=max(
             sum(one.numel() for one in layer.parameters(recurse=False))
             for layer in module.modules()
         ),
-        activation_bytes=activation_bytes(module, batch),
+        activation_bytes=activations,
         process_bytes=process,
     )
 

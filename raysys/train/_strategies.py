@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ def make_replica(
         example: Makes a batch of so many examples.
     """
     strategy = settings.strategy
+    if strategy != "ddp":
+        _give_memory_back()
     if strategy == "pipeline":
         from raysys.train._pipeline import Pipeline
 
@@ -49,3 +53,14 @@ def make_replica(
     replica = (DataParallel if strategy == "ddp" else FullySharded)(module, settings, device)
     replica.start()
     return replica
+
+
+def _give_memory_back() -> None:
+    """Make the C library return what is freed to the system, for strategies that save memory.
+
+    Otherwise it learns to keep blocks of up to 32 MiB, and a worker that has taken its module to
+    pieces goes on holding the memory of the whole.
+    """
+    m_mmap_threshold, least = -3, 128 << 10
+    with contextlib.suppress(AttributeError, OSError):  # not of every C library
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, least)

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from raysys.train._settings import TrainSettings
     from raysys.train._task import Parameters
 
-# DeepSpeed's own are 5e8, which is 2 GB of buffers a worker whatever the model.
-_BUCKET_ELEMENTS = 5_000_000
+# Elements of DeepSpeed's buffers: a share of the model's, within bounds. Its own are 5e8, which is
+# 2 GB a worker whatever the model.
+_BUCKET_SHARE, _BUCKET_LEAST, _BUCKET_MOST = 0.01, 500_000, 50_000_000
 
 
 class Zero(Replica):
@@ -55,25 +56,36 @@ class Zero(Replica):
             momentum=settings.momentum,
         )
         self._keys = STATE_KEYS[settings.optimizer]
+        size = sum(parameter.numel() for parameter in module.parameters())
+        bucket = int(min(_BUCKET_MOST, max(_BUCKET_LEAST, _BUCKET_SHARE * size)))
         self.engine, _, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=self._config(), dist_init_required=False
+            model=module, optimizer=optimizer, config=self._config(bucket), dist_init_required=False
         )
+        if stage == 3 and not settings.offload:
+            # DeepSpeed keeps float32 masters beside parameters of 16 bits. Ours have 32: one copy.
+            wrapper = self.engine.optimizer
+            for low, master in zip(
+                wrapper.fp16_partitioned_groups_flat,
+                wrapper.fp32_partitioned_groups_flat,
+                strict=True,
+            ):
+                master.data = low.data
         self.module = self.engine
         self._inner: torch.nn.Module = self.engine.module
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self, bucket: int) -> dict[str, Any]:
         settings = self._settings
         zero: dict[str, Any] = {
             "stage": self._stage,
-            "reduce_bucket_size": _BUCKET_ELEMENTS,
-            "allgather_bucket_size": _BUCKET_ELEMENTS,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
         }
         if self._stage == 3:
             zero |= {
-                "stage3_prefetch_bucket_size": _BUCKET_ELEMENTS,
-                "stage3_max_live_parameters": 2 * _BUCKET_ELEMENTS,
-                "stage3_max_reuse_distance": 2 * _BUCKET_ELEMENTS,
-                "sub_group_size": 2 * _BUCKET_ELEMENTS,
+                "stage3_prefetch_bucket_size": bucket,
+                "stage3_max_live_parameters": 2 * bucket,
+                "stage3_max_reuse_distance": 2 * bucket,
+                "sub_group_size": 2 * bucket,
             }
         if settings.offload:
             zero["offload_optimizer"] = {"device": "cpu"}
