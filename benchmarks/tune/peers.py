@@ -78,7 +78,7 @@ def optuna_alone(arrays: Mapping[str, pa.Table], sampler: str, goal: Goal, seed:
             "min_child_weight": trial.suggest_float("min_child_weight", 5, 100, log=True),
             "colsample_bynode": trial.suggest_float("colsample_bynode", 0.2, 0.6),
             "reg_lambda": trial.suggest_float("reg_lambda", 1, 20, log=True),
-            "learning_rate": trial.suggest_float("learning_rate", 0.03, 0.3, log=True),
+            "learning_rate": trial.suggest_float("learning_rate", 0.05, 0.15, log=True),
         }
         boost_trial(settings, arrays, Reported(then))
         return max(score for score, _ in rounds)
@@ -125,7 +125,7 @@ def ray_tune(tables: Mapping[str, Table], goal: Goal, seed: int, storage: Storag
             "min_child_weight": tune.loguniform(5, 100),
             "colsample_bynode": tune.uniform(0.2, 0.6),
             "reg_lambda": tune.loguniform(1, 20),
-            "learning_rate": tune.loguniform(0.03, 0.3),
+            "learning_rate": tune.loguniform(0.05, 0.15),
         },
         tune_config=tune.TuneConfig(
             search_alg=OptunaSearch(metric="auc", mode="max", seed=seed),

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from raysys.tune._population import sample
-from raysys.tune._space import Choice, Float, Space
+from raysys.tune._space import Choice, Float, Space, sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,10 +27,9 @@ def bayesian(
     count with the score that they would have come to if they had gained from there what the
     others gained on average.
     """
-    startup = 2 * len(space)
     judged = [(trial, values) for trial in known if (values := _outlook(trial, known, goal))]
     running = [trial for trial in known if trial.state == "running"]
-    return _ask(kind, space, len(goal.metrics), judged, running, startup, seed)
+    return _ask(kind, space, len(goal.metrics), judged, running, seed)
 
 
 def bohb(space: Space, goal: Goal, known: Sequence[Trial], seed: int) -> dict[str, Any]:
@@ -52,7 +50,7 @@ def bohb(space: Space, goal: Goal, known: Sequence[Trial], seed: int) -> dict[st
         for trial in known
         if trial.done >= level and (merit := goal.merit(trial, level)) is not None
     ]
-    return _ask("tpe", space, 1, judged, [], 0, int(rng.integers(2**31)))
+    return _ask("tpe", space, 1, judged, [], int(rng.integers(2**31)))
 
 
 def _outlook(trial: Trial, known: Sequence[Trial], goal: Goal) -> tuple[float, ...] | None:
@@ -82,7 +80,6 @@ def _ask(
     objectives: int,
     judged: Sequence[tuple[Trial, tuple[float, ...]]],
     running: Sequence[Trial],
-    startup: int,
     seed: int,
 ) -> dict[str, Any]:
     """One proposal of a sampler that is told all that is known, in the order of the trials."""
@@ -98,11 +95,9 @@ def _ask(
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler: Any
         if kind == "gp":
-            sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+            sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=1)
         else:
-            sampler = optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=True
-            )
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
     study = optuna.create_study(directions=["maximize"] * objectives, sampler=sampler)
     for trial, values in judged:
         params = _encoded(space, trial.settings)

@@ -1,11 +1,11 @@
-"""Population-based training's choices, and plain random settings."""
+"""Population-based training's choices."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raysys.tune._space import Choice, Domain, Integer, Space
+from raysys.tune._space import Choice, Domain, Integer, Space, sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,11 +24,6 @@ class Start(NamedTuple):
 
     settings: dict[str, Any]
     parent: int | None = None
-
-
-def sample(space: Space, rng: np.random.Generator) -> dict[str, Any]:
-    """Independent random settings."""
-    return {name: _draw(domain, rng) for name, domain in space.items()}
 
 
 def propose(
@@ -84,7 +79,7 @@ def _explore(domain: Domain, value: Any, rng: np.random.Generator) -> Any:
     """A value near another one, or now and then any."""
     resample, factor = rng.random() < _RESAMPLE, _FACTORS[int(rng.integers(2))]
     if resample:
-        return _draw(domain, rng)
+        return domain.at(rng.random())
     if isinstance(domain, Choice):
         return value
     moved = value * factor
@@ -92,18 +87,3 @@ def _explore(domain: Domain, value: Any, rng: np.random.Generator) -> Any:
         # At least one step, or small numbers would never change.
         moved = round(moved) if round(moved) != value else value + (1 if factor > 1 else -1)
     return min(max(moved, domain.low), domain.high)
-
-
-def _draw(domain: Domain, rng: np.random.Generator) -> Any:
-    if isinstance(domain, Choice):
-        return domain.values[int(rng.integers(len(domain.values)))]
-    if isinstance(domain, Integer):
-        if not domain.log:
-            return int(rng.integers(domain.low, domain.high + 1))
-        low, high = math.log(domain.low - 0.5), math.log(domain.high + 0.5)
-        drawn = round(math.exp(rng.uniform(low, high)))
-        return min(max(drawn, domain.low), domain.high)
-    if domain.log:
-        drawn_float = math.exp(rng.uniform(math.log(domain.low), math.log(domain.high)))
-        return min(max(drawn_float, domain.low), domain.high)
-    return float(rng.uniform(domain.low, domain.high))

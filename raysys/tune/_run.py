@@ -135,6 +135,6 @@ class _Deaths(_Told, tune.Callback):
     """Tells the ledger of trials whose process died."""
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        error = str(trial.get_error() or "no more is known").strip()
-        reason = f"its process died: {error.splitlines()[-1]}"
+        known = str(trial.get_error() or "it was killed, or out of memory").strip()
+        reason = f"its process died: {known.splitlines()[-1]}"
         self._ledger.end(self._numbers[trial.trial_id], reason)

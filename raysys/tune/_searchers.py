@@ -11,7 +11,7 @@ import numpy as np
 from raysys.errors import RaysysError
 from raysys.tune import _population
 from raysys.tune._early import Halving
-from raysys.tune._space import Space, grid
+from raysys.tune._space import Space, grid, sample, spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -134,7 +134,9 @@ class Plan:
                 rng,
             )  # fmt: skip
         if self.searcher == "random":
-            found = _population.sample(self.space, rng)
+            found = sample(self.space, rng)
+        elif len(trials) + len(earlier) < len(self.space):
+            found = spread(self.space, number, self.seed)  # too few for a model
         else:
             found = self._modelled(rng, [*earlier, *trials.values()])
         return _population.Start({**found, **self.defaults} if number == 0 else found)

@@ -33,6 +33,13 @@ class Float:
         """So many values from `low` to `high`, at even distances."""
         return [float(value) for value in _points(self, count)]
 
+    def at(self, share: float) -> float:
+        """The value below which so much of the domain lies, 0 to 1."""
+        if not self.log:
+            return self.low + (self.high - self.low) * share
+        low, high = math.log(self.low), math.log(self.high)
+        return min(max(math.exp(low + (high - low) * share), self.low), self.high)
+
 
 @dataclass(frozen=True)
 class Integer:
@@ -52,6 +59,15 @@ class Integer:
         """At most so many values from `low` to `high`, at even distances."""
         return sorted({round(value) for value in _points(self, count)})
 
+    def at(self, share: float) -> int:
+        """The value below which so much of the domain lies, 0 to 1."""
+        low, high = self.low - 0.5, self.high + 0.5
+        if self.log:
+            low, high = math.log(low), math.log(high)
+        value = low + (high - low) * share
+        value = math.exp(value) if self.log else value
+        return min(max(round(value), self.low), self.high)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -70,9 +86,28 @@ class Choice:
         """All values, whatever the count."""
         return list(self.values)
 
+    def at(self, share: float) -> Any:
+        """The value that so much of all come before, 0 to 1."""
+        return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
+
 
 Domain = Float | Integer | Choice
 Space = dict[str, Domain]
+
+
+def sample(space: Space, rng: np.random.Generator) -> dict[str, Any]:
+    """Independent random settings."""
+    return {name: domain.at(rng.random()) for name, domain in space.items()}
+
+
+def spread(space: Space, number: int, seed: int) -> dict[str, Any]:
+    """Settings that leave no part of the space out: its middle, then Sobol's points."""
+    from scipy.stats.qmc import Sobol
+
+    if number == 0:
+        return {name: domain.at(0.5) for name, domain in space.items()}
+    shares = Sobol(len(space), seed=seed).fast_forward(number).random(1)[0]
+    return {n: domain.at(share) for (n, domain), share in zip(space.items(), shares, strict=True)}
 
 
 def grid(space: Space, points: int) -> Iterator[dict[str, Any]]:
