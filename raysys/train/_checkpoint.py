@@ -77,9 +77,13 @@ class Checkpoints:
 
         A large state is handed over in chunks, and waits for the thread when more than two are
         not yet written, so that the copy never takes the memory of a second state.
+
+        Raises:
+            StorageError: An earlier one could not be written.
         """
         import torch
 
+        self._check()
         path = f"{self._folder}/{progress.step:010d}-{self._attempt}/{self._rank}-of-{self._world}"
         tensors: dict[str, TensorState] = {}
         count = size = 0
@@ -99,10 +103,14 @@ class Checkpoints:
             StorageError: One could not be written.
         """
         self._chunks.join()
+        self._check()
+
+    def _check(self) -> None:
         if self._failure:
             raise StorageError(
                 f"a checkpoint could not be written to {self._storage.uri(self._folder)}: "
-                f"{self._failure}"
+                f"{str(self._failure).splitlines()[0]}. Make room or give it access; the same "
+                "call goes on from the checkpoint before"
             ) from self._failure
 
     def _write_all(self) -> None:
@@ -128,7 +136,9 @@ class Checkpoints:
         if len(found) >= _KEPT:
             for name in self._storage.names(self._folder):
                 if name < found[-_KEPT]:
-                    self._storage.remove(f"{self._folder}/{name}")
+                    # A worker of a group that is being ended may remove the same.
+                    with contextlib.suppress(FileNotFoundError):
+                        self._storage.remove(f"{self._folder}/{name}")
 
 
 def complete(storage: Storage, folder: str) -> list[str]:
@@ -181,9 +191,16 @@ def opened(storage: Storage, folder: str, name: str) -> Iterator[Saved]:
         files = [
             stack.enter_context(_local(storage, f"{path}/{part}")) for part in storage.names(path)
         ]
-        yield Saved(
-            [torch.load(f, mmap=True, weights_only=True, map_location="cpu") for f in files]
-        )
+        parts = []
+        for file in files:
+            try:
+                parts.append(torch.load(file, mmap=True, weights_only=True, map_location="cpu"))
+            except Exception as error:
+                raise StorageError(
+                    f"{file} cannot be read: {str(error).splitlines()[0]}. Remove "
+                    f"{storage.uri(path)}: the checkpoint before it is taken then"
+                ) from error
+        yield Saved(parts)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,84 @@
+"""A checkpoint is whole or it is none, whenever its writers are killed or the disk is full."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysys.errors import StorageError
+from raysys.storage import Storage
+from raysys.train._checkpoint import Checkpoints, Progress, complete, newest, opened
+from tests.train.writers import State
+
+FOLDER = "run/checkpoints"
+
+
+def save(storage: Storage, step: int, attempt: str, rank: int, world: int) -> Checkpoints:
+    checkpoints = Checkpoints(storage, "run", attempt=attempt, rank=rank, world=world)
+    checkpoints.save(State(rank, step), Progress(step))  # type: ignore[arg-type]
+    checkpoints.wait()
+    return checkpoints
+
+
+def test_writers_killed_at_any_moment_leave_a_whole_newest_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.train.writers", str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert said.returncode == 0, said.stderr
+    found = json.loads(said.stdout)
+    assert len(set(found["seen"])) > 5, "hardly a checkpoint was written between the kills"
+    assert len(found["complete"]) <= 3  # two, and one whose writer died before it removed others
+
+
+def test_a_part_of_a_dead_group_completes_none_of_the_next_groups(storage: Storage) -> None:
+    save(storage, 4, "a", 0, 1)
+    save(storage, 5, "b", 0, 2)  # of two workers, of which the other was killed
+    save(storage, 5, "c", 1, 2)
+    assert newest(storage, "run") == "0000000004-a"
+    # What is left of them goes, as soon as there are two newer.
+    save(storage, 6, "d", 0, 1)
+    save(storage, 7, "d", 0, 1)
+    assert storage.names(FOLDER) == ["0000000006-d", "0000000007-d"]
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """What a full disk says, and to whom: the call that writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_said_at_once_and_keeps_the_checkpoint_before(storage: Storage) -> None:
+    checkpoints = save(storage, 1, "a", 0, 1)
+    with no_file_above(10_000):
+        checkpoints.save(State(0, 2), Progress(2))  # type: ignore[arg-type]
+        with pytest.raises(StorageError, match=r"could not be written to .*run/checkpoints: "):
+            checkpoints.wait()
+    # The next call, not the end of the run, says so.
+    with pytest.raises(StorageError, match="goes on from the checkpoint before"):
+        checkpoints.save(State(0, 3), Progress(3))  # type: ignore[arg-type]
+    assert newest(storage, "run") == "0000000001-a"
+    with opened(storage, "run", "0000000001-a") as saved:
+        assert torch.equal(saved.read("0-0")["value"], torch.full((5000,), 1.0))
+    assert not list(Path(storage.root).rglob("*.partial"))
+
+
+def test_a_damaged_file_is_named_with_what_to_remove(storage: Storage) -> None:
+    save(storage, 1, "a", 0, 1)
+    file = Path(storage.uri(f"{FOLDER}/0000000001-a/0-of-1.pt"))
+    file.write_bytes(file.read_bytes()[:-2000])
+    with (
+        pytest.raises(StorageError, match=r"0-of-1.pt cannot be read.*Remove .*0000000001-a:"),
+        opened(storage, "run", "0000000001-a"),
+    ):
+        pass
+    assert complete(storage, FOLDER) == ["0000000001-a"]
