@@ -54,6 +54,7 @@ def run_steps(
     Raises:
         TrainError: The loss or the gradient is not finite or explodes, or the task fails.
     """
+    torch.use_deterministic_algorithms(settings.deterministic)
     an_epoch = steps_per_epoch(examples, settings)
     steps = total_steps(examples, settings)
     peak = scaled_learning_rate(

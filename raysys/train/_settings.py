@@ -86,6 +86,13 @@ class TrainSettings(BaseModel):
                 f"{self.workers} workers cannot make pipelines of {self.stages} stages: give a "
                 f"multiple of stages={self.stages}"
             )
+        if self.strategy == "pipeline":
+            each = self.accumulate * (self.workers // self.stages)
+            if self.batch_size % each:
+                raise ValueError(
+                    f"batch_size={self.batch_size} cannot be cut into the equal micro-batches of a "
+                    f"pipeline: make it a multiple of accumulate x workers / stages = {each}"
+                )
         if self.min_workers and self.min_workers > self.workers:
             raise ValueError(
                 f"min_workers={self.min_workers} is more than workers={self.workers}: give fewer"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,8 @@ from raysys.train._replica import whole
 if TYPE_CHECKING:
     from raysys.train._replica import MicroBatch, Replica
 
+_T = TypeVar("_T")
+
 
 def suspect(replica: Replica, micro: Sequence[MicroBatch], step: int, fact: str) -> TrainError:
     """The error that names the step and the layer; called by all workers together.
@@ -21,11 +24,8 @@ def suspect(replica: Replica, micro: Sequence[MicroBatch], step: int, fact: str)
     The parameters are still those before the step, so the forward pass is run once more and each
     layer's output looked at; if all are finite, the gradients are.
     """
-    found = _first_output(replica, micro) or _gradients(replica)
-    if dist.is_initialized():
-        everyone: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, found)
-        found = next((one for one in everyone if one), None)
+    # An output that is not finite on one worker explains the gradients of all, so it goes first.
+    found = _first(_first_output(replica, micro)) or _worst(_largest_gradient(replica))
     layer = found.split(" ")[-1] if found else None
     where = f": {found}" if found else ""
     return TrainError(
@@ -61,20 +61,38 @@ def _first_output(replica: Replica, micro: Sequence[MicroBatch]) -> str | None:
     return f"the first output that is not finite is that of layer {first[0]}" if first else None
 
 
-def _gradients(replica: Replica) -> str | None:
-    """The parameter whose gradient is not finite, else the one with the largest."""
-    norms: dict[str, float] = {}
+def _largest_gradient(replica: Replica) -> tuple[float, str] | None:
+    """Norm and name of the largest gradient; infinite where one is not finite."""
+    found: list[tuple[float, str]] = []
     for name, parameter in replica.module.named_parameters():
         gradient = replica.gradient(parameter)
-        if gradient is None:
-            continue
-        name = name.removeprefix("module.")
-        norms[name] = float(whole(torch.linalg.vector_norm(gradient)))
-        if norms[name] != norms[name] or norms[name] == float("inf"):
-            return f"the gradient is not finite at {name}"
-    if not norms:
+        if gradient is not None:
+            norm = float(whole(torch.linalg.vector_norm(gradient)))
+            norm = norm if math.isfinite(norm) else math.inf
+            found.append((norm, name.removeprefix("module.")))
+    return max(found, key=lambda one: one[0]) if found else None
+
+
+def _first(found: str | None) -> str | None:
+    """What the first worker found that found something."""
+    return next((one for one in _gathered(found) if one), None)
+
+
+def _worst(found: tuple[float, str] | None) -> str | None:
+    norm, name = max(filter(None, _gathered(found)), default=(0.0, ""))
+    if not name:
         return None
-    return f"the gradient is largest at {max(norms, key=lambda name: norms[name])}"
+    what = "is largest at" if math.isfinite(norm) else "is not finite at"
+    return f"the gradient {what} {name}"
+
+
+def _gathered(found: _T) -> list[_T]:
+    """What every worker found."""
+    if not dist.is_initialized():
+        return [found]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, found)
+    return everyone
 
 
 def _finite(tensor: torch.Tensor) -> bool:

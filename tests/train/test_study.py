@@ -1,0 +1,168 @@
+"""Small trainings tell what is wrong, and a run that breaks names its step and layer."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+from raysys.data import Table
+from raysys.errors import TrainError
+from raysys.train import (
+    Batch,
+    TrainSettings,
+    learning_curve,
+    overfit_one_batch,
+    train_in_process,
+)
+from tests.train.tasks import Regression, rows
+
+
+def settings(**changed: object) -> TrainSettings:
+    return TrainSettings.model_validate(
+        {"epochs": 2, "batch_size": 100, "learning_rate": 0.02, "workers": 1, **changed}
+    )
+
+
+class Cut(Regression):
+    """Its gradients are cut off, so it learns nothing."""
+
+    def build(self) -> nn.Module:
+        module = super().build()
+        for parameter in module.parameters():
+            parameter.register_hook(torch.zeros_like)
+        return module
+
+
+class Breaking(nn.Module):
+    """Divides by zero from a step on: a batch of ones is what makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+        self.scale = Scale()
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return ((self.scale(self.layers(x))[:, 0] - y) ** 2).mean()
+
+
+class Scale(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / (x.abs().amax() < 1e6).float()
+
+
+class Broken(Regression):
+    """From its fifth batch on the inputs are enormous."""
+
+    def prepare(self, tables: Mapping[str, pa.Table]) -> int:
+        self.made = 0
+        return super().prepare(tables)
+
+    def build(self) -> nn.Module:
+        torch.manual_seed(0)
+        module = Breaking()
+        nn.init.constant_(module.layers[2].weight, 1e6)
+        nn.init.constant_(module.layers[2].bias, -1e6)
+        module.layers[1] = nn.Identity()
+        return module
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        self.made += 1
+        made = super().batch(rows, rng)
+        made["x"] = made["x"] * (1e9 if self.made >= 5 else 1e-9)
+        return made
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_module_that_can_learn_learns_a_batch_by_heart_and_a_cut_one_does_not() -> None:
+    tables = {"rows": Table.load(rows)}
+    sound = overfit_one_batch(Regression(), tables, settings(), steps=300)
+    assert sound.passed
+    assert sound.losses[-1] < 0.1 * sound.losses[0]
+    cut = overfit_one_batch(Cut(), tables, settings(), steps=20)
+    assert not cut.passed
+    assert cut.losses[-1] == cut.losses[0]
+    assert "does not learn one batch" in str(cut)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_more_examples_help_and_all_are_what_a_whole_training_gives() -> None:
+    table = Table.load(rows)
+    points = learning_curve(Regression(), {"rows": table}, settings(), shares=(1.0, 0.02, 0.2))
+    assert [point.examples for point in points] == [30, 300, 1500]
+    losses = [point.measured["loss"] for point in points]
+    assert losses[0] > losses[-1]
+    # The same steps over the same examples in another order.
+    whole: list[dict[str, float]] = []
+    train_in_process(Regression(), {"rows": rows()}, settings(), lambda e, _: whole.append(e))
+    assert losses[-1] == pytest.approx(whole[-1]["loss"], rel=0.3)
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_names_the_layer() -> None:
+    seen: list[object] = []
+    with pytest.raises(TrainError, match="step 5: the loss is inf.*of layer scale") as caught:
+        train_in_process(
+            Broken(), {"rows": rows()}, settings(), lambda epoch, _: seen.append(epoch)
+        )
+    assert (caught.value.step, caught.value.layer) == (5, "scale")
+    assert seen == []
+
+
+class Bursting(Regression):
+    """Its eleventh batch is a thousand times as large as the others."""
+
+    def prepare(self, tables: Mapping[str, pa.Table]) -> int:
+        self.made = 0
+        return super().prepare(tables)
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        self.made += 1
+        made = super().batch(rows, rng)
+        return made if self.made != 13 else {k: v * 1000 for k, v in made.items()}
+
+
+def test_an_exploding_gradient_stops_at_its_step_and_names_the_largest() -> None:
+    how = settings(explosion=50.0)
+    with pytest.raises(TrainError, match="norm of the gradient is .* more than") as caught:
+        train_in_process(Bursting(), {"rows": rows()}, how, lambda epoch, _: None)
+    assert caught.value.step == 13
+    assert caught.value.layer in {"layers.0.weight", "layers.2.weight"}
+    # Without the setting the run goes through.
+    train_in_process(Bursting(), {"rows": rows()}, settings(), lambda epoch, _: None)
+
+
+def test_the_same_seed_gives_the_same_parameters_and_another_does_not() -> None:
+    def trained(seed: int) -> torch.Tensor:
+        kept: list[dict[str, torch.Tensor]] = []
+        how = settings(seed=seed, deterministic=True)
+        train_in_process(
+            Regression(), {"rows": rows()}, how,
+            lambda _, parameters: kept.append({k: v.clone() for k, v in parameters.items()}),
+        )  # fmt: skip
+        return torch.cat([value.flatten() for value in kept[-1].values()])
+
+    first = trained(1)
+    assert torch.equal(first, trained(1))
+    assert not torch.equal(first, trained(2))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"strategy": "pipeline", "workers": 3}, "3 workers cannot make pipelines of 2 stages"),
+        ({"strategy": "pipeline", "workers": 4, "accumulate": 3}, "multiple of accumulate"),
+        ({"strategy": "zero2", "optimizer": "lamb"}, "lamb needs each layer's norm"),
+        ({"strategy": "fsdp", "compression": "fp16"}, "works under ddp, not fsdp"),
+        ({"workers": 2, "min_workers": 3}, "min_workers=3 is more than workers=2"),
+        ({"workers": 101}, "a batch of 100 cannot be shared by 101 workers"),
+        ({"strategie": "ddp"}, "strategie"),
+        ({"offload": True}, "under fsdp or ZeRO, not ddp"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    changed: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(**changed)
