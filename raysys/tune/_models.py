@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from raysys.tune._space import Choice, Float, Space, sample
+from raysys.tune._space import Choice, Float, Space, enough, sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,10 +41,10 @@ def bohb(space: Space, goal: Goal, known: Sequence[Trial], seed: int) -> dict[st
     """
     rng = np.random.default_rng(seed)
     reached = sorted((trial.done for trial in known if trial.rounds), reverse=True)
-    enough = len(space) + 2
-    if rng.random() < _RANDOM_SHARE or len(reached) < enough:
+    needed = enough(space)
+    if rng.random() < _RANDOM_SHARE or len(reached) < needed:
         return sample(space, rng)
-    level = reached[enough - 1]
+    level = reached[needed - 1]
     judged = [
         (trial, (merit,))
         for trial in known

@@ -11,7 +11,7 @@ import numpy as np
 from raysys.errors import RaysysError
 from raysys.tune import _population
 from raysys.tune._early import Halving
-from raysys.tune._space import Space, grid, sample, spread
+from raysys.tune._space import Space, enough, grid, sample, spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,7 +135,7 @@ class Plan:
             )  # fmt: skip
         if self.searcher == "random":
             found = sample(self.space, rng)
-        elif len(trials) + len(earlier) < len(self.space):
+        elif len(trials) + len(earlier) < enough(self.space):
             found = spread(self.space, number, self.seed)  # too few for a model
         else:
             found = self._modelled(rng, [*earlier, *trials.values()])
@@ -155,4 +155,5 @@ class Plan:
                 found = _models.bayesian(kind, self.space, self.goal, known, seed)
             if found not in tried:
                 return found
-        return found
+        others = [sample(self.space, rng) for _ in range(_REPEATS**2)]
+        return next((other for other in others if other not in tried), found)

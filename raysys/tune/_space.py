@@ -106,8 +106,13 @@ def spread(space: Space, number: int, seed: int) -> dict[str, Any]:
 
     if number == 0:
         return {name: domain.at(0.5) for name, domain in space.items()}
-    shares = Sobol(len(space), seed=seed).fast_forward(number).random(1)[0]
+    shares = Sobol(len(space), seed=seed).fast_forward(number).random(1)[0].tolist()
     return {n: domain.at(share) for (n, domain), share in zip(space.items(), shares, strict=True)}
+
+
+def enough(space: Space) -> int:
+    """How many trials a model needs at least: more than there are settings."""
+    return len(space) + 2
 
 
 def grid(space: Space, points: int) -> Iterator[dict[str, Any]]:
