@@ -102,7 +102,7 @@ def test_more_examples_help_and_all_are_what_a_whole_training_gives() -> None:
 
 def test_a_loss_that_is_not_finite_stops_at_its_step_and_names_the_layer() -> None:
     seen: list[object] = []
-    with pytest.raises(TrainError, match="step 5: the loss is inf.*of layer scale") as caught:
+    with pytest.raises(TrainError, match=r"step 5: the loss is inf.*of layer scale") as caught:
         train_in_process(
             Broken(), {"rows": rows()}, settings(), lambda epoch, _: seen.append(epoch)
         )
@@ -125,7 +125,7 @@ class Bursting(Regression):
 
 def test_an_exploding_gradient_stops_at_its_step_and_names_the_largest() -> None:
     how = settings(explosion=50.0)
-    with pytest.raises(TrainError, match="norm of the gradient is .* more than") as caught:
+    with pytest.raises(TrainError, match=r"norm of the gradient is .* more than") as caught:
         train_in_process(Bursting(), {"rows": rows()}, how, lambda epoch, _: None)
     assert caught.value.step == 13
     assert caught.value.layer in {"layers.0.weight", "layers.2.weight"}
