@@ -88,7 +88,7 @@ def _ask(
     import optuna
     from optuna.trial import TrialState, create_trial
 
-    optuna.logging.set_verbosity(logging.WARNING)
+    optuna.logging.set_verbosity(logging.ERROR)
     domains = {name: _distribution(domain) for name, domain in space.items()}
     with warnings.catch_warnings():
         # `multivariate` is marked experimental, and has been for years.
