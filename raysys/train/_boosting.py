@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, model_validator
 
-from raysys import cluster
+from raysys import cluster, tracking
 from raysys.errors import DataError
 from raysys.train._boost_columns import Columns, Objective
 from raysys.train._boost_grow import GrowPlan, progress_line, unpacked
@@ -152,8 +152,15 @@ def boost(
     if settings.patience:
         booster = booster[: history.best + 1]
     boosted = Boosted(booster, inputs.coding, history.metric, history.values)
-    if run:
+    if run and storage and name:
         run.finish(boosted)
+        tracked = tracking.open_run(
+            storage, "boosting", name, settings=settings.model_dump(),
+            tables={"train": table} | ({"validation": validation} if validation else {}),
+        )  # fmt: skip
+        if history.values:
+            tracked.log_curve(f"validation {history.metric}", history.values)
+        tracked.end("FINISHED", {"rounds": float(boosted.rounds)})
     return boosted
 
 
