@@ -7,6 +7,7 @@ from raysys.train._cross import FoldScores, cross_predict, cross_validate
 from raysys.train._estimators import fit_estimator
 from raysys.train._fit import Fitted, fit, load_parameters, save_parameters
 from raysys.train._in_process import train_in_process
+from raysys.train._measure import Machine, Measuring, Opened, Round
 from raysys.train._plan import Estimate, Plan, plan
 from raysys.train._settings import StrategyName, TrainSettings
 from raysys.train._study import CurvePoint, Overfit, learning_curve, overfit_one_batch
@@ -21,9 +22,13 @@ __all__ = [
     "Estimate",
     "Fitted",
     "FoldScores",
+    "Machine",
+    "Measuring",
+    "Opened",
     "Overfit",
     "Parameters",
     "Plan",
+    "Round",
     "StrategyName",
     "TrainSettings",
     "TrainingTask",

@@ -5,6 +5,9 @@ from raysys.tune._report import Report
 from raysys.tune._search import search
 from raysys.tune._searchers import Grid, Population, Searcher
 from raysys.tune._space import Choice, Float, Integer, Space
+from raysys.tune._throughput import throughput
+from raysys.tune._throughput_choice import Tried
+from raysys.tune._throughput_found import Throughput
 from raysys.tune._training import training
 from raysys.tune._trial import Goal, Trial
 
@@ -19,7 +22,10 @@ __all__ = [
     "Report",
     "Searcher",
     "Space",
+    "Throughput",
     "Trial",
+    "Tried",
     "search",
+    "throughput",
     "training",
 ]

@@ -1,0 +1,172 @@
+"""Training speed of the recommender's tower: defaults, `tune.throughput`, and what others do.
+
+The peers have the same worker processes, the same space and the same budget: a plain grid that
+measures each point for an equal time, and the largest batch that still brings samples per second,
+doubled from the defaults', as a batch-size finder does. What they recommend and what
+`tune.throughput` does are then trained by `train.fit` in turns with the defaults.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any
+
+from benchmarks._figures import Report, arguments
+from jobs import film_etl
+from jobs.two_tower import TwoTower
+from raysys import cluster, train, tune
+from raysys.errors import TrainError
+from raysys.storage import Storage
+
+if TYPE_CHECKING:
+    from raysys.data import Table
+
+_STEPS = 20  # of a point of the grid
+# Held against the defaults' mean over the seeds, as a share of it.
+_NO_WORSE = 1e-3
+
+
+def measure(report: Report, quick: bool) -> None:
+    """Add the figures of all of them."""
+    cluster.connect()
+    _, ratings, films, _ = film_etl.etl(None, blocks=2)
+    tables = {"ratings": ratings, "films": films}
+    defaults = train.TrainSettings()
+    budget_s = 60.0 if quick else 180.0
+    with tempfile.TemporaryDirectory() as folder:
+        found = tune.throughput(
+            "towers", TwoTower(), tables, defaults, Storage(folder),
+            metric="validation_loss", budget_s=budget_s,
+        )  # fmt: skip
+    print(found, flush=True)
+    report.add("tune.throughput: search", found.seconds, "s")
+    report.add("tune.throughput: configurations measured", len(found.tried), "number")
+    ways = {"defaults": defaults, "tune.throughput": found.recommended}
+    if not quick:
+        ways |= _peers(tables, defaults, budget_s)
+    runs = _trained(tables, ways, seeds=1 if quick else 3)
+    base = runs["defaults"]
+    for name, measured in runs.items():
+        for key, unit in (
+            ("samples_per_s", "1/s"), ("validation_loss", "nats"), ("ndcg_at_10", "NDCG"),
+        ):  # fmt: skip
+            report.add(f"{name}: {key}", statistics.fmean(one[key] for one in measured), unit)
+        if name == "defaults":
+            continue
+        ours = name == "tune.throughput"
+        # Run by run: they were trained one after the other.
+        ratio = statistics.median(
+            one["samples_per_s"] / other["samples_per_s"]
+            for one, other in zip(measured, base, strict=True)
+        )
+        report.add(
+            f"{name}: samples/s over the defaults'", ratio, "ratio", above=1.5 if ours else None
+        )
+        losses = [[one["validation_loss"] for one in each] for each in (measured, base)]
+        worse = statistics.fmean(losses[0]) / statistics.fmean(losses[1]) - 1
+        noise = _noise(*losses)
+        report.add(
+            f"{name}: loss above the defaults'", worse, "ratio", below=noise if ours else None
+        )
+
+
+def _noise(losses: list[float], base: list[float]) -> float:
+    """A share of the loss that is chance: the 95 % bound of the mean difference of three runs."""
+    if len(base) < 2:
+        return 5 * _NO_WORSE  # the spread between seeds, seen in longer runs
+    differences = [one / other - 1 for one, other in zip(losses, base, strict=True)]
+    return max(_NO_WORSE, 2.92 * statistics.stdev(differences) / len(differences) ** 0.5)
+
+
+def _trained(
+    tables: dict[str, Table], ways: dict[str, train.TrainSettings], seeds: int
+) -> dict[str, list[dict[str, float]]]:
+    """The last epoch of whole runs, in turns, with the epochs' median speed."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    known: dict[tuple[str, int], dict[str, float]] = {}
+    for seed in range(seeds):
+        for name, way in ways.items():
+            settings = way.model_copy(update={"seed": seed})
+            key = (way.model_dump_json(), seed)
+            if key not in known:
+                with tempfile.TemporaryDirectory() as folder:
+                    fitted = train.fit(
+                        f"{name}-{seed}", TwoTower(), tables, settings, Storage(folder)
+                    )
+                # The first epoch holds what is done only once.
+                speeds = [epoch["samples_per_s"] for epoch in fitted.history[1:]]
+                known[key] = fitted.history[-1] | {"samples_per_s": statistics.median(speeds)}
+            runs[name].append(known[key])
+    return runs
+
+
+def _peers(
+    tables: dict[str, Table], defaults: train.TrainSettings, budget_s: float
+) -> dict[str, train.TrainSettings]:
+    """What a grid recommends, and the largest batch."""
+    with train.Measuring(TwoTower(), tables, defaults) as session:
+        started = time.monotonic()
+        grid = _grid(session, defaults, started + budget_s)
+        largest = _largest_batch(session, defaults)
+    return {"grid": grid, "largest batch": largest}
+
+
+def _grid(
+    session: train.Measuring, defaults: train.TrainSettings, ends: float
+) -> train.TrainSettings:
+    """The fastest point of the product of all values, as far as the time goes.
+
+    It sees speed alone, for a loss at each point would take hours.
+    """
+    values: dict[str, list[Any]] = {
+        "batch_size": [512, 1024, 2048, 4096], "precision": ["fp32", "bf16"],
+        "workers": [2, 1], "prefetch": [0, 2], "accumulate": [1, 2],
+        "compression": ["none", "fp16"],
+    }  # fmt: skip
+    best, fastest = defaults, 0.0
+    for point in itertools.product(*values.values()):
+        if time.monotonic() > ends:
+            break
+        changed = dict(zip(values, point, strict=True)) | {"base_batch_size": 512}
+        # All cores, in threads where there is one worker.
+        changed["threads"] = 1 if changed["workers"] == 2 else 2
+        settings = defaults.model_copy(update=changed)
+        speed = _speed(session, settings)
+        if speed > fastest:
+            best, fastest = settings, speed
+    return best
+
+
+def _largest_batch(session: train.Measuring, defaults: train.TrainSettings) -> train.TrainSettings:
+    """Doubled while it fits: on CPUs, up to the number of examples."""
+    best = defaults
+    while best.batch_size * 2 <= session.machine.examples:
+        larger = best.model_copy(update={"batch_size": best.batch_size * 2, "base_batch_size": 512})
+        if _speed(session, larger) == 0.0:
+            break
+        best = larger
+    return best
+
+
+def _speed(session: train.Measuring, settings: train.TrainSettings) -> float:
+    try:
+        opened = session.open(settings)
+        measured = session.steps(opened, _STEPS)
+        session.close(opened)
+    except TrainError:
+        return 0.0
+    return settings.batch_size / measured.step_s
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    report = Report()
+    measure(report, options.quick)
+    report.write(options.json)
+
+
+if __name__ == "__main__":
+    main()
