@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _VALUE = 4  # bytes: parameters and optimizer state are float32, also where bf16 computes
 # Tensors of a parameter's size that the optimizer keeps.
 _STATES = {"adamw": 2, "lamb": 2, "sgd": 1, "lars": 1}
+# Workers that wait for each other longer than this share of a step are no bargain.
+_IDLE = 0.1
 # Beyond what its formulas count, a process needs room to work in.
 _MARGIN = 1.1
 
@@ -47,12 +49,15 @@ class Estimate:
         strategy: Its name.
         memory_bytes: A worker's, at its most.
         traffic_bytes: Sent by a worker in a step.
+        idle: Share of a step that a worker waits for others: of a pipeline, which fills and
+            empties.
         fits: Whether the memory is there.
     """
 
     strategy: StrategyName
     memory_bytes: int
     traffic_bytes: int
+    idle: float
     fits: bool
 
 
@@ -63,7 +68,8 @@ class Plan:
     Attributes:
         module: What they were estimated for.
         limit_bytes: What a worker may hold.
-        estimates: Of all strategies, those that send least first.
+        estimates: Of all strategies, the cheapest first: those that send least, and after them a
+            pipeline whose workers would wait.
         settings: The given ones with the cheapest strategy that fits.
     """
 
@@ -75,13 +81,13 @@ class Plan:
     def __str__(self) -> str:
         head = (
             f"{self.module.parameters:,} parameters, {self.settings.workers} workers of "
-            f"{_gib(self.limit_bytes)}: {self.settings.strategy}, which sends least of those "
-            "that fit"
+            f"{_gib(self.limit_bytes)}: {self.settings.strategy}, the cheapest of those that fit"
         )
         lines = [
             f"  {one.strategy:<9}{_gib(one.memory_bytes):>11} a worker"
             f"{one.traffic_bytes / 2**20:>12,.1f} MiB a step   "
             + ("fits" if one.fits else "does not fit")
+            + (f", waits {one.idle:.0%} of the time" if one.idle else "")
             for one in self.estimates
         ]
         return "\n".join([head, *lines])
@@ -116,12 +122,13 @@ def plan(
     settings = settings or TrainSettings()
     gpu = cluster.resources().gpus >= settings.workers
     limit = memory_bytes or settings.memory_bytes or _memory_of(settings.workers, gpu)
-    remote = ray.remote(_inspect).options(name="plan", num_gpus=0)
-    module = ray.get(remote.remote(task, dict(tables), settings))
+    # An actor has a process of its own, whose memory tells what a worker's will be.
+    inspector = ray.remote(_Inspector).options(num_cpus=1).remote()
+    module = ray.get(inspector.inspect.remote(task, dict(tables), settings))
     estimates = [estimate(name, module, settings, limit) for name in get_args(StrategyName)]
     if settings.workers % settings.stages:
         estimates = [one for one in estimates if one.strategy != "pipeline"]
-    estimates.sort(key=lambda one: one.traffic_bytes)
+    estimates.sort(key=lambda one: (one.idle > _IDLE, one.traffic_bytes))
     cheapest = next((one for one in estimates if one.fits), None)
     if cheapest is None:
         least = min(estimates, key=lambda one: one.memory_bytes)
@@ -146,6 +153,7 @@ def estimate(
     states = _STATES[settings.optimizer] * _VALUE * count
     values = gradients = _VALUE * count
     activations = module.activation_bytes
+    idle = 0.0
     around = 2 * _VALUE * (workers - 1) / workers * count  # an all-reduce in a ring
     if strategy == "ddp":
         held, sent = values + gradients + states, around
@@ -161,13 +169,14 @@ def estimate(
         sent = 1.5 * around
     else:
         stages = settings.stages
+        idle = (stages - 1) / (settings.accumulate + stages - 1)
         held = (values + gradients + states) // stages
         # A stage holds its share of the activations of as many micro-batches as there are stages.
         replicas = workers // stages
         between = 2 * module.activation_bytes / max(1, stages)
         sent = between + 2 * _VALUE * (replicas - 1) / replicas * count / stages
     total = int(_MARGIN * (held + activations) + module.process_bytes)
-    return Estimate(strategy, total, int(sent), total <= limit)
+    return Estimate(strategy, total, int(sent), idle, total <= limit)
 
 
 def _zero2(count: int, workers: int) -> int:
@@ -182,32 +191,36 @@ def _zero3(count: int, largest_layer: int, workers: int) -> int:
     return needs(count, largest_layer, workers, 1, cpu_offload=False, cpu_offload_params=False)[1]
 
 
-def _inspect(task: TrainingTask, tables: dict[str, Table], settings: TrainSettings) -> Module:
-    import numpy as np
-    import psutil
+class _Inspector:
+    def inspect(
+        self, task: TrainingTask, tables: dict[str, Table], settings: TrainSettings
+    ) -> Module:
+        """Build a task's module and send a micro-batch through it."""
+        import numpy as np
+        import psutil
 
-    from raysys.train._blocks import activation_bytes, blocks, checkpoint_activations
+        from raysys.train._blocks import activation_bytes, blocks, checkpoint_activations
 
-    examples = task.prepare({name: table.arrow() for name, table in tables.items()})
-    process = psutil.Process().memory_info().rss
-    module = task.build()
-    size = -(-settings.batch_size // (settings.workers * settings.accumulate))
-    batch = task.batch(np.arange(size) % examples, np.random.default_rng(0))
-    activations = activation_bytes(module, batch)
-    if settings.checkpoint_activations and blocks(module):
-        # Besides what is kept, one block at a time is computed again.
-        once = activations // len(blocks(module))
-        checkpoint_activations(module)
-        activations = activation_bytes(module, batch) + once
-    return Module(
-        parameters=sum(one.numel() for one in module.parameters()),
-        largest_layer=max(
-            sum(one.numel() for one in layer.parameters(recurse=False))
-            for layer in module.modules()
-        ),
-        activation_bytes=activations,
-        process_bytes=process,
-    )
+        examples = task.prepare({name: table.arrow() for name, table in tables.items()})
+        process = psutil.Process().memory_info().rss
+        module = task.build()
+        size = -(-settings.batch_size // (settings.workers * settings.accumulate))
+        batch = task.batch(np.arange(size) % examples, np.random.default_rng(0))
+        activations = activation_bytes(module, batch)
+        if settings.checkpoint_activations and blocks(module):
+            # Besides what is kept, one block at a time is computed again.
+            once = activations // len(blocks(module))
+            checkpoint_activations(module)
+            activations = activation_bytes(module, batch) + once
+        return Module(
+            parameters=sum(one.numel() for one in module.parameters()),
+            largest_layer=max(
+                sum(one.numel() for one in layer.parameters(recurse=False))
+                for layer in module.modules()
+            ),
+            activation_bytes=activations,
+            process_bytes=process,
+        )
 
 
 def _memory_of(workers: int, gpu: bool) -> int:

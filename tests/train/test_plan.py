@@ -1,0 +1,51 @@
+"""The planner counts what a strategy holds, and prefers what sends least."""
+
+import pytest
+
+from raysys.data import Table
+from raysys.errors import ResourceError
+from raysys.train import TrainSettings, plan
+from tests.train.tasks import Regression, rows
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+GIB = 1 << 30
+
+
+class Wide(Regression):
+    """50 million parameters: 0.2 GB, four times that with gradients and Adam's state."""
+
+    def build(self):  # type: ignore[no-untyped-def]
+        import torch
+
+        module = super().build()
+        layers = [torch.nn.Linear(2500, 2000, bias=False) for _ in range(10)]
+        module.wide = torch.nn.ModuleList(layers)
+        return module
+
+
+def test_the_cheapest_that_fits_is_chosen_and_sharding_is_counted() -> None:
+    tables = {"rows": Table.load(rows)}
+    settings = TrainSettings(workers=4, batch_size=64)
+    roomy = plan(Wide(), tables, settings, memory_bytes=100 * GIB)
+    assert roomy.settings.strategy == "ddp"
+    assert roomy.module.parameters == 50_000_097
+    state = 4 * 4 * roomy.module.parameters  # values, gradients and Adam's two moments
+    process = roomy.module.process_bytes
+    needed = {one.strategy: one.memory_bytes - process for one in roomy.estimates}
+    assert needed["ddp"] == pytest.approx(1.1 * state, rel=0.01)
+    assert needed["zero1"] < needed["ddp"]
+    assert needed["zero2"] <= needed["zero1"]
+    assert 1 / 4 < needed["zero3"] / needed["ddp"] < 0.75
+    assert needed["pipeline"] == pytest.approx(1.1 * state / 2, rel=0.01)
+    # With little room the whole state no longer fits on every worker.
+    tight = process + needed["zero3"] + (64 << 20)
+    chosen = plan(Wide(), tables, settings, memory_bytes=tight)
+    assert chosen.settings.strategy in ("fsdp", "zero3")
+    assert "ddp" in str(chosen)
+    assert "does not fit" in str(chosen)
+    with pytest.raises(ResourceError, match=r"even .* needs .* Use more workers"):
+        plan(Wide(), tables, settings, memory_bytes=1 << 20)
+    # A pipeline of few micro-batches waits, one of many does not, and sends least.
+    many = settings.model_copy(update={"accumulate": 16})
+    assert plan(Wide(), tables, many, memory_bytes=100 * GIB).settings.strategy == "pipeline"
