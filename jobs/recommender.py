@@ -7,7 +7,7 @@ settings. The functions below are its stages, in their order.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ray
 from pydantic import BaseModel, Field
@@ -52,7 +52,7 @@ class Config(BaseModel):
 
     ratings: str | None = Field(None, description="ratings file, CSV or Parquet; else MovieLens")
     storage: str | None = Field(None, description="storage root; else RAYSYS_STORAGE or ~/.raysys")
-    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
+    strategy: train.StrategyName = "ddp"
     workers: int = Field(2, ge=1, description="training workers, and actors of the ranker")
     epochs: int = Field(5, ge=1, description="of the two towers")
     retrieval_trials: int = Field(4, ge=1, description="budget of the towers' search")
