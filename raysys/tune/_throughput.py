@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raysys.storage import Storage
     from raysys.train import TrainingTask, TrainSettings
 
-_LOSS_SHARE = 1 / 24  # of the budget, for one run of the defaults up to their loss
+_LOSS_SHARE = 1 / 15  # of the budget, for one run of the defaults up to their loss
 _FEWEST_STEPS = 30  # of such a run
 
 

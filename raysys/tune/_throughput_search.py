@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raysys.tune._throughput_bench import ROUND_S, SEEDS, Bench, Way
-from raysys.tune._throughput_choice import WORTH, no_worse, promising_batches
+from raysys.tune._throughput_choice import WORTH, no_worse, promising_batches, rank
 from raysys.tune._throughput_space import moves, useless
 
 if TYPE_CHECKING:
     from raysys.train import TrainSettings
 
+_HELD = 2  # to their losses at the end, whatever the time
 _COMPILING_S = 10.0  # at the least
 _COMPILED = 2.0  # times as fast, at the most
 
@@ -138,10 +139,16 @@ def _compile(bench: Bench, space: Mapping[str, Sequence[Any]], best: Way, whole:
 def _finish(bench: Bench, whole: int) -> None:
     """Hold the fastest against the defaults, until one is faster with a loss no worse."""
     ways = [at for at, one in enumerate(bench.tried) if at and not one.failed]
-    ways.sort(key=lambda at: bench.tried[at].run_s(whole))
+    ways.sort(key=lambda at: rank(bench.tried[at], whole))
+    held = 0
     for at in ways:
-        if bench.left() < 0 or bench.tried[at].run_s(whole) >= bench.tried[0].run_s(whole):
+        faster = bench.tried[at].run_s(whole) < bench.tried[0].run_s(whole)
+        if not faster or not _eligible(bench, at):
+            continue
+        if bench.left() < 0 and held >= _HELD:
+            bench.note("time was up before all that were faster had been held to their losses")
             break
+        held += 1
         # A loss that is bad under one seed needs no others.
         while len(bench.tried[at].losses) < SEEDS and bench.add_loss(at):
             if not no_worse(bench.tried[at], bench.tried[0]):
@@ -154,6 +161,24 @@ def _finish(bench: Bench, whole: int) -> None:
         # What is left goes into the front.
         if bench.left() > _reserve(bench) / SEEDS and not bench.tried[at].losses:
             bench.add_loss(at)
+
+
+def _eligible(bench: Bench, place: int) -> bool:
+    """Whether a configuration may yet be recommended.
+
+    A larger batch must have shown its loss before: it is the one thing here that changes what is
+    learned from a sample.
+    """
+    tried = bench.tried[place]
+    if tried.losses:
+        return no_worse(tried, bench.tried[0])
+    return tried.settings.batch_size <= _shown(bench)
+
+
+def _shown(bench: Bench) -> int:
+    """The largest batch size whose loss was no worse."""
+    sizes = [one.settings.batch_size for one in bench.tried if no_worse(one, bench.tried[0])]
+    return max(sizes)
 
 
 def _reserve(bench: Bench) -> float:
