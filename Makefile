@@ -19,7 +19,7 @@ test: lint
 
 bench: $(BENCH)
 	$(BIN)/python -m benchmarks.recommender
-	$(BIN)/python -m benchmarks.strategies
+	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.index
 	$(BIN)/python -m benchmarks.data

@@ -39,11 +39,13 @@ class Progress:
         step: Optimizer steps taken.
         history: What each finished epoch measured.
         loss_sum: Of the steps of the epoch that is under way.
+        examples: Number of training examples, which decides what a step takes.
     """
 
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     loss_sum: float = 0.0
+    examples: int = 0
 
 
 class Checkpoints:
@@ -124,21 +126,23 @@ class Checkpoints:
                     with self._storage.new_file(chunk.path) as file:
                         torch.save(chunk.content, file)
                     if self._rank == 0 and "progress" in chunk.content:
-                        self._prune()
+                        prune(self._storage, self._folder, _KEPT)
             except Exception as error:
                 self._failure = error
             finally:
                 self._chunks.task_done()
 
-    def _prune(self) -> None:
-        """Remove all that is older than the ones to keep, complete or not."""
-        found = complete(self._storage, self._folder)
-        if len(found) >= _KEPT:
-            for name in self._storage.names(self._folder):
-                if name < found[-_KEPT]:
-                    # A worker of a group that is being ended may remove the same.
-                    with contextlib.suppress(FileNotFoundError):
-                        self._storage.remove(f"{self._folder}/{name}")
+
+def prune(storage: Storage, folder: str, kept: int) -> None:
+    """Remove all that is older than the newest complete ones to keep, complete or not."""
+    found = complete(storage, folder)
+    if len(found) < kept:
+        return
+    for name in storage.names(folder):
+        if name < found[-kept]:
+            # A worker of a group that is being ended may remove the same.
+            with contextlib.suppress(FileNotFoundError):
+                storage.remove(f"{folder}/{name}")
 
 
 def complete(storage: Storage, folder: str) -> list[str]:
@@ -175,10 +179,23 @@ class Saved:
         return {name: state["value"] for name, state in self._tensors.items()}
 
 
+def keep_newest(storage: Storage, folder: str) -> None:
+    """Of a run that has ended, remove all checkpoints but the newest complete one."""
+    folder = f"{folder}/checkpoints"
+    prune(storage, folder, 1)
+    for name in set(storage.names(folder)) - set(complete(storage, folder)[-1:]):
+        storage.remove(f"{folder}/{name}")
+
+
 def newest(storage: Storage, folder: str) -> str | None:
     """Name of the newest complete checkpoint of a run, if there is one."""
     found = complete(storage, f"{folder}/checkpoints")
     return found[-1] if found else None
+
+
+def step_of(name: str | None) -> int:
+    """The step after which a checkpoint was written; 0 of none."""
+    return int(name.partition("-")[0]) if name else 0
 
 
 @contextlib.contextmanager

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysys import cluster, tracking
+from raysys import cluster
 from raysys.errors import TrainError
+from raysys.train import _checkpoint
+from raysys.train._follow import followed
 from raysys.train._record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ray.train import Checkpoint
+    from ray.train.torch import TorchTrainer
 
     from raysys.data import Table
     from raysys.storage import Storage
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
     from raysys.train._task import Epoch, Parameters, TrainingTask
 
 _PARAMETERS = "parameters.pt"
-_POLL_S = 1.0
 _RESIZE_S = 20.0
 
 
@@ -42,8 +45,6 @@ class Fitted:
 
     def parameters(self) -> Parameters:
         """The trained module's `state_dict`, on the CPU."""
-        from raysys.train import _checkpoint
-
         storage, folder = self.record.storage, self.record.folder
         name = _checkpoint.newest(storage, folder)
         done = self.record.read("done")
@@ -82,7 +83,8 @@ def fit(
     checkpoints in the background; when one of them or its node is lost, Ray Train starts the
     group anew and it goes on from the newest. The same call after the driver was lost, or with
     another strategy or number of workers, goes on from there too; after the run has finished it
-    returns what came out.
+    returns what came out. Of two such calls at once the later one takes over. Ctrl-C ends the
+    workers and leaves what the same call goes on from.
 
     Args:
         name: The run's name.
@@ -94,35 +96,95 @@ def fit(
     Raises:
         ResourceError: The workers do not fit on the cluster.
         TrainError: The loss is not finite or explodes, a worker needs more memory than it may
-            hold, the task's own methods fail, or the name is that of a run with other settings.
+            hold, the task's own methods fail, the name is that of a run with other settings or
+            examples, another call has taken the run over, or it failed too often.
+        StorageError: The storage root cannot be written to.
     """
     record = Record(storage, name)
-    _check_same(record, settings)
-    done = record.read("done")
-    if done:
+    newest = _checkpoint.newest(storage, record.folder)
+    if newest:
+        _check_same(record, settings)
+    if done := record.read("done"):
         return Fitted(record, done["history"])
-    trainer, submission = _trainer(record, task, tables, settings)
-    record.write("plan", {"trajectory": settings.trajectory, "settings": settings.model_dump()})
-    with _followed(record, tables, settings) as tracked:
-        try:
+    if not newest:
+        record.remove("progress")  # of a run that did not come to its first checkpoint
+    with followed(record, settings, _checkpoint.step_of(newest)) as tracked:
+        result = record.read("result")
+        if result is None:
+            result = _run(record, task, tables, settings)
+        tracked.update(result)
+    # Only now: a driver that dies before ends the tracked run and tidies when it is back.
+    _checkpoint.keep_newest(storage, record.folder)
+    record.tidy()
+    record.write("done", result)
+    return Fitted(record, result["history"])
+
+
+def _run(
+    record: Record, task: TrainingTask, tables: Mapping[str, Table], settings: TrainSettings
+) -> dict[str, Any]:
+    """Let Ray Train's workers come to the end; what rank 0 wrote then."""
+    submission = secrets.token_hex(4)
+    trainer = _trainer(record, task, tables, settings, submission)
+    record.write("plan", {
+        "trajectory": settings.trajectory, "settings": settings.model_dump(),
+        "submission": submission,
+    })  # fmt: skip
+    try:
+        with _interruptible():
             trainer.fit()
-        except Exception as error:
-            raise record.failure(submission) or TrainError(
-                f"training {name} gave up after max_failures={settings.max_failures} failures; the "
-                f"last: {error}. The same call goes on from the newest checkpoint"
-            ) from error
-        if failure := record.failure(submission):
-            raise failure
-        done = record.read("done")
-        assert done is not None
-        tracked.update(done)
-    return Fitted(record, done["history"])
+    except Exception as error:
+        raise _told(record, submission) or TrainError(
+            f"training {record.name} gave up after max_failures={settings.max_failures} failures; "
+            f"the last: {error}. The same call goes on from the newest checkpoint"
+        ) from error
+    finally:
+        record.storage.remove(f"{record.folder}/ray/{record.name}-{submission}")
+    if failure := _told(record, submission):
+        raise failure
+    result = record.read("result")
+    assert result is not None
+    return result
+
+
+def _told(record: Record, submission: str) -> TrainError | None:
+    """The error of a worker that would come again, with what its remedies mean for the name."""
+    failure = record.failure(submission)
+    if failure and failure.step and _checkpoint.newest(record.storage, record.folder):
+        return TrainError(
+            f"{failure}. Other settings need another name, or remove "
+            f"{record.storage.uri(record.folder)}",
+            step=failure.step,
+            layer=failure.layer,
+        )
+    return failure
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Make Ctrl-C what it is elsewhere; Ray Train takes it, exits, and would keep it for good."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if error.code == signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _trainer(
-    record: Record, task: TrainingTask, tables: Mapping[str, Table], settings: TrainSettings
-) -> tuple[Any, str]:
-    """Ray Train's trainer for a submission, and the submission's name."""
+    record: Record,
+    task: TrainingTask,
+    tables: Mapping[str, Table],
+    settings: TrainSettings,
+    submission: str,
+) -> TorchTrainer:
+    """Ray Train's trainer for a submission."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -132,13 +194,13 @@ def _trainer(
     cluster.require(
         f"training {record.name}", cpus=least * threads, gpus=float(least) if gpu else 0.0
     )
-    submission = secrets.token_hex(4)
     elastic = (least, settings.workers) if settings.min_workers else settings.workers
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _run_worker,
         train_loop_config={
             "task": task,
-            "tables": dict(tables),
+            # Here and once: a worker that is started anew finds the blocks.
+            "tables": {key: table.materialize() for key, table in tables.items()},
             "settings": settings,
             "record": record,
             "submission": submission,
@@ -156,7 +218,6 @@ def _trainer(
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    return trainer, submission
 
 
 def _run_worker(config: dict[str, Any]) -> None:
@@ -182,53 +243,3 @@ def _check_same(record: Record, settings: TrainSettings) -> None:
             f"run {record.name!r} was started with {'; '.join(changed)}: give another name, the "
             f"settings that it had, or remove {record.storage.uri(record.folder)}"
         )
-
-
-@contextmanager
-def _followed(
-    record: Record, tables: Mapping[str, Table], settings: TrainSettings
-) -> Iterator[dict[str, Any]]:
-    """Say each epoch and track the run, from what rank 0 writes; in a thread of this process."""
-    ended = threading.Event()
-    result: dict[str, Any] = {}
-    earlier = record.read("progress")
-
-    def follow() -> None:
-        tracked: tracking.TrackedRun | None = None
-        said, step = len(earlier["history"]) if earlier else 0, 0.0
-        if earlier:
-            print(f"[{record.name}] goes on after step {earlier['step']}", flush=True)
-        while True:
-            last = ended.wait(_POLL_S)
-            progress = record.read("progress")
-            if progress and progress != earlier:
-                for measured in progress["history"][said:]:
-                    text = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
-                    print(f"[{record.name}] {text}", flush=True)
-                said = max(said, len(progress["history"]))
-                # Only now: opening a database would make the workers' start slower.
-                tracked = tracked or tracking.open_run(
-                    record.storage, "training", record.name, settings=settings.model_dump()
-                )
-                for point in progress["points"]:
-                    if point["step"] > step:
-                        step = point["step"]
-                        rest = {key: value for key, value in point.items() if key != "step"}
-                        tracked.log(rest, step=int(step))
-            if last:
-                break
-        if tracked is None:
-            return
-        for measured in result.get("history", []):
-            rest = {key: value for key, value in measured.items() if key not in ("epoch", "step")}
-            tracked.log(rest, step=int(measured["step"]))
-        finals = result["history"][-1] if result else {}
-        tracked.end("FINISHED" if result else "FAILED", finals)
-
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
-    try:
-        yield result
-    finally:
-        ended.set()
-        follower.join()

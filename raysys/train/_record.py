@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysys.errors import TrainError
+from raysys.errors import StorageError, TrainError
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -25,24 +27,51 @@ class Record:
         return f"training/{self.name}"
 
     def read(self, what: str) -> dict[str, Any] | None:
-        """`plan`, `progress` or `done`; None if it has not been written."""
+        """`plan`, `progress`, `result` or `done`; None if it has not been written."""
         found = self.storage.read_bytes(f"{self.folder}/{what}.json")
         return None if found is None else json.loads(found)
 
     def write(self, what: str, value: dict[str, Any]) -> None:
-        """Write one of them whole."""
-        self.storage.write_json(f"{self.folder}/{what}.json", value)
+        """Write one of them whole.
+
+        Raises:
+            StorageError: The storage root does not take it.
+        """
+        path = f"{self.folder}/{what}.json"
+        try:
+            self.storage.write_json(path, value)
+        except OSError as error:
+            raise StorageError(
+                f"{self.storage.uri(path)} cannot be written: {error}. Make room or give access; "
+                "the same call goes on from the newest checkpoint"
+            ) from error
+
+    def remove(self, what: str) -> None:
+        """Remove one of them, if it is there."""
+        if self.storage.exists(f"{self.folder}/{what}.json"):
+            self.storage.remove(f"{self.folder}/{what}.json")
 
     def write_failure(self, submission: str, error: TrainError) -> None:
         """Keep an error that would come again, for the driver of this submission."""
-        self.write("failure", {
-            "submission": submission, "message": str(error), "step": error.step,
-            "layer": error.layer,
+        self.write(f"failure-{submission}", {
+            "message": str(error), "step": error.step, "layer": error.layer,
         })  # fmt: skip
 
     def failure(self, submission: str) -> TrainError | None:
         """The error that a worker of this submission left."""
-        found = self.read("failure")
-        if not found or found["submission"] != submission:
+        found = self.read(f"failure-{submission}")
+        if found is None:
             return None
         return TrainError(found["message"], step=found["step"], layer=found["layer"])
+
+    def tidy(self) -> None:
+        """Remove what only a run that may go on needs, and what killed writers left."""
+        for name in self.storage.names(self.folder):
+            if name in ("ray", "result.json") or name.startswith("failure-"):
+                self.storage.remove(f"{self.folder}/{name}")
+        if self.storage.is_local:
+            for left in [*Path(self.storage.uri(self.folder)).rglob(".*")]:
+                if left.suffix == ".partial":
+                    left.unlink(missing_ok=True)
+                elif left.suffix == ".old":
+                    shutil.rmtree(left, ignore_errors=True)

@@ -86,20 +86,25 @@ def _train(
     agreed = [(secrets.token_hex(4), _checkpoint.newest(record.storage, record.folder))]
     dist.broadcast_object_list(agreed)
     attempt, found = agreed[0]
-    progress = Progress()
+    progress = Progress(examples=examples)
     if found:
         with _checkpoint.opened(record.storage, record.folder, found) as saved:
-            replica.load(saved.read, saved.progress.step)
             progress = saved.progress
+            if progress.examples != examples:
+                raise TrainError(
+                    f"run {record.name!r} was started with {progress.examples} training examples, "
+                    f"now there are {examples}: give another name, or the tables that it had"
+                )
+            replica.load(saved.read, progress.step)
     checkpoints = Checkpoints(
         record.storage, record.folder, attempt=attempt, rank=rank, world=world
     )
-    reporter = _Reporter(replica, checkpoints, settings, record, examples)
+    reporter = _Reporter(replica, checkpoints, settings, record, submission, examples)
     run_steps(task, settings, replica, examples, progress, reporter, rank=rank, device=device)
     checkpoints.wait()
     dist.barrier()
     if rank == 0:
-        record.write("done", {
+        record.write("result", {
             "history": progress.history, "examples": examples, "workers": world,
             "aliases": aliases,
         })  # fmt: skip
@@ -114,9 +119,11 @@ class _Reporter:
         checkpoints: Checkpoints,
         settings: TrainSettings,
         record: Record,
+        submission: str,
         examples: int,
     ) -> None:
-        self._replica, self._checkpoints, self._record = replica, checkpoints, record
+        self._replica, self._checkpoints = replica, checkpoints
+        self._record, self._submission = record, submission
         self._rank = dist.get_rank()
         self._every = settings.checkpoint_steps or steps_per_epoch(examples, settings)
         self._steps = total_steps(examples, settings)
@@ -137,7 +144,18 @@ class _Reporter:
                     "points": self._points[-_POINTS_KEPT:],
                 })  # fmt: skip
         if progress.step % self._every == 0 or progress.step == self._steps:
+            if self._rank == 0:
+                self._check_alone()
             self._checkpoints.save(self._replica, progress)
+
+    def _check_alone(self) -> None:
+        """Give way to a later call, as when the driver of this one is cut off but lives."""
+        plan = self._record.read("plan")
+        if plan and plan["submission"] != self._submission:
+            raise TrainError(
+                f"another call has taken over run {self._record.name!r}: wait for that one, or "
+                "give this one another name"
+            )
 
 
 @contextlib.contextmanager

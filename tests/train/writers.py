@@ -70,8 +70,9 @@ def main(folder: Path) -> None:
         assert step == int(number)
         assert step >= first, "it went back"
         seen.append(step)
-    complete = _checkpoint.complete(storage, "run/checkpoints")
-    print(json.dumps({"seen": seen, "complete": complete}))
+    last = newest(storage, "run")
+    _checkpoint.keep_newest(storage, "run")
+    print(json.dumps({"seen": seen, "last": last}))
 
 
 if __name__ == "__main__":

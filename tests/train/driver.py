@@ -1,0 +1,42 @@
+"""A driver of its own process, for tests that end it; run as a program."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raysys import cluster
+from raysys.data import Table
+from raysys.storage import Storage
+from raysys.train import Fitted, TrainSettings, fit
+from tests.train.tasks import Regression, SlowRegression, rows
+
+
+class Observed(SlowRegression):
+    """Leaves its process's number, for whoever wants to kill it."""
+
+    def prepare(self, tables: Mapping[str, pa.Table]) -> int:
+        (self.log.parent / f"{os.getpid()}.worker").touch()
+        return super().prepare(tables)
+
+
+def settings(**changed: Any) -> TrainSettings:
+    return TrainSettings.model_validate({
+        "epochs": 12, "batch_size": 500, "learning_rate": 0.05, "checkpoint_steps": 4,
+        "threads": 1, **changed,
+    })  # fmt: skip
+
+
+def run(folder: Path, slow: bool, **changed: Any) -> Fitted:
+    """A run of the folder's name."""
+    task = Observed(folder / "log") if slow else Regression()
+    tables = {"rows": Table.from_arrow(rows())}
+    return fit(folder.name, task, tables, settings(**changed), Storage(folder))
+
+
+if __name__ == "__main__":
+    cluster.connect()
+    run(Path(sys.argv[1]), slow=True)

@@ -1,0 +1,181 @@
+"""What a worker does that is alone in its process group; no cluster, so it takes a second."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from raysys.errors import StorageError, TrainError
+from raysys.storage import Storage
+from raysys.train import TrainSettings
+from raysys.train._checkpoint import newest
+from raysys.train._record import Record
+from raysys.train._worker import work
+from tests.train.tasks import Regression, rows
+
+
+@dataclasses.dataclass
+class Held:
+    """Stands where a Table does: rows that are here already."""
+
+    rows: pa.Table
+
+    def arrow(self) -> pa.Table:
+        return self.rows
+
+
+@dataclasses.dataclass
+class Failing(Regression):
+    """Fails in one of its methods."""
+
+    method: str = ""
+
+    def prepare(self, tables: Mapping[str, pa.Table]) -> int:
+        self._fail("prepare")
+        return super().prepare(tables)
+
+    def build(self) -> nn.Module:
+        self._fail("build")
+        return super().build()
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        self._fail("evaluate")
+        return super().evaluate(module)
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        batch = super().batch(rows, rng)
+        if self.method == "not a number":
+            batch["y"][0] = torch.nan
+        return batch
+
+    def _fail(self, where: str) -> None:
+        if self.method == where:
+            raise ZeroDivisionError("of its own")
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+Train = Callable[..., Record]
+
+
+@pytest.fixture
+def train(alone: None, storage: Storage) -> Train:
+    def train(
+        task: Regression | None = None, submission: str = "mine", examples: int = 1500,
+        **changed: Any,
+    ) -> Record:  # fmt: skip
+        record = Record(storage, "run")
+        settings = TrainSettings.model_validate({
+            "workers": 1, "epochs": 4, "batch_size": 500, "learning_rate": 0.05,
+            "checkpoint_steps": 2, **changed,
+        })  # fmt: skip
+        tables: Any = {"rows": Held(rows()[:examples])}
+        work(task or Regression(), tables, settings, record, submission, "cpu")
+        return record
+
+    return train
+
+
+@pytest.mark.parametrize("method", ["prepare", "build", "evaluate"])
+def test_an_error_of_the_task_is_told_to_the_driver_and_not_tried_again(
+    method: str, train: Train, storage: Storage
+) -> None:
+    said = f"Failing.{method} failed: ZeroDivisionError"
+    with pytest.raises(TrainError, match=said):
+        train(Failing(method))
+    failure = Record(storage, "run").failure("mine")
+    assert said in str(failure)
+    # What Ray Train starts again, since it knows no better, ends at once.
+    record = train(Failing(method))
+    assert record.read("result") is None
+    # Another call tries.
+    assert train(Regression(), submission="next").read("result") is not None
+
+
+def test_a_step_that_cannot_be_taken_is_named_with_its_layer(
+    train: Train, storage: Storage
+) -> None:
+    with pytest.raises(TrainError, match="step 1: the loss is nan"):
+        train(Failing("not a number"))
+    failure = Record(storage, "run").failure("mine")
+    assert failure is not None
+    assert failure.step == 1
+
+
+def test_a_run_whose_name_was_taken_over_ends_at_its_next_checkpoint(
+    train: Train, storage: Storage
+) -> None:
+    record = Record(storage, "run")
+    record.write("plan", {"submission": "later"})
+    with pytest.raises(TrainError, match="another call has taken over run 'run'"):
+        train()
+    assert newest(storage, "run") is None
+    assert train(submission="later").read("result") is not None
+    assert newest(storage, record.folder) == sorted(storage.names("training/run/checkpoints"))[-1]
+
+
+def test_a_run_goes_on_with_its_own_number_of_examples_only(train: Train) -> None:
+    train(max_steps=4)
+    with pytest.raises(TrainError, match="started with 1500 training examples, now there are 1000"):
+        train(examples=1000)
+
+
+def test_a_killed_and_restarted_run_gives_the_same_bits(train: Train, storage: Storage) -> None:
+    class Cut(Regression):
+        left = 7
+
+        def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("as a lost peer")
+            return super().batch(rows, rng)
+
+    whole = train().read("result")
+    storage.remove("training/run")
+    with pytest.raises(RuntimeError, match="as a lost peer"):
+        train(Cut())
+    cut = train().read("result")
+    assert whole
+    assert cut
+    timed = ("epoch_s", "samples_per_s")
+    for one, other in zip(whole["history"], cut["history"], strict=True):
+        assert {k: v for k, v in one.items() if k not in timed} == {
+            k: v for k, v in other.items() if k not in timed
+        }
+
+
+def test_a_storage_root_that_takes_nothing_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "file"
+    root.write_text("no folder")
+    with pytest.raises(StorageError, match=r"training/run/plan.json cannot be written: .*"):
+        Record(Storage(root), "run").write("plan", {})
+
+
+def test_what_a_killed_writer_left_goes_when_the_run_has_ended(storage: Storage) -> None:
+    record = Record(storage, "run")
+    record.write("plan", {})
+    record.write("failure-1", {})
+    folder = Path(storage.uri(record.folder))
+    (folder / ".progress.json.1.partial").write_text("{")
+    (folder / "checkpoints/.0001.2.old").mkdir(parents=True)
+    (folder / "checkpoints/.0001.2.old/0-of-1.pt").write_text("")
+    (folder / "ray/run-1").mkdir(parents=True)
+    record.tidy()
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {
+        "plan.json", "checkpoints"
+    }  # fmt: skip
+    assert json.loads((folder / "plan.json").read_text()) == {}
