@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raysys.errors import TrainError
 from raysys.train._replica import MicroBatch
 
 if TYPE_CHECKING:
@@ -58,6 +59,13 @@ def _made(
 ) -> Iterator[list[MicroBatch]]:
     place, count = share
     an_epoch = steps_per_epoch(examples, settings)
+    smallest = min(settings.batch_size, examples)
+    if smallest < count * settings.accumulate:
+        raise TrainError(
+            f"{smallest} examples a step cannot be shared by {count} workers in "
+            f"accumulate={settings.accumulate} micro-batches each: lower one of them, or make "
+            "batch_size larger"
+        )
     order = np.empty(0, np.int64)
     for step in steps:
         epoch, within = divmod(step, an_epoch)
