@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,10 +139,12 @@ def _run(
             f"the last: {error}. The same call goes on from the newest checkpoint"
         ) from error
     finally:
-        record.storage.remove(f"{record.folder}/ray/{record.name}-{submission}")
+        with suppress(OSError):
+            record.storage.remove(f"{record.folder}/ray/{record.name}-{submission}")
     if failure := _told(record, submission):
         raise failure
-    result = record.read("result")
+    # `done` if another call had taken the run over and brought it to its end.
+    result = record.read("result") or record.read("done")
     assert result is not None
     return result
 
