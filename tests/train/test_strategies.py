@@ -34,7 +34,7 @@ def settings(strategy: str, **changed: Any) -> TrainSettings:
     })  # fmt: skip
 
 
-class Stopped(Exception):  # noqa: N818: no error
+class StoppedError(Exception):
     pass
 
 
@@ -51,7 +51,7 @@ class Recorder:
             if self.checkpoints:
                 self.checkpoints.save(self.replica, progress)
                 self.checkpoints.wait()
-            raise Stopped
+            raise StoppedError
 
 
 def trained(
@@ -87,7 +87,7 @@ def trained(
     if storage and save:
         checkpoints = Checkpoints(storage, save, attempt="a", rank=rank, world=world)
     recorder = Recorder(replica, stop, checkpoints)
-    with contextlib.suppress(Stopped):
+    with contextlib.suppress(StoppedError):
         run_steps(task, how, replica, examples, progress, recorder, rank=rank)
     return replica.full_parameters(), [one["train_loss"] for one in recorder.history], replica.norm
 
