@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 from torch.nn import functional
@@ -16,8 +17,6 @@ from raysys.train import TrainingTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import pyarrow as pa
 
     from raysys.train import Parameters
 
@@ -152,6 +151,14 @@ class DelayTask(TrainingTask):
         log_odds = module.late_log_odds(*self._validation).astype(np.float64)
         measures = binary_measures(self._late, 1 / (1 + np.exp(-log_odds)))
         return {name: measures[name] for name in ("auc", "average_precision")}
+
+    def predictions(self, module: nn.Module) -> pa.Table:
+        """Probabilities of some flights of the validation month, and whether they were late."""
+        assert isinstance(module, DelayNetwork)
+        some = np.linspace(0, len(self._late) - 1, 200).astype(np.int64)
+        log_odds = module.late_log_odds(*(inputs[some] for inputs in self._validation))
+        probability = 1 / (1 + np.exp(-log_odds.astype(np.float64)))
+        return pa.table({"probability": probability, "late": self._late[some]})
 
 
 def build_network(parameters: Parameters) -> DelayNetwork:

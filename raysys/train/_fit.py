@@ -108,7 +108,7 @@ def fit(
         return Fitted(record, done["history"])
     if not newest:
         record.remove("progress")  # of a run that did not come to its first checkpoint
-    with followed(record, settings, _checkpoint.step_of(newest)) as tracked:
+    with followed(record, tables, settings, _checkpoint.step_of(newest)) as tracked:
         result = record.read("result")
         if result is None:
             result = _run(record, task, tables, settings)

@@ -10,8 +10,9 @@ from raysys import tracking
 from raysys.errors import RaysysError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from raysys.data import Table
     from raysys.train._record import Record
     from raysys.train._settings import TrainSettings
 
@@ -19,11 +20,14 @@ _POLL_S = 1.0
 
 
 @contextmanager
-def followed(record: Record, settings: TrainSettings, first: int) -> Iterator[dict[str, Any]]:
+def followed(
+    record: Record, tables: Mapping[str, Table], settings: TrainSettings, first: int
+) -> Iterator[dict[str, Any]]:
     """Say each epoch and track the run, from what rank 0 writes; in a thread of this process.
 
     Args:
         record: The run's files.
+        tables: Tracked with it, by what they hold.
         settings: Tracked with it.
         first: Step of the checkpoint that the run goes on from; 0 of a new one.
 
@@ -56,7 +60,7 @@ def followed(record: Record, settings: TrainSettings, first: int) -> Iterator[di
                 # Only now: opening a database would make the workers' start slower.
                 tracked = tracked or tracking.open_run(
                     record.storage, "training", record.name, settings=settings.model_dump(),
-                    fresh=not first,
+                    tables=tables, fresh=not first,
                 )  # fmt: skip
                 for point in progress["points"]:
                     if point["step"] > step:
@@ -70,6 +74,14 @@ def followed(record: Record, settings: TrainSettings, first: int) -> Iterator[di
         for measured in result.get("history", []):
             rest = {key: value for key, value in measured.items() if key not in ("epoch", "step")}
             tracked.log(rest, step=int(measured["step"]))
+        if result:
+            # Only now: a pass over the data would make the training slower.
+            tracked.log_tags({
+                f"data.{name}.fingerprint": table.fingerprint for name, table in tables.items()
+            })  # fmt: skip
+            rows = record.rows("predictions")
+            if rows is not None:
+                tracked.log_rows("predictions", rows)
         finals = result["history"][-1] if result else {}
         tracked.end("FINISHED" if result else "FAILED", finals)
 

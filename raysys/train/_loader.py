@@ -77,7 +77,10 @@ def _made(
         for part in mine:
             # A generator of their own for each: what is drawn for a step is drawn alike.
             rng = np.random.default_rng([settings.seed, epoch, within])
-            batch = {name: value.to(device) for name, value in task.batch(part, rng).items()}
+            try:
+                batch = {name: value.to(device) for name, value in task.batch(part, rng).items()}
+            except Exception as error:
+                raise TrainError(f"{type(task).__name__}.batch failed: {error!r}") from error
             made.append(MicroBatch(batch, len(part) * count / len(rows)))
         yield made
 

@@ -120,14 +120,20 @@ def total_steps(examples: int, settings: TrainSettings) -> int:
 
 def evaluate(task: TrainingTask, parameters: Parameters) -> dict[str, float]:
     """The task's measurements of a plain module with these parameters."""
+    with torch.no_grad():
+        try:
+            return task.evaluate(rebuilt(task, parameters))
+        except Exception as error:
+            raise TrainError(f"{type(task).__name__}.evaluate failed: {error!r}") from error
+
+
+def rebuilt(task: TrainingTask, parameters: Parameters) -> torch.nn.Module:
+    """A plain module with these parameters, in evaluation mode."""
     module = task.build()
     with torch.no_grad():
         for name, tensor in tensors_of(module).items():
             tensor.copy_(parameters[name])
-        try:
-            return task.evaluate(module.eval())
-        except Exception as error:
-            raise TrainError(f"{type(task).__name__}.evaluate failed: {error!r}") from error
+    return module.eval()
 
 
 class _Points:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from raysys.errors import StorageError, TrainError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from raysys.storage import Storage
 
 
@@ -45,6 +47,21 @@ class Record:
                 f"{self.storage.uri(path)} cannot be written: {error}. Make room or give access; "
                 "the same call goes on from the newest checkpoint"
             ) from error
+
+    def write_rows(self, what: str, rows: pa.Table) -> None:
+        """Write a few rows whole."""
+        import pyarrow.parquet as pq
+
+        with self.storage.new_file(f"{self.folder}/{what}.parquet") as file:
+            pq.write_table(rows, file)
+
+    def rows(self, what: str) -> pa.Table | None:
+        """What `write_rows` wrote."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        found = self.storage.read_bytes(f"{self.folder}/{what}.parquet")
+        return None if found is None else pq.read_table(pa.BufferReader(found))
 
     def remove(self, what: str) -> None:
         """Remove one of them, if it is there."""

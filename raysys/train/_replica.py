@@ -211,14 +211,19 @@ def aliases_of(module: torch.nn.Module) -> dict[str, str]:
 
 
 def shares_of(module: torch.nn.Module, count: int) -> list[set[str]]:
-    """Names of the tensors in as many parts, near to equal in bytes."""
-    parts: list[set[str]] = [set() for _ in range(count)]
-    sizes = [0] * count
+    """Names of the tensors in as many parts, near to equal in bytes.
+
+    Buffers are in the first: where workers' differ, as running statistics do, its own count.
+    """
     tensors = tensors_of(module)
-    for name in sorted(tensors, key=lambda name: -size_of(tensors[name])):
+    parameters = {name: t for name, t in tensors.items() if isinstance(t, torch.nn.Parameter)}
+    parts: list[set[str]] = [set() for _ in range(count)]
+    parts[0] |= tensors.keys() - parameters.keys()
+    sizes = [0] * count
+    for name in sorted(parameters, key=lambda name: -size_of(parameters[name])):
         least = sizes.index(min(sizes))
         parts[least].add(name)
-        sizes[least] += size_of(tensors[name])
+        sizes[least] += size_of(parameters[name])
     return parts
 
 

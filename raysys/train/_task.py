@@ -49,3 +49,10 @@ class TrainingTask(ABC):
     @abstractmethod
     def evaluate(self, module: torch.nn.Module) -> dict[str, float]:
         """Named measurements of a module in evaluation mode."""
+
+    def predictions(self, module: torch.nn.Module) -> pa.Table | None:
+        """A few rows of what the trained module says, beside what was true; tracked with the run.
+
+        None, as here, where there is nothing to show.
+        """
+        return None

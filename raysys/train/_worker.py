@@ -18,7 +18,7 @@ from raysys.errors import TrainError
 from raysys.train import _checkpoint
 from raysys.train._checkpoint import Checkpoints, Progress
 from raysys.train._loader import steps_per_epoch
-from raysys.train._loop import run_steps, total_steps
+from raysys.train._loop import rebuilt, run_steps, total_steps
 from raysys.train._replica import aliases_of
 from raysys.train._strategies import make_replica
 
@@ -99,7 +99,7 @@ def _train(
     checkpoints = Checkpoints(
         record.storage, record.folder, attempt=attempt, rank=rank, world=world
     )
-    reporter = _Reporter(replica, checkpoints, settings, record, submission, examples)
+    reporter = _Reporter(task, replica, checkpoints, settings, record, submission, examples)
     run_steps(task, settings, replica, examples, progress, reporter, rank=rank, device=device)
     checkpoints.wait()
     dist.barrier()
@@ -115,6 +115,7 @@ class _Reporter:
 
     def __init__(
         self,
+        task: TrainingTask,
         replica: Replica,
         checkpoints: Checkpoints,
         settings: TrainSettings,
@@ -122,7 +123,7 @@ class _Reporter:
         submission: str,
         examples: int,
     ) -> None:
-        self._replica, self._checkpoints = replica, checkpoints
+        self._task, self._replica, self._checkpoints = task, replica, checkpoints
         self._record, self._submission = record, submission
         self._rank = dist.get_rank()
         self._every = settings.checkpoint_steps or steps_per_epoch(examples, settings)
@@ -131,7 +132,12 @@ class _Reporter:
         self._told = 0
 
     def on_epoch(self, measured: Epoch, parameters: Parameters) -> None:
-        pass  # on_step follows, with the epoch in the history
+        # on_step follows, with the epoch in the history.
+        if parameters and measured["step"] == self._steps:
+            with _blamed(self._task, "predictions"), torch.no_grad():
+                rows = self._task.predictions(rebuilt(self._task, parameters))
+            if rows is not None:
+                self._record.write_rows("predictions", rows)
 
     def on_step(self, progress: Progress, point: Mapping[str, float] | None) -> None:
         if self._rank == 0:

@@ -38,6 +38,15 @@ class Regression(TrainingTask):
         return {"loss": float(module(torch.from_numpy(self.x), torch.from_numpy(self.y)))}
 
 
+class Normalised(Regression):
+    """With running statistics, which differ from worker to worker."""
+
+    def build(self) -> nn.Module:
+        module = Regressor()
+        module.layers.insert(1, nn.BatchNorm1d(16))
+        return module
+
+
 class SlowRegression(Regression):
     """Takes a quarter of a second an epoch, so that a test can reach into it, and says so."""
 
