@@ -25,7 +25,6 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeRegressor
 
-from raysys import cluster
 from raysys.data import Table
 from raysys.errors import DataError, ResourceError
 from raysys.telemetry import DriverMeter
@@ -105,7 +104,7 @@ class Holder:
 def test_loops_inside_of_loops_do_not_wait_for_each_other() -> None:
     # One CPU is left: for the task that waits for the folds, for two folds that wait for the
     # candidates of a search each, and for those.
-    held = int(cluster.resources().cpus) - 1
+    held = int(ray.available_resources()["CPU"]) - 1
     holder = ray.remote(Holder).options(num_cpus=held).remote()
     ray.get(holder.ready.remote())
     search = GridSearchCV(Ridge(), {"alpha": [0.01, 1.0]}, cv=2, n_jobs=-1)
