@@ -42,7 +42,7 @@ def head(env: dict[str, str]) -> dict[str, str]:
 def test_submit_starts_a_head_and_streams_the_job(environment: dict[str, str]) -> None:
     done = call(environment, BIN / "raysys", "submit", "jobs/recommender.py", "--", "--help")
     assert done.returncode == 0, done.stderr
-    assert "--strategy {ddp,zero1,zero2,zero3}" in done.stdout
+    assert "--strategy {ddp,fsdp,zero1,zero2,zero3,pipeline}" in done.stdout
     assert head(environment)["dashboard_url"] in done.stdout
 
 
@@ -76,7 +76,7 @@ def test_ray_job_submit_by_hand_works_as_well(environment: dict[str, str]) -> No
     ]
     done = call(env, BIN / "ray", *command)
     assert done.returncode == 0, done.stderr
-    assert "--strategy {ddp,zero1,zero2,zero3}" in done.stdout
+    assert "--strategy {ddp,fsdp,zero1,zero2,zero3,pipeline}" in done.stdout
 
 
 def test_down_ends_the_head_and_only_once(environment: dict[str, str]) -> None:
