@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
+import threading
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -53,6 +55,7 @@ def run(
         os.environ.setdefault(variable, value)
     log = logging.getLogger("ray.tune")
     level = log.level
+    interrupt = signal.getsignal(signal.SIGINT)  # Ray Tune would keep it
     log.setLevel(logging.CRITICAL)  # it would tell of its own ways to resume
     numbers: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="raysys-") as scratch:
@@ -81,6 +84,8 @@ def run(
             tuner.fit()
         finally:
             log.setLevel(level)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)
 
 
 class _Told:

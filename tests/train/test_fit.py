@@ -79,7 +79,8 @@ def test_a_run_has_the_losses_of_one_process_and_leaves_its_newest_checkpoint(
     (checkpoint,) = (folder / "training" / folder.name / "checkpoints").iterdir()
     assert checkpoint.name.startswith(f"{STEPS:010d}-")
     assert status(folder) == ["FINISHED"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # Ray Train took it
+    handler = signal.getsignal(signal.SIGINT)
+    assert not str(getattr(handler, "__module__", "")).startswith("ray.train")  # which took it
 
 
 def test_a_finished_run_starts_nothing_and_refuses_other_steps(
@@ -133,7 +134,7 @@ def test_the_same_call_goes_on_after_its_driver_ended_under_another_strategy(
         assert driver.returncode != 0
     assert b"KeyboardInterrupt" in printed
     before = said(tmp_path, "step")
-    assert before < 2 * STEPS
+    assert not (tmp_path / "training" / tmp_path.name / "done.json").exists()
     fitted = run(tmp_path, slow=True, strategy="zero3", workers=1)
     # From the second driver's last checkpoint: of the three, none began at the beginning.
     assert said(tmp_path, "step") - before <= STEPS - 16
