@@ -79,6 +79,8 @@ def _made(
             rng = np.random.default_rng([settings.seed, epoch, within])
             try:
                 batch = {name: value.to(device) for name, value in task.batch(part, rng).items()}
+            except OSError:
+                raise  # of a file or a connection: new workers may well succeed
             except Exception as error:
                 raise TrainError(f"{type(task).__name__}.batch failed: {error!r}") from error
             made.append(MicroBatch(batch, len(part) * count / len(rows)))
