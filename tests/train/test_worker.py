@@ -141,12 +141,12 @@ def test_a_killed_and_restarted_run_gives_the_same_bits(train: Train, storage: S
         def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
             self.left -= 1
             if self.left < 0:
-                raise RuntimeError("as a lost peer")
+                raise ConnectionResetError("as a lost peer")
             return super().batch(rows, rng)
 
     whole = train().read("result")
     storage.remove("training/run")
-    with pytest.raises(RuntimeError, match="as a lost peer"):
+    with pytest.raises(ConnectionResetError, match="as a lost peer"):
         train(Cut())
     cut = train().read("result")
     assert whole
