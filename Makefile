@@ -20,6 +20,7 @@ test: lint
 bench: $(BENCH)
 	$(BIN)/python -m benchmarks.recommender
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.tune
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.index
 	$(BIN)/python -m benchmarks.data
