@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -53,3 +54,12 @@ def arguments(description: str, *, full: str | None = None) -> argparse.Namespac
         parser.add_argument("--full", action="store_true", help=full)
     parser.add_argument("--json", type=Path, help="where the figures are written")
     return parser.parse_args()
+
+
+def run(description: str, *parts: Callable[[Report, bool], None]) -> None:
+    """Measure the parts of a benchmark, one after the other, as the flags say."""
+    asked = arguments(description)
+    report = Report()
+    for measure in parts:
+        measure(report, asked.quick)
+    report.write(asked.json)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks._figures import Report, arguments
+from benchmarks._figures import Report, run
 from raysys import cluster
 from raysys.data import Table, read
 from raysys.evaluate import binary_measures
@@ -95,13 +95,5 @@ def _rows(seed: int, rows: int) -> pa.Table:
     return pa.table({**columns, _LABEL: late.astype(np.int8)})
 
 
-def main() -> None:
-    """Run it alone."""
-    asked = arguments(__doc__)
-    report = Report()
-    measure(report, asked.quick)
-    report.write(asked.json)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks._figures import Report, arguments
+from benchmarks._figures import Report, run
 from benchmarks.train.memory import Weighed
 from benchmarks.train.tasks import text
 from raysys import cluster, train
@@ -62,12 +62,5 @@ def measure(report: Report, quick: bool) -> None:
         report.add(f"{name}: loss after {examples} examples", last["loss"], "nats")
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    report = Report()
-    measure(report, options.quick)
-    report.write(options.json)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from benchmarks._figures import Report, arguments
+from benchmarks._figures import Report, run
 from benchmarks.train.tasks import LanguageTask, text
 from raysys.storage import Storage
 from raysys.train import TrainSettings
@@ -125,13 +125,5 @@ def _losses(root: Path, name: str) -> np.ndarray:
     return np.array([epoch["train_loss"] for epoch in result["history"]])
 
 
-def main() -> None:
-    """Run it alone."""
-    options = arguments(__doc__)
-    report = Report()
-    measure(report, options.quick)
-    report.write(options.json)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)

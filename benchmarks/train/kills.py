@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 import torch.distributed as dist
 
-from benchmarks._figures import Report, arguments
+from benchmarks._figures import Report, run
 from benchmarks.train.tasks import LanguageTask, text
 from raysys.storage import Storage
 
@@ -231,10 +231,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--driver"]:
         _drive(*json.loads(sys.argv[2]))
         return
-    options = arguments(__doc__)
-    report = Report()
-    measure(report, options.quick)
-    report.write(options.json)
+    run(__doc__, measure)
 
 
 if __name__ == "__main__":

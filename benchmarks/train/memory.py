@@ -19,7 +19,7 @@ import psutil
 import torch
 from torch import nn
 
-from benchmarks._figures import Report, arguments
+from benchmarks._figures import Report, run
 from benchmarks.train.tasks import LanguageTask, text
 from raysys import cluster, train
 from raysys.data import Table
@@ -114,12 +114,5 @@ def _peak(size: dict[str, int], table: Table, settings: train.TrainSettings) -> 
         return int(np.max([int(file.read_text()) for file in Path(folder).glob("*.peak")]))
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    report = Report()
-    measure(report, options.quick)
-    report.write(options.json)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from benchmarks._figures import Report, arguments
+from benchmarks._figures import Report, run
 from benchmarks.train.tasks import LanguageModel
 from raysys.train import TrainSettings
 from raysys.train._pipeline import Pipeline
@@ -96,12 +96,5 @@ def _seconds(step: Callable[[], object], mine: bool) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    report = Report()
-    measure(report, options.quick)
-    report.write(options.json)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from benchmarks._figures import Report, arguments
+from benchmarks._figures import Report, run
 from benchmarks.train import peers
 from benchmarks.train.tasks import Clocked, LanguageTask, text, times
 from raysys import cluster, train
@@ -96,12 +96,5 @@ def _step(folder: Path) -> float:
     return statistics.median(float(np.median(np.diff(at[_WARM:]))) for at in times(folder))
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    report = Report()
-    measure(report, options.quick)
-    report.write(options.json)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)

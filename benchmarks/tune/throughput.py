@@ -14,7 +14,7 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
-from benchmarks._figures import Report, arguments
+from benchmarks._figures import Report, run
 from jobs import film_etl
 from jobs.two_tower import TwoTower
 from raysys import cluster, train, tune
@@ -161,12 +161,5 @@ def _speed(session: train.Measuring, settings: train.TrainSettings) -> float:
     return settings.batch_size / measured.step_s
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    report = Report()
-    measure(report, options.quick)
-    report.write(options.json)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)
