@@ -1,15 +1,33 @@
 """What a job costs: bytes in the object store and through the driver, CPU, memory, metrics."""
 
 from raysys.telemetry._meters import NodeMeter, ProcessMeter
-from raysys.telemetry._metrics import record_stage
+from raysys.telemetry._metrics import (
+    LONG_S,
+    SHORT_S,
+    Counter,
+    Gauge,
+    Histogram,
+    counter,
+    gauge,
+    histogram,
+    record_stage,
+)
 from raysys.telemetry.object_store import READ_HOOK, DriverMeter, count_reads, store_bytes
 
 __all__ = [
+    "LONG_S",
     "READ_HOOK",
+    "SHORT_S",
+    "Counter",
     "DriverMeter",
+    "Gauge",
+    "Histogram",
     "NodeMeter",
     "ProcessMeter",
     "count_reads",
+    "counter",
+    "gauge",
+    "histogram",
     "record_stage",
     "store_bytes",
 ]
