@@ -1,0 +1,100 @@
+"""What Ray's own packaging code makes of a folder with the excludes that raysys gives."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from raysys.cluster._packing import runtime_env
+from raysys.errors import RaysysError
+
+_CODE = ["jobs/train.py", "jobs/keys.py", "lib/secrets.py", "conf/settings.yaml", "data/env.csv"]
+_LEFT = [
+    ".git/config", ".venv/bin/python", "venv/lib/x.py", "my env/pyvenv.cfg", "my env/lib/x.py",
+    "jobs/__pycache__/train.cpython-311.pyc", ".mypy_cache/x", "node_modules/a/b.js",
+    ".env", ".env.production", "prod.env", "tls/server.pem", "tls/server.key", "id_rsa",
+    ".aws/credentials", ".ray/auth_token", "conf/secrets.yaml", "keys/gcp-service-account.json",
+    "mlruns/0/meta.yaml", "mlflow.db", "mlflow.db-wal", ".raysys/runs/r/run.json",
+    "artefacts/runs/r/run.json", "ignored/by_git.txt",
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    for name in [*_CODE, *_LEFT]:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("planted")
+    (folder / ".gitignore").write_text("ignored/\n!.env\n")
+    monkeypatch.setenv("RAYSYS_STORAGE", str(folder / "artefacts"))
+    # Ray's own defaults leave some of it out; ours must not lean on them.
+    monkeypatch.setenv("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")
+    return folder
+
+
+def _packed(folder: Path) -> set[str]:
+    """The names in the archive that Ray would upload."""
+    from ray._private.runtime_env.packaging import create_package
+    from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
+
+    archive = folder.parent / "package.zip"
+
+    def upload(working_dir: str, excludes: list[str], is_file: bool = False) -> None:
+        create_package(working_dir, archive, include_gitignore=True, excludes=excludes)
+
+    given = runtime_env(folder)
+    upload_working_dir_if_needed(given, include_gitignore=True, upload_fn=upload)
+    return {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("/")}
+
+
+def test_what_ray_packs_is_the_code_alone(folder: Path) -> None:
+    assert _packed(folder) == {*_CODE, ".gitignore"}
+
+
+def test_this_repository_is_packed_without_what_lies_beside_its_code() -> None:
+    root = Path(__file__).parents[2]
+    from ray._private.runtime_env.packaging import _get_excludes
+
+    skipped = _get_excludes(root, runtime_env(root)["excludes"])
+    assert skipped(root / ".git")
+    assert skipped(root / ".venv")
+    code = [p for top in ("raysys", "jobs", "clusters") for p in (root / top).rglob("*.[pym]*")]
+    assert code
+    kept = [path for path in code if path.suffix in (".py", ".yaml", ".md")]
+    assert [path for path in kept if skipped(path)] == []
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RaysysError, match="no such folder"):
+        runtime_env(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MLFLOW_TRACKING_URI", "https://ray:hunter2@mlflow.example"),
+        ("RAYSYS_STORAGE", "s3://AKIA:hunter2@bucket/raysys"),
+        ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+        ("RAY_AUTH_TOKEN", "hunter2"),
+        ("DB_PASSWORD", "hunter2"),
+    ],
+)
+def test_a_secret_does_not_travel_in_a_jobs_environment(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    with pytest.raises(RaysysError) as refused:
+        runtime_env(tmp_path, {name: value})
+    assert name in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_plain_variables_travel(tmp_path: Path) -> None:
+    env = {
+        "RAYSYS_STORAGE": "s3://bucket/raysys",
+        "RAYSYS_GIT_COMMIT": "abc",
+        "MLFLOW_TRACKING_URI": "https://mlflow.example",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_AUTH_TOKEN_PATH": "/etc/ray/token",
+    }
+    assert runtime_env(tmp_path, env)["env_vars"] == env
