@@ -1,0 +1,32 @@
+"""The command line of raysys: clusters, jobs, and what they leave."""
+
+import typer
+
+from raysys import cluster
+from raysys.cli import _cluster, _jobs, _runs
+from raysys.cli._data import data
+from raysys.cli._keys import keys
+from raysys.cli._runs import runs
+from raysys.errors import RaysysError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
+)
+# In the order of `--help`.
+for command in (_cluster.up, _cluster.down, _jobs.submit, _runs.lineage):
+    app.command()(command)
+app.add_typer(runs, name="runs")
+app.add_typer(data, name="data")
+app.add_typer(keys, name="key")
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line, without a traceback."""
+    cluster.enable_token_auth()
+    try:
+        app(standalone_mode=True)
+    except RaysysError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from None
