@@ -15,6 +15,7 @@ stop: $(READY)
 	@$(BIN)/raysys down
 
 test: lint
+	@.ci/debian-tools
 	$(BIN)/pytest
 
 bench: $(BENCH)
