@@ -35,7 +35,16 @@ class Resources:
     gpus: float
 
 
-_share: ContextVar[Resources | None] = ContextVar("share", default=None)
+@dataclass(frozen=True)
+class _Share:
+    """What is kept for some work, and how its author asks for more."""
+
+    kept: Resources
+    by: str
+    remedy: str
+
+
+_share: ContextVar[_Share | None] = ContextVar("share", default=None)
 
 
 def connect(address: str | None = None) -> None:
@@ -62,13 +71,20 @@ def connect(address: str | None = None) -> None:
 
 
 @contextmanager
-def share(kept: Resources) -> Iterator[None]:
+def share(
+    kept: Resources, by: str = "the search", remedy: str = "search(..., nested={})"
+) -> Iterator[None]:
     """In this thread, let `resources` and `require` know only what is kept for this work.
 
-    Trials of a search run side by side: if each counted on the whole cluster, they would wait
-    for each other's workers for ever.
+    Trials of a search, and steps of a job, run side by side: if each counted on the whole
+    cluster, they would wait for each other's workers for ever.
+
+    Args:
+        kept: What there is for it.
+        by: Who keeps it, for messages.
+        remedy: How more is asked for; `{}` stands for the resources.
     """
-    token = _share.set(kept)
+    token = _share.set(_Share(kept, by, remedy))
     try:
         yield
     finally:
@@ -79,8 +95,8 @@ def resources() -> Resources:
     """The resources of all living nodes of the connected cluster, or of this thread's `share`."""
     import ray
 
-    if kept := _share.get():
-        return kept
+    if limit := _share.get():
+        return limit.kept
 
     total = ray.cluster_resources()
     return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
@@ -93,12 +109,12 @@ def require(purpose: str, *, cpus: float, gpus: float = 0.0) -> None:
         ResourceError: It cannot fit, however long it waits.
     """
     have = resources()
-    if _share.get():
+    if limit := _share.get():
         if cpus > have.cpus or gpus > have.gpus:
+            more = limit.remedy.format(f"Resources(cpus={cpus:g}, gpus={gpus:g})")
             raise ResourceError(
-                f"{purpose} needs {cpus:g} CPUs and {gpus:g} GPUs, and the search keeps "
-                f"{have.cpus:g} and {have.gpus:g} for what a trial starts: "
-                f"search(..., nested=Resources(cpus={cpus:g}, gpus={gpus:g}))"
+                f"{purpose} needs {cpus:g} CPUs and {gpus:g} GPUs, and {limit.by} keeps "
+                f"{have.cpus:g} and {have.gpus:g} for what it starts: {more}"
             )
         return
     if cpus + HEADROOM_CPUS > have.cpus or gpus > have.gpus:
