@@ -54,9 +54,9 @@ def main() -> None:
         report.add(
             f"raysys over tuned ALS: {measure}", ours / max(published, als), "ratio", above=1.1
         )
-    stages = record["stages"]
-    assert isinstance(stages, list)
-    tables = sum(stage["driver_table_bytes"] for stage in stages)
+    steps = record["steps"]
+    assert isinstance(steps, list)
+    tables = sum(step["driver_table_bytes"] for step in steps)
     report.add("tables through the driver", tables, "bytes", below=1)
     report.add("python -c 'import raysys'", import_s(), "s", below=0.3)
     report.write(options.json)

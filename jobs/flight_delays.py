@@ -1,15 +1,15 @@
 """Flight delays: at scheduled departure, will a flight arrive more than 15 minutes late?
 
 336,776 real flights from New York in 2013, with weather, aircraft and airports. Run it with
-`python -m jobs.flight_delays`, here or under `ray job submit`; `--help` lists the settings. The
-functions below are its stages, in their order.
+`python -m jobs.flight_delays`, here or under `ray job submit`; `--help` lists the settings.
+`make_job` says what its steps take of each other; the functions below are the steps.
 """
 
 from __future__ import annotations
 
 import functools
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import ray
@@ -21,16 +21,19 @@ from jobs.flight_mlp import FEATURIZER, DelayTask
 from jobs.flight_models import Trained
 from raysys import serve, train, tune, workflow
 from raysys.data import Splits, Table, check_leaks, split_by_time
+from raysys.models import ModelStore
 from raysys.storage import Storage
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
+    from raysys.data import LeakReport
     from raysys.features import FittedFeaturizer
     from raysys.models import LogisticBlend, StoredModel
     from raysys.workflow import Run
 
 Tables = dict[str, Table]  # flights, weather, airports, planes, routes
+Results = dict[str, dict[str, float]]  # measures on the test months, by contestant
 
 BOOST_SPACE: tune.Space = {
     "max_depth": tune.Integer(5, 9),
@@ -62,60 +65,56 @@ class Config(BaseModel):
     seed: int = 0
 
 
-def main(config: Config) -> None:
-    """Run all stages."""
-    with workflow.Run("flight_delays", config, Storage(config.storage)) as run:
-        with run.stage("etl"):
-            tables = etl(run, config)
-        with run.stage("features"):
-            splits, featurizer = make_features(run, config, tables)
-        with run.stage("leaks"):
-            look_for_leaks(run, splits, featurizer)
-        with run.stage("tune boosting"):
-            found = tune_boosting(run, config, splits)
-        with run.stage("boost"):
-            booster = boost(run, config, splits, found)
-        with run.stage("train network"):
-            network = train_network(run, config, splits, featurizer)
-        trained = ray.put(Trained(booster, featurizer, network))
-        with run.stage("blend"):
-            scores = score(splits, trained)
-            blend = fit_blend(run, scores)
-        with run.stage("store model"):
-            model = store_model(run, tables, trained, blend)
-        with run.stage("evaluate"):
-            evaluate(run, config, splits, scores, blend)
-        if config.serve:
-            with run.stage("deploy"):
-                deploy(run, config, tables, model)
+def make_job(config: Config) -> workflow.Job:
+    """The steps, each with what it is told and whose results it takes."""
+    job = workflow.Job("flight_delays", config, Storage(config.storage))
+    data = config.data and workflow.InputFiles(config.data)
+    workers, seed = config.workers, config.seed
+    tables = job.step(etl, data)
+    features = job.step(make_features, tables, blocks=workers)
+    splits, featurizer = features["splits"], features["featurizer"]
+    checked = job.step(look_for_leaks, splits, featurizer)
+    found = job.step(tune_boosting, splits, checked, trials=config.boost_trials, seed=seed)
+    booster = job.step(boost, splits, found, actors=workers, rounds=config.rounds, seed=seed)
+    network = job.step(
+        train_network, splits, featurizer, checked, workers=workers, epochs=config.epochs, seed=seed
+    )
+    trained = job.step(put_together, booster, featurizer, network)
+    scores = job.step(score, splits, trained)
+    blend = job.step(fit_blend, scores)
+    model = job.step(store_model, tables, trained, blend)
+    peers = job.step(measure_peers, splits) if config.compare else None
+    measured = job.step(evaluate, scores, blend, peers)
+    job.step(publish, config, tables, model, measured).options(cached=False)
+    return job
 
 
-def etl(run: Run, config: Config) -> Tables:
+def etl(run: Run, data: str | None) -> Tables:
     """Read, check against schemas, bring all schedules to UTC."""
-    checked, tables = flight_etl.etl(config.data)
+    checked, tables = flight_etl.etl(data)
     for name, one in checked.items():
         run.log_quarantine(one, name)
     return tables
 
 
-def make_features(run: Run, config: Config, tables: Tables) -> tuple[Splits, FittedFeaturizer]:
+def make_features(run: Run, tables: Tables, blocks: int) -> dict[str, Any]:
     """Features of the flights that landed; January to September train, October validates.
 
     The rest of the year tests. What turns features into the network's inputs is fitted on the
     training months.
     """
     landed = tables["flights"].filter(pl.col("arr_delay").is_not_null())
-    features = landed.repartition(config.workers).map_blocks(
+    features = landed.repartition(blocks).map_blocks(
         flight_features.add_features, tables, name="features"
     )
     cuts = {"validation": flight_etl.VALIDATION, "test": flight_etl.TEST}
     starts = {name: datetime.fromisoformat(start) for name, start in cuts.items()}
     splits = split_by_time(features, "departure", starts=starts)
     run.log_tables(**splits.tables)
-    return splits, FEATURIZER.fit(splits.train)
+    return {"splits": splits, "featurizer": FEATURIZER.fit(splits.train)}
 
 
-def look_for_leaks(run: Run, splits: Splits, featurizer: FittedFeaturizer) -> None:
+def look_for_leaks(run: Run, splits: Splits, featurizer: FittedFeaturizer) -> LeakReport:
     """Refuse splits that share flights or overlap in time, and say what looks suspicious."""
     report = check_leaks(
         splits,
@@ -128,35 +127,40 @@ def look_for_leaks(run: Run, splits: Splits, featurizer: FittedFeaturizer) -> No
     run.folder.write_bytes("leaks.json", report.to_json().encode())
     workflow.say(str(report))
     report.require()
+    return report
 
 
-def tune_boosting(run: Run, config: Config, splits: Splits) -> tune.Found:
+def tune_boosting(
+    run: Run, splits: Splits, checked: LeakReport, trials: int, seed: int
+) -> tune.Found:
     """Search the trees' settings on a quarter of the flights, by October's area under the curve."""
     found = tune.search(
         "boosting",
         flight_models.boost_trial,
         flight_models.targets(splits),
         BOOST_SPACE,
-        run.folder,
+        run.work,
         metric="auc",
         defaults=BOOST_DEFAULTS,
-        trials=config.boost_trials,
+        trials=trials,
         rounds=flight_models.TRIAL_ROUNDS // flight_models.ROUNDS_A_REPORT,
         grace_rounds=2,
-        seed=config.seed,
+        seed=seed,
     )
     run.log_search("boosting", found.score, found.rows())
     return found
 
 
-def boost(run: Run, config: Config, splits: Splits, found: tune.Found) -> bytes:
+def boost(
+    run: Run, splits: Splits, found: tune.Found, actors: int, rounds: int, seed: int
+) -> bytes:
     """Grow trees on actors until October gains no more."""
     settings = train.BoostSettings(
-        rounds=config.rounds,
-        actors=config.workers,
+        rounds=rounds,
+        actors=actors,
         learning_rate=0.05,
         patience=50,
-        seed=config.seed,
+        seed=seed,
         **flight_models.BOOST_FIXED,
         **found.settings,
     )
@@ -170,21 +174,34 @@ def boost(run: Run, config: Config, splits: Splits, found: tune.Found) -> bytes:
 
 
 def train_network(
-    run: Run, config: Config, splits: Splits, featurizer: FittedFeaturizer
+    run: Run,
+    splits: Splits,
+    featurizer: FittedFeaturizer,
+    checked: LeakReport,
+    workers: int,
+    epochs: int,
+    seed: int,
 ) -> train.Parameters:
     """Train the network beside the trees, on the same features."""
     kept = [*flight_features.CODES, "arr_delay", "late"]
     tables = {n: featurizer.transform(splits[n], keep=kept) for n in ("train", "validation")}
     settings = train.TrainSettings(
-        workers=config.workers, epochs=config.epochs, batch_size=1024,
-        learning_rate=2e-3, weight_decay=1e-2, warmup=0.2, seed=config.seed,
+        workers=workers, epochs=epochs, batch_size=1024,
+        learning_rate=2e-3, weight_decay=1e-2, warmup=0.2, seed=seed,
     )  # fmt: skip
-    fitted = train.fit("network", DelayTask(), tables, settings, run.folder)
+    fitted = train.fit("network", DelayTask(), tables, settings, run.work)
     run.log_curve("network", {"train loss": [epoch["train_loss"] for epoch in fitted.history]})
     return fitted.parameters()
 
 
-def score(splits: Splits, trained: ObjectRef) -> Tables:
+def put_together(
+    run: Run, booster: bytes, featurizer: FittedFeaturizer, network: train.Parameters
+) -> ObjectRef:
+    """Both models as one object, which every task that asks them maps."""
+    return ray.put(Trained(booster, featurizer, network))
+
+
+def score(run: Run, splits: Splits, trained: ObjectRef) -> Tables:
     """What both models say of the months that they have not learned from."""
     return {
         name: table.map_blocks(flight_models.score, trained)
@@ -206,18 +223,32 @@ def store_model(run: Run, tables: Tables, trained: ObjectRef, blend: LogisticBle
     return run.store_model("flight_delays", write, signature=flight_graph.SIGNATURE)
 
 
-def evaluate(
-    run: Run, config: Config, splits: Splits, scores: Tables, blend: LogisticBlend
-) -> None:
-    """Measure on November and December; the peers learn from the same features and months."""
-    results: dict[str, dict[str, float]] = {}
-    if config.compare:
-        task = ray.remote(flight_models.measure_peer).options(num_cpus=2)
-        for name, settings in flight_models.PEERS.items():
-            results[name] = ray.get(task.remote(dict(splits.tables), settings))
+def measure_peers(run: Run, splits: Splits) -> Results:
+    """The peers, which learn from the same features and months."""
+    task = ray.remote(flight_models.measure_peer)
+    return {
+        name: ray.get(
+            task.options(num_cpus=2, name=f"peer {name}").remote(dict(splits.tables), settings)
+        )
+        for name, settings in flight_models.PEERS.items()
+    }
+
+
+def evaluate(run: Run, scores: Tables, blend: LogisticBlend, peers: Results | None) -> Results:
+    """Measure on November and December."""
     measure = ray.remote(flight_models.measure)
-    results |= ray.get(measure.remote(scores["validation"], scores["test"], blend))
-    run.log_comparison("test months", results)
+    results = ray.get(measure.remote(scores["validation"], scores["test"], blend))
+    run.log_comparison("test months", (peers or {}) | results)
+    return results
+
+
+def publish(
+    run: Run, config: Config, tables: Tables, model: StoredModel, measured: Results
+) -> None:
+    """Make the model, now that it is measured, the champion, and deploy it if that is wanted."""
+    ModelStore(run.storage).promote(model)
+    if config.serve:
+        deploy(run, config, tables, model)
 
 
 def deploy(run: Run, config: Config, tables: Tables, model: StoredModel) -> None:
@@ -245,4 +276,4 @@ if __name__ == "__main__":
     # Through the module's own name, so that workers import what is pickled here.
     from jobs import flight_delays
 
-    workflow.run_job(flight_delays.main, flight_delays.Config)
+    workflow.run_job(flight_delays.make_job, flight_delays.Config)

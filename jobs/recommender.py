@@ -1,7 +1,7 @@
 """Film recommendations: raw ratings in, an HTTP endpoint out.
 
 Run it with `python -m jobs.recommender`, here or under `ray job submit`; `--help` lists the
-settings. The functions below are its stages, in their order.
+settings. `make_job` says what its steps take of each other; the functions below are the steps.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jobs.two_tower import TwoTower
 from raysys import serve, train, tune, workflow
 from raysys.data import Table
 from raysys.index import VectorIndex
+from raysys.models import ModelStore
 from raysys.storage import Storage
 
 if TYPE_CHECKING:
@@ -47,14 +48,20 @@ RANKER_SPACE: tune.Space = {
 }
 
 
-class Config(BaseModel):
+class Training(BaseModel):
+    """How the towers are trained."""
+
+    strategy: train.StrategyName = "ddp"
+    workers: int = Field(2, ge=1, description="training workers, and actors of the ranker")
+    epochs: int = Field(5, ge=1, description="of the two towers")
+    seed: int = 0
+
+
+class Config(Training):
     """Settings of the job."""
 
     ratings: str | None = Field(None, description="ratings file, CSV or Parquet; else MovieLens")
     storage: str | None = Field(None, description="storage root; else RAYSYS_STORAGE or ~/.raysys")
-    strategy: train.StrategyName = "ddp"
-    workers: int = Field(2, ge=1, description="training workers, and actors of the ranker")
-    epochs: int = Field(5, ge=1, description="of the two towers")
     retrieval_trials: int = Field(4, ge=1, description="budget of the towers' search")
     ranker_trials: int = Field(8, ge=1, description="budget of the ranker's search")
     shards: int | None = Field(None, ge=1, description="of the index; chosen by its size")
@@ -62,93 +69,78 @@ class Config(BaseModel):
     serve: bool = Field(True, description="leave an HTTP endpoint")
     host: str = Field("127.0.0.1", description="interface of the endpoint; 0.0.0.0 is all")
     port: int = Field(8000, description="of the endpoint, if Serve is not yet running")
-    seed: int = 0
 
 
-def main(config: Config) -> None:
-    """Run all stages."""
-    with workflow.Run("recommender", config, Storage(config.storage)) as run:
-        with run.stage("etl"):
-            tables = etl(run, config)
-        with run.stage("tune retrieval"):
-            found = tune_retrieval(run, config, tables)
-        with run.stage("train retrieval"):
-            towers = train_retrieval(run, config, tables, found)
-        with run.stage("candidates"):
-            candidates = make_candidates(tables, found)
-        with run.stage("tune ranker"):
-            best = tune_ranker(run, config, candidates)
-        with run.stage("train ranker"):
-            ranker = train_ranker(config, candidates, best)
-        with run.stage("store model"):
-            model = store_model(run, tables, towers, ranker)
-        with run.stage("index"):
-            index = build_index(run, config, tables, towers)
-        run.on_failure.callback(index.close)
-        with run.stage("evaluate"):
-            results = evaluate(run, tables, model, index)
-        if config.compare:
-            with run.stage("compare"):
-                results |= compare(tables)
-        run.log_comparison("test set", results)
-        if config.serve:
-            with run.stage("deploy"):
-                deploy(run, config, model, index)
-        else:
-            index.close()
+def make_job(config: Config) -> workflow.Job:
+    """The steps, each with what it is told and whose results it takes."""
+    job = workflow.Job("recommender", config, Storage(config.storage))
+    ratings = config.ratings and workflow.InputFiles(config.ratings)
+    training = Training(**config.model_dump(include=set(Training.model_fields)))
+    tables = job.step(etl, ratings, blocks=2 * config.workers)
+    found = job.step(tune_retrieval, training, tables, trials=config.retrieval_trials)
+    towers = job.step(train_retrieval, training, tables, found)
+    candidates = job.step(make_candidates, tables, found)
+    best = job.step(tune_ranker, candidates, trials=config.ranker_trials, seed=config.seed)
+    ranker = job.step(train_ranker, candidates, best, actors=config.workers, seed=config.seed)
+    model = job.step(store_model, tables, towers, ranker)
+    index = job.step(build_index, tables, towers, shards=config.shards)
+    job.on_failure(index, close_index)
+    compared = job.step(compare, tables) if config.compare else None
+    measured = job.step(evaluate, tables, model, index, compared)
+    job.step(publish, config, model, index, measured).options(cached=False)
+    return job
 
 
-def etl(run: Run, config: Config) -> Tables:
+def etl(run: Run, path: str | None, blocks: int) -> Tables:
     """Read, check against the schema, split by time, derive features: in Modin on Ray."""
-    checked, ratings, films, people = film_etl.etl(config.ratings, blocks=2 * config.workers)
+    checked, ratings, films, people = film_etl.etl(path, blocks)
     run.log_quarantine(checked)
     run.log_tables(ratings=ratings, films=films, people=people)
     return {"ratings": ratings, "films": films, "people": people}
 
 
-def tune_retrieval(run: Run, config: Config, tables: Tables) -> tune.Found:
+def tune_retrieval(run: Run, training: Training, tables: Tables, trials: int) -> tune.Found:
     """Search the towers' settings by NDCG@10 on the validation set."""
     found = tune.search(
         "retrieval",
-        tune.training(functools.partial(retrieval_task, config, film_etl.VALIDATION)),
+        tune.training(functools.partial(retrieval_task, training, film_etl.VALIDATION)),
         tables,
         RETRIEVAL_SPACE,
-        run.folder,
+        run.work,
         metric="ndcg_at_10",
         defaults=RETRIEVAL_DEFAULTS,
-        trials=config.retrieval_trials,
-        rounds=config.epochs,
+        trials=trials,
+        rounds=training.epochs,
         grace_rounds=2,
-        seed=config.seed,
+        seed=training.seed,
     )
     run.log_search("retrieval", found.score, found.rows())
     return found
 
 
 def retrieval_task(
-    config: Config, part: int, settings: dict[str, Any]
+    training: Training, part: int, settings: dict[str, Any]
 ) -> tuple[TwoTower, train.TrainSettings]:
     """The towers over what is known at a cut, and how they are trained."""
     task = TwoTower(part, dropout=settings["dropout"], drop_history=settings["drop_history"])
     return task, train.TrainSettings(
-        strategy=config.strategy,
-        workers=config.workers,
-        epochs=config.epochs,
         learning_rate=settings["learning_rate"],
         weight_decay=settings["weight_decay"],
-        seed=config.seed,
+        **training.model_dump(),
     )
 
 
-def train_retrieval(run: Run, config: Config, tables: Tables, found: tune.Found) -> train.Fitted:
+def train_retrieval(
+    run: Run, training: Training, tables: Tables, found: tune.Found
+) -> train.Fitted:
     """Train the towers with the best trial's settings on all that precedes the test set."""
-    task, how = retrieval_task(config, film_etl.TEST, found.settings)
-    fitted = train.fit("retrieval", task, tables, how, run.folder)
+    task, how = retrieval_task(training, film_etl.TEST, found.settings)
+    fitted = train.fit("retrieval", task, tables, how, run.work)
     run.log_curve("retrieval", {"train loss": [epoch["train_loss"] for epoch in fitted.history]})
     return fitted
 
 
-def make_candidates(tables: Tables, found: tune.Found) -> Table:
+def make_candidates(run: Run, tables: Tables, found: tune.Found) -> Table:
     """The best trial's candidates for each person's validation set, with features and labels.
 
     That trial's towers know nothing of the set, so to the ranker its candidates are much like
@@ -158,30 +150,30 @@ def make_candidates(tables: Tables, found: tune.Found) -> Table:
     return tables["people"].map_blocks(film_ranker.labelled_candidates, tables, parameters)
 
 
-def tune_ranker(run: Run, config: Config, candidates: Table) -> tune.Found:
+def tune_ranker(run: Run, candidates: Table, trials: int, seed: int) -> tune.Found:
     """Search the ranker's settings by NDCG@10 on a fifth of the people."""
     found = tune.search(
         "ranker",
         film_ranker.rank_held_out,
         {"candidates": candidates},
         RANKER_SPACE,
-        run.folder,
+        run.work,
         metric="ndcg_at_10",
-        trials=config.ranker_trials,
+        trials=trials,
         rounds=film_ranker.ROUNDS // film_ranker.ROUNDS_A_REPORT,
         grace_rounds=2,
-        seed=config.seed,
+        seed=seed,
     )
     run.log_search("ranker", found.score, found.rows())
     return found
 
 
-def train_ranker(config: Config, candidates: Table, best: tune.Found) -> bytes:
+def train_ranker(run: Run, candidates: Table, best: tune.Found, actors: int, seed: int) -> bytes:
     """Boost the ranker on actors that map the candidates' blocks."""
     settings = train.BoostSettings(
         rounds=best.rounds * film_ranker.ROUNDS_A_REPORT,
-        actors=config.workers,
-        seed=config.seed,
+        actors=actors,
+        seed=seed,
         **(film_ranker.SETTINGS | best.settings),
     )
     boosted = train.boost(candidates, settings, label="label", group="userId")
@@ -194,31 +186,49 @@ def store_model(run: Run, tables: Tables, towers: train.Fitted, ranker: bytes) -
     return run.store_model("recommender", write, signature=film_graph.SIGNATURE)
 
 
-def build_index(run: Run, config: Config, tables: Tables, towers: train.Fitted) -> VectorIndex:
-    """Index the films' vectors on actors."""
+def build_index(run: Run, tables: Tables, towers: train.Fitted, shards: int | None) -> str:
+    """Index the films' vectors on actors; the index's name."""
     vectors = Table.load(film_retrieval.film_vectors, tables["films"], towers.parameters())
-    name, place = f"{run.id}/films", run.folder
-    return VectorIndex.build(
-        name, vectors, place, "index", metric="ip", shards=config.shards, ef=400
-    )
+    name = f"{run.id}/films"
+    VectorIndex.build(name, vectors, run.storage, metric="ip", shards=shards, ef=400)
+    return name
 
 
-def evaluate(run: Run, tables: Tables, model: StoredModel, index: VectorIndex) -> Results:
+def close_index(name: str) -> None:
+    """End the index's actors; its folder stays, and `VectorIndex.open` starts them again."""
+    VectorIndex.connect(name).close()
+
+
+def evaluate(
+    run: Run, tables: Tables, model: StoredModel, index: str, compared: Results | None
+) -> Results:
     """Run the serving graph over everybody who has a test set."""
+    films = VectorIndex.open(index, run.storage)
     measured = tables["people"].map_blocks(
-        film_graph.measure, tables, run.storage, model, index, name="evaluate"
+        film_graph.measure, tables, run.storage, model, films, name="evaluate"
     )
     means = measured.means()
-    return {
+    results = {
         title: {name: means[f"{node}_{name}"] for name in ("ndcg_at_10", "recall_at_20")}
         for node, title in (("retrieved", "two towers alone"), ("ranked", "raysys"))
     }
+    run.log_comparison("test set", results | (compared or {}))
+    return results
 
 
-def compare(tables: Tables) -> Results:
+def compare(run: Run, tables: Tables) -> Results:
     """The peers on the same test set by the same rules."""
     task = ray.remote(peers.compare_peers).options(num_cpus=2)
     return ray.get(task.remote(tables["ratings"], tables["films"]))
+
+
+def publish(run: Run, config: Config, model: StoredModel, index: str, measured: Results) -> None:
+    """Make the model, now that it is measured, the champion, and deploy it if that is wanted."""
+    ModelStore(run.storage).promote(model)
+    if config.serve:
+        deploy(run, config, model, VectorIndex.open(index, run.storage))
+    else:
+        close_index(index)
 
 
 def deploy(run: Run, config: Config, model: StoredModel, index: VectorIndex) -> None:
@@ -231,7 +241,6 @@ def deploy(run: Run, config: Config, model: StoredModel, index: VectorIndex) -> 
         host=config.host,
         port=config.port,
     )
-    run.on_failure.pop_all()  # the index is the endpoint's now
     index.retire_others("recommender-")
     request = {"user_id": 15, "k": 10}
     answer = endpoint.ask(request)
@@ -246,4 +255,4 @@ if __name__ == "__main__":
     # Through the module's own name, so that workers import what is pickled here.
     from jobs import recommender
 
-    workflow.run_job(recommender.main, recommender.Config)
+    workflow.run_job(recommender.make_job, recommender.Config)

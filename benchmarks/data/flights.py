@@ -18,10 +18,10 @@ def run(report: Report, quick: bool) -> None:
     with tempfile.TemporaryDirectory() as root:
         trials = 1 if quick else flight_delays.Config().boost_trials
         config = flight_delays.Config(storage=root, boost_trials=trials, serve=False)
-        flight_delays.main(config)
+        flight_delays.make_job(config).run()
         (folder,) = Path(Storage(root).uri("runs")).iterdir()
         results = json.loads((folder / "test months.json").read_text())
-        stages = json.loads((folder / "run.json").read_text())["stages"]
+        steps = json.loads((folder / "run.json").read_text())["steps"]
     for name, words in MEASURES.items():
         for contestant in (*PEERS, *ALONE):
             report.add(f"{contestant}: {words}", results[contestant][name], "share")
@@ -32,4 +32,4 @@ def run(report: Report, quick: bool) -> None:
         report.add(f"{contestant}: calibration error", error, "share")
     error = results["raysys"]["calibration_error"]
     report.add("raysys: calibration error", error, "share", below=0.02)
-    report.add("flight job without its endpoint", sum(s["seconds"] for s in stages), "s")
+    report.add("flight job without its endpoint", sum(s["seconds"] for s in steps), "s")

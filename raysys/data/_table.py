@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import pickle
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from raysys.data import _aggregate, _convert, _join, _rows, _shuffle, _write
+from raysys.data import _aggregate, _convert, _join, _kept, _rows, _shuffle, _write
 from raysys.data._blocks import (
     BLOCK_BYTES,
     BlockMeta,
@@ -21,7 +22,7 @@ from raysys.data._blocks import (
 from raysys.data._hash import block_digest, content_digest, content_of
 from raysys.data._lineage import Lineage, code_of, plain
 from raysys.data._plan import Step, evaluate, planned_schema
-from raysys.errors import DataError
+from raysys.errors import DataError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -570,6 +571,42 @@ class Table:
             written = run_in_turn(task, calls)
         self.lineage.rows = sum(written)
         return self.lineage.rows
+
+    def write_blocks(self, storage: Storage, path: str) -> str:
+        """Write a folder from which `read_blocks` gives this very Table, block for block.
+
+        Args:
+            storage: Where.
+            path: The folder's name; it appears when it is whole.
+
+        Returns:
+            A digest of the blocks.
+        """
+        task = value_task("write_blocks")
+        with storage.staged(path) as folder:
+            calls = [(_kept.write, block, folder, n) for n, block in enumerate(self.blocks)]
+            written = run_in_turn(task, calls)
+            kept = [schema for _, schema in written], self.schema, self.lineage
+            folder.write_bytes(_kept.TABLE, pickle.dumps(kept))
+        said = repr([digest for digest, _ in written])
+        return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+
+    @classmethod
+    def read_blocks(cls, storage: Storage, path: str) -> Table:
+        """The Table of a folder of `write_blocks`; each file is read by a task that needs it.
+
+        Raises:
+            StorageError: There is no such folder.
+        """
+        data = storage.read_bytes(f"{path}/{_kept.TABLE}")
+        if data is None:
+            raise StorageError(f"no Table at {storage.uri(path)}: `write_blocks` writes one")
+        schemas, schema, lineage = pickle.loads(data)
+        blocks = [
+            _kept.KeptBlock(storage, f"{path}/{_kept.name_of(number)}", one)
+            for number, one in enumerate(schemas)
+        ]
+        return cls.planned(blocks, schema, (), lineage)
 
     # --- inside ---
 

@@ -181,6 +181,23 @@ class VectorIndex:
         except (ValueError, ray.exceptions.RayActorError) as error:
             raise _not_there(name) from error
 
+    @classmethod
+    def open(cls, name: str, storage: Storage, path: str | None = None) -> VectorIndex:
+        """The running index of a name; if none runs, it is started from its folder.
+
+        Args:
+            name: Of the index.
+            storage: Where its folder is.
+            path: Of the folder, `indexes/<name>` by default.
+
+        Raises:
+            StorageError: None runs, and there is no such folder.
+        """
+        try:
+            return cls.connect(name)
+        except UnavailableError:
+            return cls.restore(name, storage, path)
+
     def local(self) -> LocalIndex:
         """A copy in this process that follows the index, of a single shard; no hop to ask it.
 

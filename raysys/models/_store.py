@@ -79,9 +79,8 @@ class ModelStore:
         manifest: Mapping[str, Any],
         run: TrackedRun,
         path: str,
-        alias: str = "champion",
     ) -> StoredModel:
-        """Store a model and point an alias at it.
+        """Store a model; `promote` points an alias at it.
 
         Args:
             name: The registered name.
@@ -89,7 +88,6 @@ class ModelStore:
             manifest: Signature, settings, data fingerprint, metrics; stored beside the files.
             run: The run that made the model.
             path: Storage path of the folder.
-            alias: Points at this version afterwards; the older one stays.
         """
         import ray
         from mlflow.exceptions import MlflowException
@@ -104,8 +102,24 @@ class ModelStore:
         version = client.create_model_version(
             name, self.storage.uri(path), run.run_id, tags={_DIGEST_TAG: sha256}
         ).version
-        client.set_registered_model_alias(name, alias, version)
         return StoredModel(name, int(version), path, sha256)
+
+    def promote(self, model: StoredModel, alias: str = "champion") -> None:
+        """Point an alias at a version; the version that it pointed at stays in the store.
+
+        Raises:
+            StorageError: The store has no such version.
+        """
+        from mlflow.exceptions import MlflowException
+
+        uri = tracking_uri(self.storage)
+        try:
+            connect(uri).set_registered_model_alias(model.name, alias, str(model.version))
+        except MlflowException as error:
+            raise StorageError(
+                f"no version {model.version} of model {model.name!r} in {uri}: run the job that "
+                "saves it"
+            ) from error
 
     def get(self, name: str, alias: str = "champion") -> StoredModel:
         """The version that an alias points at.

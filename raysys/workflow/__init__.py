@@ -1,6 +1,20 @@
-"""A job's settings, its stages and their costs, and the record that a run leaves."""
+"""Jobs of steps: Ray tasks with resources, retries and kept results, and the record of a run."""
 
 from raysys.workflow._config import parse, run_job
-from raysys.workflow._run import Run, Stage, say
+from raysys.workflow._digest import InputFiles
+from raysys.workflow._job import Job, Progress
+from raysys.workflow._run import Run
+from raysys.workflow._say import say
+from raysys.workflow._step import Options, Step
 
-__all__ = ["Run", "Stage", "parse", "run_job", "say"]
+__all__ = [
+    "InputFiles",
+    "Job",
+    "Options",
+    "Progress",
+    "Run",
+    "Step",
+    "parse",
+    "run_job",
+    "say",
+]

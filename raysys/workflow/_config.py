@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from raysys.errors import RaysysError
+from raysys.workflow._job import Job
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -57,11 +58,27 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
         raise SystemExit(2) from None
 
 
-def run_job(main: Callable[[Config], None], config: type[Config]) -> None:
-    """Run a job's `main` with its settings; an error of ours is one line and exit status 1."""
-    settings = parse(config)
+def run_job(make: Callable[[Config], Job], config: type[Config]) -> None:
+    """Run a job from the command line; an error of ours is one line and exit status 1.
+
+    Beside the settings' flags there are `--from STEP`, which runs that step and all that follow
+    from it though nothing has changed, and `--steps`, which only draws them.
+
+    Args:
+        make: Puts the job together from its settings.
+        config: The settings, see `parse`.
+    """
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--from", dest="start")
+    flags.add_argument("--steps", choices=("text", "mermaid"), nargs="?", const="text")
+    given, arguments = flags.parse_known_args()
+    settings = parse(config, arguments)
     try:
-        main(settings)
+        job = make(settings)
+        if given.steps:
+            print(job.diagram(given.steps))
+        else:
+            job.run(given.start)
     except RaysysError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None

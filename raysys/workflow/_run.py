@@ -1,151 +1,95 @@
-"""The record of one run of a job: stages with their costs, settings, results and plots."""
+"""What a step is given: where it leaves things, and what it records."""
 
 from __future__ import annotations
 
-import json
-import secrets
-import time
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from raysys import cluster
 from raysys.models import ModelStore, StoredModel
-from raysys.storage import Storage
-from raysys.telemetry import DriverMeter, NodeMeter, record_stage, store_bytes
-from raysys.tracking import TrackedRun, git_commit, open_run, package_versions, plots
+from raysys.tracking import plots
+from raysys.workflow._say import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from pydantic import BaseModel
-
     from raysys.data import Checked, Table
+    from raysys.storage import Storage
+    from raysys.tracking import TrackedRun
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What one stage of a job cost."""
+@dataclass
+class Notes:
+    """What a step has recorded; kept with its result, so that a run that skips it has it too.
 
-    name: str
-    seconds: float
-    put_bytes: int
-    read_bytes: int
-    driver_table_bytes: int
-    driver_label_bytes: int
+    Attributes:
+        metrics: Results by name.
+        facts: What is no number: fingerprints, counts by name, URLs.
+        tags: Text by which the run can be searched.
+        curves: Measurements in their order, by name.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, other: Notes) -> None:
+        """Take in what another step has recorded."""
+        tables = {**self.facts.get("tables", {}), **other.facts.get("tables", {})}
+        self.metrics |= other.metrics
+        self.facts |= other.facts | ({"tables": tables} if tables else {})
+        self.tags |= other.tags
+        self.curves |= other.curves
 
 
 class Run:
-    """One run of a job, from connecting to the cluster to the record in the storage root.
+    """One run of a job, as a step sees it.
 
-    Everything that the job leaves stands under `runs/<id>/`, which is `folder`. Settings, stages
-    and metrics are in MLflow too, with commit, package versions and Tables as tags; what is
-    trained or searched with `folder` as its storage is a part of this run there. What a stage
-    leaves running is ended by a callback in `on_failure`, if the run fails.
-
-    Example:
-        with Run("recommender", config, Storage()) as run:
-            with run.stage("etl"):
-                ...
-            run.log_metrics({"ndcg_at_10": 0.08})
+    Attributes:
+        id: The run's name.
+        job: The job's name.
+        storage: The storage root.
+        folder: `runs/<id>` under it: plots, rows in quarantine, the record.
+        work: The step's own folder. It is the same for every run in which the step has the same
+            code, parameters and inputs, so what is trained or searched with it as its storage goes
+            on after a crash. What it records in MLflow is a part of this run.
     """
 
-    def __init__(self, job: str, config: BaseModel, storage: Storage) -> None:
-        """Name a run.
+    def __init__(
+        self, *, record: Mapping[str, Any], storage: Storage, work: Storage, tracked: TrackedRun
+    ) -> None:
+        """Hold what the job says; `Job` makes it.
 
         Args:
-            job: The job's name; it becomes the MLflow experiment.
-            config: The job's settings, recorded as they are.
-            storage: Where the run's folder is made.
+            record: What is known of the run as the step starts.
+            storage: The storage root.
+            work: The step's folder.
+            tracked: The run in MLflow.
         """
-        moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        self.id = f"{job}-{moment}-{secrets.token_hex(2)}"
-        self.job, self.config, self.storage = job, config, storage
-        self.folder = Storage(storage.uri(f"runs/{self.id}"))
-        self.stages: list[Stage] = []
-        self.metrics: dict[str, float] = {}
-        self.facts: dict[str, Any] = {}
-        self._models = ModelStore(storage)
-        self._meter = DriverMeter()
-        self.on_failure = ExitStack()
-
-    def __enter__(self) -> Run:
-        cluster.connect()
-        settings = self.config.model_dump()
-        self._tracked: TrackedRun = open_run(self.storage, self.job, self.id, settings=settings)
-        self._tracked.nest(self.folder)
-        self._tracked.watch(NodeMeter().read)
-        self._meter.install()
-        say(f"run {self.id}: artefacts under {self.folder.root}")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        self._meter.uninstall()
-        status = "FINISHED" if kind is None else "FAILED"
-        undo = self.on_failure.pop_all()
-        if kind is not None:
-            undo.close()
-        self.folder.write_json("run.json", self._record(status))
-        self._tracked.end(status, self.metrics)
-        total = sum(stage.driver_table_bytes for stage in self.stages)
-        say(
-            f"run {self.id} {status.lower()} after {sum(s.seconds for s in self.stages):.0f} s of "
-            f"stages; tables through the driver: {total} bytes"
-        )
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage, count its bytes, and say a line when it ends."""
-        say(f"[{name}] ...")
-        store, tables, labels = store_bytes(), self._meter.table_bytes, self._meter.label_bytes
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds, after = time.perf_counter() - started, store_bytes()
-            stage = Stage(
-                name=name,
-                seconds=seconds,
-                put_bytes=after.put - store.put,
-                read_bytes=(after.read or 0) - (store.read or 0),
-                driver_table_bytes=self._meter.table_bytes - tables,
-                driver_label_bytes=self._meter.label_bytes - labels,
-            )
-            self.stages.append(stage)
-            costs = {key: cost for key, cost in asdict(stage).items() if key != "name"}
-            self._tracked.log(
-                {f"stage/{name}/{key}": cost for key, cost in costs.items()}, len(self.stages)
-            )
-            record_stage(self.job, name, seconds, stage.driver_table_bytes)
-            say(
-                f"[{name}] {seconds:.1f} s; object store: put {_mebibytes(stage.put_bytes)}, read "
-                f"{_mebibytes(stage.read_bytes)}; through the driver: tables "
-                f"{stage.driver_table_bytes} bytes, row labels {stage.driver_label_bytes} bytes"
-            )
-            for what, size in self._meter.take_biggest():
-                if what.startswith("table"):
-                    say(f"[{name}]   {size} bytes through the driver: {what}")
+        self.id, self.job = str(record["id"]), str(record["job"])
+        self.storage, self.work = storage, work
+        self.folder = type(storage)(storage.uri(f"runs/{self.id}"))
+        self.notes = Notes()
+        self._known, self._tracked = record, tracked
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Record named results."""
-        self.metrics |= metrics
+        self.notes.metrics |= metrics
 
     def log_facts(self, **facts: Any) -> None:
         """Record what is no number: fingerprints, counts by name, URLs."""
-        self.facts |= facts
-        plain = {key: value for key, value in facts.items() if isinstance(value, str | int | float)}
-        self._tracked.log_tags(plain)
+        self.notes.facts |= facts
+        self.notes.tags |= {k: v for k, v in facts.items() if isinstance(v, str | int | float)}
 
     def log_tables(self, **tables: Table) -> None:
         """Record rows, fingerprint and origin of Tables; `raysys lineage` prints the chain."""
-        known = self.facts.setdefault("tables", {})
+        known = self.notes.facts.setdefault("tables", {})
         for name, table in tables.items():
             # In this order: what the chain then knows of the Table is written with it.
             found = {"rows": table.rows, "fingerprint": table.fingerprint}
             known[name] = {**found, "lineage": table.lineage.write(self.storage)}
-            self._tracked.log_tags({f"data.{name}.{key}": v for key, v in known[name].items()})
+            self.notes.tags |= {f"data.{name}.{key}": v for key, v in known[name].items()}
             say(f"{name}: {table.rows} rows, lineage {known[name]['lineage']}")
 
     def log_quarantine(self, checked: Checked, table: str | None = None) -> None:
@@ -167,8 +111,7 @@ class Run:
 
     def log_curve(self, name: str, lines: Mapping[str, Sequence[float]]) -> None:
         """Record measurements over epochs, and plot them."""
-        for line, values in lines.items():
-            self._tracked.log_curve(line, values)
+        self.notes.curves |= {line: [float(v) for v in values] for line, values in lines.items()}
         self.folder.write_bytes(f"{name}.png", plots.curves(name, lines))
 
     def log_search(self, name: str, score: float, trials: Sequence[Mapping[str, Any]]) -> None:
@@ -194,7 +137,7 @@ class Run:
     def store_model(
         self, name: str, write: Callable[[Path], None], *, signature: Mapping[str, Any]
     ) -> StoredModel:
-        """Store a model with what this run knows of its making; it becomes the champion.
+        """Store a model with what this run knows of its making; `promote` makes it the champion.
 
         Args:
             name: The registered name.
@@ -202,30 +145,10 @@ class Run:
                 reach the files without passing through the driver.
             signature: Form of the model's inputs and outputs.
         """
-        manifest = {**self._record("RUNNING"), "signature": signature}
-        return self._models.save(
-            name, write, manifest=manifest, run=self._tracked, path=f"runs/{self.id}/model"
+        notes = Notes(**self._known["notes"])
+        notes.add(self.notes)
+        known = {key: value for key, value in self._known.items() if key != "notes"}
+        manifest = {**known, **asdict(notes), "signature": signature}
+        return ModelStore(self.storage).save(
+            name, write, manifest=manifest, run=self._tracked, path=f"models/{name}/{self.id}"
         )
-
-    def _record(self, status: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "job": self.job,
-            "status": status,
-            "config": json.loads(self.config.model_dump_json()),
-            "stages": [asdict(stage) for stage in self.stages],
-            "metrics": self.metrics,
-            "facts": self.facts,
-            "packages": package_versions(),
-            "git_commit": git_commit(),
-        }
-
-
-def say(text: str) -> None:
-    """One plain line of progress, at once: under `ray job submit` it is streamed."""
-    print(text, flush=True)
-
-
-def _mebibytes(count: int) -> str:
-    """A byte count for people."""
-    return f"{count / 2**20:.1f} MiB"

@@ -52,32 +52,32 @@ def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Any
     from io import StringIO
 
     folder = tmp_path_factory.mktemp("job")
+    (folder / "data").mkdir()
     for name in ("weather.csv", "planes.csv", "airports.csv"):
-        shutil.copy(package_folder() / name, folder)
+        shutil.copy(package_folder() / name, folder / "data")
     with zipfile.ZipFile(package_folder() / "flights.csv.zip") as archive:
         header, *lines = archive.read("flights.csv").decode().splitlines()
     some = lines[::24]
-    (folder / "flights.csv").write_text("\n".join([header, *some, *BAD]) + "\n")
+    (folder / "data" / "flights.csv").write_text("\n".join([header, *some, *BAD]) + "\n")
     storage, output = Storage(folder / "storage"), StringIO()
     with redirect_stdout(output):
-        flight_delays.main(
-            Config(
-                data=str(folder), storage=storage.root, boost_trials=1, rounds=30, epochs=1,
-                compare=False, port=18434,
-            )
+        config = Config(
+            data=str(folder / "data"), storage=storage.root, boost_trials=1, rounds=30, epochs=1,
+            compare=False, port=18434,
         )  # fmt: skip
+        flight_delays.make_job(config).run()
     yield Finished(storage, output.getvalue(), len(some))
     serve.shutdown()
 
 
-def test_all_stages_ran_and_no_rows_passed_through_the_driver(finished: Finished) -> None:
-    stages = {stage["name"]: stage for stage in finished.record["stages"]}
-    assert list(stages) == [
-        "etl", "features", "leaks", "tune boosting", "boost", "train network", "blend",
-        "store model", "evaluate", "deploy",
+def test_all_steps_ran_and_no_rows_passed_through_the_driver(finished: Finished) -> None:
+    steps = {step["name"]: step for step in finished.record["steps"]}
+    assert list(steps) == [
+        "etl", "make features", "look for leaks", "tune boosting", "boost", "train network",
+        "put together", "score", "fit blend", "store model", "evaluate", "publish",
     ]  # fmt: skip
-    rowless = ("etl", "tune boosting", "boost", "blend", "store model", "evaluate", "deploy")
-    assert {name: stages[name]["driver_table_bytes"] for name in rowless} == dict.fromkeys(
+    rowless = ("etl", "tune boosting", "boost", "fit blend", "store model", "evaluate", "publish")
+    assert {name: steps[name]["driver_table_bytes"] for name in rowless} == dict.fromkeys(
         rowless, 0
     )
 

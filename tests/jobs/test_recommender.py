@@ -47,7 +47,7 @@ def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Any
     storage = Storage(folder / "storage")
     output = StringIO()
     with redirect_stdout(output):
-        recommender.main(
+        recommender.make_job(
             Config(
                 ratings=str(folder / "ratings.csv"),
                 storage=storage.root,
@@ -56,20 +56,20 @@ def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Any
                 ranker_trials=2,
                 port=18432,
             )
-        )
+        ).run()
     yield Finished(storage, ratings, output.getvalue())
     serve.shutdown()
 
 
 def test_no_table_passes_through_the_driver(finished: Finished) -> None:
-    stages = finished.record["stages"]
-    assert [stage["name"] for stage in stages] == [
-        "etl", "tune retrieval", "train retrieval", "candidates", "tune ranker", "train ranker",
-        "store model", "index", "evaluate", "deploy",
+    steps = finished.record["steps"]
+    assert [step["name"] for step in steps] == [
+        "etl", "tune retrieval", "train retrieval", "make candidates", "tune ranker",
+        "train ranker", "store model", "build index", "evaluate", "publish",
     ]  # fmt: skip
-    assert [stage["driver_table_bytes"] for stage in stages] == [0] * len(stages)
-    assert sum(stage["put_bytes"] for stage in stages) > 1_000_000
-    assert sum(stage["read_bytes"] for stage in stages) > 1_000_000
+    assert [step["driver_table_bytes"] for step in steps] == [0] * len(steps)
+    assert sum(step["put_bytes"] for step in steps) > 1_000_000
+    assert sum(step["read_bytes"] for step in steps) > 1_000_000
 
 
 def test_bad_rows_are_in_quarantine_with_their_reason(finished: Finished) -> None:
@@ -86,8 +86,9 @@ def test_bad_rows_are_in_quarantine_with_their_reason(finished: Finished) -> Non
 
 def test_artefacts_are_whole_and_the_model_is_champion(finished: Finished) -> None:
     names = {path.name for path in finished.folder.iterdir()}
-    assert {"model", "index", "quarantine", "retrieval.png", "test set.png"} <= names
-    assert not [path for path in finished.folder.rglob("*") if path.name.endswith(".partial")]
+    assert {"quarantine", "retrieval.png", "test set.png"} <= names
+    root = Path(finished.storage.root)
+    assert not [path for path in root.rglob("*") if path.name.endswith(".partial")]
     store = ModelStore(finished.storage)
     model = store.get("recommender", "champion")
     manifest = model.manifest(finished.storage)

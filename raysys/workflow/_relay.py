@@ -1,0 +1,68 @@
+"""What a step prints, brought to the driver line by line through the cluster's key-value store.
+
+Ray's own way is to stream all output of all workers; a job's reader wants the steps' alone.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NAMESPACE = b"raysys"
+
+
+class _Lines(io.TextIOBase):
+    """A text stream that sends whole lines; a copy stays in the worker's own log."""
+
+    def __init__(self, channel: str) -> None:
+        self._channel, self._number, self._rest = channel, 0, ""
+        self._own, self._lock = sys.stdout, threading.Lock()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        from ray.experimental import internal_kv
+
+        with self._lock:
+            self._own.write(text)
+            whole, mark, self._rest = (self._rest + text).rpartition("\n")
+            if mark:
+                key = f"{self._channel}:{self._number:08d}".encode()
+                self._number += 1
+                internal_kv._internal_kv_put(key, f"{whole}\n".encode(), namespace=_NAMESPACE)
+        return len(text)
+
+    def flush(self) -> None:
+        self._own.flush()
+
+
+@contextmanager
+def relayed(channel: str) -> Iterator[None]:
+    """Send what this process prints to whoever takes it."""
+    lines, before = _Lines(channel), sys.stdout
+    sys.stdout = lines
+    try:
+        yield
+    finally:
+        sys.stdout = before
+        if lines._rest:
+            lines.write("\n")
+
+
+def take(channel: str) -> str:
+    """What was printed since the last time; lines of one sender are in order."""
+    from ray.experimental import internal_kv
+
+    keys = sorted(internal_kv._internal_kv_list(f"{channel}:".encode(), namespace=_NAMESPACE))
+    said = []
+    for key in keys:
+        said.append(internal_kv._internal_kv_get(key, namespace=_NAMESPACE) or b"")
+        internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
+    return b"".join(said).decode()

@@ -1,0 +1,191 @@
+"""Jobs of steps on a cluster: what runs, what is skipped, what is tried again, what is recorded."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from raysys.cluster import Resources
+from raysys.errors import DataError, RaysysError, ResourceError
+from raysys.storage import Storage
+from raysys.workflow import Job
+from tests.workflow import steps
+from tests.workflow.steps import Config, counted
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def ran(tmp_path: Path) -> str:
+    folder = tmp_path / "ran"
+    folder.mkdir()
+    return str(folder)
+
+
+def chain(storage: Storage, ran: str, n: int = 4) -> Job:
+    job = Job("chained_job", Config(), storage)
+    made = job.step(steps.make, ran, n)
+    product = job.step(steps.tripled, ran, made["table"])
+    job.step(steps.total, ran, made, product=product)
+    return job
+
+
+def record(job: Job) -> dict:
+    return json.loads(Path(job.storage.uri(f"runs/{job.run_id}/run.json")).read_text())
+
+
+def states(job: Job) -> list[str]:
+    return [step["state"] for step in record(job)["steps"]]
+
+
+def test_a_second_run_takes_every_result_from_the_first(
+    storage: Storage, ran: str, mlflow_database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = chain(storage, ran)
+    first.run()
+    said = capsys.readouterr().out
+    places = [said.index(text) for text in ("[make] ...", "numbers: 4 rows", "made\n", "s; object")]
+    assert places == sorted(places)  # lines of the step, brought to the driver
+    second = chain(storage, ran)
+    second.run()
+    assert counted(ran) == {"make": 1, "tripled": 1, "total": 1}
+    assert states(first) == ["done"] * 3
+    assert states(second) == ["skipped"] * 3
+    assert second.progress["total"].result == first.progress["total"].result
+    one, two = record(first), record(second)
+    assert two["metrics"] == one["metrics"] == {"rows": 4}
+    assert two["facts"]["tables"]["numbers"]["rows"] == 4
+    assert {step["run"] for step in two["steps"]} == {first.run_id}
+    client = mlflow.MlflowClient(mlflow_database)
+    where = [client.get_experiment_by_name("chained_job").experiment_id]
+    (found,) = client.search_runs(where, f"attributes.run_name = '{second.run_id}'")
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["rows"] == 4
+    assert found.data.metrics["sum"] == 18
+    assert found.data.params == {"seed": "3", "rate": "0.5"}
+    assert found.data.tags["data.numbers.rows"] == "4"
+
+
+def test_a_step_runs_again_when_its_parameter_changes_and_what_follows_from_it(
+    storage: Storage, ran: str
+) -> None:
+    chain(storage, ran).run()
+    changed = chain(storage, ran, n=5)
+    changed.run()
+    assert states(changed) == ["done"] * 3
+
+
+def test_a_step_runs_again_when_what_its_code_names_changes(
+    storage: Storage, ran: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain(storage, ran).run()
+    source = Path(steps.__file__).read_text()
+    altered = Path(storage.root) / "steps.py"
+    altered.write_text(source.replace("FACTOR = 3", "FACTOR = 4"))
+    from raysys.workflow import _code
+
+    name = steps.__name__
+    module = _code._Module(name, altered, False)
+    module.path = Path(steps.__file__)
+    real = _code._module
+    monkeypatch.setattr(_code, "_module", lambda one: module if one == name else real(one))
+    again = chain(storage, ran)
+    again.run()
+    assert states(again) == ["skipped", "done", "skipped"]  # the worker still multiplies by 3
+
+
+def test_from_a_step_it_and_what_follows_run_again(storage: Storage, ran: str) -> None:
+    chain(storage, ran).run()
+    again = chain(storage, ran)
+    again.run("tripled")
+    assert states(again) == ["skipped", "done", "done"]
+    with pytest.raises(RaysysError, match="no step 'triple'; there are 'make', 'tripled'"):
+        chain(storage, ran).run("triple")
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs", "raises ConnectionError"])
+def test_a_step_that_was_lost_is_tried_again(
+    how: str, storage: Storage, ran: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Job("lossy_job", Config(), storage)
+    step = job.step(steps.fail_once, ran, how)
+    step.options(timeout_s=5 if how == "hangs" else None)
+    job.run()
+    assert counted(ran) == {"fail once": 2}
+    said = capsys.readouterr().out
+    assert "failure 1 of at most retries=2" in said
+    if how == "hangs":
+        assert "took longer than timeout_s=5" in said
+
+
+def test_a_lost_step_without_retries_fails(storage: Storage, ran: str) -> None:
+    import ray
+
+    job = Job("lost_job", Config(), storage)
+    job.step(steps.fail_once, ran, "dies").options(retries=0)
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        job.run()
+
+
+def test_a_job_that_failed_goes_on_with_the_step_that_failed(
+    storage: Storage, ran: str, mlflow_database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing() -> Job:
+        job = Job("failing_job", Config(), storage)
+        made = job.step(steps.make, ran, 2)
+        job.on_failure(made, lambda _: steps.close(ran))
+        job.step(steps.tripled, ran, made["table"])
+        job.step(steps.refuse, ran)
+        return job
+
+    job = failing()
+    with pytest.raises(DataError, match="the file is empty"):
+        job.run()
+    said = capsys.readouterr().out
+    assert "[refuse] failed: DataError: the file is empty: give another" in said
+    assert "the same command goes on at [refuse]" in said
+    known = record(job)
+    assert known["status"] == "FAILED"
+    assert known["steps"][-1]["error"] == "DataError: the file is empty: give another"
+    client = mlflow.MlflowClient(mlflow_database)
+    (found,) = client.search_runs([client.get_experiment_by_name("failing_job").experiment_id])
+    assert (found.info.run_name, found.info.status) == (job.run_id, "FAILED")
+    with pytest.raises(DataError):
+        failing().run()
+    assert counted(ran) == {"make": 1, "closed": 1, "tripled": 1, "refuse": 2}
+
+
+def test_what_no_cluster_has_is_refused_before_anything_runs(storage: Storage, ran: str) -> None:
+    job = chain(storage, ran)
+    job.steps["total"].options(needs=Resources(cpus=1000, gpus=0))
+    with pytest.raises(ResourceError, match="step 'total' needs 1000 CPUs"):
+        job.run()
+    assert counted(ran) == {}
+
+
+def test_names_and_options_are_checked(storage: Storage, ran: str) -> None:
+    job = chain(storage, ran)
+    with pytest.raises(RaysysError, match="two steps 'make'"):
+        job.step(steps.make, ran, 1)
+    with pytest.raises(RaysysError, match="no option 'timeout'; there are needs, cpus"):
+        job.steps["make"].options(timeout=3)
+    with pytest.raises(RaysysError, match="a step of another job: 'make'"):
+        Job("other", Config(), storage).step(steps.tripled, ran, job.steps["make"])
+    with pytest.raises(RaysysError, match="take its items by name"):
+        _, _ = job.steps["make"]
+
+
+def test_the_steps_are_drawn(storage: Storage, ran: str) -> None:
+    job = chain(storage, ran)
+    job.progress["make"].state = "done"
+    assert job.diagram().splitlines() == [
+        "✓ make     done",
+        "· tripled  waiting            <- make",
+        "· total    waiting            <- make, tripled",
+    ]
+    drawn = job.diagram("mermaid").splitlines()
+    assert drawn[0] == "flowchart TD"
+    assert '    s1["tripled<br/>waiting"]' in drawn
+    assert "    s0 --> s1" in drawn
+    assert "    class s0 done" in drawn
