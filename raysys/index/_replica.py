@@ -14,7 +14,7 @@ from raysys.errors import StorageError, UnavailableError
 from raysys.index._channel import listen
 from raysys.index._files import Files
 from raysys.index._held import HeldShard
-from raysys.index._metrics import Metrics
+from raysys.index._metrics import ReplicaMetrics
 from raysys.index._names import actor, writer_name
 from raysys.index._shard import Shard
 from raysys.index._types import split_rows
@@ -58,7 +58,7 @@ class Replica:
         raise_priority()
         self._name, self._shard, self._number, self._version = name, shard, number, version
         self._files = Files(storage, path)
-        self._metrics = Metrics(name, shard, number)
+        self._metrics = ReplicaMetrics(name, shard, number)
         self._progress = 0
         self._life = uuid.uuid4().hex
         self._held: HeldShard | None = None
@@ -227,6 +227,7 @@ class Replica:
             return
         join = writer.join.options(max_task_retries=-1)
         version, ef = ray.get(join.remote(self._shard, self._number, self._life))
+        self._metrics.lag(version - held.shard.version)
         held.catch_up(version)
         if ef != held.shard.settings.ef:
             held.shard.settings = held.shard.settings.model_copy(update={"ef": ef})

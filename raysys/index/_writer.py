@@ -7,12 +7,15 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from raysys.cluster import raise_priority
 from raysys.errors import StorageError, UnavailableError
 from raysys.index import _record
 from raysys.index._files import Files, Manifest
+from raysys.index._metrics import WriterMetrics
 from raysys.index._names import actor, replica_name
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 _PUSH_TIMEOUT_S = 60.0
 _RETRY_S = 1.0
 _OPEN_TIMEOUT_S = 30.0
+_REPORT_S, _SILENT_S = 2.0, 8.0
 _ATTEMPTS = 2
 _REMEMBERED_TOKENS = 100_000
 _REMEMBERED_BYTES = 64 << 20
@@ -51,6 +55,8 @@ class Writer:
         self._live: set[tuple[int, int]] = set()
         # Which process of a replica joined last: what failed may have been the one before.
         self._lives: dict[tuple[int, int], str] = {}
+        self._heard: dict[tuple[int, int], float] = {}
+        self._metrics = WriterMetrics(name)
         self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
         self._underway: dict[str, asyncio.Future[int]] = {}
         self._committing: asyncio.Task[None] | None = None
@@ -66,6 +72,18 @@ class Writer:
                 raise
             # Ray gives up an actor that raises: it is tried again when it is asked for.
             _log.exception("the folder of index %s cannot be read", name)
+        threading.Thread(target=self._report, name="metrics", daemon=True).start()
+
+    def _report(self) -> None:
+        """Metrics: replicas tell every two seconds that they are there."""
+        while True:
+            time.sleep(_REPORT_S)
+            if self._is_open.is_set():
+                settings, since = self._manifest.settings, time.monotonic() - _SILENT_S
+                for shard in range(settings.shards):
+                    of_shard = [heard for key, heard in [*self._heard.items()] if key[0] == shard]
+                    there = sum(heard > since for heard in of_shard)
+                    self._metrics.replicas(shard, there, settings.replicas)
 
     def _open(self) -> None:
         manifest = self._files.manifest()
@@ -161,6 +179,7 @@ class Writer:
         """
         await self._opened()
         self._live.add((shard, number))
+        self._heard[shard, number] = time.monotonic()
         self._lives[shard, number] = life
         return self._version, self._manifest.settings.ef
 
@@ -254,6 +273,7 @@ class Writer:
             return
         self._remember(version, record)  # from here on a joining replica must have it
         pending = await self._push("apply", version, record)
+        self._metrics.change()
         for done in waiting:
             done.set_result(version)
         async with self._news:

@@ -108,7 +108,9 @@ def requests_running(contexts: tuple[RequestContext, ...]) -> Any:
 class _Item:
     """Rows of one request that run in one batch."""
 
-    __slots__ = ("columns", "context", "cost", "deadline", "future", "row", "rows", "shape")
+    __slots__ = (
+        "arrived", "columns", "context", "cost", "deadline", "future", "row", "rows", "shape",
+    )  # fmt: skip
 
     def __init__(
         self, row: Sequence[Any] | None, columns: Columns | None, rows: int, cost: float,
@@ -116,6 +118,7 @@ class _Item:
     ) -> None:  # fmt: skip
         self.row, self.columns, self.rows, self.cost = row, columns, rows, cost
         self.shape, self.deadline, self.context, self.future = shape, deadline, context, future
+        self.arrived = time.monotonic()
 
 
 class Batcher:
@@ -124,6 +127,7 @@ class Batcher:
     Attributes:
         is_crowded: Whether no core of the machine is idle; told from outside. Then a batch
             gathers for a millisecond: what that costs a request, larger batches save it.
+        refused: Requests so far that could not have been answered in time.
     """
 
     def __init__(
@@ -133,7 +137,7 @@ class Batcher:
         batching: Batching,
         *,
         in_flight: int = 1,
-        observe: Callable[[int, float], None] | None = None,
+        observe: Callable[[int, float, float], None] | None = None,
     ) -> None:
         """Start with an empty queue.
 
@@ -142,7 +146,7 @@ class Batcher:
             inputs: Types of its columns.
             batching: Bounds.
             in_flight: Batches under way at once.
-            observe: Told each batch's rows and seconds.
+            observe: Told each batch's rows and seconds, and how long its oldest request waited.
         """
         self._run, self._inputs, self._batching = run, inputs, batching
         self._in_flight, self._observe = in_flight, observe
@@ -157,6 +161,7 @@ class Batcher:
         self._starting = False
         self._batch_s = 0.0
         self._started = 0.0
+        self.refused = 0
         self._sweeping = False
 
     @property
@@ -255,6 +260,7 @@ class Batcher:
         wait_s = running_s + batches / self._in_flight * self._batch_s
         full = self._rows_queued + rows > self._batching.rows_queued and self._queue
         if full or now + _MARGIN * wait_s > deadline:
+            self.refused += 1
             raise OverloadedError(wait_s)
 
     def _put(
@@ -350,7 +356,7 @@ class Batcher:
                 item.future.set_result(slice_of(answers, start, start + item.rows))
             start += item.rows
         if self._observe:
-            self._observe(rows, seconds)
+            self._observe(rows, seconds, started - items[0].arrived)
 
     def _release(self, task: asyncio.Task[None]) -> None:
         if task in self._running:

@@ -22,6 +22,7 @@ from raysys.serve._application import GATEWAY_NAME, GATEWAY_NAMESPACE
 from raysys.serve._haproxy import HAProxy, new_token
 from raysys.serve._haproxy_config import SLOTS, Backend, Front, Key
 from raysys.serve._keys import read_keys
+from raysys.serve._metrics import GatewayMetrics
 from raysys.serve._room import WaitingRoom
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Gateway:
         self._failure: str | None = None
         self._ready = asyncio.Event()
         self._changing = asyncio.Lock()
+        self._metrics = GatewayMetrics()
         self._main = asyncio.get_event_loop().create_task(self._run())
 
     async def address(self) -> dict[str, Any]:
@@ -269,6 +271,7 @@ class Gateway:
                 try:
                     self._forget_silent()
                     await self._keep_current()
+                    self._report()
                 except (RaysysError, OSError) as error:
                     _log.warning("the gateway's HAProxy: %s", error)
 
@@ -295,6 +298,14 @@ class Gateway:
         if keys != self._keys or not self._haproxy.is_running:
             self._keys = keys
             self._apply()
+
+    def _report(self) -> None:
+        """Metrics of what clients were answered, and of who answers."""
+        assert self._haproxy
+        self._metrics.requests(self._haproxy.answered())
+        self._metrics.shed(self._haproxy.shed())
+        for name in self._state.backends:
+            self._metrics.replicas(name, len(self._live(name)))
 
     def _forget_silent(self) -> None:
         silent_since = time.monotonic() - _FORGET_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import signal
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT_S = 10.0
 _SIGNAL_AGAIN_S = 0.5
+_CODES = ("2xx", "3xx", "4xx", "5xx")
 
 
 class HAProxy:
@@ -93,6 +95,30 @@ class HAProxy:
             for row in rows
             if row[proxy] == f"app.{backend}" and row[server] in names
         )
+
+    def answered(self) -> dict[tuple[str, str], int]:
+        """Answers since HAProxy was configured, by application and class of status.
+
+        The application is empty for those that no replica gave, such as for want of a key.
+        """
+        lines = self._tell("show stat -1 3 -1").lstrip("# ").splitlines()
+        names = lines[0].split(",")
+        found: dict[tuple[str, str], int] = {}
+        for row in (dict(zip(names, line.split(","), strict=False)) for line in lines[1:] if line):
+            name, kind = row["pxname"], row["svname"]
+            for code in _CODES:
+                count = int(row[f"hrsp_{code}"] or 0)
+                if kind == "BACKEND" and name.startswith("app."):
+                    found[name.removeprefix("app."), code] = count
+                    found["", code] = found.get(("", code), 0) - count
+                elif kind == "FRONTEND":
+                    found["", code] = found.get(("", code), 0) + count
+        return found
+
+    def shed(self) -> dict[str, int]:
+        """Requests refused since HAProxy was configured for want of room, by application."""
+        found = re.findall(r"key=(\S+) .*gpc0=(\d+)", self._tell("show table shed"))
+        return {name: int(count) for name, count in found}
 
     def stop(self) -> None:
         """End the process and its workers, and remove what it wrote."""

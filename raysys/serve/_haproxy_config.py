@@ -129,6 +129,8 @@ backend gateway
     server room 127.0.0.1:{front.room_port}
 backend keys
     stick-table type string len 64 size 100k expire 10s store http_req_rate(1s)
+backend shed
+    stick-table type string len 128 size 10k expire 24h store gpc0
 frontend http
     bind {front.host}:{front.port}
     http-request del-header x-raysys- -m beg
@@ -205,11 +207,14 @@ def _routes(front: Front, backends: Sequence[Backend]) -> list[str]:
         _returns(413, {"error": "the body is too large"},
                  "{ var(txn.excess) -m int gt 0 }"),
         *(
-            _returns(503, {"error": _OVERLOADED},
-                     f"for_{backend.name} {{ var(txn.app) -m str {backend.name} }} "
-                     f"{{ be_conn_free(app.{backend.name}) eq 0 }}", "hdr Retry-After 1")
+            f"http-request set-var(txn.full) bool(true) if for_{backend.name} "
+            f"{{ var(txn.app) -m str {backend.name} }} {{ be_conn_free(app.{backend.name}) eq 0 }}"
             for backend in backends
         ),
+        # Counted by application, for the metrics: answered here, it is in no backend's counters.
+        "http-request track-sc1 var(txn.app) table shed if { var(txn.full) -m bool }",
+        "http-request sc-inc-gpc0(1) if { var(txn.full) -m bool }",
+        _returns(503, {"error": _OVERLOADED}, "{ var(txn.full) -m bool }", "hdr Retry-After 1"),
         f"http-request set-header {TOKEN_HEADER.decode()} {front.token}",
         f"http-request set-header {APP_HEADER} %[var(txn.app)]",
         "use_backend gateway if { path /v2/health/ready }",

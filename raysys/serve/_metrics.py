@@ -1,8 +1,20 @@
-"""What a replica reports of its work, as `raysys_serve_*` in Ray's metrics."""
+"""What replicas and gateway report of their work, as `raysys_serve_*`.
+
+Of requests the gateway tells, which asks HAProxy once a second: counting them costs no request
+anything. A replica notes one value of each kind for a batch.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+from raysys.telemetry import Counter, counter, gauge, histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_KEYS = ("application", "action")
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
 class Metrics:
@@ -15,42 +27,89 @@ class Metrics:
             application: Whose graph it is.
             action: That it answers; "" if the application has only this graph.
         """
-        from ray.util import metrics
-
-        tags = {"application": application, "action": action}
-
-        def histogram(name: str, text: str, bounds: list[float], *keys: str) -> Any:
-            made = metrics.Histogram(name, text, bounds, tag_keys=(*tags, *keys))
-            made.set_default_tags(tags)
-            return made
-
-        milliseconds = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 2000.0]
-        self._node_ms = histogram(
-            "raysys_serve_node_latency_ms", "Time of one node over a batch", milliseconds, "node"
+        self._tags = {"application": application, "action": action}
+        self._nodes: dict[str, dict[str, str]] = {}
+        self._node_s = histogram(
+            "raysys_serve_node_seconds", "Time of one node over a batch", (*_KEYS, "node")
         )
-        self._batch_ms = histogram(
-            "raysys_serve_batch_latency_ms", "Time of the graph over a batch", milliseconds
+        self._batch_s = histogram(
+            "raysys_serve_batch_seconds", "Time of the graph over a batch", _KEYS
         )
-        self._batch_rows = histogram(
-            "raysys_serve_batch_size", "Rows of a batch",
-            [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0],
-        )  # fmt: skip
-        self._queue_rows = metrics.Gauge(
-            "raysys_serve_queue_size", "Rows that wait in a replica", tag_keys=tuple(tags)
+        self._latency_s = histogram(
+            "raysys_serve_latency_seconds",
+            "From arrival in a replica to the answer, of each batch's oldest request",
+            _KEYS,
         )
-        self._queue_rows.set_default_tags(tags)
-        self._tags: dict[str, dict[str, str]] = {}
+        self._rows = histogram(
+            "raysys_serve_batch_rows", "Rows of a batch", _KEYS, boundaries=_ROWS
+        )
+        self._queue = gauge("raysys_serve_queue_rows", "Rows that wait in a replica", _KEYS)
+        self._shed = _shed()
+        self._refused = 0
 
     def node(self, name: str, seconds: float) -> None:
         """Note a node's run over a batch."""
-        tags = self._tags.setdefault(name, {"node": name})
-        self._node_ms.observe(max(1e-6, 1000 * seconds), tags)
+        tags = self._nodes.get(name)
+        if tags is None:
+            tags = self._nodes[name] = {**self._tags, "node": name}
+        self._node_s.observe(seconds, tags)
 
-    def batch(self, rows: int, seconds: float) -> None:
-        """Note a batch."""
-        self._batch_rows.observe(rows)
-        self._batch_ms.observe(max(1e-6, 1000 * seconds))
+    def batch(self, rows: int, seconds: float, waited_s: float) -> None:
+        """Note a batch, and how long its oldest request had waited."""
+        self._rows.observe(rows, self._tags)
+        self._batch_s.observe(seconds, self._tags)
+        self._latency_s.observe(waited_s + seconds, self._tags)
 
-    def queue(self, rows: int) -> None:
-        """Note how many rows wait."""
-        self._queue_rows.set(rows)
+    def queue(self, rows: int, refused: int) -> None:
+        """Note how many rows wait, and how many requests were refused so far."""
+        self._queue.set(rows, self._tags)
+        if refused > self._refused:
+            tags = {"application": self._tags["application"], "by": "replica"}
+            self._shed.inc(refused - self._refused, tags)
+            self._refused = refused
+
+
+class GatewayMetrics:
+    """The metrics of the gateway; HAProxy's own counters begin anew when it is reloaded."""
+
+    def __init__(self) -> None:
+        self._requests = counter(
+            "raysys_serve_requests_total",
+            "Requests by the class of their answer; application is empty where the gateway "
+            "answered by itself",
+            ("application", "code"),
+        )
+        self._shed = _shed()
+        self._replicas = gauge(
+            "raysys_serve_replicas", "Replicas that take requests", ("application",)
+        )
+        self._before: dict[tuple[str, str], int] = {}
+
+    def requests(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Note HAProxy's counters so far, by application and class of status."""
+        for (application, code), count in counts.items():
+            if new := self._since((application, code), count):
+                self._requests.inc(new, {"application": application, "code": code})
+
+    def shed(self, counts: Mapping[str, int]) -> None:
+        """Note how many requests the gateway has refused so far, by application."""
+        for application, count in counts.items():
+            if new := self._since((application, "shed"), count):
+                self._shed.inc(new, {"application": application, "by": "gateway"})
+
+    def replicas(self, application: str, count: int) -> None:
+        """Note how many replicas an application has."""
+        self._replicas.set(count, {"application": application})
+
+    def _since(self, key: tuple[str, str], count: int) -> int:
+        before = self._before.get(key, 0)
+        self._before[key] = count
+        return count - before if count >= before else count
+
+
+def _shed() -> Counter:
+    return counter(
+        "raysys_serve_shed_total",
+        "Requests refused because they could not be answered in time",
+        ("application", "by"),
+    )

@@ -277,7 +277,7 @@ class EntryReplica:
             is_crowded = psutil.cpu_percent() > (_CALM_PERCENT if is_crowded else _CROWDED_PERCENT)
             capacity = 0
             for action, batcher in self._batchers.items():
-                self._metrics[action].queue(batcher.rows_queued)
+                self._metrics[action].queue(batcher.rows_queued, batcher.refused)
                 self._runners[action].is_crowded = batcher.is_crowded = is_crowded
                 capacity += batcher.capacity(application.deadline_s)
             if not self._stopping:

@@ -205,7 +205,7 @@ def test_the_dashboard_knows_the_actors_by_name_and_what_they_hold(films: Vector
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     tags = r'{[^}]*index="films"[^}]*shard="[01]"'
-    wanted = ["rows", "pending", "tombstones", "version", "query_latency_ms_count"]
+    wanted = ["rows", "pending", "tombstones", "version", "lag", "query_seconds_count"]
 
     def all_there() -> bool:
         films.query(QUERIES, 3)

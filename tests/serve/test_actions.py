@@ -142,8 +142,8 @@ def test_metrics_say_which_action(shelf: Endpoint) -> None:
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
-    wanted = [rf'batch_size_count{{[^}}]*action="{action}"[^}}]*="shelf"' for action in ACTIONS]
-    wanted.append(r'node_latency_ms_count{[^}]*action="go-far"[^}]*="shelf"[^}]*node="far"')
+    wanted = [rf'batch_rows_count{{[^}}]*action="{action}"[^}}]*="shelf"' for action in ACTIONS]
+    wanted.append(r'node_seconds_count{[^}]*action="go-far"[^}]*="shelf"[^}]*node="far"')
 
     def all_there() -> bool:
         for action in ACTIONS:

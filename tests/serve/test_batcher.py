@@ -500,8 +500,8 @@ async def test_draining_waits_for_what_runs_and_what_is_queued() -> None:
 
 
 @in_loop
-async def test_each_batch_is_reported_with_its_rows_and_seconds(clock: Clock) -> None:
-    run, seen = Doubling(), list[tuple[int, float]]()
+async def test_each_batch_is_reported_with_its_rows_seconds_and_wait(clock: Clock) -> None:
+    run, seen = Doubling(), list[tuple[int, float, float]]()
     batcher = Batcher(run, INT, Batching(), observe=lambda *batch: seen.append(batch))
     futures = put(batcher, 1, 2, 3)
     await run.began(1)
@@ -509,7 +509,7 @@ async def test_each_batch_is_reported_with_its_rows_and_seconds(clock: Clock) ->
     run.let_go()
     await answers(futures)
     await batcher.drain()
-    assert seen == [(3, 0.5)]
+    assert seen == [(3, 0.5, 0.0)]
 
 
 @in_loop

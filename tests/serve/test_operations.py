@@ -320,13 +320,13 @@ def test_metrics_stand_in_rays_prometheus_endpoint(stamped: Endpoint) -> None:
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     wanted = [
-        rf'ray_raysys_serve_node_latency_ms_count{{[^}}]*application="stamped"[^}}]*node="{name}"'
+        rf'ray_raysys_serve_node_seconds_count{{[^}}]*application="stamped"[^}}]*node="{name}"'
         for name in ("near", "far", "answer")
     ]
     wanted += [
-        r'ray_raysys_serve_batch_size_count{[^}]*application="stamped"',
-        r'ray_raysys_serve_batch_latency_ms_bucket{[^}]*application="stamped"',
-        r'ray_raysys_serve_queue_size{[^}]*application="stamped"',
+        r'ray_raysys_serve_batch_rows_count{[^}]*application="stamped"',
+        r'ray_raysys_serve_latency_seconds_bucket{[^}]*application="stamped"',
+        r'ray_raysys_serve_queue_rows{[^}]*application="stamped"',
     ]
 
     def all_there() -> bool:
