@@ -3,7 +3,7 @@
 import typer
 
 from raysys import cluster
-from raysys.cli import _cluster, _jobs, _runs
+from raysys.cli import _audit, _cluster, _jobs, _runs
 from raysys.cli._data import data
 from raysys.cli._keys import keys
 from raysys.cli._runs import runs
@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
 )
 # In the order of `--help`.
-for command in (_cluster.up, _cluster.down, _jobs.submit, _runs.lineage):
+for command in (_cluster.up, _cluster.down, _jobs.submit, _runs.lineage, _audit.audit):
     app.command()(command)
 app.add_typer(runs, name="runs")
 app.add_typer(data, name="data")

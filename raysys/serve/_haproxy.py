@@ -200,6 +200,7 @@ class HAProxy:
             "keys": [(key.sha256, key.name) for key in keys],
             "rates": [(key.name, key.rate_per_s) for key in keys],
             "bodies": [(key.name, key.max_body_bytes) for key in keys],
+            "expiries": [(key.name, key.expires) for key in keys if key.expires is not None],
         }
         for name, pairs in columns.items():
             lines = "".join(f"{left} {right}\n" for left, right in pairs)

@@ -24,6 +24,7 @@ _ERRORS = {
     504: "the deadline passed",
 }
 _OVERLOADED = "more requests wait than can be answered in time: try again later"
+_NEVER = (1 << 62) - 1  # Unix time of a key's expiry; HAProxy computes with 64 bits
 _TRACEPARENT = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 
 Servers = Mapping[str, Mapping[int, tuple[str, int]]]
@@ -63,12 +64,14 @@ class Key:
         sha256: Of the key, in hexadecimal.
         rate_per_s: Requests a second at most.
         max_body_bytes: Of a request.
+        expires: Unix time in seconds from which it lets nobody in; None never comes.
     """
 
     name: str
     sha256: str
     rate_per_s: int
     max_body_bytes: int
+    expires: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,12 @@ def _routes(front: Front, backends: Sequence[Backend]) -> list[str]:
             "keys.map)",
             _returns(401, {"error": "an API key is wanted: Authorization: Bearer KEY"},
                      f"guarded !{{ {key} -m found }}", 'hdr WWW-Authenticate "Bearer"'),
+            # By HAProxy's own clock, so that a key expires whether or not the gateway is well.
+            "http-request set-var(txn.now) date if guarded",
+            f"http-request set-var(txn.left) {key},map_str_int({folder}/expiries.map,{_NEVER}),"
+            "sub(txn.now) if guarded",
+            _returns(401, {"error": "the API key has expired"},
+                     "guarded { var(txn.left) -m int le 0 }", 'hdr WWW-Authenticate "Bearer"'),
             f"http-request track-sc0 {key} table keys if guarded",
             f"http-request set-var(txn.rate) {key},map_str_int({folder}/rates.map,0) "
             "if guarded",

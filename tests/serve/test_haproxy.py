@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import hashlib
 import http.client
 import http.server
@@ -524,6 +525,35 @@ def test_keys_come_and_go_without_a_restart(start: Starter, replica: Maker) -> N
     assert statuses() == [200, 401]
     front.proxy.apply(backends, servers, [key("new", "rs_new")])
     assert statuses() == [401, 200]
+
+
+def test_a_key_lets_in_until_it_expires_without_a_word_from_the_gateway(
+    start: Starter, replica: Maker
+) -> None:
+    now = int(time.time())
+    keys = [
+        dataclasses.replace(key("gone", "rs_gone"), expires=now - 1),
+        dataclasses.replace(key("soon", "rs_soon"), expires=now + 3),
+        dataclasses.replace(key("late", "rs_late"), expires=now + 3600),
+        key("ever", "rs_ever"),
+    ]
+    one = replica("one")
+    front = start([app("a", protected=True)], {"a": {0: one.address}}, keys)
+
+    def ask(secret: str) -> Reply:
+        return front.ask("/a", headers={"authorization": f"Bearer {secret}"})
+
+    assert [ask(f"rs_{name}").status for name in ("soon", "late", "ever")] == [200] * 3
+    refused = ask("rs_gone")
+    assert refused.status == 401
+    assert refused.json == {"error": "the API key has expired"}
+    assert refused.headers["www-authenticate"] == "Bearer"
+    eventually(lambda: ask("rs_soon").status == 401)
+    assert time.time() >= now + 3
+    assert [ask(f"rs_{name}").status for name in ("late", "ever")] == [200] * 2
+    asked = len(one.asked)
+    assert front.ask("/v2/models/a/infer", headers={"x-api-key": "rs_gone"}).status == 401
+    assert len(one.asked) == asked
 
 
 # --- replicas that die ---
