@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raysys import cluster
+from raysys import audit, cluster
 from raysys.errors import RaysysError, ResourceError
 from raysys.serve._application import Application, examples_of, graphs_of
 from raysys.serve._batcher import Batching
@@ -130,6 +130,9 @@ def deploy(
         token=address["token"],
     )
     version = application.version
+    audit.record(
+        storage or Storage(), "deploy", name, version=version, route=route, protected=protected
+    )
     try:
         _start(application, replicas, cpus_per_replica, start_timeout_s)
         most = application.batching
@@ -167,6 +170,7 @@ def undeploy(name: str) -> None:
     version = ray.get(front.current_version.remote(name))
     if version is None:
         raise RaysysError(f"no application {name!r} runs")
+    audit.record(Storage(), "undeploy", name, version=version)
     ray.get(front.withdraw.remote(name))
     _delete(name, version)
 
@@ -176,6 +180,7 @@ def shutdown() -> None:
     import ray
     from ray import serve
 
+    audit.record(Storage(), "undeploy.all", "serve")
     serve.shutdown()
     try:
         front = gateway()
