@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 import ray
@@ -71,8 +71,8 @@ def make_job(config: Config) -> workflow.Job:
     data = config.data and workflow.InputFiles(config.data)
     workers, seed = config.workers, config.seed
     tables = job.step(etl, data)
-    features = job.step(make_features, tables, blocks=workers)
-    splits, featurizer = features["splits"], features["featurizer"]
+    splits = job.step(make_features, tables, blocks=workers)
+    featurizer = job.step(fit_featurizer, splits)
     checked = job.step(look_for_leaks, splits, featurizer)
     found = job.step(tune_boosting, splits, checked, trials=config.boost_trials, seed=seed)
     booster = job.step(boost, splits, found, actors=workers, rounds=config.rounds, seed=seed)
@@ -97,11 +97,10 @@ def etl(run: Run, data: str | None) -> Tables:
     return tables
 
 
-def make_features(run: Run, tables: Tables, blocks: int) -> dict[str, Any]:
+def make_features(run: Run, tables: Tables, blocks: int) -> Splits:
     """Features of the flights that landed; January to September train, October validates.
 
-    The rest of the year tests. What turns features into the network's inputs is fitted on the
-    training months.
+    The rest of the year tests.
     """
     landed = tables["flights"].filter(pl.col("arr_delay").is_not_null())
     features = landed.repartition(blocks).map_blocks(
@@ -111,7 +110,12 @@ def make_features(run: Run, tables: Tables, blocks: int) -> dict[str, Any]:
     starts = {name: datetime.fromisoformat(start) for name, start in cuts.items()}
     splits = split_by_time(features, "departure", starts=starts)
     run.log_tables(**splits.tables)
-    return {"splits": splits, "featurizer": FEATURIZER.fit(splits.train)}
+    return splits
+
+
+def fit_featurizer(run: Run, splits: Splits) -> FittedFeaturizer:
+    """Fit what turns features into the network's inputs, on the training months."""
+    return FEATURIZER.fit(splits.train)
 
 
 def look_for_leaks(run: Run, splits: Splits, featurizer: FittedFeaturizer) -> LeakReport:
