@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SecretStr
 from pydantic_core import PydanticCustomError
 
-__all__ = ["Secret", "holds_secret", "shown"]
+__all__ = ["Secret", "cluster_token", "holds_secret", "shown", "token_path"]
 
 # The user's part may be empty (redis://:password@host). The password ends at the last @ before
 # the path, as in urllib: one that was not percent-encoded may hold another.
@@ -45,6 +45,25 @@ def shown(text: str) -> str:
 def holds_secret(name: str, value: str) -> bool:
     """Whether an environment variable is a secret, by its name or by a password in its URI."""
     return _SECRET_NAME.search(name) is not None or shown(value) != value
+
+
+def cluster_token() -> str | None:
+    """The token that opens a Ray cluster, from where Ray takes it; None without one.
+
+    RAY_AUTH_TOKEN, else the file that RAY_AUTH_TOKEN_PATH names, else `~/.ray/auth_token`.
+    """
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    try:
+        return token_path().read_text().strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def token_path() -> Path:
+    """The file that holds the cluster's token where RAY_AUTH_TOKEN is not set."""
+    default = Path.home() / ".ray" / "auth_token"
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or default).expanduser()
 
 
 def _read(given: Any) -> Any:

@@ -14,10 +14,10 @@ ROOT = Path(raysys.__file__).parent
 _LOW = {"audit", "errors", "secrets", "storage", "telemetry"}
 _HIGH = _LOW | {"cluster", "data", "evaluate"}
 ALLOWED = {
-    "audit": {"errors", "storage"},
+    "audit": {"errors", "secrets", "storage"},
     "errors": set(),
     "secrets": {"errors"},
-    "storage": {"errors"},
+    "storage": {"errors", "telemetry"},
     "telemetry": {"errors"},
     "tracking": _LOW,
     "evaluate": {"errors"},

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from raysys.audit._who import whence, who
+from raysys.audit._who import submission_id, whence, who
 from raysys.errors import StorageError
+from raysys.secrets import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,12 +58,13 @@ def record(storage: Storage, action: str, subject: str, **facts: Any) -> None:
         storage: The root of what is acted on; lines lie below `audit/`.
         action: What is done, such as `deploy`.
         subject: To what.
-        facts: What else belongs to it; never a secret.
+        facts: What else belongs to it; passwords in URIs are left out, give no other secret.
 
     Raises:
         StorageError: The line cannot be written.
     """
     now = datetime.now(UTC)
+    facts = {key: shown(fact) if isinstance(fact, str) else fact for key, fact in facts.items()}
     line = Line(f"{now:%Y-%m-%dT%H:%M:%S.%fZ}", action, subject, who(), whence(), facts)
     path = f"{_FOLDER}/{now:%Y-%m-%d}/{now:%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}.json"
     try:
@@ -72,6 +74,18 @@ def record(storage: Storage, action: str, subject: str, **facts: Any) -> None:
             f"{action} {subject!r} is not done, since its audit line cannot be written to "
             f"{storage.uri(_FOLDER)}: {error}. Make the storage root writable and try again"
         ) from error
+
+
+def record_start(storage: Storage) -> None:
+    """Write down that a submitted job begins, from within; nothing in any other process.
+
+    So there is a line under the cluster's storage root however the job was submitted.
+
+    Raises:
+        StorageError: The line cannot be written.
+    """
+    if job := submission_id():
+        record(storage, "job.start", job)
 
 
 def read(

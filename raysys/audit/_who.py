@@ -8,7 +8,8 @@ import json
 import os
 import socket
 import sys
-from pathlib import Path
+
+from raysys.secrets import cluster_token
 
 # Metadata of a submitted job, given by `raysys submit`: Ray keeps it with the job, and it reaches
 # the job's driver and all of its workers.
@@ -26,6 +27,11 @@ def job_metadata() -> dict[str, str]:
     return dict(json.loads(os.environ.get(_JOB_CONFIG, "{}")).get("metadata", {}))
 
 
+def submission_id() -> str | None:
+    """The id of the submitted job that this process is in."""
+    return job_metadata().get(_JOB_ID)
+
+
 def who() -> dict[str, str]:
     """The acting user, as far as it is known.
 
@@ -41,25 +47,20 @@ def who() -> dict[str, str]:
 
 def whence() -> dict[str, str]:
     """The acting machine, and the job if there is one."""
-    metadata = job_metadata()
     known = {"host": socket.gethostname(), "address": _address()}
-    if job := metadata.get(_JOB_ID):
+    if job := submission_id():
         known["job"] = job
-    if submitter := metadata.get(FROM):
+    if submitter := job_metadata().get(FROM):
         known["submitted_from"] = submitter
     return known
 
 
 def token_fingerprint() -> str | None:
     """The first digits of the SHA-256 of the cluster's token; None without one."""
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    if not token:
-        default = Path.home() / ".ray" / "auth_token"
-        try:
-            token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or default).read_text()
-        except (OSError, UnicodeDecodeError):
-            return None
-    return f"sha256:{hashlib.sha256(token.strip().encode()).hexdigest()[:8]}"
+    token = cluster_token()
+    if token is None:
+        return None
+    return f"sha256:{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
 
 def submitter() -> dict[str, str]:

@@ -15,7 +15,10 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
 )
 # In the order of `--help`.
-for command in (_cluster.up, _cluster.down, _jobs.submit, _runs.lineage, _audit.audit):
+for command in (
+    _cluster.up, _cluster.down, _jobs.submit, _jobs.jobs, _jobs.logs, _jobs.stop,
+    _runs.lineage, _audit.audit,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(runs, name="runs")
 app.add_typer(data, name="data")

@@ -8,21 +8,28 @@ from raysys.cluster._connection import (
     resources,
     share,
 )
+from raysys.cluster._dashboard import Dashboard, find_dashboard
+from raysys.cluster._demand import check_demand, declared_demand
+from raysys.cluster._jobs import Jobs, SubmittedJob
 from raysys.cluster._local import Head, enable_token_auth, start_local, stop_local
 from raysys.cluster._process import raise_priority
-from raysys.cluster._submission import submit
 
 __all__ = [
     "HEADROOM_CPUS",
+    "Dashboard",
     "Head",
+    "Jobs",
     "Resources",
+    "SubmittedJob",
+    "check_demand",
     "connect",
+    "declared_demand",
     "enable_token_auth",
+    "find_dashboard",
     "raise_priority",
     "require",
     "resources",
     "share",
     "start_local",
     "stop_local",
-    "submit",
 ]

@@ -7,7 +7,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from raysys import audit
 from raysys.errors import ResourceError
+from raysys.storage import Storage
 from raysys.telemetry import READ_HOOK, count_reads
 
 # Modin, Ray Data and the index need a CPU to run a task on while trainers hold theirs: a
@@ -62,6 +64,7 @@ def connect(address: str | None = None) -> None:
         "runtime_env": {"worker_process_setup_hook": READ_HOOK},
     }
     if not ray.is_initialized():
+        audit.record_start(Storage())
         address = address or os.environ.get("RAY_ADDRESS")
         if address:
             ray.init(address=address, **options)

@@ -1,7 +1,9 @@
 """An embedded Ray head on this machine, started and stopped by its own process id."""
 
+import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -10,8 +12,10 @@ import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from raysys import audit
 from raysys.cluster._connection import logical_cpus
 from raysys.errors import ResourceError
+from raysys.secrets import cluster_token, token_path
 from raysys.storage import DEFAULT_ROOT, Storage
 
 _STATE = "cluster/local.json"
@@ -39,12 +43,19 @@ class Head:
 def enable_token_auth() -> None:
     """Turn Ray's token authentication on for this process and its children.
 
-    Must run before `ray` is imported; makes a token under the user's home if there is none.
+    Must run before `ray` is imported. Without a token anywhere, and without the address of a
+    cluster that has one, it makes one that only this user can read.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"] == "token":
-        command = [_ray_command(), "get-auth-token", "--generate"]
-        subprocess.run(command, check=True, capture_output=True)
+    if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.get("RAY_ADDRESS"):
+        return
+    if cluster_token() is None and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        path = token_path()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_hex(32))
 
 
 def start_local(storage: Storage, *, cpus: int | None = None) -> Head:
@@ -58,7 +69,7 @@ def start_local(storage: Storage, *, cpus: int | None = None) -> Head:
         ResourceError: The head did not come up.
     """
     storage = _on_this_machine(storage)
-    head = _remembered(storage)
+    head = remembered(storage)
     if head:
         return head
     port, dashboard_port = _free_port(6379), _free_port(8265)
@@ -72,6 +83,7 @@ def start_local(storage: Storage, *, cpus: int | None = None) -> Head:
         # Taken by any other head on this machine, Ray's fixed port would leave no agent.
         f"--dashboard-agent-listen-port={_free_port(52365)}",
     ]  # fmt: skip
+    audit.record(storage, "up", f"127.0.0.1:{port}", cpus=logical)
     # A job's `python` is the one of this environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with log.open("wb") as output:
@@ -103,10 +115,12 @@ def stop_local(storage: Storage) -> bool:
         Whether there was one to stop.
     """
     storage = _on_this_machine(storage)
-    head = _remembered(storage)
-    Path(storage.uri(_STATE)).unlink(missing_ok=True)
+    head = remembered(storage)
     if head is None:
+        Path(storage.uri(_STATE)).unlink(missing_ok=True)
         return False
+    audit.record(storage, "down", head.address)
+    Path(storage.uri(_STATE)).unlink(missing_ok=True)
     os.kill(head.pid, signal.SIGTERM)
     deadline = time.monotonic() + 20
     while head.is_alive and time.monotonic() < deadline:
@@ -127,7 +141,9 @@ def _on_this_machine(storage: Storage) -> Storage:
     return storage if storage.is_local else Storage(DEFAULT_ROOT)
 
 
-def _remembered(storage: Storage) -> Head | None:
+def remembered(storage: Storage) -> Head | None:
+    """The head that `start_local` started, if it runs."""
+    storage = _on_this_machine(storage)
     path = Path(storage.uri(_STATE))
     if not path.exists():
         return None

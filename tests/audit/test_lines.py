@@ -98,3 +98,26 @@ def test_inside_a_submitted_job_its_submitter_is_named(
     assert line.who["user"] == "ann"
     assert line.whence["job"] == "raysubmit_7"
     assert line.whence["submitted_from"] == metadata["raysys.from"]
+
+
+def test_a_job_begins_with_a_line_and_other_processes_do_not(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raysys.audit import _who
+
+    monkeypatch.setattr(_who, "sys", type("NoRay", (), {"modules": {}}))
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    audit.record_start(storage)
+    assert list(audit.read(storage)) == []
+    config = {"metadata": {"job_submission_id": "raysubmit_8"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
+    audit.record_start(storage)
+    assert [(line.action, line.subject) for line in audit.read(storage)] == [
+        ("job.start", "raysubmit_8")
+    ]
+
+
+def test_passwords_in_uris_are_left_out(storage: Storage) -> None:
+    audit.record(storage, "job.submit", "x", command="run --db postgresql://ray:hunter2@host/db")
+    (line,) = audit.read(storage)
+    assert line.facts == {"command": "run --db postgresql://ray:***@host/db"}

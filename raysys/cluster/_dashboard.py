@@ -1,0 +1,86 @@
+"""The HTTP side of a cluster: what its dashboard says, to those who have its token."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+from raysys.cluster._local import remembered
+from raysys.errors import RaysysError, UnavailableError
+from raysys.secrets import cluster_token
+
+if TYPE_CHECKING:
+    from raysys.storage import Storage
+
+
+class Dashboard:
+    """A cluster's dashboard.
+
+    Attributes:
+        url: Its address.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def get(self, path: str, *, timeout_s: float = 20.0) -> Any:
+        """The JSON that a path answers.
+
+        Raises:
+            UnavailableError: Nothing that takes our token answers, or it answers an error.
+        """
+        request = urllib.request.Request(f"{self.url}{path}", headers=_token_header())
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                raise UnavailableError(no_entry(self.url, error.code)) from None
+            said = error.read(500).decode(errors="replace")
+            raise UnavailableError(f"{self.url}{path} answers {error.code}: {said}") from None
+        except (OSError, ValueError) as error:
+            raise UnavailableError(
+                f"no Ray dashboard answers at {self.url} ({error}): check RAY_ADDRESS, or start a "
+                "cluster here with `raysys up`"
+            ) from None
+
+
+def no_entry(url: str, status: int) -> str:
+    """What to say where the token is missing or wrong."""
+    if status == 401:
+        return (
+            f"{url} wants the cluster's token, and there is none here: set RAY_AUTH_TOKEN, or "
+            "RAY_AUTH_TOKEN_PATH to a file that holds it (`ray get-auth-token` on the head)"
+        )
+    return (
+        f"{url} does not take our token: it is another cluster's, or an API key. Set "
+        "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to what `ray get-auth-token` says on the head"
+    )
+
+
+def find_dashboard(storage: Storage) -> str:
+    """The address of the dashboard that RAY_ADDRESS names, else of the head on this machine.
+
+    Raises:
+        RaysysError: There is neither.
+    """
+    if address := os.environ.get("RAY_ADDRESS"):
+        if address.startswith(("http://", "https://")):
+            return address.rstrip("/")
+        from ray.dashboard.utils import get_address_for_submission_client
+
+        return str(get_address_for_submission_client(address))
+    if head := remembered(storage):
+        return head.dashboard_url
+    raise RaysysError(
+        "there is no cluster: start one on this machine with `raysys up`, or set RAY_ADDRESS to "
+        "the dashboard of one (http://HOST:8265)"
+    )
+
+
+def _token_header() -> dict[str, str]:
+    token = cluster_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}

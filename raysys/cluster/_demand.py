@@ -1,0 +1,87 @@
+"""Whether a job's demand fits a cluster, asked of its dashboard before the job starts."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from raysys.cluster._connection import Resources
+from raysys.errors import RaysysError, ResourceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from raysys.cluster._dashboard import Dashboard
+
+
+def declared_demand(job: Path) -> Resources | None:
+    """What a job's module says that it needs: `DEMAND = {"cpus": 4, "gpus": 1}` at its top level.
+
+    The module is read, not run: the submitting machine may lack its packages.
+
+    Raises:
+        RaysysError: It says it in another form.
+    """
+    for node in ast.parse(job.read_text(), str(job)).body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if any(isinstance(target, ast.Name) and target.id == "DEMAND" for target in targets):
+            assert isinstance(node, ast.Assign)
+            try:
+                said = ast.literal_eval(node.value)
+                return Resources(cpus=said.pop("cpus", 0), gpus=said.pop("gpus", 0), **said)
+            except (AttributeError, TypeError, ValueError) as error:
+                raise RaysysError(
+                    f"{job}, line {node.lineno}: write DEMAND as numbers, such as "
+                    '{"cpus": 4, "gpus": 1}'
+                ) from error
+    return None
+
+
+def check_demand(dashboard: Dashboard, purpose: str, demand: Resources) -> str | None:
+    """Hold a demand against what lives on a cluster and what it may grow to.
+
+    Returns:
+        A remark, if the demand only fits once the cluster has grown. How far it may grow is not
+        told outside; `cluster.require` knows it inside and says it there.
+
+    Raises:
+        ResourceError: It can never fit.
+    """
+    nodes = dashboard.get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
+    status = dashboard.get("/api/cluster_status")["data"].get("clusterStatus")
+    return judge(purpose, demand, nodes, status)
+
+
+def judge(
+    purpose: str,
+    demand: Resources,
+    nodes: Sequence[Mapping[str, Any]],
+    status: Mapping[str, Any] | None,
+) -> str | None:
+    """What `check_demand` decides, of the dashboard's nodes and cluster status."""
+    alive = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
+    have = Resources(
+        cpus=sum(node.get("CPU", 0.0) for node in alive),
+        gpus=sum(node.get("GPU", 0.0) for node in alive),
+    )
+    if demand.cpus <= have.cpus and demand.gpus <= have.gpus:
+        return None
+    wants = f"{purpose} needs {demand.cpus:g} CPUs and {demand.gpus:g} GPUs"
+    has = f"the cluster has {have.cpus:g} and {have.gpus:g} now"
+    if grows(status):
+        return f"{wants}; {has}, and starts when it has grown"
+    raise ResourceError(
+        f"{wants}; {has}, and does not grow. Ask for less (--cpus, --gpus, the job's own flags), "
+        "or take a larger cluster (a local one: `raysys down`, then `raysys up --cpus N`)"
+    )
+
+
+def grows(status: Mapping[str, Any] | None) -> bool:
+    """Whether an autoscaler looks after a cluster.
+
+    A head without one reports each node as a type of its own, `node_<id>`.
+    """
+    report = (status or {}).get("autoscalerReport") or {}
+    types = report.get("nodeTypeMapping") or {}
+    return any(kind != f"node_{node}" for node, kind in types.items())

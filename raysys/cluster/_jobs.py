@@ -1,0 +1,223 @@
+"""The jobs of a cluster: submitted, listed, followed, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import string
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raysys import audit
+from raysys.cluster._dashboard import no_entry
+from raysys.cluster._follow import follow
+from raysys.cluster._packing import runtime_env
+from raysys.errors import RaysysError, UnavailableError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from raysys.storage import Storage
+
+_AGENT_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 30.0
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """A job that was submitted to a cluster, by raysys or by `ray job submit`.
+
+    Attributes:
+        id: Its submission id.
+        command: What runs.
+        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+        by: Who submitted it, if the submitter said.
+        submitted: Unix time in seconds.
+        ended: The same, or None while it runs.
+        message: What Ray says of its state.
+    """
+
+    id: str
+    command: str
+    status: str
+    by: str
+    submitted: float
+    ended: float | None
+    message: str
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self.status in _ENDED
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run so far, or ran."""
+        return (self.ended or time.time()) - self.submitted
+
+
+class Jobs:
+    """The jobs of the cluster behind a dashboard; a thin layer over Ray's own client."""
+
+    def __init__(self, dashboard_url: str) -> None:
+        """Connect.
+
+        Raises:
+            UnavailableError: No dashboard that takes our token answers there.
+        """
+        from ray.exceptions import AuthenticationError
+        from ray.job_submission import JobSubmissionClient
+
+        # What Ray says of the upload would stand between the job's own lines.
+        for handler in logging.getLogger("ray").handlers:
+            handler.setLevel(logging.ERROR)
+        try:
+            with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+                self._client = JobSubmissionClient(dashboard_url)
+        except AuthenticationError as error:
+            status = 401 if "Authentication required" in str(error) else 403
+            raise UnavailableError(no_entry(dashboard_url, status)) from None
+        except (ConnectionError, RuntimeError) as error:
+            raise UnavailableError(
+                f"no Ray dashboard answers at {dashboard_url} ({error}): check RAY_ADDRESS"
+            ) from error
+        self._url = dashboard_url
+
+    def submit(
+        self,
+        command: str,
+        *,
+        working_dir: Path,
+        storage: Storage,
+        name: str = "job",
+        env: Mapping[str, str] | None = None,
+    ) -> str:
+        """Start a command on the cluster, in a packed copy of a folder.
+
+        Args:
+            command: The command line.
+            working_dir: The folder that is packed and becomes the command's working directory;
+                `.gitignore` and `excludes` say what stays behind.
+            storage: Where the audit line goes.
+            name: What the job's id begins with.
+            env: Environment variables for the job and all of its workers.
+
+        Returns:
+            The job's submission id.
+
+        Raises:
+            RaysysError: The cluster refuses it, or the audit line cannot be written.
+        """
+        job = f"{name}-{_random(8)}"
+        packed = runtime_env(working_dir, env)
+        audit.record(storage, "job.submit", job, command=command, cluster=self._url)
+        deadline = time.monotonic() + _AGENT_TIMEOUT_S
+        while True:
+            try:
+                return str(
+                    self._client.submit_job(
+                        entrypoint=command, runtime_env=packed, submission_id=job,
+                        metadata=audit.submitter(),
+                    )
+                )  # fmt: skip
+            except RuntimeError as error:
+                # A head's dashboard answers some seconds before its agent, which starts jobs.
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise RaysysError(f"{self._url} refuses the job: {error}") from error
+                time.sleep(0.5)
+
+    def all(self) -> list[SubmittedJob]:
+        """All that were submitted, the newest first."""
+        found = [_job(one) for one in self._client.list_jobs() if one.submission_id]
+        return sorted(found, key=lambda job: -job.submitted)
+
+    def find(self, beginning: str) -> SubmittedJob:
+        """The job whose id begins so.
+
+        Raises:
+            RaysysError: None does, or several do.
+        """
+        jobs = self.all()
+        found = [job for job in jobs if job.id == beginning]
+        found = found or [job for job in jobs if job.id.startswith(beginning)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            some = ", ".join(job.id for job in found[:5])
+            raise RaysysError(f"{beginning!r} begins the ids of {len(found)} jobs: {some}")
+        raise RaysysError(f"no job's id begins with {beginning!r}: `raysys jobs` lists them")
+
+    def status(self, job: str) -> SubmittedJob:
+        """What is known of a job now."""
+        return _job(self._client.get_job_info(job))
+
+    def logs(self, job: str) -> str:
+        """What a job has printed so far."""
+        return str(self._client.get_job_logs(job))
+
+    def follow(self, job: str) -> SubmittedJob:
+        """Print a job's output as it comes, from its beginning, until it has ended.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the job goes on.
+            UnavailableError: The cluster no longer answers; the job may go on.
+        """
+        try:
+            asyncio.run(follow(self._client, job))
+            return self.status(job)
+        except OSError as error:
+            raise UnavailableError(
+                f"{self._url} no longer answers ({error}); the job may go on: "
+                f"`raysys logs {job} --follow` when it does"
+            ) from error
+
+    def stop(self, job: str, storage: Storage) -> SubmittedJob:
+        """End a job and wait until it has; its record and its output stay.
+
+        Args:
+            job: The id.
+            storage: Where the audit line goes.
+
+        Raises:
+            RaysysError: It does not end, or the audit line cannot be written.
+        """
+        audit.record(storage, "job.stop", job, cluster=self._url)
+        self._client.stop_job(job)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while not (known := self.status(job)).is_over:
+            if time.monotonic() > deadline:
+                raise RaysysError(f"{job} has not ended {_STOP_TIMEOUT_S:g} s after it was told to")
+            time.sleep(0.2)
+        return known
+
+
+def _job(details: Any) -> SubmittedJob:
+    return SubmittedJob(
+        id=details.submission_id,
+        command=details.entrypoint,
+        status=str(getattr(details.status, "value", details.status)),
+        by=(details.metadata or {}).get("raysys.by", ""),
+        submitted=(details.start_time or 0) / 1000,
+        ended=details.end_time / 1000 if details.end_time else None,
+        message=details.message or "",
+    )
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(length))
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Ray's client prefers these variables to the address that it is given."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
