@@ -1,0 +1,223 @@
+"""What the free-form parts of a cluster's configuration may hold, as JSON schemas.
+
+Ray's schema leaves the provider's options, a node type's machine, its labels and its resources
+open, and KubeRay's leave maps open: there a misspelt key would be passed over without a word.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+
+def closed(names: str = "", /, **properties: Schema) -> Schema:
+    """An object that has no keys but these: names of any value, and those with a schema."""
+    every: dict[str, Schema] = {name: {} for name in names.split()}
+    return {
+        "type": "object",
+        "properties": every | properties,
+        "additionalProperties": False,
+    }
+
+
+def each(schema: Schema) -> Schema:
+    """A list of such."""
+    return {"type": "array", "items": schema}
+
+
+# Labels are Ray's own, or have no prefix: a misspelt `ray.io/...` is neither.
+RAY_LABELS: Schema = {
+    "type": "object",
+    "propertyNames": {
+        "pattern": "^(ray\\.io/(accelerator-type|availability-region|availability-zone|market-type"
+        "|node-group|tpu-[a-z-]+)|[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)$"
+    },
+    "properties": {"ray.io/market-type": {"enum": ["spot", "on-demand"]}},
+}
+
+# raysys asks for machines by labels; resources are what Ray knows.
+RAY_RESOURCES: Schema = {
+    "type": "object",
+    "propertyNames": {
+        "pattern": "^(CPU|GPU|TPU|TPU-[A-Za-z0-9-]+-head|memory|object_store_memory"
+        "|accelerator_type:[A-Za-z0-9_-]+)$"
+    },
+}
+
+_EBS = closed(
+    "DeleteOnTermination Iops SnapshotId VolumeSize VolumeType KmsKeyId Throughput Encrypted"
+)
+# The parameters of EC2's RunInstances, but for those that Ray sets, and Ray's own SubnetIds.
+_AWS_NODE = closed(
+    "ImageId InstanceType KernelId KeyName RamdiskId SecurityGroupIds SecurityGroups SubnetId "
+    "SubnetIds UserData EbsOptimized InstanceInitiatedShutdownBehavior PrivateIpAddress "
+    "EnablePrimaryIpv6 DisableApiStop DisableApiTermination ElasticInferenceAccelerators "
+    "LicenseSpecifications",
+    BlockDeviceMappings=each(closed("DeviceName VirtualName NoDevice", Ebs=_EBS)),
+    CapacityReservationSpecification=closed(
+        "CapacityReservationPreference",
+        CapacityReservationTarget=closed(
+            "CapacityReservationId CapacityReservationResourceGroupArn"
+        ),
+    ),
+    CpuOptions=closed("CoreCount ThreadsPerCore AmdSevSnp"),
+    CreditSpecification=closed("CpuCredits"),
+    EnclaveOptions=closed("Enabled"),
+    HibernationOptions=closed("Configured"),
+    IamInstanceProfile=closed("Arn Name"),
+    InstanceMarketOptions=closed(
+        MarketType={"enum": ["spot", "capacity-block"]},
+        SpotOptions=closed(
+            "MaxPrice SpotInstanceType BlockDurationMinutes ValidUntil InstanceInterruptionBehavior"
+        ),
+    ),
+    LaunchTemplate=closed("LaunchTemplateId LaunchTemplateName Version"),
+    MaintenanceOptions=closed("AutoRecovery"),
+    MetadataOptions=closed(
+        "HttpTokens HttpPutResponseHopLimit HttpEndpoint HttpProtocolIpv6 InstanceMetadataTags"
+    ),
+    Monitoring=closed("Enabled"),
+    NetworkInterfaces=each(
+        closed(
+            "AssociatePublicIpAddress DeleteOnTermination Description DeviceIndex Groups "
+            "NetworkInterfaceId PrivateIpAddress SubnetId InterfaceType NetworkCardIndex"
+        )
+    ),
+    Placement=closed(
+        "AvailabilityZone Affinity GroupName PartitionNumber HostId Tenancy SpreadDomain "
+        "HostResourceGroupArn GroupId"
+    ),
+    PrivateDnsNameOptions=closed(
+        "HostnameType EnableResourceNameDnsARecord EnableResourceNameDnsAAAARecord"
+    ),
+    TagSpecifications=each(closed("ResourceType", Tags=each(closed("Key Value")))),
+)
+
+# An instance of Compute Engine's API, but for what Ray or Google sets.
+_GCP_NODE = closed(
+    "canIpForward deletionProtection description hostname machineType minCpuPlatform "
+    "privateIpv6GoogleAccess resourcePolicies sourceMachineImage sourceInstanceTemplate",
+    advancedMachineFeatures=closed(
+        "enableNestedVirtualization threadsPerCore visibleCoreCount enableUefiNetworking "
+        "performanceMonitoringUnit turboMode"
+    ),
+    confidentialInstanceConfig=closed("enableConfidentialCompute confidentialInstanceType"),
+    disks=each(
+        closed(
+            "autoDelete boot deviceName diskEncryptionKey diskSizeGb interface mode source type",
+            initializeParams=closed(
+                "description diskName diskSizeGb diskType labels onUpdateAction "
+                "provisionedIops provisionedThroughput sourceImage sourceSnapshot"
+            ),
+        )
+    ),
+    guestAccelerators=each(closed("acceleratorCount acceleratorType")),
+    labels={"type": "object", "propertyNames": {"pattern": "^[a-z][a-z0-9_-]{0,62}$"}},
+    metadata=closed(items=each(closed("key value"))),
+    networkInterfaces=each(
+        closed(
+            "accessConfigs aliasIpRanges kind name network networkIP nicType stackType subnetwork"
+        )
+    ),
+    reservationAffinity=closed("consumeReservationType key values"),
+    scheduling=closed(
+        "automaticRestart instanceTerminationAction maintenanceFreezeDurationHours maxRunDuration "
+        "minNodeCpus nodeAffinities onHostMaintenance preemptible",
+        provisioningModel={"enum": ["STANDARD", "SPOT", "RESERVATION_BOUND", "FLEX_START"]},
+    ),
+    serviceAccounts=each(closed("email scopes")),
+    shieldedInstanceConfig=closed("enableIntegrityMonitoring enableSecureBoot enableVtpm"),
+    tags=closed("items"),
+)
+
+# Options of a provider, and the machine of a node type.
+PROVIDERS: dict[str, tuple[Schema, Schema]] = {
+    "aws": (
+        closed(
+            "type region availability_zone cache_stopped_nodes use_internal_ips "
+            "disable_node_updaters",
+            security_group=closed("GroupName IpPermissions"),
+        ),
+        _AWS_NODE,
+    ),
+    "gcp": (
+        closed("type region availability_zone project_id use_internal_ips disable_node_updaters"),
+        _GCP_NODE,
+    ),
+    "local": (closed("type head_ip worker_ips external_head_ip coordinator_address"), closed()),
+    "fake_multinode": (
+        closed(
+            "type head_node_id gcs_address launch_multiple use_node_id_as_ip "
+            "disable_node_updaters disable_launch_config_check"
+        ),
+        closed(),
+    ),
+}
+
+# Maps that KubeRay's definitions leave open, by the names that they have there.
+_POD_RESOURCES: Schema = {
+    "type": "object",
+    "propertyNames": {
+        "pattern": "^(cpu|memory|ephemeral-storage|hugepages-[0-9A-Za-z]+"
+        "|nvidia\\.com/(gpu|mig-[0-9a-z.]+)|amd\\.com/gpu|habana\\.ai/gaudi|google\\.com/tpu)$"
+    },
+}
+_POD_LABELS: Schema = {
+    "type": "object",
+    "propertyNames": {
+        "pattern": "^(app\\.kubernetes\\.io/(name|instance|version|component|part-of|managed-by)"
+        "|ray\\.io/(cluster|node-type|group|is-ray-node|serve|identifier|priority-class-name)"
+        "|kueue\\.x-k8s\\.io/(queue-name|priority-class)|azure\\.workload\\.identity/use"
+        "|[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)$"
+    },
+}
+_ANNOTATIONS: Schema = {
+    "type": "object",
+    "propertyNames": {
+        "pattern": "^(prometheus\\.io/(scrape|port|path|scheme)"
+        "|cluster-autoscaler\\.kubernetes\\.io/safe-to-evict|karpenter\\.sh/do-not-disrupt"
+        "|ray\\.io/(overwrite-container-cmd|external-storage-namespace)"
+        "|service\\.beta\\.kubernetes\\.io/[a-z0-9-]+|sidecar\\.istio\\.io/inject)$"
+    },
+}
+_NODE_SELECTOR: Schema = {
+    "type": "object",
+    "propertyNames": {
+        "pattern": "^(kubernetes\\.io/(arch|os|hostname)|node\\.kubernetes\\.io/instance-type"
+        "|topology\\.kubernetes\\.io/(zone|region)|node-role\\.kubernetes\\.io/[a-z-]+"
+        "|cloud\\.google\\.com/(gke-spot|gke-accelerator|gke-nodepool|gke-tpu-accelerator"
+        "|gke-tpu-topology|machine-family|compute-class)"
+        "|eks\\.amazonaws\\.com/(capacityType|nodegroup)"
+        "|karpenter\\.sh/(capacity-type|nodepool)|karpenter\\.k8s\\.aws/[a-z-]+"
+        "|kubernetes\\.azure\\.com/(scalesetpriority|agentpool)|nvidia\\.com/gpu\\.[a-z.]+)$"
+    },
+}
+MAPS: dict[str, Schema] = {
+    "annotations": _ANNOTATIONS,
+    "labels": _POD_LABELS,
+    "limits": _POD_RESOURCES,
+    "matchLabels": _POD_LABELS,
+    "nodeSelector": _NODE_SELECTOR,
+    "requests": _POD_RESOURCES,
+}
+METADATA = closed("name generateName namespace", labels=_POD_LABELS, annotations=_ANNOTATIONS)
+POD_MONITOR = closed(
+    "apiVersion kind",
+    metadata=METADATA,
+    spec=closed(
+        "jobLabel podTargetLabels sampleLimit",
+        namespaceSelector=closed("any matchNames"),
+        selector=closed(
+            matchLabels=_POD_LABELS, matchExpressions=each(closed("key operator values"))
+        ),
+        podMetricsEndpoints=each(
+            closed(
+                "port portNumber path scheme interval scrapeTimeout honorLabels metricRelabelings",
+                relabelings=each(
+                    closed("sourceLabels separator targetLabel regex modulus replacement action")
+                ),
+            )
+        ),
+    ),
+)
