@@ -16,7 +16,8 @@ app = typer.Typer(
 )
 # In the order of `--help`.
 for command in (
-    _cluster.up, _cluster.down, _jobs.submit, _jobs.jobs, _jobs.logs, _jobs.stop,
+    _cluster.up, _cluster.down, _cluster.status, _cluster.doctor,
+    _jobs.submit, _jobs.jobs, _jobs.logs, _jobs.stop,
     _runs.lineage, _audit.audit,
 ):  # fmt: skip
     app.command()(command)

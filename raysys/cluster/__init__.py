@@ -10,9 +10,11 @@ from raysys.cluster._connection import (
 )
 from raysys.cluster._dashboard import Dashboard, find_dashboard
 from raysys.cluster._demand import check_demand, declared_demand
+from raysys.cluster._doctor import examine
 from raysys.cluster._jobs import Jobs, SubmittedJob
-from raysys.cluster._local import Head, enable_token_auth, start_local, stop_local
+from raysys.cluster._local import Head, enable_token_auth, remembered, start_local, stop_local
 from raysys.cluster._process import raise_priority
+from raysys.cluster._status import status_lines
 
 __all__ = [
     "HEADROOM_CPUS",
@@ -25,11 +27,14 @@ __all__ = [
     "connect",
     "declared_demand",
     "enable_token_auth",
+    "examine",
     "find_dashboard",
     "raise_priority",
+    "remembered",
     "require",
     "resources",
     "share",
     "start_local",
+    "status_lines",
     "stop_local",
 ]

@@ -32,7 +32,7 @@ class Dashboard:
         Raises:
             UnavailableError: Nothing that takes our token answers, or it answers an error.
         """
-        request = urllib.request.Request(f"{self.url}{path}", headers=_token_header())
+        request = urllib.request.Request(f"{self.url}{path}", headers=token_header())
         try:
             with urllib.request.urlopen(request, timeout=timeout_s) as reply:
                 return json.load(reply)
@@ -81,6 +81,7 @@ def find_dashboard(storage: Storage) -> str:
     )
 
 
-def _token_header() -> dict[str, str]:
+def token_header() -> dict[str, str]:
+    """The header that opens the cluster; none without a token."""
     token = cluster_token()
     return {"Authorization": f"Bearer {token}"} if token else {}
