@@ -96,6 +96,7 @@ class Jobs:
         working_dir: Path,
         storage: Storage,
         name: str = "job",
+        job: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> str:
         """Start a command on the cluster, in a packed copy of a folder.
@@ -106,6 +107,7 @@ class Jobs:
                 `.gitignore` and `excludes` say what stays behind.
             storage: Where the audit line goes.
             name: What the job's id begins with.
+            job: The whole id, for callers that must not start a job twice.
             env: Environment variables for the job and all of its workers.
 
         Returns:
@@ -114,7 +116,7 @@ class Jobs:
         Raises:
             RaysysError: The cluster refuses it, or the audit line cannot be written.
         """
-        job = f"{name}-{_random(8)}"
+        job = job or f"{name}-{_random(8)}"
         packed = runtime_env(working_dir, env)
         audit.record(storage, "job.submit", job, command=command, cluster=self._url)
         deadline = time.monotonic() + _AGENT_TIMEOUT_S
