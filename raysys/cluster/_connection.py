@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysys import audit
+from raysys.cluster._growth import ceiling
 from raysys.errors import ResourceError
 from raysys.storage import Storage
-from raysys.telemetry import READ_HOOK, count_reads
+from raysys.telemetry import WORKER_HOOK, set_up
 
 # Modin, Ray Data and the index need a CPU to run a task on while trainers hold theirs: a
 # trainer that takes every CPU starves them for ever, without an error.
@@ -61,7 +62,7 @@ def connect(address: str | None = None) -> None:
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "warning",
-        "runtime_env": {"worker_process_setup_hook": READ_HOOK},
+        "runtime_env": {"worker_process_setup_hook": WORKER_HOOK},
     }
     if not ray.is_initialized():
         audit.record_start(Storage())
@@ -70,7 +71,7 @@ def connect(address: str | None = None) -> None:
             ray.init(address=address, **options)
         else:
             ray.init(address="local", num_cpus=logical_cpus(), **options)
-    count_reads()
+    set_up()
 
 
 @contextmanager
@@ -105,8 +106,26 @@ def resources() -> Resources:
     return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
 
 
+def limits() -> Resources:
+    """The resources that the cluster may have once it has grown, or of this thread's `share`.
+
+    Those of its living nodes, if it cannot grow; a million, if it can and nothing says how far.
+    """
+    have = resources()
+    if _share.get() or not (most := ceiling()):
+        return have
+    return Resources(max(have.cpus, most[0]), max(have.gpus, most[1]))
+
+
+def can_grow() -> bool:
+    """Whether an autoscaler may add nodes to the connected cluster."""
+    return ceiling() is not None
+
+
 def require(purpose: str, *, cpus: float, gpus: float = 0.0) -> None:
     """Check that a demand fits beside the head-room that tasks need, before it is made.
+
+    What fits once the cluster has grown is let through: the demand itself makes it grow.
 
     Raises:
         ResourceError: It cannot fit, however long it waits.
@@ -120,9 +139,17 @@ def require(purpose: str, *, cpus: float, gpus: float = 0.0) -> None:
                 f"{have.cpus:g} and {have.gpus:g} for what it starts: {more}"
             )
         return
-    if cpus + HEADROOM_CPUS > have.cpus or gpus > have.gpus:
+    if _fits(have, cpus, gpus):
+        return
+    could = limits()
+    if not _fits(could, cpus, gpus):
+        grown = f", and may grow to {could.cpus:g} and {could.gpus:g}" if could != have else ""
         raise ResourceError(
             f"{purpose} needs {cpus:g} CPUs beside {HEADROOM_CPUS:g} kept free for tasks, and "
-            f"{gpus:g} GPUs; the cluster has {have.cpus:g} CPUs and {have.gpus:g} GPUs. Use fewer "
-            "workers, or a larger cluster (a local one: `raysys up --cpus N`)"
+            f"{gpus:g} GPUs; the cluster has {have.cpus:g} CPUs and {have.gpus:g} GPUs{grown}. Use "
+            "fewer workers, or a larger cluster (a local one: `raysys up --cpus N`)"
         )
+
+
+def _fits(room: Resources, cpus: float, gpus: float) -> bool:
+    return cpus + HEADROOM_CPUS <= room.cpus and gpus <= room.gpus

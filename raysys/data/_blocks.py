@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
+from raysys.telemetry import counter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # worker's memory, large enough that a task's start does not show. A constant, so that the
 # blocks are a function of the data and not of the cluster.
 BLOCK_BYTES = 64 << 20
+_KEYS = ("operation",)  # the task's name
 _AT_ONCE = 64  # tasks of `run_in_turn`: more than there are CPUs for, few enough to wait for
 
 
@@ -112,5 +114,19 @@ def _run_described(function: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
     made = _run(function, *args)
     returned: list[Any] = []
     for table in made if isinstance(made, tuple) else (made,):
-        returned += described(table)
+        block, meta = described(table)
+        returned += block, meta
+        _count(meta)
     return tuple(returned)
+
+
+def _count(meta: BlockMeta) -> None:
+    """Metrics of a block that this task has made."""
+    import ray
+
+    if ray.is_initialized():
+        tags = {"operation": ray.get_runtime_context().get_task_name() or ""}
+        counter("raysys_data_rows_total", "Rows of blocks made, by what made them", _KEYS).inc(
+            meta.rows, tags
+        )
+        counter("raysys_data_bytes_total", "Bytes of blocks made", _KEYS).inc(meta.nbytes, tags)

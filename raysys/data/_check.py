@@ -15,6 +15,7 @@ from raysys.data._shuffle import concat
 from raysys.data._table import Table
 from raysys.data._unique import split_repeated
 from raysys.errors import DataError
+from raysys.telemetry import counter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,6 +141,7 @@ def check(table: Table, schema: Schema, *, tables: Mapping[str, Table] | None = 
         bad.lineage,
     )
     checked = Checked(good, quarantine, reasons, examples)
+    _count(checked, schema.name)
     if good.rows == 0:
         most = "; ".join(f"{count} x {kind}" for kind, count in list(reasons.items())[:5])
         raise CheckError(
@@ -148,6 +150,14 @@ def check(table: Table, schema: Schema, *, tables: Mapping[str, Table] | None = 
             checked,
         )
     return _check_whole(checked, schema)
+
+
+def _count(checked: Checked, schema: str) -> None:
+    """Metrics of a check."""
+    for what, rows in (("checked", checked.rows), ("quarantined", checked.quarantine.rows)):
+        counter(f"raysys_data_{what}_rows_total", f"Rows {what}", ("schema",)).inc(
+            rows, {"schema": schema}
+        )
 
 
 def _split(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raysys.errors import StorageError
+from raysys.telemetry import counter
 
 DEFAULT_ROOT = "~/.raysys"
 ROOT_VARIABLE = "RAYSYS_STORAGE"
@@ -18,6 +19,8 @@ ROOT_VARIABLE = "RAYSYS_STORAGE"
 _COMPLETE = "_COMPLETE"
 # Ray unpacks the working directory of a submitted job below a folder of this name.
 _JOB_FOLDER = "runtime_resources"
+_WRITTEN = counter("raysys_storage_written_bytes_total", "Bytes written to the storage root")
+_FAILED = counter("raysys_storage_failures_total", "Writes that the storage root did not take")
 
 
 class Storage:
@@ -78,11 +81,13 @@ class Storage:
         an object store an upload that is cut off leaves neither: write under a new name there.)
         """
         if self.is_local:
-            with self.staged(path) as folder:
+            with _watched(), self.staged(path) as folder:
                 yield Path(folder.root)
+                _count(Path(folder.root))
             return
-        with tempfile.TemporaryDirectory(prefix="raysys-") as local:
+        with _watched(), tempfile.TemporaryDirectory(prefix="raysys-") as local:
             yield Path(local)
+            _count(Path(local))
             from pyarrow import fs
 
             filesystem, base = self._remote(path)
@@ -128,16 +133,19 @@ class Storage:
             final.parent.mkdir(parents=True, exist_ok=True)
             staged = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
             try:
-                yield staged
-                _flush(staged)
-                staged.replace(final)
-                _flush(final.parent)
+                with _watched():
+                    yield staged
+                    _count(staged)
+                    _flush(staged)
+                    staged.replace(final)
+                    _flush(final.parent)
             finally:
                 staged.unlink(missing_ok=True)
             return
-        with tempfile.TemporaryDirectory(prefix="raysys-") as folder:
+        with _watched(), tempfile.TemporaryDirectory(prefix="raysys-") as folder:
             local = Path(folder) / "file"
             yield local
+            _count(local)
             from pyarrow import fs
 
             filesystem, base = self._remote(path)
@@ -150,8 +158,9 @@ class Storage:
                 staged.write_bytes(data)
             return
         filesystem, base = self._remote(path)
-        with filesystem.open_output_stream(base) as stream:
+        with _watched(), filesystem.open_output_stream(base) as stream:
             stream.write(data)
+            _WRITTEN.inc(len(data))
 
     def write_json(self, path: str, value: Any) -> None:
         """Write `value` as indented JSON."""
@@ -231,6 +240,22 @@ class Storage:
         # The root alone is a URI: it may end in a query, and a path may hold any character.
         filesystem, base = fs.FileSystem.from_uri(self.root)
         return filesystem, f"{base.rstrip('/')}/{path}"
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Count what the storage does not take."""
+    try:
+        yield
+    except OSError:
+        _FAILED.inc()
+        raise
+
+
+def _count(path: Path) -> None:
+    """Count the bytes of a file, or of a folder's files, that are to be kept."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    _WRITTEN.inc(sum(file.stat().st_size for file in files if file.is_file()))
 
 
 def _flush(path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a job costs: bytes in the object store and through the driver, CPU, memory, metrics."""
 
+from raysys.telemetry._hook import WORKER_HOOK, set_up
 from raysys.telemetry._meters import NodeMeter, ProcessMeter
 from raysys.telemetry._metrics import (
     LONG_S,
@@ -12,12 +13,14 @@ from raysys.telemetry._metrics import (
     histogram,
     record_stage,
 )
+from raysys.telemetry.logs import log_context
 from raysys.telemetry.object_store import READ_HOOK, DriverMeter, count_reads, store_bytes
 
 __all__ = [
     "LONG_S",
     "READ_HOOK",
     "SHORT_S",
+    "WORKER_HOOK",
     "Counter",
     "DriverMeter",
     "Gauge",
@@ -28,6 +31,8 @@ __all__ = [
     "counter",
     "gauge",
     "histogram",
+    "log_context",
     "record_stage",
+    "set_up",
     "store_bytes",
 ]

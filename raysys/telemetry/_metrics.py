@@ -1,15 +1,18 @@
 """Metrics in the Ray dashboard and in Prometheus, beside Ray's own.
 
 Prometheus shows them as `ray_raysys_...`: Ray puts its name before every metric, and the labels
-`WorkerId`, `NodeAddress` and `SessionName` beside ours. A series lives as long as its process, so
-label values must be few: names of jobs, steps and applications, never ids of runs or requests.
+`WorkerId`, `NodeAddress` and `SessionName` beside ours. A counter's
+series lives as long as its node, so label values must be few: names of jobs, steps and
+applications, never ids of runs or requests.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raysys.errors import RaysysError
@@ -23,6 +26,7 @@ SHORT_S = (
 )  # fmt: skip
 LONG_S = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 
+_GAUGE_S = 1.0  # Ray reports no more often
 _NAME = re.compile(r"raysys(_[a-z0-9]+)+")
 _lock = threading.Lock()
 _known: dict[str, Any] = {}
@@ -81,12 +85,39 @@ class Counter(Metric):
 
 
 class Gauge(Metric):
-    """What stands at a value; the last one of each process counts."""
+    """What stands at a value; the last one of each process counts.
+
+    Ray 2.60 forgets a value that was not set again within two of its report intervals, so a thread
+    sets all of them again, until the process ends or they are dropped.
+    """
+
+    def __init__(
+        self, name: str, description: str, tag_keys: tuple[str, ...], bounds: tuple[float, ...] = ()
+    ) -> None:
+        super().__init__(name, description, tag_keys, bounds)
+        self._values: dict[tuple[str, ...], tuple[float, Mapping[str, str] | None]] = {}
 
     def set(self, value: float, tags: Mapping[str, str] | None = None) -> None:
         """Put it at a value."""
         if metric := self._ray():
             metric.set(float(value), tags)
+            self._values[self._key(tags)] = (float(value), tags)
+            _keep_gauges()
+
+    def drop(self, tags: Mapping[str, str] | None = None) -> None:
+        """Let a value go: it is gone from Prometheus soon after."""
+        self._values.pop(self._key(tags), None)
+
+    def set_again(self) -> None:
+        """Set all values again."""
+        if metric := self._ray():
+            for value, tags in [*self._values.values()]:
+                metric.set(value, tags)
+        else:
+            self._values.clear()  # of a cluster that this process has left
+
+    def _key(self, tags: Mapping[str, str] | None) -> tuple[str, ...]:
+        return tuple((tags or {}).get(key, "") for key in self.tag_keys)
 
     def _make(self) -> Any:
         from ray.util import metrics
@@ -158,6 +189,18 @@ def _once(metric: _Made) -> _Made:
         f"{metric.name} is a {type(known).__name__} with labels {known.tag_keys}; it was asked for "
         f"as a {type(metric).__name__} with {metric.tag_keys}: give one of them another name"
     )
+
+
+@functools.cache
+def _keep_gauges() -> None:
+    def keep() -> None:
+        while True:
+            time.sleep(_GAUGE_S)
+            for metric in [*_known.values()]:
+                if isinstance(metric, Gauge):
+                    metric.set_again()
+
+    threading.Thread(target=keep, name="raysys gauges", daemon=True).start()
 
 
 def _again(kind: type[_Made], *made_of: Any) -> _Made:

@@ -6,12 +6,14 @@ import contextlib
 import queue
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import StorageError
+from raysys.train import _metrics
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -69,6 +71,7 @@ class Checkpoints:
             world: Number of workers.
         """
         self._storage, self._folder = storage, f"{folder}/checkpoints"
+        self._run = folder.removeprefix("training/")
         self._attempt, self._rank, self._world = attempt, rank, world
         self._chunks: queue.Queue[_Chunk] = queue.Queue(_CHUNKS_WAITING)
         self._failure: BaseException | None = None
@@ -118,8 +121,10 @@ class Checkpoints:
     def _write_all(self) -> None:
         import torch
 
+        started = None
         while True:
             chunk = self._chunks.get()
+            started = started or time.perf_counter()
             try:
                 # A part whose chunks are not all there must not appear.
                 if self._failure is None:
@@ -127,6 +132,9 @@ class Checkpoints:
                         torch.save(chunk.content, file)
                     if self._rank == 0 and "progress" in chunk.content:
                         prune(self._storage, self._folder, _KEPT)
+                if "progress" in chunk.content:  # the last of a part
+                    _metrics.checkpoint(self._run, time.perf_counter() - started)
+                    started = None
             except Exception as error:
                 self._failure = error
             finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
 from raysys.errors import TrainError
-from raysys.train import _checkpoint
+from raysys.train import _checkpoint, _metrics
 from raysys.train._follow import followed
 from raysys.train._record import Record
 
@@ -134,7 +134,9 @@ def _run(
         with _interruptible():
             trainer.fit()
     except Exception as error:
-        raise _told(record, submission) or TrainError(
+        failure = _told(record, submission)
+        _metrics.failed(record.name, _reason(failure))
+        raise failure or TrainError(
             f"training {record.name} gave up after max_failures={settings.max_failures} failures; "
             f"the last: {error}. The same call goes on from the newest checkpoint"
         ) from error
@@ -142,11 +144,17 @@ def _run(
         with suppress(OSError):
             record.storage.remove(f"{record.folder}/ray/{record.name}-{submission}")
     if failure := _told(record, submission):
+        _metrics.failed(record.name, _reason(failure))
         raise failure
     # `done` if another call had taken the run over and brought it to its end.
     result = record.read("result") or record.read("done")
     assert result is not None
     return result
+
+
+def _reason(failure: TrainError | None) -> str:
+    """Of a run's end, for the metrics: only a step that cannot be taken has a number."""
+    return "not_finite" if failure and failure.step is not None else "error"
 
 
 def _told(record: Record, submission: str) -> TrainError | None:
@@ -191,7 +199,7 @@ def _trainer(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     least = settings.min_workers or settings.workers
-    gpu = cluster.resources().gpus >= least
+    gpu = cluster.limits().gpus >= least
     threads = settings.threads or 1
     cluster.require(
         f"training {record.name}", cpus=least * threads, gpus=float(least) if gpu else 0.0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysys import tracking
 from raysys.errors import RaysysError
+from raysys.train import _metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -87,8 +88,10 @@ def followed(
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
+    _metrics.running(record.name, True)
     try:
         yield result
     finally:
         ended.set()
         follower.join()
+        _metrics.running(record.name, False)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from raysys.errors import TrainError
-from raysys.train import _checkpoint
+from raysys.train import _checkpoint, _metrics
 from raysys.train._checkpoint import Checkpoints, Progress
 from raysys.train._loader import steps_per_epoch
 from raysys.train._loop import rebuilt, run_steps, total_steps
@@ -96,6 +96,8 @@ def _train(
                     f"now there are {examples}: give another name, or the tables that it had"
                 )
             replica.load(saved.read, progress.step)
+    if rank == 0:
+        _metrics.started(record.name)
     checkpoints = Checkpoints(
         record.storage, record.folder, attempt=attempt, rank=rank, world=world
     )
@@ -143,6 +145,7 @@ class _Reporter:
         if self._rank == 0:
             if point:
                 self._points.append({"step": progress.step, **point})
+                _metrics.point(self._record.name, self._steps, self._points[-1])
             if point or len(progress.history) > self._told:
                 self._told = len(progress.history)
                 self._record.write("progress", {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from raysys import cluster
 from raysys.errors import RaysysError, ResourceError
 from raysys.storage import Storage
+from raysys.telemetry import counter, gauge
 from raysys.tune._found import Found
 from raysys.tune._ledger import Budget, Ledger, begin, read_trials
 from raysys.tune._searchers import Grid, Plan, Searcher
@@ -126,6 +127,7 @@ def search(
     def on_end(trial: Trial) -> None:
         print(_line(name, trial, goal, count), flush=True)
         tracker.trial(trial)
+        _report(name, trial, ledger, goal)
 
     ledger = Ledger(folder, plan, budget, concurrency, on_end)
     facts = {
@@ -154,6 +156,18 @@ def search(
         finally:
             tracker.end(*_outcome(ledger, goal))
     return _result(name, ledger, goal)
+
+
+def _report(name: str, trial: Trial, ledger: Ledger, goal: Goal) -> None:
+    """Metrics of a trial that has ended."""
+    counter("raysys_tune_trials_total", "Trials by how they ended", ("search", "state")).inc(
+        1, {"search": name, "state": trial.state}
+    )
+    best = goal.best([*ledger.trials.values()]) if goal.single else None
+    if best:
+        gauge("raysys_tune_best_score", "Best so far", ("search", "metric")).set(
+            goal.measured(best)[goal.name], {"search": name, "metric": goal.name}
+        )
 
 
 def _outcome(ledger: Ledger, goal: Goal) -> tuple[str, dict[str, float]]:
