@@ -1,0 +1,166 @@
+"""Certificates for TLS between the nodes of a cluster."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from raysys.errors import RaysysError
+
+_MOST_ADDRESSES = 1024
+_DAYS = 365
+CA, CERTIFICATE, KEY = "ca.crt", "node.crt", "node.key"
+
+
+def make_certificates(
+    folder: str | Path, hosts: Sequence[str], *, days: int = _DAYS
+) -> dict[str, str]:
+    """Make an authority and one certificate that all nodes and clients of a cluster share.
+
+    Ray's nodes check each other's certificate against the address that they call, so it must name
+    all of them. The authority's own key is not kept: another certificate means another authority,
+    and all nodes start again with it.
+
+    Args:
+        folder: Where `ca.crt`, `node.crt` and `node.key` are written; copy it to every node and
+            to whoever connects with `ray.init`. The key is readable by its owner alone.
+        hosts: Addresses and names of the nodes, or networks such as `10.0.1.0/24` for machines
+            that come and go. Loopback and this machine's own address, which Ray takes in its
+            place, are always among them.
+        days: Until the certificate expires.
+
+    Returns:
+        The environment that every node and client needs.
+
+    Raises:
+        RaysysError: A host is none, there are too many, or certificates are there already.
+
+    Example:
+        >>> import tempfile
+        >>> env = make_certificates(tempfile.mkdtemp(), ["10.0.1.0/24", "head.example"])
+        >>> sorted(env)
+        ['RAY_TLS_CA_CERT', 'RAY_TLS_SERVER_CERT', 'RAY_TLS_SERVER_KEY', 'RAY_USE_TLS']
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    folder = Path(folder).expanduser().absolute()
+    if there := [name for name in (CA, CERTIFICATE, KEY) if (folder / name).exists()]:
+        raise RaysysError(
+            f"{folder} has {', '.join(there)} already, which a running cluster may use: give "
+            "another folder, or remove them"
+        )
+    names = [_general_name(host) for host in _expanded(hosts)]
+    authority_key, node_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    authority = (
+        _builder("raysys cluster authority", "raysys cluster authority", authority_key, days)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs=True), critical=True)
+        .sign(authority_key, hashes.SHA256())
+    )
+    purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    certificate = (
+        _builder("raysys node", "raysys cluster authority", node_key, days)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _write(folder / KEY, _pem(node_key), 0o600)
+    _write(folder / CERTIFICATE, _pem(certificate), 0o644)
+    _write(folder / CA, _pem(authority), 0o644)
+    return {
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_SERVER_CERT": str(folder / CERTIFICATE),
+        "RAY_TLS_SERVER_KEY": str(folder / KEY),
+        "RAY_TLS_CA_CERT": str(folder / CA),
+    }
+
+
+def _expanded(hosts: Sequence[str]) -> list[str]:
+    """Hosts with every address of the networks among them, each once."""
+    from ray.util import get_node_ip_address
+
+    found = ["localhost", "127.0.0.1", "::1", get_node_ip_address()]
+    for host in hosts:
+        if "/" not in host:
+            found.append(host)
+            continue
+        try:
+            network = ipaddress.ip_network(host, strict=False)
+        except ValueError as error:
+            raise RaysysError(f"{host!r} is no network: give one such as 10.0.1.0/24") from error
+        if network.num_addresses > _MOST_ADDRESSES:
+            raise RaysysError(
+                f"{host} has {network.num_addresses} addresses, and a certificate names "
+                f"{_MOST_ADDRESSES} at most: give the subnet of the nodes, such as 10.0.0.0/22"
+            )
+        found += [str(address) for address in network]
+    return list(dict.fromkeys(found))
+
+
+def _general_name(host: str) -> Any:
+    from cryptography import x509
+
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        if not host.replace("-", "").replace(".", "").replace("*", "").isalnum():
+            raise RaysysError(
+                f"{host!r} is no host: give an address, a name or a network such as 10.0.1.0/24"
+            ) from None
+        return x509.DNSName(host)
+
+
+def _builder(subject: str, issuer: str, key: Any, days: int) -> Any:
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    def name(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name(subject))
+        .issuer_name(name(issuer))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=10))  # clocks of nodes differ
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _usage(*, signs: bool) -> Any:
+    from cryptography import x509
+
+    return x509.KeyUsage(
+        digital_signature=not signs, key_cert_sign=signs, crl_sign=signs,
+        content_commitment=False, key_encipherment=False, data_encipherment=False,
+        key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
+def _pem(thing: Any) -> bytes:
+    from cryptography.hazmat.primitives import serialization as to
+
+    if hasattr(thing, "private_bytes"):
+        return bytes(
+            thing.private_bytes(to.Encoding.PEM, to.PrivateFormat.PKCS8, to.NoEncryption())
+        )
+    return bytes(thing.public_bytes(to.Encoding.PEM))
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """Write a new file that never was readable by more than its mode says."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)

@@ -1,0 +1,153 @@
+"""A cluster of two nodes and, on it, a run that every metric comes from; for test_monitoring.
+
+Says where Prometheus finds its targets, then that the run is over, and then takes commands, one a
+line: `node` ends the second node, `replica` the application's only replica for good, `stop` all.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import urllib.request
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel
+
+from raysys import cluster, serve, train, tune, workflow
+from raysys.data import Schema, Table, check
+from raysys.index import VectorIndex, rows
+from raysys.storage import Storage
+from raysys.workflow import Job, Run
+from tests.train.tasks import Regression
+
+
+class Config(BaseModel):
+    seed: int = 0
+
+
+def say(what: str, **more: Any) -> None:
+    print(json.dumps({"said": what, **more}), flush=True)
+
+
+def make(run: Run) -> pa.Table:
+    rng = np.random.default_rng(0)
+    table = pa.table({f"x{i}": rng.normal(size=4000) for i in range(4)})
+    table = table.append_column("y", pa.array(rng.normal(size=4000)))
+    schema = Schema.from_yaml(
+        "name: numbers\ncolumns: {x0: {type: float64, max: 2}, x1: {type: float64}, "
+        "x2: {type: float64}, x3: {type: float64}, y: {type: float64}}"
+    )
+    return check(Table.from_arrow(table), schema).good.arrow()
+
+
+def fit(run: Run, made: pa.Table) -> float:
+    settings = train.TrainSettings(epochs=30, batch_size=8, workers=1, checkpoint_steps=200)
+    fitted = train.fit("watched", Regression(), {"rows": Table.from_arrow(made)}, settings,
+                       run.storage)  # fmt: skip
+    return fitted.history[-1]["loss"]
+
+
+def objective(settings: dict[str, Any], tables: dict[str, pa.Table], report: Any) -> None:
+    report({"score": settings["x"]})
+
+
+def fail(run: Run, loss: float) -> None:
+    raise ValueError("a step that fails")
+
+
+def answer(x: np.ndarray) -> np.ndarray:
+    if (x < 0).any():
+        raise ValueError("a request that fails")
+    time.sleep(0.02)
+    return 2 * x
+
+
+def ask(url: str, value: float) -> None:
+    body = json.dumps({"x": value}).encode()
+    request = urllib.request.Request(url, body, {"content-type": "application/json"})
+    try:
+        urllib.request.urlopen(request, timeout=10).read()
+    except OSError:  # errors are wanted too
+        pass
+
+
+def load(url: str, stop: threading.Event) -> None:
+    number = 0
+    while not stop.is_set():
+        number += 1
+        ask(url, -1.0 if number % 10 == 0 else 1.0)
+
+
+def main(folder: str) -> None:
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 8, "include_dashboard": True, "temp_dir": f"{folder}/ray",
+            "dashboard_port": 0,
+            "_system_config": {"metrics_report_interval_ms": 1000},
+            "object_store_memory": 200 << 20,
+        },
+    )  # fmt: skip
+    second = nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
+    os.environ["RAYSYS_STORAGE"] = storage_root = f"{folder}/storage"
+    cluster.connect(nodes.address)
+    say("up", targets=f"{folder}/ray/prom_metrics_service_discovery.json")
+    storage, stop = Storage(storage_root), threading.Event()
+
+    index = VectorIndex.build("things", rows(np.arange(500), np.eye(500, 16)), storage, shards=1)
+    graph = serve.Graph(
+        inputs={"x": serve.Array("float32")}, nodes={"answer": answer}, output="answer"
+    )
+    endpoint = serve.deploy(
+        "watched", graph, batching=serve.Batching(max_batch_size=1, max_queue=1), deadline_s=0.5,
+        port=0,
+    )  # fmt: skip
+    for _ in range(6):
+        threading.Thread(target=load, args=(endpoint.url, stop), daemon=True).start()
+    job = Job("watched", Config(), storage)
+    made = job.step(make)
+    loss = job.step(fit, made)
+    job.step(fail, loss).options(retries=0)
+    try:
+        job.run()
+    except Exception as error:
+        say("failed", error=str(error)[:500])
+    tune.search(
+        "watched", objective, {}, {"x": tune.Float(0, 1)}, storage, metric="score", trials=2,
+        cpus_per_trial=1,
+    )  # fmt: skip
+    for number in range(20):
+        index.query(np.eye(1, 16), 3)
+        index.upsert(rows([number], np.eye(1, 16)))
+    index.delete([1, 2, 3])
+    say("ran")
+    for line in sys.stdin:
+        if line.strip() == "node":
+            nodes.remove_node(second, allow_graceful=False)
+        elif line.strip() == "replica":
+            index_actor(index)
+        elif line.strip() == "stop":
+            break
+        say(line.strip())
+    stop.set()
+    serve.shutdown()
+    import ray
+
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def index_actor(index: VectorIndex) -> None:
+    """End an index's only replica for good."""
+    import ray
+
+    ray.kill(ray.get_actor("index:things:0.0", namespace="raysys"), no_restart=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
