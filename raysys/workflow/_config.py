@@ -30,7 +30,7 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
     file_flag = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
     file_flag.add_argument("--config")
     file, arguments = file_flag.parse_known_args(argv)
-    given = {} if file.config is None else _read_yaml(file.config)
+    from_file = {} if file.config is None else _read_yaml(file.config)
 
     class Settings(config, BaseSettings):  # type: ignore[misc, valid-type]
         model_config = SettingsConfigDict(
@@ -50,11 +50,13 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
 
     Settings.__doc__ = config.__doc__
     try:
-        return config(**Settings(**given).model_dump())
+        return config(**Settings(**from_file).model_dump())
     except ValidationError as error:
         for problem in error.errors():
             flag = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
-            print(f"{flag}: {problem['msg']}; given: {problem['input']!r}", file=sys.stderr)
+            # What was given for a secret may be the secret.
+            given = "" if problem["type"] == "secret" else f"; given: {problem['input']!r}"
+            print(f"{flag}: {problem['msg']}{given}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
