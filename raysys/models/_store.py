@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import StorageError
+from raysys.secrets import shown
 from raysys.tracking import connect, tracking_uri
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ class ModelStore:
             connect(uri).set_registered_model_alias(model.name, alias, str(model.version))
         except MlflowException as error:
             raise StorageError(
-                f"no version {model.version} of model {model.name!r} in {uri}: run the job that "
-                "saves it"
+                f"no version {model.version} of model {model.name!r} in {shown(uri)}: run the "
+                "job that saves it"
             ) from error
 
     def get(self, name: str, alias: str = "champion") -> StoredModel:
@@ -135,7 +136,7 @@ class ModelStore:
             found = client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
             raise StorageError(
-                f"no model {name!r} with alias {alias!r} in {uri}: run the job that saves it"
+                f"no model {name!r} with alias {alias!r} in {shown(uri)}: run the job that saves it"
             ) from error
         path = str(found.source).removeprefix(f"{self.storage.root}/")
         return StoredModel(name, int(found.version), path, found.tags.get(_DIGEST_TAG, ""))

@@ -55,6 +55,8 @@ class Storage:
                     "folder that Ray removes: give an absolute path or a URI"
                 )
             given = str(local.absolute())
+        elif "@" in given:
+            _refuse_password(given)
         self.root = given.rstrip("/")
 
     def __repr__(self) -> str:
@@ -256,6 +258,18 @@ def _count(path: Path) -> None:
     """Count the bytes of a file, or of a folder's files, that are to be kept."""
     files = path.rglob("*") if path.is_dir() else [path]
     _WRITTEN.inc(sum(file.stat().st_size for file in files if file.is_file()))
+
+
+def _refuse_password(root: str) -> None:
+    """A root stands in records, messages and MLflow, where a password has no place."""
+    from raysys.secrets import shown
+
+    if shown(root) != root:
+        raise StorageError(
+            f"the storage root {shown(root)} holds a password: leave it out, and give the machines "
+            "a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (S3), "
+            "GOOGLE_APPLICATION_CREDENTIALS (Google) in their environment"
+        )
 
 
 def _flush(path: Path) -> None:

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from raysys.errors import StorageError, UnavailableError
+from raysys.secrets import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,8 +98,8 @@ def connect(uri: str) -> Any:
 def unavailable(uri: str, error: Exception) -> UnavailableError:
     """What to say when MLflow does not answer."""
     return UnavailableError(
-        f"MLflow at {shown_uri(uri)} does not answer ({error}): start the server, or name another "
-        f"with {TRACKING_VARIABLE}"
+        f"MLflow at {shown_uri(uri)} does not answer ({shown(str(error))}): start the server, or "
+        f"name another with {TRACKING_VARIABLE}"
     )
 
 
@@ -111,7 +112,7 @@ def _connected(uri: str) -> Any:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with locked(uri):
-        return MlflowClient(uri)
+        return MlflowClient(_without_login(uri))
 
 
 @contextmanager
@@ -133,5 +134,17 @@ def locked(uri: str) -> Iterator[None]:
 
 def shown_uri(uri: str) -> str:
     """The URI without its password, which belongs in no file and no message."""
-    secret = urlsplit(uri).password
-    return uri.replace(f":{secret}@", ":***@") if secret else uri
+    return shown(uri)
+
+
+def _without_login(uri: str) -> str:
+    """The URI of a server without user and password, which MLflow then finds in the environment.
+
+    MLflow puts the URI of a server into the messages of its errors.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.password is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username or "")
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
