@@ -11,6 +11,8 @@ from pathlib import Path
 from raysys.serve._application import ALIVE_PATH, APP_HEADER, TOKEN_HEADER
 from raysys.serve._v2 import server_metadata
 
+# The second is what KubeRay asks a head before it sends requests there.
+READY = "/v2/health/ready /-/healthz"
 SLOTS = 64
 _GRACE_S = 5
 # A request is sent again if a replica dies under it, as long as it fits this buffer.
@@ -174,7 +176,7 @@ def _routes(front: Front, backends: Sequence[Backend]) -> list[str]:
         _returns(
             404,
             {"error": "no application has this path"},
-            "!{ var(txn.app) -m found } !{ path /v2/health/ready }",
+            f"!{{ var(txn.app) -m found }} !{{ path {READY} }}",
         ),
     ]
     guarded = [backend.name for backend in backends if backend.protected]
@@ -226,7 +228,7 @@ def _routes(front: Front, backends: Sequence[Backend]) -> list[str]:
         _returns(503, {"error": _OVERLOADED}, "{ var(txn.full) -m bool }", "hdr Retry-After 1"),
         f"http-request set-header {TOKEN_HEADER.decode()} {front.token}",
         f"http-request set-header {APP_HEADER} %[var(txn.app)]",
-        "use_backend gateway if { path /v2/health/ready }",
+        f"use_backend gateway if {{ path {READY} }}",
         "use_backend app.%[var(txn.app)]",
     ]  # fmt: skip
     return [f"    {line}" for line in lines]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from raysys.serve._application import APP_HEADER, TIMEOUT_HEADER
+from raysys.serve._haproxy_config import READY
 
 _LOOK_AGAIN_S = 0.05
 _WAITING_MAX = 2048
@@ -41,7 +42,8 @@ class WaitingRoom:
         connector = TCPConnector(limit=0)
         self._session = ClientSession(connector=connector, auto_decompress=False)
         app = web.Application(client_max_size=_BODY_MAX_BYTES)
-        app.router.add_get("/v2/health/ready", self._ready)
+        for path in READY.split():
+            app.router.add_get(path, self._ready)
         app.router.add_route("*", "/{path:.*}", self._hold)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
