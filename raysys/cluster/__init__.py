@@ -1,5 +1,7 @@
 """The Ray cluster: connect to it, ask what it has, start an embedded one, submit jobs to it."""
 
+from raysys.cluster._certificates import make_certificates
+from raysys.cluster._config_check import check_config
 from raysys.cluster._connection import (
     HEADROOM_CPUS,
     Resources,
@@ -13,6 +15,7 @@ from raysys.cluster._demand import check_demand, declared_demand
 from raysys.cluster._doctor import examine
 from raysys.cluster._jobs import Jobs, SubmittedJob
 from raysys.cluster._local import Head, enable_token_auth, remembered, start_local, stop_local
+from raysys.cluster._packing import runtime_env
 from raysys.cluster._process import raise_priority
 from raysys.cluster._status import status_lines
 
@@ -23,16 +26,19 @@ __all__ = [
     "Jobs",
     "Resources",
     "SubmittedJob",
+    "check_config",
     "check_demand",
     "connect",
     "declared_demand",
     "enable_token_auth",
     "examine",
     "find_dashboard",
+    "make_certificates",
     "raise_priority",
     "remembered",
     "require",
     "resources",
+    "runtime_env",
     "share",
     "start_local",
     "status_lines",
