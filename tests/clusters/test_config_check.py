@@ -9,7 +9,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raysys.cluster._config_check import check_config, check_launcher
+from raysys.cluster import check_config
+from raysys.cluster._config_check import check_launcher
 from raysys.cluster._config_manifests import check_manifest
 from raysys.errors import RaysysError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raysys.cluster._packing import runtime_env
+from raysys.cluster import runtime_env
 from raysys.errors import RaysysError
 
 _CODE = ["jobs/train.py", "jobs/keys.py", "lib/secrets.py", "conf/settings.yaml", "data/env.csv"]

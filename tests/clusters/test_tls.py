@@ -17,7 +17,7 @@ import pytest
 from cryptography import x509
 from ray.util import get_node_ip_address
 
-from raysys.cluster._certificates import make_certificates
+from raysys.cluster import make_certificates
 from raysys.errors import RaysysError
 
 _TOKEN = "a-token-of-this-test-of-sixty-four-characters-0123456789abcdef01"

@@ -1,0 +1,37 @@
+"""A graph over a stored model, named by its import path."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from raysys.models import ModelStore, StoredModel
+from raysys.serve import Array, Graph, from_store
+from raysys.storage import Storage
+from raysys.tracking import open_run
+
+
+class Doubler:
+    def __init__(self, folder: Path) -> None:
+        self.factor = float((folder / "factor").read_text())
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.factor * x
+
+
+def graph(storage: Storage, model: StoredModel) -> Graph:
+    nodes = {"y": from_store(Doubler, storage, model)}
+    return Graph(inputs={"x": Array("float32", (2,))}, nodes=nodes, output="y")
+
+
+def write(factor: float, folder: Path) -> None:
+    (folder / "factor").write_text(str(factor))
+
+
+def store(storage: Storage, factor: float) -> StoredModel:
+    run = open_run(storage, "served", f"times {factor}", settings={"factor": factor})
+    written = functools.partial(write, factor)
+    path = f"models/times-{factor}"
+    model = ModelStore(storage).save("times", written, manifest={}, run=run, path=path)
+    run.end("FINISHED", {})
+    return model
