@@ -3,7 +3,7 @@
 import typer
 
 from raysys import cluster
-from raysys.cli import _audit, _cluster, _jobs, _runs
+from raysys.cli import _audit, _cluster, _jobs, _runs, _workflow
 from raysys.cli._data import data
 from raysys.cli._keys import keys
 from raysys.cli._runs import runs
@@ -17,11 +17,12 @@ app = typer.Typer(
 # In the order of `--help`.
 for command in (
     _cluster.up, _cluster.down, _cluster.status, _cluster.doctor,
-    _jobs.submit, _jobs.jobs, _jobs.logs, _jobs.stop,
+    _jobs.submit, _workflow.run, _workflow.steps, _jobs.jobs, _jobs.logs, _jobs.stop,
     _runs.lineage, _audit.audit,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(runs, name="runs")
+app.add_typer(_workflow.schedules, name="schedule")
 app.add_typer(data, name="data")
 app.add_typer(keys, name="key")
 

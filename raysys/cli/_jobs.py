@@ -37,10 +37,7 @@ def submit(
     job running. What the job needs is what the flags say, else its module's DEMAND; a cluster
     that can never have it refuses at once.
     """
-    if not job.is_file():
-        raise RaysysError(f"{job}: no such file. Give a job's path, such as jobs/recommender.py")
-    if job.is_absolute() or ".." in job.parts:
-        raise RaysysError(f"{job}: give a path below this folder, which is packed and sent")
+    module = module_of(job)
     if "RAY_ADDRESS" in os.environ:
         address = cluster.find_dashboard(Storage())
     else:
@@ -51,19 +48,18 @@ def submit(
     if remark:
         say(remark)
     jobs = cluster.Jobs(address)
-    module = ".".join(job.with_suffix("").parts)
     submitted = jobs.submit(
         shlex.join(["python", "-m", module, *(arguments or [])]),
         working_dir=Path.cwd(),
         storage=Storage(),
         name=job.stem,
-        env=_environment(),
+        env=environment(),
     )
     say(f"job: {submitted}")
     if not wait:
         _say_how_to_go_on(submitted)
         return
-    _follow(jobs, submitted)
+    followed(jobs, submitted)
     say(f"dashboard: {address} (its token: `ray get-auth-token`)")
 
 
@@ -96,7 +92,7 @@ def logs(
     jobs = _jobs()
     job = jobs.find(id)
     if follow and not job.is_over:
-        _follow(jobs, job.id)
+        followed(jobs, job.id)
         return
     said = jobs.logs(job.id)
     say(said, nl=not said.endswith("\n"))
@@ -112,7 +108,17 @@ def stop(id: Id) -> None:
     say(f"{job.id}: {jobs.stop(job.id, Storage()).status}")
 
 
-def _follow(jobs: cluster.Jobs, id: str) -> None:
+def module_of(job: Path) -> str:
+    """The module that a job's file is, seen from this folder."""
+    if not job.is_file():
+        raise RaysysError(f"{job}: no such file. Give a job's path, such as jobs/recommender.py")
+    if job.is_absolute() or ".." in job.parts:
+        raise RaysysError(f"{job}: give a path below this folder, which is packed and sent")
+    return ".".join(job.with_suffix("").parts)
+
+
+def followed(jobs: cluster.Jobs, id: str) -> None:
+    """Stream a job's output; raise if it fails."""
     try:
         ended = jobs.follow(id)
     except KeyboardInterrupt:
@@ -144,7 +150,7 @@ def _demand(job: Path, cpus: float | None, gpus: float | None) -> cluster.Resour
     )
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """What a job is told of where it was submitted."""
     env = {"RAYSYS_GIT_COMMIT": git_commit()}
     if "RAY_ADDRESS" not in os.environ or "RAYSYS_STORAGE" in os.environ:

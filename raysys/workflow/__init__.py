@@ -2,6 +2,7 @@
 
 from raysys.workflow._config import parse, run_job
 from raysys.workflow._digest import InputFiles
+from raysys.workflow._draw import draw_record
 from raysys.workflow._job import Job, Progress
 from raysys.workflow._run import Run
 from raysys.workflow._say import say
@@ -14,6 +15,7 @@ __all__ = [
     "Progress",
     "Run",
     "Step",
+    "draw_record",
     "parse",
     "run_job",
     "say",

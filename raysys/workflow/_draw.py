@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 _MARKS = {"waiting": "·", "running": "▶", "done": "✓", "skipped": "=", "failed": "✗"}
 _COLOURS = {
@@ -28,6 +29,15 @@ class Drawn:
     inputs: Sequence[str]
     state: str
     seconds: float | None = None
+
+
+def draw_record(record: Mapping[str, Any], kind: str = "text") -> str:
+    """The steps of a run's record, `run.json`; `kind` is "text" or "mermaid"."""
+    steps = [
+        Drawn(step["name"], step["inputs"], step["state"], step.get("seconds"))
+        for step in record["steps"]
+    ]
+    return as_mermaid(steps) if kind == "mermaid" else as_text(steps)
 
 
 def as_text(steps: Sequence[Drawn]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from raysys import cluster
 from raysys.errors import RaysysError
 from raysys.workflow import _metrics, _policy, _relay
+from raysys.workflow._lease import Lease
 from raysys.workflow._say import say
 from raysys.workflow._task import Call, Input, Outcome, start
 
@@ -42,6 +43,8 @@ class Execution:
         self._tries: dict[str, _Try] = {}
         self._values: dict[str, ObjectRef] = {}
         self._errors: list[BaseException] = []
+        self._leases: dict[str, Lease] = {}
+        self._others: dict[str, str] = {}  # runs that compute what this one waits for
 
     def run(self) -> None:
         """Run all; raise the first error when no step runs any more."""
@@ -49,11 +52,16 @@ class Execution:
         while True:
             if not self._errors:
                 self._begin()
-            if not self._tries:
+            if not self._tries and (self._errors or not self._others):
                 break
             self._wait()
         if self._errors:
             raise self._errors[0]
+
+    def close(self) -> None:
+        """Let other runs compute what this one has begun."""
+        for lease in self._leases.values():
+            lease.end()
 
     def _begin(self) -> None:
         """Skip or start what is ready, until nothing more becomes ready."""
@@ -71,8 +79,23 @@ class Execution:
             ready = [step for step in ready if progress[step.name].state == "waiting"]
             running = [one.step for one in self._tries.values()]
             for step in _policy.to_start(ready, running, cluster.resources()):
-                say(f"[{step.name}] ...")
-                self._start(step, failures=0)
+                if self._may_compute(step):
+                    say(f"[{step.name}] ...")
+                    self._start(step, failures=0)
+
+    def _may_compute(self, step: Step) -> bool:
+        """Whether no other run is at it; that run's result is then taken when it is there."""
+        path = self._job.folder_of(step, self._job.progress[step.name].key)
+        lease = Lease(path, self._job.run_id)
+        other = lease.take()
+        if other is None:
+            self._leases[step.name] = lease
+            self._others.pop(step.name, None)
+            return True
+        if self._others.get(step.name) != other:
+            say(f"[{step.name}] waits for run {other}, which computes the same")
+            self._others[step.name] = other
+        return False
 
     def _skip(self, step: Step) -> bool:
         """Take an earlier result, if there is one."""
@@ -85,6 +108,7 @@ class Execution:
         if found is None:
             return False
         self._job.progress[step.name] = found
+        self._others.pop(step.name, None)
         assert found.costs is not None
         say(
             f"[{step.name}] unchanged since run {found.run}, which took {found.costs.seconds:.1f} s"
@@ -156,6 +180,7 @@ class Execution:
             "costs": asdict(costs), "run": job.run_id, "key": progress.key,
         }  # fmt: skip
         job.storage.write_json(f"{job.folder_of(step, progress.key)}/step.json", kept)
+        self._leases.pop(step.name).end()
         number = list(job.steps).index(step.name) + 1
         self._tracked.log(
             {f"step/{step.name}/{name}": cost for name, cost in asdict(costs).items()}, number

@@ -15,7 +15,7 @@ from raysys.storage import Storage
 from raysys.telemetry import NodeMeter
 from raysys.tracking import TrackedRun, git_commit, open_run, package_versions
 from raysys.workflow._digest import digest
-from raysys.workflow._draw import Drawn, as_mermaid, as_text
+from raysys.workflow._draw import draw_record
 from raysys.workflow._execution import Execution
 from raysys.workflow._results import Result
 from raysys.workflow._run import Notes
@@ -144,7 +144,11 @@ class Job:
         moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         self.run_id = f"{self.name}-{moment}-{secrets.token_hex(2)}"
         with self._tracked() as tracked:
-            Execution(self, tracked, forced).run()
+            execution = Execution(self, tracked, forced)
+            try:
+                execution.run()
+            finally:
+                execution.close()
 
     def diagram(self, kind: str = "text") -> str:
         """The steps, what each takes and how far it is.
@@ -152,12 +156,7 @@ class Job:
         Args:
             kind: "text" or "mermaid".
         """
-        drawn = [
-            Drawn(name, [one.name for one in step.inputs], self.progress[name].state,
-                  costs.seconds if (costs := self.progress[name].costs) else None)
-            for name, step in self.steps.items()
-        ]  # fmt: skip
-        return as_mermaid(drawn) if kind == "mermaid" else as_text(drawn)
+        return draw_record({"steps": [self._recorded(name) for name in self.steps]}, kind)
 
     # --- of the execution ---
 

@@ -1,0 +1,102 @@
+"""Jobs by the clock: what is due, and what is started on a cluster."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import ray
+
+from raysys.errors import RaysysError
+from raysys.storage import Storage
+from raysys.workflow import _schedule, _scheduler
+from raysys.workflow._schedule import Schedule
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+def nightly(zone: str = "UTC") -> Schedule:
+    return Schedule("nightly", "30 2 * * *", zone, "true", {}, since=at("2026-03-01T00:00"))
+
+
+@pytest.mark.parametrize(
+    ("last", "now", "due"),
+    [
+        (None, "2026-03-01T02:29:59", None),
+        (None, "2026-03-01T02:30:00", "2026-03-01T02:30"),
+        (None, "2026-03-01T09:00", "2026-03-01T02:30"),
+        ("2026-03-01T02:30", "2026-03-01T09:00", None),
+        ("2026-03-01T02:30", "2026-03-02T02:30:01", "2026-03-02T02:30"),
+        ("2026-03-01T02:30", "2026-03-05T09:00", "2026-03-05T02:30"),  # those missed are one
+    ],
+)
+def test_what_is_due(last: str | None, now: str, due: str | None) -> None:
+    found = nightly().due(last and at(last), at(now))
+    assert found == (due and at(due))
+
+
+def test_a_zone_counts_and_its_summer_time() -> None:
+    schedule = nightly("Europe/Berlin")
+    assert schedule.next(at("2026-01-10T00:00")) == at("2026-01-10T01:30")
+    assert schedule.next(at("2026-07-10T00:00")) == at("2026-07-10T00:30")
+
+
+@pytest.mark.parametrize(
+    ("name", "cron", "zone", "said"),
+    [
+        ("a b", "* * * * *", "UTC", "schedule 'a b'"),
+        ("a", "61 * * * *", "UTC", "no cron expression"),
+        ("a", "* * *", "UTC", "no cron expression"),
+        ("a", "* * * * *", "Mars", "no time zone 'Mars'"),
+        ("a", "0 0 31 2 *", "UTC", "names no moment"),
+    ],
+)
+def test_bad_ones_are_refused(
+    name: str, cron: str, zone: str, said: str, storage: Storage, tmp_path: Path
+) -> None:
+    with pytest.raises(RaysysError, match=said):
+        _schedule.add(storage, name, cron, "true", tmp_path, zone=zone)
+    assert _schedule.every(storage) == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_job_is_started_once_for_each_moment(storage: Storage, tmp_path: Path) -> None:
+    from raysys import cluster
+
+    folder, now = tmp_path / "code", at("2026-03-01T00:00")
+    folder.mkdir()
+    (folder / "hello.txt").write_text("hello")
+    _schedule.add(storage, "hello", "0 * * * *", "cat hello.txt", folder, now_s=now)
+
+    def tick(moment: str) -> list[str]:
+        # A new one each time, as after a restart: what it knows is under the storage root.
+        return _scheduler.Scheduler(storage, clock=lambda: at(moment)).tick()
+
+    assert tick("2026-03-01T00:59") == []
+    (job,) = tick("2026-03-01T01:00")
+    assert job == "hello-20260301T0100Z"
+    assert tick("2026-03-01T01:01") == []
+    jobs = cluster.Jobs(_scheduler._dashboard_url())
+    deadline = time.monotonic() + 60
+    while not jobs.find(job).is_over and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert jobs.find(job).status == "SUCCEEDED"
+    assert jobs.logs(job).rstrip().endswith("hello")
+    storage.remove("schedules/hello/last.json")  # died before it could note the job
+    assert tick("2026-03-01T01:02") == [job]
+    assert len([one for one in jobs.all() if one.id.startswith("hello-")]) == 1
+    _schedule.remove(storage, "hello")
+    assert tick("2026-03-01T02:00") == []
+    with pytest.raises(RaysysError, match="no schedule 'hello'; there are: none"):
+        _schedule.remove(storage, "hello")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_actor_survives_its_death(storage: Storage) -> None:
+    actor = _scheduler.start(storage)
+    assert _scheduler.start(storage) == actor
+    ray.kill(actor, no_restart=False)
+    assert ray.get(actor.ping.remote(), timeout=60)
+    ray.kill(actor)
