@@ -7,6 +7,7 @@ from raysys.serve._graph import Graph
 from raysys.serve._index import IndexSearch, index_graphs
 from raysys.serve._keys import create_key, read_keys, revoke_key
 from raysys.serve._lazy import Lazy, Placement, using
+from raysys.serve._scale import Scale
 from raysys.serve._stored import ModelPool, from_store
 from raysys.serve._types import Array
 
@@ -20,6 +21,7 @@ __all__ = [
     "ModelPool",
     "Placement",
     "RequestContext",
+    "Scale",
     "create_key",
     "current_requests",
     "deploy",

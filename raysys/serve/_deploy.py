@@ -14,8 +14,10 @@ from raysys.serve._application import Application, examples_of, graphs_of
 from raysys.serve._batcher import Batching
 from raysys.serve._endpoint import Endpoint
 from raysys.serve._gateway import gateway, start_gateway
-from raysys.serve._haproxy_config import Backend
+from raysys.serve._haproxy_config import SLOTS, Backend
+from raysys.serve._lazy import Placement
 from raysys.serve._plan import ENTRY
+from raysys.serve._scale import Scale, begin, bounds, options
 from raysys.storage import Storage
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def deploy(
     graph: Graph | Mapping[str, Graph],
     *,
     route: str | None = None,
-    replicas: int = 1,
+    replicas: int | Scale = 1,
     cpus_per_replica: float = 1.0,
     batching: Batching | None = None,
     deadline_s: float = 10.0,
@@ -65,7 +67,8 @@ def deploy(
         name: Of the application: letters, digits, `_` and `-`.
         graph: What answers; or graphs by the names of their actions: letters, digits, `_`, `-`.
         route: Path of requests; `/<name>` by default.
-        replicas: Of the entry. Nodes with a placement have their own.
+        replicas: Of the entry; a `Scale` lets them follow the load. Nodes with a placement have
+            their own.
         cpus_per_replica: Logical CPUs of each.
         batching: How requests are brought together; holds for each action by itself.
         deadline_s: Time for an answer, 504 after it; the header `x-request-timeout-seconds` asks
@@ -86,7 +89,8 @@ def deploy(
     Raises:
         GraphError: An action has a name that will not do or is no graph, there is none, or an
             example is of none.
-        ResourceError: The cluster has no room for it.
+        ResourceError: The cluster has no room for it: for the least replicas, and for the most
+            if it cannot grow.
         RaysysError: It cannot start; the message says why, and nothing has changed.
     """
     import ray
@@ -105,11 +109,7 @@ def deploy(
         for stage in one.plan.stages.values()
         if stage.name != ENTRY
     ]
-    cluster.require(
-        f"application {name!r}",
-        cpus=replicas * cpus_per_replica + sum(place.replicas * place.cpus for place in placed),
-        gpus=sum(place.replicas * place.gpus for place in placed),
-    )
+    _require(name, [Placement(replicas, cpus_per_replica), *placed])
     front = start_gateway(host, port, grpc_port, storage or Storage())
     try:
         address = ray.get(front.address.remote())
@@ -190,7 +190,24 @@ def shutdown() -> None:
     ray.kill(front)
 
 
-def _start(application: Application, replicas: int, cpus: float, timeout_s: float) -> None:
+def _require(name: str, places: list[Placement]) -> None:
+    """Check that there is room: for the least replicas, and for the most if no node can come."""
+    ranges = [bounds(place.replicas) for place in places]
+    grows = any(least < most for least, most in ranges) and cluster.can_grow()
+    counts = [least if grows else most for least, most in ranges]
+    if (most := ranges[0][1]) > SLOTS // 2:
+        raise RaysysError(
+            f"application {name!r} may have {most} replicas: the gateway has {SLOTS} places for "
+            f"an application, half of them for its next version; ask for {SLOTS // 2} at most"
+        )
+    cluster.require(
+        f"application {name!r}",
+        cpus=sum(count * place.cpus for count, place in zip(counts, places, strict=True)),
+        gpus=sum(count * place.gpus for count, place in zip(counts, places, strict=True)),
+    )
+
+
+def _start(application: Application, replicas: int | Scale, cpus: float, timeout_s: float) -> None:
     """Start a version's deployments and wait until its replicas take requests."""
     import ray
     from ray import serve
@@ -198,6 +215,10 @@ def _start(application: Application, replicas: int, cpus: float, timeout_s: floa
 
     from raysys.serve._replica import EntryReplica, NodeReplica
 
+    front, name = gateway(), application.name
+    before = ray.get(front.current_version.remote(name))
+    running = ray.get(front.replicas.remote(name, before)) if before is not None else 0
+    first, most = begin(replicas, running), bounds(replicas)[1]
     shared = {
         # Serve looks every ten seconds by default, and leaves a dead replica's place empty.
         "health_check_period_s": 1.0,
@@ -213,10 +234,10 @@ def _start(application: Application, replicas: int, cpus: float, timeout_s: floa
             NodeReplica,
             # No action's name has a dot, so that no two deployments have the same name.
             name=f"{action}.{stage.name}" if action else stage.name,
-            num_replicas=place.replicas,
+            **options(place.replicas, 0),
             ray_actor_options={"num_cpus": place.cpus, "num_gpus": place.gpus},
             # Every batch that the entries keep under way: with Serve's default of 5 they queue.
-            max_ongoing_requests=max(5, 2 * replicas * application.graphs[action].plan.in_flight),
+            max_ongoing_requests=max(5, 2 * most * application.graphs[action].plan.in_flight),
             **shared,
         ).bind(application, action, stage.name)
 
@@ -231,7 +252,7 @@ def _start(application: Application, replicas: int, cpus: float, timeout_s: floa
     entry = serve.deployment(
         EntryReplica,
         name=ENTRY,
-        num_replicas=replicas,
+        **options(replicas, running),
         ray_actor_options={"num_cpus": cpus},
         **shared,
     ).bind(application, handles)
@@ -239,13 +260,13 @@ def _start(application: Application, replicas: int, cpus: float, timeout_s: floa
     title = _title(application.name, application.version)
     target = serve.RunTarget(entry, name=title, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
-    front, deadline = gateway(), time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s
     while True:
         found = serve.status().applications.get(title)
         status = found.status if found else ApplicationStatus.DEPLOYING
         if status == ApplicationStatus.RUNNING:
             there = ray.get(front.replicas.remote(application.name, application.version))
-            if there >= replicas:
+            if there >= first:
                 return
         if found and status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
             why = "\n".join(one.message for one in found.deployments.values() if one.message)

@@ -6,9 +6,12 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysys.errors import GraphError
+
+if TYPE_CHECKING:
+    from raysys.serve._scale import Scale
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,13 @@ class Placement:
     Nodes of equal placement share a deployment of their own, unless they are isolated.
 
     Attributes:
-        replicas: Processes that hold the node.
+        replicas: Processes that hold the node; a `Scale` lets them follow the load.
         cpus: Logical CPUs of each.
         gpus: GPUs of each.
         isolated: Alone, so that what kills it takes nothing else along.
     """
 
-    replicas: int = 1
+    replicas: int | Scale = 1
     cpus: float = 1.0
     gpus: float = 0.0
     isolated: bool = False

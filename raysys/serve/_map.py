@@ -66,7 +66,7 @@ def map_table(
     gpus = max([0.0, *(place.gpus for place in wanted)])
     cluster.require(f"{name}: one actor", cpus=cpus, gpus=gpus)
     if max_actors is None:
-        room = cluster.resources()
+        room = cluster.limits()
         max_actors = int((room.cpus - cluster.HEADROOM_CPUS) / cpus)
         if gpus:
             max_actors = min(max_actors, int(room.gpus / gpus))

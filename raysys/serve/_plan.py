@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raysys.serve._lazy import Placement
+from raysys.serve._scale import Scale, bounds
 
 if TYPE_CHECKING:
     from raysys.serve._graph import Graph
@@ -143,7 +144,11 @@ def as_text(graph: Graph) -> str:
     for stage in plan.stages.values():
         place = stage.placement
         hardware = f"{place.cpus:g} CPU" + (f", {place.gpus:g} GPU" if place.gpus else "")
-        scale = "replicas as deployed" if stage.name == ENTRY else f"{place.replicas} x {hardware}"
+        scale = (
+            "replicas as deployed"
+            if stage.name == ENTRY
+            else f"{_count(place.replicas)} x {hardware}"
+        )
         held = ", ".join(stage.nodes) or "no node"
         lines.append(f"deployment {stage.name} ({scale}): {held} ({stage.why})")
     for number, step in enumerate(plan.steps):
@@ -156,6 +161,11 @@ def as_text(graph: Graph) -> str:
     if unused:
         lines.append(f"left out, since the output needs nothing of them: {', '.join(unused)}")
     return "\n".join(lines)
+
+
+def _count(replicas: int | Scale) -> str:
+    least, most = bounds(replicas)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _independent(plan: Plan, a: int, b: int) -> bool:

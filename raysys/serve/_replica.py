@@ -19,8 +19,10 @@ from raysys.errors import RaysysError
 from raysys.serve._answers import Answers, answers_of
 from raysys.serve._batcher import Batcher, RequestContext, requests_running
 from raysys.serve._gateway import ANNOUNCE_S, Announcement, gateway
+from raysys.serve._load import Load
 from raysys.serve._metrics import Metrics
 from raysys.serve._plan import ENTRY, Step
+from raysys.serve._scale import LOAD
 
 if TYPE_CHECKING:
     from raysys.serve._application import Application
@@ -44,12 +46,18 @@ class NodeReplica:
         self._graph = application.graphs[action]
         self._metrics = Metrics(application.name, action)
         self._graph.load(self._graph.plan.stages[stage].nodes)
+        self._load = Load(1)  # its unit is the batch: what comes is one already
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve where the deployment has a `Scale`."""
+        return {LOAD: self._load.share()}
 
     def run(self, number: int, values: Columns, contexts: tuple[RequestContext, ...]) -> Columns:
         """Run a step over a batch."""
-        step = self._graph.plan.steps[number]
+        step, started = self._graph.plan.steps[number], time.perf_counter()
         with requests_running(contexts):
             made = self._graph.run(step.nodes, values, self._metrics.node)
+        self._load.batch(1, time.perf_counter() - started)
         return {name: made[name] for name in step.gives}
 
 
@@ -63,7 +71,10 @@ class Runner:
         is_crowded: Whether no core of the machine is idle; told from outside.
     """
 
-    def __init__(self, graph: Graph, handles: Mapping[str, Any], metrics: Metrics) -> None:
+    def __init__(
+        self, graph: Graph, handles: Mapping[str, Any], metrics: Metrics, load: Load
+    ) -> None:
+        self._load = load
         self._graph, self._handles, self._metrics = graph, handles, metrics
         self._steps = graph.plan.steps
         self.is_crowded = False
@@ -74,14 +85,17 @@ class Runner:
 
     async def __call__(self, columns: Columns, contexts: tuple[RequestContext, ...]) -> Answers:
         """Answer a batch."""
-        rows = len(next(iter(columns.values())))
+        rows, spent = len(next(iter(columns.values()))), list[float]()
         if len(self._steps) == 1 and self._steps[0].stage == ENTRY:
-            values = await self._local(self._steps[0], columns, contexts)
+            values = await self._local(self._steps[0], columns, contexts, spent)
         else:
-            values = await self._all(columns, contexts)
+            values = await self._all(columns, contexts, spent)
+        self._load.batch(rows, sum(spent))
         return answers_of(self._graph.output, values[self._graph.output], rows)
 
-    async def _all(self, columns: Columns, contexts: tuple[RequestContext, ...]) -> Columns:
+    async def _all(
+        self, columns: Columns, contexts: tuple[RequestContext, ...], spent: list[float]
+    ) -> Columns:
         """Each step as soon as those before it have ended."""
         values = dict(columns)
         tasks: list[asyncio.Task[None]] = []
@@ -90,7 +104,7 @@ class Runner:
             await asyncio.gather(*(tasks[before] for before in step.after))
             needs = {name: values[name] for name in step.needs}
             if step.stage == ENTRY:
-                values.update(await self._local(step, needs, contexts))
+                values.update(await self._local(step, needs, contexts, spent))
             else:
                 values.update(await self._remote(number, step, needs, contexts))
 
@@ -103,19 +117,24 @@ class Runner:
         return values
 
     async def _local(
-        self, step: Step, values: Columns, contexts: tuple[RequestContext, ...]
-    ) -> Columns:
+        self, step: Step, values: Columns, contexts: tuple[RequestContext, ...],
+        spent: list[float],
+    ) -> Columns:  # fmt: skip
         if self.is_crowded and self._seconds.get(step.nodes, math.inf) < _BRIEF_S:
-            return self._run(step, values, contexts)
+            return self._run(step, values, contexts, spent)
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._run, step, values, contexts
+            self._threads, self._run, step, values, contexts, spent
         )
 
-    def _run(self, step: Step, values: Columns, contexts: tuple[RequestContext, ...]) -> Columns:
+    def _run(
+        self, step: Step, values: Columns, contexts: tuple[RequestContext, ...],
+        spent: list[float],
+    ) -> Columns:  # fmt: skip
         started = time.perf_counter()
         with requests_running(contexts):
             made = self._graph.run(step.nodes, values, self._metrics.node)
         seconds = time.perf_counter() - started
+        spent.append(seconds)
         before = self._seconds.get(step.nodes, seconds)
         self._seconds[step.nodes] = before + (seconds - before) / _SMOOTHING
         return made
@@ -163,8 +182,15 @@ class EntryReplica:
         gc.collect()
         gc.freeze()  # else each full collection walks all that the models' libraries imported
         self._metrics = {action: Metrics(application.name, action) for action in handles}
+        rows = application.batching.max_batch_size
+        self._loads = {
+            action: Load(rows, graph.plan.in_flight) for action, graph in application.graphs.items()
+        }
+        self._loop_share = 0.0
         self._runners = {
-            action: Runner(application.graphs[action], of_action, self._metrics[action])
+            action: Runner(
+                application.graphs[action], of_action, self._metrics[action], self._loads[action]
+            )
             for action, of_action in handles.items()
         }
         self._ready = threading.Event()
@@ -188,6 +214,13 @@ class EntryReplica:
         silent_s = time.monotonic() - self._beat
         if self._failure or silent_s > _STUCK_S:
             raise RaysysError(f"the HTTP server is silent for {silent_s:.0f} s ({self._failure!r})")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve where the deployment has a `Scale`."""
+        shares = [
+            load.share(self._batchers[action].rows_queued) for action, load in self._loads.items()
+        ]
+        return {LOAD: max(self._loop_share, *shares)}
 
     async def __del__(self) -> None:
         """Called by Serve before the replica is stopped: take leave, answer what is under way."""
@@ -271,9 +304,12 @@ class EntryReplica:
             application.name, application.version, self._id,
             self._host, self._socket.getsockname()[1],
         )  # fmt: skip
-        is_crowded = False
+        is_crowded, worked_s = False, time.thread_time()
         while True:
-            self._beat = time.monotonic()
+            before, before_s = self._beat, worked_s
+            self._beat, worked_s = time.monotonic(), time.thread_time()
+            # Of this thread, which reads requests and writes answers.
+            self._loop_share = (worked_s - before_s) / max(ANNOUNCE_S, self._beat - before)
             is_crowded = psutil.cpu_percent() > (_CALM_PERCENT if is_crowded else _CROWDED_PERCENT)
             capacity = 0
             for action, batcher in self._batchers.items():

@@ -116,7 +116,7 @@ class Measuring:
         workers = workers or settings.workers
         cpus = cpus or workers * (settings.threads or 1)
         self._task, self._tables, self._workers = task, dict(tables), workers
-        self._gpu = cluster.resources().gpus >= workers
+        self._gpu = cluster.limits().gpus >= workers
         each = math.ceil(cpus / workers)
         cluster.require(
             "trying training settings",

@@ -120,7 +120,7 @@ def plan(
     import ray
 
     settings = settings or TrainSettings()
-    gpu = cluster.resources().gpus >= settings.workers
+    gpu = cluster.limits().gpus >= settings.workers
     limit = memory_bytes or settings.memory_bytes or _memory_of(settings.workers, gpu)
     # An actor has a process of its own, whose memory tells what a worker's will be.
     inspector = ray.remote(_Inspector).options(num_cpus=1).remote()
