@@ -16,6 +16,7 @@ from raysys.cluster._dashboard import Dashboard, find_dashboard
 from raysys.cluster._demand import check_demand, declared_demand
 from raysys.cluster._doctor import examine
 from raysys.cluster._jobs import Jobs, SubmittedJob
+from raysys.cluster._labels import STAYING
 from raysys.cluster._local import Head, enable_token_auth, remembered, start_local, stop_local
 from raysys.cluster._packing import runtime_env
 from raysys.cluster._process import raise_priority
@@ -23,6 +24,7 @@ from raysys.cluster._status import status_lines
 
 __all__ = [
     "HEADROOM_CPUS",
+    "STAYING",
     "Dashboard",
     "Head",
     "Jobs",
