@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import BaseModel, ValidationError, create_model
 
-from raysys.errors import DataError, UnavailableError
+from raysys.errors import DataError, StorageError, UnavailableError
 from raysys.serve import _arrow, _v2
 from raysys.serve._answers import Answers, columns_of, types_of
 from raysys.serve._application import TIMEOUT_HEADER, Application
@@ -221,7 +221,8 @@ def _failed(error: BaseException, headers: Headers) -> HttpError:
         return failed
     if isinstance(error, DataError):
         return HttpError(422, str(error))
-    if isinstance(error, UnavailableError):
+    # An index that cannot write its log has changed nothing.
+    if isinstance(error, UnavailableError | StorageError):
         return HttpError(503, str(error), {"retry-after": "1"})
     request = _context(headers).request_id
     _log.error("request %s failed", request, exc_info=error)

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import os
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 ANNOUNCE_S = 1.0
 _FORGET_S = 6.0
+_HEAD_AWAY_S = 60.0
 _STATE_KEY = b"raysys-gateway"
 _log = logging.getLogger("raysys.serve")
 
@@ -62,6 +64,7 @@ class _State:
     port: int
     grpc_port: int | None
     token: str
+    folder: str = ""
     backends: dict[str, Backend] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
 
@@ -238,9 +241,9 @@ class Gateway:
                 return
             await asyncio.sleep(0.05)
 
-    def _apply(self) -> None:
-        assert self._haproxy
-        servers = {
+    def _addresses(self) -> dict[str, dict[int, tuple[str, int]]]:
+        """Of replicas, by application and slot."""
+        return {
             name: {
                 server.slot: _address(server)
                 for server in self._servers.get(name, {}).values()
@@ -248,7 +251,11 @@ class Gateway:
             }
             for name in self._state.backends
         }
-        self._haproxy.apply(list(self._state.backends.values()), servers, self._keys)
+
+    def _apply(self) -> None:
+        assert self._haproxy
+        backends = list(self._state.backends.values())
+        self._haproxy.apply(backends, self._addresses(), self._keys)
 
     async def _run(self) -> None:
         """Start what clients see, then keep house."""
@@ -280,10 +287,10 @@ class Gateway:
         state = self._state
         if self._haproxy is None:
             room_port = await WaitingRoom(self._live, self._deadline_s, self._is_ready).start()
-            folder = Path(tempfile.mkdtemp(prefix="raysys-gateway-"))
-            front = Front(folder, state.host, state.port, room_port, state.token)
-            self._haproxy = HAProxy(front)
+            self._haproxy = await self._take_over(room_port) or self._make(room_port)
         self._keys = await asyncio.to_thread(read_keys, self._storage)
+        for backend in state.backends.values():
+            self._place(backend)
         self._apply()
         if state.grpc_port is not None:
             from raysys.serve._grpc import serve_grpc
@@ -291,13 +298,37 @@ class Gateway:
             url = f"http://{state.host}:{state.port}"
             self._grpc, state.grpc_port = await serve_grpc(state.host, state.grpc_port, url)
 
+    async def _take_over(self, room_port: int) -> HAProxy | None:
+        """The HAProxy that a gateway before this one left running, once replicas are known."""
+        if not self._state.folder or not Path(self._state.folder).exists():
+            return None
+        found = self._haproxy_in(Path(self._state.folder), room_port)
+        if not found.is_kept:
+            return None
+        await asyncio.sleep(2 * ANNOUNCE_S)
+        return found
+
+    def _make(self, room_port: int) -> HAProxy:
+        self._state.folder = tempfile.mkdtemp(prefix="raysys-gateway-")
+        return self._haproxy_in(Path(self._state.folder), room_port)
+
+    def _haproxy_in(self, folder: Path, room_port: int) -> HAProxy:
+        state = self._state
+        front = Front(folder, state.host, state.port, room_port, state.token)
+        # A head that can come back, since Ray keeps its state elsewhere, finds it running.
+        comes_back = "RAY_REDIS_ADDRESS" in os.environ
+        raylet = int(os.environ.get("RAY_RAYLET_PID", os.getppid()))
+        return HAProxy(front, raylet, _HEAD_AWAY_S if comes_back else 0.0)
+
     async def _keep_current(self) -> None:
-        """Start HAProxy again if it has ended; let new keys in and revoked ones out."""
+        """Go on after HAProxy was started again; let new keys in and revoked ones out."""
         keys = await asyncio.to_thread(read_keys, self._storage)
         assert self._haproxy
-        if keys != self._keys or not self._haproxy.is_running:
+        if keys != self._keys or not self._haproxy.is_as_applied:
             self._keys = keys
             self._apply()
+        else:
+            self._haproxy.write(list(self._state.backends.values()), self._addresses())
 
     def _report(self) -> None:
         """Metrics of what clients were answered, and of who answers."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from raysys.errors import RaysysError
+from raysys.serve import _keeper
 from raysys.serve._haproxy_config import Backend, Front, Key, Servers, render
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _START_TIMEOUT_S = 10.0
 _SIGNAL_AGAIN_S = 0.5
@@ -24,18 +25,44 @@ _CODES = ("2xx", "3xx", "4xx", "5xx")
 
 
 class HAProxy:
-    """A HAProxy process that this one owns; it ends with it."""
+    """A HAProxy that a keeper runs: it outlives this process, and whoever has its folder owns it.
 
-    def __init__(self, front: Front) -> None:
-        """Prepare; nothing runs yet."""
+    See `_keeper`.
+    """
+
+    def __init__(self, front: Front, watched: int | None = None, patience_s: float = 0.0) -> None:
+        """Prepare, or take over what runs from this folder; nothing is started yet.
+
+        Args:
+            front: Of its configuration.
+            watched: The process that HAProxy ends with; by default this one.
+            patience_s: How long it goes on without that process.
+        """
         front.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._front = front
-        self._process: subprocess.Popen[bytes] | None = None
+        self._front, self._applied = front, 0
+        watched = os.getpid() if watched is None else watched
+        (front.folder / "watched").write_text(f"{watched} {patience_s}")
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its keeper is there, and starts it whenever it ends."""
+        return self._keeper() is not None
 
     @property
     def is_running(self) -> bool:
-        """Whether the process is there."""
-        return self._process is not None and self._process.poll() is None
+        """Whether HAProxy is there."""
+        return self.is_kept and self.master is not None
+
+    @property
+    def is_as_applied(self) -> bool:
+        """Whether it runs, and was not started since the last `apply`."""
+        return self.is_running and self._last_start()[1] == self._applied
+
+    @property
+    def master(self) -> int | None:
+        """The id of its first process, if it is there."""
+        pid = self._last_start()[0]
+        return pid if _runs(pid, str(self._front.folder)) else None
 
     def apply(self, backends: Sequence[Backend], servers: Servers, keys: Sequence[Key]) -> None:
         """Start with this configuration, or go over to it without losing a connection.
@@ -49,7 +76,7 @@ class HAProxy:
             RaysysError: HAProxy does not take it.
         """
         self._write_keys(keys)
-        file = self._front.folder / "haproxy.cfg"
+        file = self._front.folder / "checked.cfg"
         file.write_text(render(self._front, backends, servers))
         checked = subprocess.run(
             [_binary(), "-c", "-f", str(file)], capture_output=True, text=True, check=False
@@ -59,10 +86,19 @@ class HAProxy:
                 f"HAProxy refuses its configuration ({checked.returncode}): "
                 f"{checked.stderr.strip() or checked.stdout.strip()}"
             )
-        if self.is_running:
+        self.write(backends, servers)
+        if self.is_kept:
             self._reload()
         else:
-            self._start(file)
+            self._start()
+        self._applied = self._last_start()[1]
+
+    def write(self, backends: Sequence[Backend], servers: Servers) -> None:
+        """Leave what it would start with, if it had to start again now."""
+        text = render(self._front, backends, servers, f"fd@{_keeper.LISTEN_FD}")
+        beside = self._front.folder / "haproxy.new"
+        beside.write_text(text)
+        beside.replace(self._front.folder / "haproxy.cfg")
 
     def set_server(self, backend: str, slot: int, address: tuple[str, int]) -> None:
         """Let a slot stand for a replica."""
@@ -126,36 +162,48 @@ class HAProxy:
         shutil.rmtree(self._front.folder, ignore_errors=True)
 
     def _end(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
-
-    def _start(self, file: Path) -> None:
-        (self._front.folder / "admin.sock").unlink(missing_ok=True)
-        self._refuse_taken_port()
-        log = self._front.folder / "haproxy.log"
-        with log.open("wb") as output:
-            # Master and worker: the master reloads the worker and hands its sockets on.
-            self._process = subprocess.Popen(
-                [_binary(), "-W", "-f", str(file)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
-            )
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while self._worker() is None:
-            if not self.is_running or time.monotonic() > deadline:
+        while (pid := self._keeper()) is not None and time.monotonic() < deadline:
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(0.05)
+        with contextlib.suppress(OSError):  # of a keeper that was killed
+            if (master := self.master) is not None:
+                os.killpg(master, signal.SIGKILL)
+
+    def _start(self) -> None:
+        folder, front = self._front.folder, self._front
+        self._end()
+        for name in ("admin.sock", "keeper.pid", "haproxy.pid"):
+            (folder / name).unlink(missing_ok=True)
+        # Alone, by its path: it must not load this package.
+        command = [sys.executable, "-I", "-S", _keeper.__file__, str(folder)]
+        command += [front.host, str(front.port), _binary()]
+        kept = subprocess.run(command, capture_output=True, text=True, check=False)
+        if kept.returncode:
+            raise self._cannot_listen(kept.stderr.strip())
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while self.master is None or self._worker() is None:
+            if time.monotonic() > deadline:
                 self._end()
+                log = folder / "haproxy.log"
                 said = log.read_text(errors="replace").strip().splitlines()
                 raise self._cannot_listen(said[-1] if said else "HAProxy says nothing")
             time.sleep(0.02)
 
-    def _refuse_taken_port(self) -> None:
-        """HAProxy would share the port of another HAProxy, and half of its requests."""
+    def _keeper(self) -> int | None:
         try:
-            socket.create_server((self._front.host, self._front.port)).close()
-        except OSError as error:
-            raise self._cannot_listen(str(error)) from error
+            pid = int((self._front.folder / "keeper.pid").read_text())
+        except (OSError, ValueError):
+            return None
+        return pid if _runs(pid, str(self._front.folder)) else None
+
+    def _last_start(self) -> tuple[int, int]:
+        """The process that the keeper started last, and how many there have been."""
+        try:
+            pid, number = (self._front.folder / "haproxy.pid").read_text().split()
+        except (OSError, ValueError):
+            return 0, 0
+        return int(pid), int(number)
 
     def _cannot_listen(self, why: str) -> RaysysError:
         return RaysysError(
@@ -165,7 +213,6 @@ class HAProxy:
 
     def _reload(self) -> None:
         """Have the master start a worker with the new file; the old one ends its connections."""
-        assert self._process is not None
         before = self._worker()
         deadline = time.monotonic() + _START_TIMEOUT_S
         signalled = 0.0
@@ -174,7 +221,8 @@ class HAProxy:
             if now > deadline:
                 raise RaysysError("HAProxy did not take over its new configuration")
             if now - signalled > _SIGNAL_AGAIN_S:  # a master that is still starting misses one
-                self._process.send_signal(signal.SIGUSR2)
+                if (master := self.master) is not None:
+                    os.kill(master, signal.SIGUSR2)
                 signalled = now
             time.sleep(0.02)
 
@@ -218,8 +266,9 @@ def new_token() -> str:
     return secrets.token_hex(16)
 
 
-def _die_with_parent() -> None:
-    """In the child: be told when the gateway's process ends, however it ends."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+def _runs(pid: int, folder: str) -> bool:
+    """Whether a process is there that was started for a folder, not one that took its number."""
+    try:
+        return folder.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

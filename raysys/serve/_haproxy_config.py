@@ -95,8 +95,10 @@ class Front:
     token: str
 
 
-def render(front: Front, backends: Sequence[Backend], servers: Servers) -> str:
-    """The file's text."""
+def render(
+    front: Front, backends: Sequence[Backend], servers: Servers, listen: str | None = None
+) -> str:
+    """The file's text; `listen` is what HAProxy is to bind instead of host and port."""
     threads = max(1, min(4, (os.cpu_count() or 1) // 4))  # one passes on 20,000 requests/s
     errors = "\n".join(
         f"    http-error status {status} content-type application/json "
@@ -124,6 +126,10 @@ defaults
     option http-no-delay
     option http-buffer-request
     option idle-close-on-response
+    option srvtcpka
+    srvtcpka-idle 1s
+    srvtcpka-intvl 1s
+    srvtcpka-cnt 3
     http-reuse always
     balance leastconn
     retries 5
@@ -137,7 +143,7 @@ backend keys
 backend shed
     stick-table type string len 128 size 10k expire 24h store gpc0
 frontend http
-    bind {front.host}:{front.port}
+    bind {listen or f"{front.host}:{front.port}"}
     http-request del-header x-raysys- -m beg
     acl has_id req.fhdr(x-request-id) -m len 1:128
     http-request set-header x-request-id %[uuid] if !has_id
@@ -243,7 +249,8 @@ def _backend(front: Front, backend: Backend, servers: Mapping[int, tuple[str, in
         f"    http-check send meth GET uri {ALIVE_PATH} hdr {APP_HEADER} {backend.name}",
         "    timeout check 3s",
         # A dead replica is noticed at its first broken connection; it is back when it says so.
-        "    default-server check inter 1s fastinter 100ms downinter 100ms rise 1 fall 3 "
+        # One behind a link that is cut says nothing at all: TCP gives it up, not the deadline.
+        "    default-server tcp-ut 2s check inter 1s fastinter 100ms downinter 100ms rise 1 fall 3 "
         f"maxconn {backend.max_requests} maxqueue 1 "
         "observe layer4 error-limit 1 on-error mark-down init-addr none",
     ]

@@ -13,6 +13,7 @@ from raysys.serve._haproxy_config import READY
 
 _LOOK_AGAIN_S = 0.05
 _WAITING_MAX = 2048
+_CONNECT_S, _GRACE_S = 1.0, 0.5
 _BODY_MAX_BYTES = 1 << 30
 
 
@@ -75,7 +76,7 @@ class WaitingRoom:
                     host, port = replicas[attempt % len(replicas)]
                     headers = {**request.headers, TIMEOUT_HEADER: f"{left_s:.3f}"}
                     url = f"http://{host}:{port}{request.path_qs}"
-                    answer = await self._ask(request.method, url, headers, body)
+                    answer = await self._ask(request.method, url, headers, body, left_s)
                     if answer is not None:
                         return answer
                 await asyncio.sleep(_LOOK_AGAIN_S)
@@ -93,20 +94,24 @@ class WaitingRoom:
         return asked if asked < deadline_s else deadline_s  # not a number is not less either
 
     async def _ask(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, left_s: float
     ) -> Any | None:
         """A replica's answer; None if it broke off."""
-        from aiohttp import ClientError, web
+        from aiohttp import ClientError, ClientTimeout, web
 
+        # One behind a link that is cut never answers.
+        patience = ClientTimeout(left_s + _GRACE_S, sock_connect=_CONNECT_S)
         try:
-            async with self._session.request(method, url, headers=headers, data=body) as reply:
+            async with self._session.request(
+                method, url, headers=headers, data=body, timeout=patience
+            ) as reply:
                 kept = {
                     name: value
                     for name, value in reply.headers.items()
                     if name.lower() not in ("content-length", "transfer-encoding", "connection")
                 }
                 return web.Response(status=reply.status, body=await reply.read(), headers=kept)
-        except (ClientError, OSError):
+        except (ClientError, OSError, TimeoutError):
             return None
 
 

@@ -801,8 +801,8 @@ def test_a_refused_configuration_comes_with_haproxys_reason(start: Starter) -> N
 
 
 def _family(proxy: HAProxy) -> list[psutil.Process]:
-    assert proxy._process
-    master = psutil.Process(proxy._process.pid)
+    assert proxy.master
+    master = psutil.Process(proxy.master)
     return [master, *master.children(recursive=True)]
 
 
@@ -856,10 +856,50 @@ def test_it_starts_again_after_it_was_killed(start: Starter, replica: Maker) -> 
     family = _family(front.proxy)
     for process in family:
         process.kill()
+    assert front.ask("/a").server == "one"  # it waited; it was not refused
     psutil.wait_procs(family, SAFETY_S)
+    assert not front.proxy.is_as_applied
+    front.proxy.apply([app("a")], servers, [])
+    assert front.proxy.is_as_applied
+    assert front.ask("/a").server == "one"
+
+
+def test_it_starts_again_with_what_was_last_left_for_it(start: Starter, replica: Maker) -> None:
+    front = start([app("a")], {"a": {0: replica("one").address}}, [])
+    front.proxy.write([app("a")], {"a": {0: replica("two").address}})
+    assert front.ask("/a").server == "one"
+    family = _family(front.proxy)
+    for process in family:
+        process.kill()
+    assert front.ask("/a").server == "two"
+
+
+def test_a_new_owner_takes_over_what_runs(start: Starter, replica: Maker) -> None:
+    servers = {"a": {0: replica("one").address}}
+    front = start([app("a")], servers, [])
+    before = front.proxy.master
+    owner = HAProxy(front.proxy._front)
+    assert owner.is_kept
+    assert not owner.is_as_applied
+    owner.apply([app("a"), app("b")], servers, [])
+    assert owner.master == before
+    assert front.ask("/b").server == "room"
+    owner.stop()
+    assert not front.proxy.is_running
+
+
+def test_it_starts_anew_if_its_keeper_was_killed(start: Starter, replica: Maker) -> None:
+    servers = {"a": {0: replica("one").address}}
+    front = start([app("a")], servers, [])
+    before = _family(front.proxy)
+    keeper = front.proxy._keeper()
+    assert keeper
+    psutil.Process(keeper).kill()
+    assert front.ask("/a").server == "one"  # HAProxy goes on without it
     assert not front.proxy.is_running
     front.proxy.apply([app("a")], servers, [])
     assert front.ask("/a").server == "one"
+    assert psutil.wait_procs(before, SAFETY_S)[1] == []
 
 
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
@@ -869,7 +909,7 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         f"front = Front(Path({str(tmp_path / 'front')!r}), '127.0.0.1', {free_port()}, 1, 't')\n"
         "proxy = HAProxy(front)\n"
         "proxy.apply([], {}, [])\n"
-        "print(proxy._process.pid, flush=True)\n"
+        "print(proxy.master, flush=True)\n"
         "sys.stdin.read()\n"
     )
     owner = subprocess.Popen(
