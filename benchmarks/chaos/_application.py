@@ -1,0 +1,66 @@
+"""`python -m benchmarks.chaos._application deploy|check ...`: what is served, run on a machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.chaos._load import DIM
+from raysys import cluster, serve
+from raysys.index import VectorIndex, rows
+from raysys.storage import Storage
+
+PORT = 8000
+ROWS = 2_000
+_NAME = "chaos"
+
+
+def weigh(features: np.ndarray) -> np.ndarray:
+    """A little work in the entry."""
+    return np.asarray(np.tanh(features @ np.eye(DIM, dtype=np.float32)), np.float32)
+
+
+def score(weigh: np.ndarray) -> np.ndarray:
+    """A little work in a replica of its own."""
+    return np.asarray(weigh.sum(axis=1), np.float32)
+
+
+def deploy(root: str, gateways: int) -> None:
+    """A graph with a hop, at `/score`; an index with upserts, at `/chaos`."""
+    storage = Storage(root)
+    vectors = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
+    table = rows(np.arange(ROWS), vectors, {"value": np.arange(ROWS)})
+    index = VectorIndex.build(_NAME, table, storage, shards=2, replicas=2)
+    graph = serve.Graph(
+        inputs={"features": serve.Array("float32", (DIM,))},
+        nodes={"weigh": weigh, "score": score},
+        output="score",
+        placement={"score": serve.Placement(replicas=2, cpus=0.5)},
+    )
+    how: dict[str, Any] = {"host": "0.0.0.0", "port": PORT, "storage": storage, "replicas": 2,
+           "cpus_per_replica": 0.5}  # fmt: skip
+    serve.deploy("score", graph, **how)
+    serve.deploy(_NAME, serve.index_graphs(index), **how)
+
+
+def check(acknowledged: str, found: str) -> None:
+    """Look up every row that was acknowledged; write how many are not as they should be."""
+    ids = np.array(json.loads(Path(acknowledged).read_text()), np.int64)
+    lost = 0
+    if len(ids):
+        table = VectorIndex.connect(_NAME).get(ids)
+        there = dict(zip(table["id"].to_pylist(), table["value"].to_pylist(), strict=True))
+        lost = sum(there.get(one) != one for one in ids.tolist())
+    Path(found).write_text(json.dumps({"rows": len(ids), "lost": lost}))
+
+
+if __name__ == "__main__":
+    cluster.connect()
+    if sys.argv[1] == "deploy":
+        deploy(sys.argv[2], int(sys.argv[3]))
+    else:
+        check(sys.argv[2], sys.argv[3])

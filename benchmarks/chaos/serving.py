@@ -1,0 +1,88 @@
+"""An application under load while what it stands on breaks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from benchmarks.chaos._machines import Network, await_nodes
+from benchmarks.chaos._site import Site
+
+if TYPE_CHECKING:
+    from benchmarks._figures import Report
+
+_BEFORE_S, _AFTER_S = 6.0, 12.0
+_CUT_S = 30.0
+
+
+def gateway(site: Site) -> None:
+    """The gateway's process is killed."""
+    assert site.head.kill_process("ray::Gateway")
+
+
+def haproxy(site: Site) -> None:
+    """HAProxy is killed."""
+    assert site.head.kill_process("haproxy", "-W")
+
+
+def gcs(site: Site) -> None:
+    """Ray's GCS is killed, and the head with it; it starts again ten seconds later."""
+    assert site.head.kill_process("gcs_server")
+    time.sleep(10)
+    site.head.kill_process("raylet/raylet")
+    site.start_head()
+    await_nodes(site.head, 1 + len(site.workers))
+
+
+def head(site: Site) -> None:
+    """The head's machine loses its power, and is turned on again ten seconds later."""
+    site.head.kill()
+    time.sleep(10)
+    site.head.boot()
+    site.start_head()
+    await_nodes(site.head, 1 + len(site.workers))
+
+
+def worker(site: Site) -> None:
+    """A worker's machine loses its power; another joins ten seconds later."""
+    victim = site.busiest()
+    victim.kill()
+    time.sleep(10)
+    victim.boot()
+    site.join(victim)
+
+
+def link(site: Site) -> None:
+    """A worker's link is cut for 30 s."""
+    victim = site.busiest()
+    victim.cut()
+    time.sleep(_CUT_S)
+    victim.mend()
+
+
+SCENARIOS: dict[str, tuple[Callable[[Site], None], float]] = {
+    "gateway": (gateway, _AFTER_S),
+    "haproxy": (haproxy, _AFTER_S),
+    "link": (link, 20.0),
+    "worker": (worker, 20.0),
+    "gcs": (gcs, 25.0),
+    "head": (head, 25.0),
+}
+
+
+def measure(report: Report, names: Sequence[str]) -> None:
+    """Run scenarios, one after the other, on one site."""
+    with Network() as network:
+        print("a head, two workers, Redis, two applications", flush=True)
+        site = Site(network, workers=2, gateways=1)
+        for name in names:
+            fault, after_s = SCENARIOS[name]
+            site.await_healthy()
+            print(f"{name}: {fault.__doc__}", flush=True)
+            with site.load() as found:
+                time.sleep(_BEFORE_S)
+                fault(site)
+                time.sleep(after_s)
+                site.await_healthy()
+            found[0].tell(report, name)
