@@ -14,10 +14,17 @@ from raysys.storage import Storage
 Cpus = Annotated[int | None, typer.Option(help="Logical CPUs of a local cluster.")]
 
 
-def up(cpus: Cpus = None) -> None:
+def up(
+    cpus: Cpus = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt what Ray's processes say.")] = False,
+) -> None:
     """Start a Ray head on this machine, or say where the running one is."""
-    head = cluster.start_local(Storage(), cpus=cpus)
+    head = cluster.start_local(Storage(), cpus=cpus, tls=tls)
     say(f"Ray at {head.address}, dashboard at {head.dashboard_url}")
+    if head.tls:
+        say("jobs need nothing more; a process that connects by that address needs")
+        for name, value in head.tls.items():
+            say(f"  export {name}={value}")
 
 
 def down() -> None:

@@ -21,9 +21,14 @@ def declared_demand(job: Path) -> Resources | None:
     The module is read, not run: the submitting machine may lack its packages.
 
     Raises:
-        RaysysError: It says it in another form.
+        RaysysError: It says it in another form, or is no Python.
     """
-    for node in ast.parse(job.read_text(), str(job)).body:
+    try:
+        module = ast.parse(job.read_bytes(), str(job))
+    except (SyntaxError, ValueError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise RaysysError(f"{job}{line}: {getattr(error, 'msg', error)}") from error
+    for node in module.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if any(isinstance(target, ast.Name) and target.id == "DEMAND" for target in targets):
             assert isinstance(node, ast.Assign)

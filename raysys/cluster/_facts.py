@@ -10,8 +10,6 @@ import platform
 import shutil
 import subprocess
 import time
-import urllib.error
-import urllib.request
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,13 +120,13 @@ def _gpus_torch(worth_asking: bool) -> int | None:
 def _mlflow_error(uri: str) -> str:
     if not uri.startswith(("http://", "https://")):
         return ""
+    import requests  # knows what to do with a user and a password in a URI
+
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
-            return ""
-    except urllib.error.HTTPError as error:
-        return "" if error.code in (401, 403, 404) else f"it answers {error.code}"
+        status = requests.get(f"{uri.rstrip('/')}/health", timeout=10).status_code
     except (OSError, ValueError) as error:
         return shown(str(error))
+    return f"it answers {status}" if status >= 500 else ""
 
 
 if __name__ == "__main__":

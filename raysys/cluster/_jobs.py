@@ -81,7 +81,7 @@ class Jobs:
             with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
                 self._client = JobSubmissionClient(dashboard_url)
         except AuthenticationError as error:
-            status = 401 if "Authentication required" in str(error) else 403
+            status = 403 if "Authentication failed" in str(error) else 401
             raise UnavailableError(no_entry(dashboard_url, status)) from None
         except (ConnectionError, RuntimeError) as error:
             raise UnavailableError(

@@ -4,12 +4,13 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from raysys import audit
@@ -24,11 +25,20 @@ _START_TIMEOUT_S = 90.0
 
 @dataclass(frozen=True)
 class Head:
-    """A Ray head on this machine."""
+    """A Ray head on this machine.
+
+    Attributes:
+        pid: Of its process.
+        address: Of its GCS.
+        dashboard_url: Of its dashboard.
+        tls: What the environment of a process must hold that connects by `address`; jobs need
+            nothing.
+    """
 
     pid: int
     address: str
     dashboard_url: str
+    tls: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_alive(self) -> bool:
@@ -58,19 +68,26 @@ def enable_token_auth() -> None:
                 file.write(secrets.token_hex(32))
 
 
-def start_local(storage: Storage, *, cpus: int | None = None) -> Head:
+def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False) -> Head:
     """Start a Ray head with its dashboard, or return the one started before.
 
     Args:
         storage: Where the head's process id is remembered.
         cpus: Logical CPUs. None takes what `logical_cpus` says.
+        tls: Encrypt what its processes and clients say to each other, with new certificates.
+            The dashboard speaks HTTP all the same.
 
     Raises:
-        ResourceError: The head did not come up.
+        ResourceError: The head did not come up, or one without TLS runs already.
     """
     storage = _on_this_machine(storage)
     head = remembered(storage)
     if head:
+        if tls and not head.tls:
+            raise ResourceError(
+                f"the head at {head.address} runs without TLS: `raysys down`, then "
+                "`raysys up --tls`"
+            )
         return head
     port, dashboard_port = _free_port(6379), _free_port(8265)
     logical = cpus or logical_cpus()
@@ -83,7 +100,8 @@ def start_local(storage: Storage, *, cpus: int | None = None) -> Head:
         # Taken by any other head on this machine, Ray's fixed port would leave no agent.
         f"--dashboard-agent-listen-port={_free_port(52365)}",
     ]  # fmt: skip
-    audit.record(storage, "up", f"127.0.0.1:{port}", cpus=logical)
+    audit.record(storage, "up", f"127.0.0.1:{port}", cpus=logical, tls=tls)
+    encryption = _new_certificates(Path(storage.uri("cluster/tls"))) if tls else {}
     # A job's `python` is the one of this environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with log.open("wb") as output:
@@ -93,9 +111,9 @@ def start_local(storage: Storage, *, cpus: int | None = None) -> Head:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PATH": path},
+            env={**os.environ, **encryption, "PATH": path},
         )
-    head = Head(process.pid, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}")
+    head = Head(process.pid, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", encryption)
     storage.write_json(_STATE, asdict(head))
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not _answers(head.dashboard_url):
@@ -134,6 +152,14 @@ def stop_local(storage: Storage) -> bool:
     if note.exists() and note.read_text().strip().endswith(f":{port}"):
         note.unlink()
     return True
+
+
+def _new_certificates(folder: Path) -> dict[str, str]:
+    """In place of those of the head before, which has ended."""
+    from raysys.cluster._certificates import make_certificates
+
+    shutil.rmtree(folder, ignore_errors=True)
+    return make_certificates(folder, [])
 
 
 def _on_this_machine(storage: Storage) -> Storage:

@@ -1,0 +1,227 @@
+"""The commands that README names, against a real head of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from raysys import audit, cli
+from raysys.errors import RaysysError
+from raysys.storage import Storage
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+JOBS = {
+    "hello.py": "import sys; print('hello', *sys.argv[1:])",
+    "greedy.py": "DEMAND = {'gpus': 8}\nprint('never')",
+    "connected.py": "from raysys import cluster; cluster.connect(); print('connected')",
+    "endless.py": "import time\nprint('begun', flush=True)\nwhile True: time.sleep(0.1)",
+}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    storage = tmp_path_factory.mktemp("cli")
+    env = {**os.environ, "RAYSYS_STORAGE": str(storage), "RAY_AUTH_MODE": "token"}
+    env.pop("RAY_ADDRESS", None)
+    yield env
+    subprocess.run([BIN / "raysys", "down"], env=env, check=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small folder with jobs."""
+    folder = tmp_path_factory.mktemp("work")
+    for name, code in JOBS.items():
+        (folder / name).write_text(code)
+    return folder
+
+
+def call(
+    env: dict[str, str], *command: str | Path, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def head(env: dict[str, str]) -> dict[str, str]:
+    return json.loads((Path(env["RAYSYS_STORAGE"]) / "cluster/local.json").read_text())
+
+
+def lines(env: dict[str, str], action: str) -> list[audit.Line]:
+    return list(audit.read(Storage(env["RAYSYS_STORAGE"]), action=action))
+
+
+def test_submit_starts_a_head_and_streams_the_job(environment: dict[str, str]) -> None:
+    done = call(environment, BIN / "raysys", "submit", "jobs/recommender.py", "--", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--strategy {ddp,fsdp,zero1,zero2,zero3,pipeline}" in done.stdout
+    assert head(environment)["dashboard_url"] in done.stdout
+    assert [line.subject for line in lines(environment, "up")] == [head(environment)["address"]]
+
+
+def test_the_dashboard_wants_the_token(environment: dict[str, str]) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{head(environment)['dashboard_url']}/api/jobs/", timeout=30)
+    assert refused.value.code in (401, 403)
+
+
+def test_another_folder_needs_the_address_and_the_token(
+    environment: dict[str, str], folder: Path, tmp_path: Path
+) -> None:
+    token = call(environment, BIN / "ray", "get-auth-token").stdout.strip()
+    file = tmp_path / "token"
+    file.write_text(token)
+    bare = {"PATH": environment["PATH"], "HOME": str(tmp_path),
+            "RAY_ADDRESS": head(environment)["dashboard_url"]}  # fmt: skip
+    submit = (BIN / "raysys", "submit", "hello.py", "--", "--k", "10")
+    for access in ({"RAY_AUTH_TOKEN": token}, {"RAY_AUTH_TOKEN_PATH": str(file)}):
+        done = call(bare | access, *submit, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert "\nhello --k 10\n" in done.stdout
+        assert token not in done.stdout + done.stderr
+    jobs = call(environment, BIN / "raysys", "jobs").stdout
+    without = call(bare, *submit, cwd=folder)
+    assert without.returncode == 1
+    assert "there is none here: set RAY_AUTH_TOKEN" in without.stderr
+    wrong = call(bare | {"RAY_AUTH_TOKEN": "0" * 64}, *submit, cwd=folder)
+    assert wrong.returncode == 1
+    assert "does not take our token" in wrong.stderr
+    after = call(environment, BIN / "raysys", "jobs").stdout
+    assert after.count("hello-") == jobs.count("hello-") == 2
+
+
+def test_a_failing_job_is_one_line_and_a_status(environment: dict[str, str]) -> None:
+    flags = ["--", "--ratings", "/no/such/file.csv", "--storage", environment["RAYSYS_STORAGE"]]
+    done = call(environment, BIN / "raysys", "submit", "jobs/recommender.py", *flags)
+    assert done.returncode == 1
+    assert "error: /no/such/file.csv: no such file" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+def test_ray_job_submit_by_hand_works_as_well(environment: dict[str, str], folder: Path) -> None:
+    env = {**environment, "RAY_ADDRESS": head(environment)["dashboard_url"]}
+    before = len(lines(environment, "job.submit"))
+    command = ("job", "submit", "--working-dir", ".", "--", "python", "-m", "connected")
+    done = call(env, BIN / "ray", *command, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "connected" in done.stdout
+    assert len(lines(environment, "job.submit")) == before
+    started = lines(environment, "job.start")[-1]  # raysys was not asked, and still knows
+    assert started.subject in done.stdout
+
+
+def test_a_demand_that_cannot_fit_is_refused_before_anything_runs(
+    environment: dict[str, str], folder: Path
+) -> None:
+    before = len(lines(environment, "job"))
+    declared = call(environment, BIN / "raysys", "submit", "greedy.py", cwd=folder)
+    assert declared.returncode == 1
+    assert "greedy.py needs 0 CPUs and 8 GPUs; the cluster has" in declared.stderr
+    said = call(environment, BIN / "raysys", "submit", "hello.py", "--cpus", "999", cwd=folder)
+    assert said.returncode == 1
+    assert "hello.py needs 999 CPUs" in said.stderr
+    assert len(lines(environment, "job")) == before
+
+
+def test_a_job_is_left_running_listed_followed_and_stopped(
+    environment: dict[str, str], folder: Path
+) -> None:
+    raysys = BIN / "raysys"
+    done = call(environment, raysys, "submit", "endless.py", "--no-wait", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "goes on; follow it with `raysys logs endless-" in done.stdout
+    following = subprocess.Popen(
+        [raysys, "logs", "endl", "--follow"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert following.stdout
+    while "begun" not in following.stdout.readline():
+        assert following.poll() is None
+    following.send_signal(signal.SIGINT)
+    said = following.communicate(timeout=30)[0]
+    assert "goes on; follow it" in said
+    assert following.returncode == 0
+    status = call(environment, raysys, "status").stdout
+    assert "endless-" in status.partition("jobs that run:")[2]
+    listed = call(environment, raysys, "jobs").stdout
+    (row,) = [line for line in listed.splitlines() if line.startswith("endless-")]
+    assert " RUNNING " in row
+    stopped = call(environment, raysys, "stop", "endless-")
+    assert stopped.stdout.strip().endswith(": STOPPED")
+    assert [line.action for line in lines(environment, "job.stop")] == ["job.stop"]
+    again = call(environment, raysys, "stop", "endless-")
+    assert "has ended already: STOPPED" in again.stdout
+    assert call(environment, raysys, "logs", "endless-").stdout.endswith("begun\n")
+    many = call(environment, raysys, "logs", "h")
+    assert many.returncode == 1
+    assert "'h' begins the ids of 2 jobs: hello-" in many.stderr
+    assert "no job's id begins with 'x'" in call(environment, raysys, "stop", "x").stderr
+
+
+def test_doctor_finds_the_local_head_well(environment: dict[str, str]) -> None:
+    done = call(environment, BIN / "raysys", "doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdicts = {
+        line[6:].partition(":")[0]: line[:5].strip()
+        for line in done.stdout.splitlines()
+        if not line.startswith(" ")
+    }
+    assert list(verdicts) == [
+        "dashboard", "GCS", "authentication", "token", "clock", "jobs",
+        "versions", "object store", "disk", "GPUs", "storage", "MLflow",
+    ]  # fmt: skip
+    assert set(verdicts.values()) <= {"ok", "warn"}
+
+
+def test_doctor_fails_where_the_token_is_wrong_or_nothing_answers(
+    environment: dict[str, str],
+) -> None:
+    address = {"RAY_ADDRESS": head(environment)["dashboard_url"]}
+    wrong = call(environment | address | {"RAY_AUTH_TOKEN": "0" * 64}, BIN / "raysys", "doctor")
+    assert wrong.returncode == 1
+    assert "fail  token: RAY_AUTH_TOKEN: the cluster answers 403" in wrong.stdout
+    away = call(environment | {"RAY_ADDRESS": "http://127.0.0.1:9"}, BIN / "raysys", "doctor")
+    assert away.returncode == 1
+    assert "fail  dashboard: 127.0.0.1:9 does not answer" in away.stdout
+
+
+def test_down_ends_the_head_and_only_once(environment: dict[str, str]) -> None:
+    dashboard = head(environment)["dashboard_url"]
+    assert "stopped" in call(environment, BIN / "raysys", "down").stdout
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        urllib.request.urlopen(dashboard, timeout=30)
+    assert "nothing to stop" in call(environment, BIN / "raysys", "down").stdout
+    assert len(lines(environment, "down")) == 1
+    gone = call(environment, BIN / "raysys", "status")
+    assert gone.returncode == 1
+    assert "there is no cluster: start one on this machine with `raysys up`" in gone.stderr
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [("jobs/nothing.py", "jobs/nothing.py: no such file"), ("/proc/version", "below this folder")],
+)
+def test_a_job_that_is_no_file_of_this_folder_is_named(job: str, message: str) -> None:
+    done = CliRunner().invoke(cli.app, ["submit", job])
+    assert isinstance(done.exception, RaysysError)
+    assert message in str(done.exception)
+
+
+@pytest.mark.parametrize("flags", ["--strategy zero2", "--compare", "--ratings FILE"])
+def test_make_demo_passes_its_flags_on(flags: str) -> None:
+    made = subprocess.run(
+        ["make", "-n", "demo", f"ARGS={flags}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"jobs/recommender.py -- {flags}\n" in made.stdout

@@ -1,0 +1,35 @@
+"""`raysys lineage`."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from raysys import cli
+from raysys.data import Lineage
+from raysys.errors import RaysysError
+from raysys.storage import Storage
+
+
+def test_lineage_goes_from_a_run_back_to_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSYS_STORAGE", str(tmp_path))
+    files = {"files": [{"file": "/data/a.csv", "bytes": 12, "modified": "2013-01-01"}]}
+    read = Lineage("read csv", files, rows=7)
+    last = Lineage("filter", {"predicate": "x > 1"}, (read,), rows=3, fingerprint="f00")
+    storage = Storage()
+    lineage = last.write(storage)
+    facts = {"tables": {"train": {"rows": 3, "fingerprint": "f00", "lineage": lineage}}}
+    record = {"id": "job-1", "git_commit": "c0ffee", "facts": facts}
+    storage.write_json("runs/job-1/run.json", record)
+
+    of_run = CliRunner().invoke(cli.app, ["lineage", "job-1"]).stdout
+    for part in ("c0ffee", "train: 3 rows, fingerprint f00", "x > 1", "file /data/a.csv, 12 bytes"):
+        assert part in of_run
+    of_table = CliRunner().invoke(cli.app, ["lineage", lineage]).stdout
+    assert of_table.strip() in of_run
+    assert of_table.index("filter, 3 rows") < of_table.index("read csv, 7 rows")
+    unknown = CliRunner().invoke(cli.app, ["lineage", "no-such"])
+    assert isinstance(unknown.exception, RaysysError)
+    assert "'no-such' is no Table, run or model" in str(unknown.exception)
