@@ -32,6 +32,8 @@ def store(storage: Storage, factor: float) -> StoredModel:
     run = open_run(storage, "served", f"times {factor}", settings={"factor": factor})
     written = functools.partial(write, factor)
     path = f"models/times-{factor}"
-    model = ModelStore(storage).save("times", written, manifest={}, run=run, path=path)
+    models = ModelStore(storage)
+    model = models.save("times", written, manifest={}, run=run, path=path)
+    models.promote(model)
     run.end("FINISHED", {})
     return model
