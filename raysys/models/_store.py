@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysys.errors import StorageError
 from raysys.secrets import shown
+from raysys.telemetry import counter
 from raysys.tracking import connect, tracking_uri
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _MANIFEST = "model.json"
 _DIGEST_TAG = "raysys.sha256"
+_log = logging.getLogger("raysys.models")
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,9 @@ class ModelStore:
         version = client.create_model_version(
             name, self.storage.uri(path), run.run_id, tags={_DIGEST_TAG: sha256}
         ).version
+        counter("raysys_models_stored_total", "Versions of models stored", ("model",)).inc(
+            1, {"model": name}
+        )
         return StoredModel(name, int(version), path, sha256)
 
     def promote(self, model: StoredModel, alias: str = "champion") -> None:
@@ -121,6 +127,11 @@ class ModelStore:
                 f"no version {model.version} of model {model.name!r} in {shown(uri)}: run the "
                 "job that saves it"
             ) from error
+        _log.info("model %s version %d is %s from now on", model.name, model.version, alias)
+        counter(
+            "raysys_models_promoted_total", "Times that an alias was pointed at a version",
+            ("model", "alias"),
+        ).inc(1, {"model": model.name, "alias": alias})  # fmt: skip
 
     def get(self, name: str, alias: str = "champion") -> StoredModel:
         """The version that an alias points at.

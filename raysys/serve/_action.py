@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 JSON_TYPE = "application/json"
 _CACHED_ANSWERS = 4096
-_log = logging.getLogger("ray.serve")
+_log = logging.getLogger("raysys.serve")
 
 
 class HttpError(Exception):
@@ -225,7 +225,7 @@ def _failed(error: BaseException, headers: Headers) -> HttpError:
     if isinstance(error, UnavailableError | StorageError):
         return HttpError(503, str(error), {"retry-after": "1"})
     request = _context(headers).request_id
-    _log.error("request %s failed", request, exc_info=error)
+    _log.error("request %s failed", request, exc_info=error, extra={"request_id": request})
     return HttpError(500, f"the graph failed; the replica's log says why at {request}")
 
 

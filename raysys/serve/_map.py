@@ -168,6 +168,9 @@ class _Mapper:
         self._graph, self._batch_size, self._kept = graph, batch_size, kept
         graph.load(graph.order)
 
+    def __repr__(self) -> str:  # its name in the dashboard
+        return f"map:{self._graph.output}"
+
     def ready(self) -> None:
         """Answers when the models are loaded."""
 

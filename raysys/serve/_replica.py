@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from raysys.cluster import raise_priority
 from raysys.errors import RaysysError
 from raysys.serve._answers import Answers, answers_of
-from raysys.serve._batcher import Batcher, RequestContext, requests_running
+from raysys.serve._batcher import Batcher, RequestContext, current_requests, requests_running
 from raysys.serve._gateway import ANNOUNCE_S, Announcement, gateway
 from raysys.serve._load import Load
 from raysys.serve._metrics import Metrics
 from raysys.serve._plan import ENTRY, Step
 from raysys.serve._scale import LOAD
+from raysys.telemetry import logs
 
 if TYPE_CHECKING:
     from raysys.serve._application import Application
@@ -35,14 +36,21 @@ _BRIEF_S = 0.002
 # Of the machine's processor time; two bounds, since what a crowd brings about makes room.
 _CROWDED_PERCENT, _CALM_PERCENT = 85.0, 60.0
 _SMOOTHING = 8  # batches
-_log = logging.getLogger("ray.serve")
+_log = logging.getLogger("raysys.serve")
+
+
+def _begin() -> None:
+    """What each replica's process does at its start."""
+    raise_priority()
+    logs.start()
+    logs.add_source("request_ids", lambda: [one.request_id for one in current_requests()])
 
 
 class NodeReplica:
     """A deployment of nodes that asked for one."""
 
     def __init__(self, application: Application, action: str, stage: str) -> None:
-        raise_priority()
+        _begin()
         self._graph = application.graphs[action]
         self._metrics = Metrics(application.name, action)
         self._graph.load(self._graph.plan.stages[stage].nodes)
@@ -175,7 +183,7 @@ class EntryReplica:
         """
         import ray
 
-        raise_priority()  # before threads start: a thread keeps what it was started with
+        _begin()  # before threads start: a thread keeps the priority that it was started with
         self._application = application
         for graph in application.graphs.values():
             graph.load(graph.plan.stages[ENTRY].nodes)
@@ -305,6 +313,7 @@ class EntryReplica:
             self._host, self._socket.getsockname()[1],
         )  # fmt: skip
         is_crowded, worked_s = False, time.thread_time()
+        refused = dict.fromkeys(self._batchers, 0)
         while True:
             before, before_s = self._beat, worked_s
             self._beat, worked_s = time.monotonic(), time.thread_time()
@@ -316,6 +325,14 @@ class EntryReplica:
                 self._metrics[action].queue(batcher.rows_queued, batcher.refused)
                 self._runners[action].is_crowded = batcher.is_crowded = is_crowded
                 capacity += batcher.capacity(application.deadline_s)
+                if batcher.refused > refused[action]:
+                    _log.warning(
+                        "%d requests refused: their answers could not be there within "
+                        "deadline_s=%g, or max_queue=%d rows wait already",
+                        batcher.refused - refused[action], application.deadline_s,
+                        application.batching.rows_queued,
+                    )  # fmt: skip
+                    refused[action] = batcher.refused
             if not self._stopping:
                 try:
                     told = self._gateway.announce.remote(announcement, capacity)

@@ -59,9 +59,13 @@ def store_bytes() -> StoreBytes:
 
     reads: dict[str, int] = {}
     if _Reads.folder == _folder():
-        here, task = ray.get_runtime_context().get_node_id(), ray.remote(num_cpus=0)(_node_reads)
+        here, task = (
+            ray.get_runtime_context().get_node_id(),
+            ray.remote(num_cpus=0)(_node_reads),
+        )
         ids = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-        refs = [task.options(scheduling_strategy=On(node, soft=False)).remote() for node in ids]
+        at = [task.options(name="count reads", scheduling_strategy=On(node, False)) for node in ids]
+        refs = [one.remote() for one in at]
         for found in [_node_reads(), *ray.get(refs, timeout=60)]:
             reads.update(found)  # By file name: nodes that share a disk see the same files.
     stats: Any = get_memory_info_reply(state).store_stats

@@ -48,6 +48,9 @@ class Worker:
             raise TrainError(f"{type(task).__name__}.prepare found no training examples")
         self._opened: dict[int, _Opened] = {}
 
+    def __repr__(self) -> str:  # its name in the dashboard
+        return f"measure a step:{self._rank}"
+
     def address(self) -> str:
         """Where the others find rank 0."""
         import ray

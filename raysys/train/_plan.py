@@ -192,6 +192,9 @@ def _zero3(count: int, largest_layer: int, workers: int) -> int:
 
 
 class _Inspector:
+    def __repr__(self) -> str:  # its name in the dashboard
+        return "plan a training"
+
     def inspect(
         self, task: TrainingTask, tables: dict[str, Table], settings: TrainSettings
     ) -> Module:
@@ -234,7 +237,7 @@ def _memory_of(workers: int, gpu: bool) -> int:
 
             return int(torch.cuda.get_device_properties(0).total_memory)
 
-        return ray.get(ray.remote(of_the_gpu).options(num_gpus=1).remote())
+        return ray.get(ray.remote(of_the_gpu).options(name="look at the GPU", num_gpus=1).remote())
     return int(ray.cluster_resources()["memory"] / workers)
 
 
