@@ -1,9 +1,10 @@
-"""`python -m benchmarks.chaos._application deploy|check ...`: what is served, run on a machine."""
+"""`python -m benchmarks.chaos._application deploy|fill|check ...`: what is served, run on a machine."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,25 @@ def check(acknowledged: str, found: str) -> None:
     Path(found).write_text(json.dumps({"rows": len(ids), "lost": lost}))
 
 
+def fill(seconds: float) -> None:
+    """Hold twice as much in the object stores as they have room for."""
+    import ray
+
+    def make() -> np.ndarray:
+        return np.random.default_rng().integers(0, 255, 20 << 20, np.uint8)
+
+    room = ray.cluster_resources()["object_store_memory"]
+    task = ray.remote(num_cpus=0.1, scheduling_strategy="SPREAD")(make)
+    held = [task.remote() for _ in range(int(2 * room / (20 << 20)))]
+    ray.wait(held, num_returns=len(held), timeout=seconds)
+    time.sleep(seconds)
+
+
 if __name__ == "__main__":
     cluster.connect()
     if sys.argv[1] == "deploy":
         deploy(sys.argv[2], int(sys.argv[3]))
+    elif sys.argv[1] == "fill":
+        fill(float(sys.argv[2]))
     else:
         check(sys.argv[2], sys.argv[3])

@@ -46,6 +46,7 @@ class Network:
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
         self._machines: dict[str, Machine] = {}
         self._own: list[subprocess.Popen[bytes]] = []
+        self._mounts: list[Path] = []
 
     def __enter__(self) -> Network:
         _run("ip", "netns", "add", self.name)
@@ -61,9 +62,17 @@ class Network:
         for process in self._own:
             process.kill()
             process.wait()
+        for folder in self._mounts:
+            subprocess.run(["umount", "--lazy", str(folder)], check=False)
         for name in [*(one.namespace for one in self._machines.values()), self.name]:
             subprocess.run(["ip", "netns", "del", name], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def mount(self, folder: Path, size_bytes: int) -> None:
+        """Let a folder be a file system of its own, which can be full; before machines boot."""
+        options = f"size={size_bytes}"
+        _run("mount", "-t", "tmpfs", "-o", options, "chaos", str(folder))
+        self._mounts.append(folder)
 
     def ip(self, *command: str) -> None:
         """Run `ip` where the bridge is."""
@@ -135,6 +144,11 @@ class Machine:
             self._power.kill()
             self._power.wait()
             self._power = None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it has power."""
+        return self._power is not None
 
     def cut(self) -> None:
         """Packets from and to it are lost from now on."""

@@ -24,6 +24,7 @@ DEADLINE_S = 10.0
 _HANG_S = DEADLINE_S + 2.0
 _READY_S, _CPUS = 90.0, 6.0
 _REDIS_PORT = 6390
+_STORAGE_BYTES = 64 << 20
 _KINDS = (
     {"kind": "score", "path": "/score", "clients": 4, "each_s": 0.1, "first": 0},
     {"kind": "search", "path": "/chaos/search", "clients": 2, "each_s": 0.1, "first": 0},
@@ -84,6 +85,7 @@ class Site:
         self.network, self._gateways = network, gateways
         self.storage = network.folder / "storage"
         self.storage.mkdir()
+        network.mount(self.storage, _STORAGE_BYTES)
         self._redis()
         self.head = network.machine("head", RAYSYS_STORAGE=str(self.storage))
         self.workers: list[Machine] = []

@@ -1,0 +1,1 @@
+"""What a cluster's own work costs as it grows."""
