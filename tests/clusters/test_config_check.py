@@ -1,6 +1,7 @@
 """Every file of clusters/ is right, and a misspelt key of any of them is found."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,21 @@ def test_a_copy_of_the_repository_that_nodes_get_holds_no_secrets() -> None:
             config["rsync_exclude"]
         )
         assert config["rsync_filter"] == [".gitignore"]
+
+
+def test_every_test_and_file_that_the_pages_name_is_there() -> None:
+    text = (FOLDER / "THREATS.md").read_text() + (FOLDER / "README.md").read_text()
+    named = set(re.findall(r"`((?:tests|jobs|clusters|kuberay)/[\w/.-]+)`", text))
+    assert len(named) > 10
+    missing = [name for name in named if not ((ROOT / name).exists() or (FOLDER / name).exists())]
+    assert missing == []
+
+
+def test_the_pages_way_to_turn_tls_and_secrets_on_passes_the_check() -> None:
+    for name in ("aws.yaml", "gcp.yaml", "on-prem.yaml"):
+        text = (FOLDER / name).read_text()
+        text = re.sub(r"# (-? ?(--env|export) RAY_(USE_)?TLS)", r"\1", text)
+        text = re.sub(r"# (/home/ray/(tls|secrets):)", r"\1", text)
+        assert "\n  /home/ray/tls: ~/.raysys/tls" in text
+        text = text.replace("ray start", ". /home/ray/secrets/env; ray start")
+        assert check_launcher(yaml.safe_load(text)) == []
