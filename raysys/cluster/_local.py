@@ -21,6 +21,8 @@ from raysys.storage import DEFAULT_ROOT, Storage
 
 _STATE = "cluster/local.json"
 _START_TIMEOUT_S = 90.0
+# A node that is told to end waits half a minute for others to take its replicas: there are none.
+_NO_DRAIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False)
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **encryption, "PATH": path},
+            env={**os.environ, **encryption, **_NO_DRAIN, "PATH": path},
         )
     head = Head(process.pid, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", encryption)
     storage.write_json(_STATE, asdict(head))
