@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import signal
 import threading
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _PARAMETERS = "parameters.pt"
 _RESIZE_S = 20.0
+_log = logging.getLogger("raysys.train")
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def _run(
     except Exception as error:
         failure = _told(record, submission)
         _metrics.failed(record.name, _reason(failure))
+        _log.info("training %s ends, max_failures=%d", record.name, settings.max_failures)
         raise failure or TrainError(
             f"training {record.name} gave up after max_failures={settings.max_failures} failures; "
             f"the last: {error}. The same call goes on from the newest checkpoint"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import resource
 import secrets
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from raysys.train._task import Batch, Epoch, Parameters, TrainingTask
 
 _POINTS_KEPT = 2000
+_log = logging.getLogger("raysys.train")
 
 
 def work(
@@ -98,6 +100,10 @@ def _train(
             replica.load(saved.read, progress.step)
     if rank == 0:
         _metrics.started(record.name)
+        _log.info(
+            "%d workers start at step %d, in place of those that are lost up to max_failures=%d",
+            world, progress.step, settings.max_failures, extra={"training": record.name},
+        )  # fmt: skip
     checkpoints = Checkpoints(
         record.storage, record.folder, attempt=attempt, rank=rank, world=world
     )

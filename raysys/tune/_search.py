@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from raysys.data import Table
 
 _FOLDER = "searches"
+_log = logging.getLogger("raysys.tune")
 
 
 def search(
@@ -128,6 +130,12 @@ def search(
         print(_line(name, trial, goal, count), flush=True)
         tracker.trial(trial)
         _report(name, trial, ledger, goal)
+        if trial.state == "failed":
+            _log.info(
+                "trial %d failed, %d of max_failed=%d: %s",
+                trial.number, len(ledger.failed), budget.failed, trial.reason,
+                extra={"search": name},
+            )  # fmt: skip
 
     ledger = Ledger(folder, plan, budget, concurrency, on_end)
     facts = {
