@@ -1,5 +1,6 @@
 """Whoever has no token, a wrong one, or an API key, gets nothing done on a cluster."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import grpc
 import psutil
 import pytest
 
+from raysys import audit
 from tests.security import _doors
 from tests.security.conftest import BIN, Target
 
@@ -293,3 +295,17 @@ def test_the_token_and_keys_are_in_no_log(target: Target) -> None:
         if file.is_file():
             text = file.read_bytes()
             assert not any(secret.encode() in text for secret in secrets), file
+
+
+def test_what_was_done_is_written_down_with_the_job_and_the_tokens_fingerprint(
+    target: Target,
+) -> None:
+    by_action = {line.action: line for line in audit.read(target.storage)}
+    assert {"up", "job.submit", "job.start", "deploy", "key.add", "key.revoke"} <= set(by_action)
+    submitted, deployed = by_action["job.submit"], by_action["deploy"]
+    assert (deployed.subject, deployed.facts["version"]) == ("guarded", 1)
+    assert deployed.whence["job"] == submitted.subject == by_action["job.start"].subject
+    assert submitted.whence["host"] in deployed.whence["submitted_from"]
+    assert deployed.who["user"] == submitted.who["user"]
+    fingerprint = hashlib.sha256(target.token.encode()).hexdigest()[:8]
+    assert submitted.who["token"] == deployed.who["token"] == f"sha256:{fingerprint}"
