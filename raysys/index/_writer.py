@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from raysys.storage import Storage
 
 _PUSH_TIMEOUT_S = 60.0
+# A replica that has a second beside it is waited for as long as this, and a record is given as
+# long as a slow link takes: the replica has then left questions to the other, see `_replica`.
+_PATIENCE_S, _BYTES_PER_S = 5.0, 10e6
 _RETRY_S = 1.0
 _OPEN_TIMEOUT_S = 30.0
 _REPORT_S, _SILENT_S = 2.0, 8.0
@@ -130,6 +133,7 @@ class Writer:
             for number in range(settings.replicas)
         }
         self._live = set(self._replicas)
+        self._heard = dict.fromkeys(self._replicas, time.monotonic())
 
     async def describe(self) -> tuple[Files, Manifest]:
         """Where the index is kept, and what it is as of its last snapshot."""
@@ -309,6 +313,13 @@ class Writer:
         for _ in range(_ATTEMPTS):
             life = self._lives.get(key)
             try:
+                if method == "apply" and self._has_second(key):
+                    patience_s = _PATIENCE_S + len(args[-1]) / _BYTES_PER_S
+                    try:
+                        return await self._ask(key, method, *args, timeout_s=patience_s)
+                    except TimeoutError:
+                        if self._has_second(key):
+                            raise
                 return await self._ask(key, method, *args)
             except ray.exceptions.RayActorError as error:
                 failed = error
@@ -322,6 +333,10 @@ class Writer:
         self._live.discard(key)
         _log.warning("replica %d.%d is left out until it joins again (%r)", *key, failed)
         return 0
+
+    def _has_second(self, key: tuple[int, int]) -> bool:
+        """Whether another replica of a shard takes what this one takes."""
+        return any(one[0] == key[0] and one != key for one in self._live)
 
     async def _maybe_wait(self, pending: int) -> None:
         if pending > _PENDING_ROWS:
