@@ -1,27 +1,35 @@
 """A cluster of two nodes and, on it, a run that every metric comes from; for test_monitoring.
 
 Says where Prometheus finds its targets, then that the run is over, and then takes commands, one a
-line: `node` ends the second node, `replica` the application's only replica for good, `stop` all.
+line: `node` ends the second node, `replica` the index's only replica for good, `stop` all.
 """
 
+import contextlib
 import json
 import os
+import socket
 import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from raysys import cluster, serve, train, tune, workflow
+from raysys import cluster, serve, train, tune
 from raysys.data import Schema, Table, check
 from raysys.index import VectorIndex, rows
 from raysys.storage import Storage
 from raysys.workflow import Job, Run
 from tests.train.tasks import Regression
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 class Config(BaseModel):
@@ -68,10 +76,8 @@ def answer(x: np.ndarray) -> np.ndarray:
 def ask(url: str, value: float) -> None:
     body = json.dumps({"x": value}).encode()
     request = urllib.request.Request(url, body, {"content-type": "application/json"})
-    try:
+    with contextlib.suppress(OSError):  # errors are wanted too
         urllib.request.urlopen(request, timeout=10).read()
-    except OSError:  # errors are wanted too
-        pass
 
 
 def load(url: str, stop: threading.Event) -> None:
@@ -84,6 +90,7 @@ def load(url: str, stop: threading.Event) -> None:
 def main(folder: str) -> None:
     from ray.cluster_utils import Cluster
 
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # of the workers
     nodes = Cluster(
         initialize_head=True,
         head_node_args={
@@ -96,16 +103,20 @@ def main(folder: str) -> None:
     second = nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
     os.environ["RAYSYS_STORAGE"] = storage_root = f"{folder}/storage"
     cluster.connect(nodes.address)
-    say("up", targets=f"{folder}/ray/prom_metrics_service_discovery.json")
+    listen = f"127.0.0.1:{free_port()}"
+    say("up", targets=f"{folder}/ray/prom_metrics_service_discovery.json", listen=listen)
     storage, stop = Storage(storage_root), threading.Event()
 
-    index = VectorIndex.build("things", rows(np.arange(500), np.eye(500, 16)), storage, shards=1)
+    vectors = np.random.default_rng(0).normal(size=(500, 16))
+    index = VectorIndex.build(
+        "things", rows(np.arange(500), vectors), storage, shards=1, replicas=1
+    )
     graph = serve.Graph(
         inputs={"x": serve.Array("float32")}, nodes={"answer": answer}, output="answer"
     )
     endpoint = serve.deploy(
         "watched", graph, batching=serve.Batching(max_batch_size=1, max_queue=1), deadline_s=0.5,
-        port=0,
+        port=free_port(),
     )  # fmt: skip
     for _ in range(6):
         threading.Thread(target=load, args=(endpoint.url, stop), daemon=True).start()
@@ -122,18 +133,18 @@ def main(folder: str) -> None:
         cpus_per_trial=1,
     )  # fmt: skip
     for number in range(20):
-        index.query(np.eye(1, 16), 3)
-        index.upsert(rows([number], np.eye(1, 16)))
+        index.query(vectors[:4], 3)
+        index.upsert(rows([number], vectors[number : number + 1]))
     index.delete([1, 2, 3])
     say("ran")
     for line in sys.stdin:
         if line.strip() == "node":
             nodes.remove_node(second, allow_graceful=False)
         elif line.strip() == "replica":
-            index_actor(index)
-        elif line.strip() == "stop":
-            break
+            end_replica()
         say(line.strip())
+        if line.strip() == "stop":
+            break
     stop.set()
     serve.shutdown()
     import ray
@@ -142,11 +153,11 @@ def main(folder: str) -> None:
     nodes.shutdown()
 
 
-def index_actor(index: VectorIndex) -> None:
-    """End an index's only replica for good."""
+def end_replica() -> None:
+    """End the index's only replica for good."""
     import ray
 
-    ray.kill(ray.get_actor("index:things:0.0", namespace="raysys"), no_restart=True)
+    ray.kill(ray.get_actor("index:things:0.0", "raysys"), no_restart=True)
 
 
 if __name__ == "__main__":
