@@ -76,7 +76,9 @@ def build(settings: Settings) -> ray_serve.Application:
         name="keeper",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
+        health_check_period_s=2.0,  # three that fail, and it is made anew
         health_check_timeout_s=30.0,
+        graceful_shutdown_timeout_s=2.0,
     )
     return deployment.bind(settings)
 

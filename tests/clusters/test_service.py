@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import shlex
 import socket
 import time
 import urllib.error
@@ -16,7 +17,7 @@ from ray import serve as ray_serve
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from jobs import service
-from raysys import serve
+from raysys import serve, workflow
 from raysys.storage import Storage
 from tests.clusters import served
 
@@ -93,3 +94,11 @@ def test_serve_deploys_a_stored_model_behind_the_gateway_and_again_when_it_is_go
                 raise
             time.sleep(0.2)
     assert answer == {"y": [3, 6]}
+
+
+def test_the_job_of_the_manifest_takes_the_flags_that_it_is_given() -> None:
+    manifest = yaml.safe_load(MANIFEST.with_name("job.yaml").read_text())
+    python, dash_m, module, *flags = shlex.split(manifest["spec"]["entrypoint"])
+    assert (python, dash_m) == ("python", "-m")
+    config = workflow.parse(importlib.import_module(module).Config, flags)
+    assert config.serve is False  # it ends, and its cluster goes

@@ -1,0 +1,63 @@
+"""clusters/local.yaml grows as it says: from zero, to the machines that work asks for."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.clusters import AutoscalingCluster
+from raysys.cluster import STAYING
+
+FILE = Path(__file__).parents[2] / "clusters/local.yaml"
+_STORE_BYTES = 100_000_000
+_ASKS = """
+import sys, ray
+ray.init(sys.argv[1], log_to_driver=False, logging_level="error")
+print("head", ray.cluster_resources().get("CPU", 0))
+@ray.remote(num_cpus=1)
+def where():
+    labels = ray.get_runtime_context().get_node_labels()
+    return labels["ray.io/node-group"], labels["ray.io/market-type"]
+asked = [where.remote(), where.options(label_selector={staying!r}).remote(),
+         where.options(num_gpus=1).remote()]
+for one in asked:
+    print(*ray.get(one))
+"""
+
+
+class _Local(AutoscalingCluster):
+    """The file, on a free port and with small object stores."""
+
+    def config(self) -> dict[str, Any]:
+        config = yaml.safe_load(FILE.read_text())
+        config["provider"]["gcs_address"] = self.address
+        for kind in config["available_node_types"].values():
+            if "object_store_memory" in kind["resources"]:
+                kind["resources"]["object_store_memory"] = _STORE_BYTES
+        return config
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    (tmp_path / "token").write_text("a-token-of-this-test-0123456789abcdef0123456789abcdef")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    with _Local({}, object_store_bytes=_STORE_BYTES, environment=token) as cluster:
+        yield cluster.address, {**os.environ, **token}
+
+
+def test_work_goes_to_the_machines_that_it_asks_for(
+    cluster: tuple[str, dict[str, str]],
+) -> None:
+    address, environment = cluster
+    done = subprocess.run(
+        [sys.executable, "-c", _ASKS.format(staying=STAYING), address],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "head 0", "cpu-spot spot", "cpu on-demand", "gpu-spot spot",
+    ], done.stderr  # fmt: skip
