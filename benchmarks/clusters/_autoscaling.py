@@ -5,8 +5,10 @@ The nodes are Ray's own processes; what is pretended is only that each has a mac
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +22,6 @@ from typing import Any
 
 import psutil
 import yaml
-from ray.util import get_node_ip_address
 
 # What Ray's fake provider calls the head and its type.
 _HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
@@ -73,6 +74,8 @@ class AutoscalingCluster:
             object_store_bytes: Of each node.
             environment: Variables of all of its processes, on top of this process's.
         """
+        from ray.util import get_node_ip_address
+
         self._types, self.idle_timeout_s = dict(types), idle_timeout_s
         self._store_bytes = object_store_bytes
         self._environment = dict(environment or {})
@@ -175,7 +178,7 @@ class AutoscalingCluster:
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=environment,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=_end_with_parent,
             )  # fmt: skip
         deadline = time.monotonic() + _START_TIMEOUT_S
         while "Ray runtime started" not in log.read_text(errors="replace"):
@@ -248,6 +251,11 @@ class AutoscalingCluster:
         except psutil.NoSuchProcess:
             return []
         return [root, *_children(root)]
+
+
+def _end_with_parent() -> None:
+    """In the child: a benchmark that is killed leaves no cluster; nodes end without their head."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
