@@ -88,15 +88,17 @@ def load(storage: Storage, result: Result) -> Any:
             f"no step's result at {storage.uri(result.path)}: it was removed. Run the job again "
             "with `--from` that step"
         )
-    at = result.path
+    at, known = result.path, dict[int, Any]()
 
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, found: Any) -> Any:
             kind, number = found
-            if kind == "table":
-                return Table.read_blocks(storage, f"{at}/table-{number}")
-            held = storage.read_bytes(f"{at}/object-{number}")
-            assert held is not None
-            return ray.put(pickle.loads(held))
+            if number not in known and kind == "table":
+                known[number] = Table.read_blocks(storage, f"{at}/table-{number}")
+            elif number not in known:
+                held = storage.read_bytes(f"{at}/object-{number}")
+                assert held is not None
+                known[number] = ray.put(pickle.loads(held))
+            return known[number]
 
     return Unpickler(io.BytesIO(data)).load()
