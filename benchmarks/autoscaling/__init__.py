@@ -15,7 +15,7 @@ from benchmarks.clusters import AutoscalingCluster, NodeType
 
 IDLE_S = 15.0
 BACK_S = IDLE_S + 30  # the bar: back to the least nodes by then
-_LIMIT_S = 280.0
+_LIMIT_S = 600.0
 
 
 @contextmanager

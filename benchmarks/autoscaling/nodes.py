@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from benchmarks.autoscaling import BACK_S, drive, growing
-from benchmarks.clusters import NodeType
+from benchmarks.clusters import AutoscalingCluster, NodeType
 
 if TYPE_CHECKING:
     from benchmarks._figures import Report
@@ -30,8 +30,5 @@ def measure(report: Report, quick: bool) -> None:
         report.add("  all nodes gone after", _back(grown), "s", below=BACK_S)
 
 
-def _back(grown: object) -> float:
-    from benchmarks.clusters import AutoscalingCluster
-
-    assert isinstance(grown, AutoscalingCluster)
+def _back(grown: AutoscalingCluster) -> float:
     return grown.wait_for(lambda nodes: not nodes, timeout_s=2 * BACK_S)
