@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import ray.core.generated
 import ray.dashboard
+import ray.serve.generated
 
 _ROUTE = re.compile(r'@routes\.(get|post|put|delete)\(\s*f?"([^"]+)"')
 _DASHBOARD = Path(ray.dashboard.__file__).parent
@@ -27,9 +28,11 @@ def routes(files: str) -> list[tuple[str, str]]:
 def methods() -> list[str]:
     """Full names of the methods of all gRPC services that Ray has."""
     found = list(_OBJECTS)
-    for module in pkgutil.iter_modules(ray.core.generated.__path__):
+    packages = (ray.core.generated, ray.serve.generated)
+    for module in pkgutil.walk_packages([path for one in packages for path in one.__path__]):
         if module.name.endswith("_pb2"):
-            stubs = importlib.import_module(f"ray.core.generated.{module.name}")
+            package = "serve" if module.name == "serve_pb2" else "core"
+            stubs = importlib.import_module(f"ray.{package}.generated.{module.name}")
             for service in stubs.DESCRIPTOR.services_by_name.values():
                 found += [f"/{service.full_name}/{method.name}" for method in service.methods]
     return sorted(found)
