@@ -102,7 +102,7 @@ def test_a_failing_job_is_one_line_and_a_status(environment: dict[str, str]) -> 
     flags = ["--", "--ratings", "/no/such/file.csv", "--storage", environment["RAYSYS_STORAGE"]]
     done = call(environment, BIN / "raysys", "submit", "jobs/recommender.py", *flags)
     assert done.returncode == 1
-    assert "error: /no/such/file.csv: no such file" in done.stdout
+    assert "error: step 'etl': /no/such/file.csv: no such file" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert done.stderr.count("error:") == 1
 
