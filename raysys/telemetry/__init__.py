@@ -11,7 +11,6 @@ from raysys.telemetry._metrics import (
     counter,
     gauge,
     histogram,
-    record_stage,
 )
 from raysys.telemetry.logs import log_context
 from raysys.telemetry.object_store import READ_HOOK, DriverMeter, count_reads, store_bytes
@@ -32,7 +31,6 @@ __all__ = [
     "gauge",
     "histogram",
     "log_context",
-    "record_stage",
     "set_up",
     "store_bytes",
 ]

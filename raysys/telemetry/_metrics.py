@@ -206,12 +206,3 @@ def _keep_gauges() -> None:
 def _again(kind: type[_Made], *made_of: Any) -> _Made:
     """What a metric is in another process."""
     return _once(kind(*made_of))
-
-
-def record_stage(job: str, stage: str, seconds: float, driver_table_bytes: int) -> None:
-    """Publish what a stage cost as `raysys_stage_*`, by job and stage."""
-    tags, keys = {"job": job, "stage": stage}, ("job", "stage")
-    gauge("raysys_stage_seconds", "Duration of a job's stage", keys).set(seconds, tags)
-    gauge(
-        "raysys_stage_driver_table_bytes", "Bytes of tables that passed through the driver", keys
-    ).set(driver_table_bytes, tags)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
-from raysys.telemetry import DriverMeter, store_bytes
+from raysys.telemetry import DriverMeter, logs, store_bytes
 from raysys.workflow import _relay
 from raysys.workflow._results import Result, keep, load
 from raysys.workflow._run import Notes, Run
@@ -124,6 +124,7 @@ def _run(call: Call) -> tuple[Any, Outcome]:
                 cluster.share(how.needs, f"the step {step.name!r}", ".options(needs={})")
             )
         cluster.connect()
+        around.enter_context(logs.log_context(run=run.id, step=step.name))
         call.tracked.nest(work)
         meter, before, started = DriverMeter(), store_bytes(), time.perf_counter()
         meter.install()
