@@ -146,9 +146,9 @@ PROVIDERS: dict[str, tuple[Schema, Schema]] = {
         _GCP_NODE,
     ),
     "local": (closed("type head_ip worker_ips external_head_ip coordinator_address"), closed()),
-    "fake_multinode": (
+    "external": (
         closed(
-            "type head_node_id gcs_address launch_multiple use_node_id_as_ip "
+            "type module head_node_id gcs_address launch_multiple use_node_id_as_ip "
             "disable_node_updaters disable_launch_config_check"
         ),
         closed(),

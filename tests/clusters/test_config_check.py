@@ -90,10 +90,7 @@ def test_there_is_a_file_for_each_place() -> None:
 
 @pytest.mark.parametrize("file", LAUNCHERS, ids=lambda file: file.name)
 def test_ray_takes_the_file(file: Path) -> None:
-    config = _read(file)
-    if config["provider"]["type"] != "fake_multinode":  # Ray's wheel lacks its defaults
-        config = prepare_config(config)
-    validate_config(config)
+    validate_config(prepare_config(_read(file)))
 
 
 @pytest.mark.parametrize("file", LAUNCHERS, ids=lambda file: file.name)
