@@ -1,4 +1,4 @@
-"""`python -m benchmarks.chaos._application deploy|fill|check ...`: what is served, run on a machine."""
+"""What is served: `python -m benchmarks.chaos._application deploy|fill|check ...`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """`python -m benchmarks.chaos._load PLAN`: clients that ask at a steady rate and note each outcome.
 
-PLAN is JSON: `addresses` of gateways (a client goes on to the next when it cannot connect, as a
-load balancer does), `requests` (kind, path, body, clients, each_s), `patience_s`, `seconds` and
-`out`. It ends when the file `<out>.stop` appears. Each line of `out` is one request:
-`[kind, number, started, seconds, outcome]`; the outcome is a status, or why there is none.
+PLAN is JSON: `addresses` of gateways (a client goes on to the next when it cannot connect, and
+asks once more when a connection breaks before the answer begins, as load balancers do),
+`requests` (kind, path, body, clients, each_s), `patience_s`, `seconds` and `out`. It ends when the
+file `<out>.stop` appears. Each line of `out` is one request: `[kind, number, started, seconds,
+asked again, outcome]`; the outcome is a status, or why there is none.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class _Client(threading.Thread):
         self._addresses: list[str] = plan["addresses"]
         self._at = number % len(self._addresses)
         self._connection: http.client.HTTPConnection | None = None
-        self.lines: list[tuple[str, int, float, float, int | str]] = []
+        self.lines: list[tuple[str, int, float, float, int, int | str]] = []
+        self._again = 0
         self.ended = threading.Event()
 
     def run(self) -> None:
@@ -49,13 +51,16 @@ class _Client(threading.Thread):
         while not self.ended.is_set():
             started, clock = time.time(), time.monotonic()
             outcome = self._ask(json.dumps(body(kind, number)).encode())
-            self.lines.append((kind, number, started, time.monotonic() - clock, outcome))
+            seconds = time.monotonic() - clock
+            self.lines.append((kind, number, started, seconds, self._again, outcome))
             number += 1
             due = max(due + self._request["each_s"], time.monotonic())
             self.ended.wait(due - time.monotonic())
 
     def _ask(self, content: bytes) -> int | str:
-        for _ in self._addresses:
+        """The outcome; `_again` is 1 if a connection broke before the answer began."""
+        self._again = 0
+        for _ in range(1 + len(self._addresses)):
             if self._connection is not None and _is_closed(self._connection):
                 self._connection.close()
                 self._connection = None
@@ -81,7 +86,9 @@ class _Client(threading.Thread):
             self._connection.close()
             self._connection = None
             self._at = (self._at + 1) % len(self._addresses)
-            return failed
+            if failed == "hang" or self._again:
+                return failed
+            self._again = 1
         return failed
 
     def _send(self, connection: http.client.HTTPConnection, content: bytes) -> int:
@@ -96,7 +103,7 @@ class _Client(threading.Thread):
 
 def _is_closed(connection: http.client.HTTPConnection) -> bool:
     """Whether the server has ended a connection that was idle, as clients with a pool look."""
-    return bool(select.select([connection.sock], [], [], 0)[0])
+    return connection.sock is None or bool(select.select([connection.sock], [], [], 0)[0])
 
 
 def main() -> None:

@@ -37,12 +37,12 @@ class Seen:
     """What clients saw of a while.
 
     Attributes:
-        lines: `(kind, number, started, seconds, outcome)` of each request.
+        lines: `(kind, number, started, seconds, asked again, outcome)` of each request.
         lost: Acknowledged rows that are not there, or not as they were given.
         checked: Acknowledged rows.
     """
 
-    lines: list[tuple[str, int, float, float, int | str]]
+    lines: list[tuple[str, int, float, float, int, int | str]]
     lost: int
     checked: int
 
@@ -55,7 +55,7 @@ class Seen:
             may_refuse: Kinds of requests that cannot be answered under it: they count only as to
                 how they fail.
         """
-        outcomes = Counter((kind, outcome) for kind, *_, outcome in self.lines if outcome != 200)
+        outcomes = Counter((one[0], one[-1]) for one in self.lines if one[-1] != 200)
         counted = [one for one in self.lines if one[0] not in may_refuse]
         answered = sum(one[-1] == 200 for one in counted)
         other = sum(one[-1] not in (200, 503) for one in self.lines)
@@ -65,6 +65,8 @@ class Seen:
         report.add(f"{fault}: requests", len(self.lines), "requests")
         report.add("  answered", 100 * answered / len(counted), "%", above=99.9 - 1e-9)
         report.add("  failures other than 503", other, "requests", below=1)
+        again = sum(one[4] for one in self.lines)
+        report.add("  asked twice, after a broken connection", again, "requests")
         report.add(f"  longer than {_HANG_S:g} s", slow, "requests", below=1)
         report.add("  the slowest", max(one[3] for one in self.lines), "s")
         report.add("  acknowledged changes", self.checked, "rows")

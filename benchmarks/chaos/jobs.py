@@ -43,14 +43,14 @@ class Flagged:
 JOBS = {
     "recommender": Flagged(
         ("--no-serve", "--epochs=2", "--retrieval-trials=1", "--ranker-trials=2", "--shards=2"),
-        ("etl", "tune_retrieval", "train_retrieval", "make_candidates", "tune_ranker",
-         "train_ranker", "store_model", "build_index", "evaluate"),
-        ("train_retrieval", "build_index"),
+        ("etl", "tune retrieval", "train retrieval", "make candidates", "tune ranker",
+         "train ranker", "store model", "build index", "evaluate"),
+        ("train retrieval", "build index"),
     ),
     "flight_delays": Flagged(
         ("--no-serve", "--no-compare", "--epochs=1", "--boost-trials=1", "--rounds=60"),
-        ("etl", "make_features", "fit_featurizer", "look_for_leaks", "tune_boosting", "boost",
-         "train_network", "put_together", "score", "fit_blend", "store_model", "evaluate"),
+        ("etl", "make features", "fit featurizer", "look for leaks", "tune boosting", "boost",
+         "train network", "put together", "score", "fit blend", "store model", "evaluate"),
         ("etl", "boost"),
     ),
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import tempfile
 import time
 from collections import defaultdict
@@ -55,7 +56,7 @@ class Spent:
 
 
 @contextlib.contextmanager
-def nodes(number: int, *, cpus: float = 1.0) -> Iterator[Any]:
+def nodes(number: int, *, cpus: float = 2.0) -> Iterator[Any]:
     """A cluster of so many nodes beside a head without CPUs, and a driver in this process."""
     import ray
     from ray.cluster_utils import Cluster
@@ -69,7 +70,7 @@ def nodes(number: int, *, cpus: float = 1.0) -> Iterator[Any]:
         cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "object_store_memory": _STORE_BYTES,
-                            "include_dashboard": False},
+                            "include_dashboard": False, "dashboard_port": _free_port()},
         )  # fmt: skip
         try:
             for _ in range(number):
@@ -94,6 +95,11 @@ def measured() -> Iterator[Spent]:
     spent.wall_s = time.perf_counter() - started
     for pid, (kind, seconds) in _seconds().items():
         spent.cpu_s[kind] += seconds - before.get(pid, (kind, 0.0))[1]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def idle(seconds: float) -> Spent:
