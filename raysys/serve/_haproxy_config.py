@@ -249,15 +249,15 @@ def _backend(front: Front, backend: Backend, servers: Mapping[int, tuple[str, in
         f"    http-check send meth GET uri {ALIVE_PATH} hdr {APP_HEADER} {backend.name}",
         "    timeout check 3s",
         # A dead replica is noticed at its first broken connection; it is back when it says so.
-        # One behind a link that is cut says nothing at all: TCP gives it up, not the deadline.
-        "    default-server tcp-ut 2s check inter 1s fastinter 100ms downinter 100ms rise 1 fall 3 "
+        "    default-server check inter 1s fastinter 100ms downinter 100ms rise 1 fall 3 "
         f"maxconn {backend.max_requests} maxqueue 1 "
         "observe layer4 error-limit 1 on-error mark-down init-addr none",
     ]
     for slot in range(SLOTS):
         host, port = servers.get(slot, ("127.0.0.1", 1))
         state = "" if slot in servers else " disabled"
-        lines.append(f"    server r{slot} {host}:{port}{state}")
+        # One behind a link that is cut says nothing at all: TCP gives it up, not the deadline.
+        lines.append(f"    server r{slot} {host}:{port} tcp-ut 2s{state}")
     lines.append(f"    server room 127.0.0.1:{front.room_port} backup no-check")
     return "\n".join(lines)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from raysys.serve._types import Columns
 
 _HOP_ATTEMPTS = 4
+_PATIENCE_S, _PATIENCE_HOPS = 1.0, 5.0
 _STUCK_S = 20.0
 _BRIEF_S = 0.002
 # Of the machine's processor time; two bounds, since what a crowd brings about makes room.
@@ -87,6 +88,7 @@ class Runner:
         self._steps = graph.plan.steps
         self.is_crowded = False
         self._seconds: dict[tuple[str, ...], float] = {}  # that a step takes, smoothed
+        self._hop_s: dict[int, float] = {}  # the same of steps that run elsewhere
         self._threads = concurrent.futures.ThreadPoolExecutor(
             graph.plan.in_flight, thread_name_prefix="graph"
         )
@@ -150,12 +152,39 @@ class Runner:
     async def _remote(
         self, number: int, step: Step, values: Columns, contexts: tuple[RequestContext, ...]
     ) -> Columns:
+        """One object there, one back, from a second replica if the first is long about it.
+
+        One behind a link that is cut is silent until Ray gives its node up, which takes a minute.
+        """
+        hop = asyncio.create_task(self._hop(number, step, values, contexts))
+        patience_s = max(_PATIENCE_S, _PATIENCE_HOPS * self._hop_s.get(number, math.inf))
+        await asyncio.wait([hop], timeout=None if math.isinf(patience_s) else patience_s)
+        if hop.done():
+            return hop.result()
+        _log.warning("%s is silent for %.1f s; its batch goes to another", step.stage, patience_s)
+        hops = {hop, asyncio.create_task(self._hop(number, step, values, contexts))}
+        while True:
+            ended, hops = await asyncio.wait(hops, return_when=asyncio.FIRST_COMPLETED)
+            for one in ended:
+                if one.exception() is None or not hops:
+                    for other in hops:
+                        other.add_done_callback(asyncio.Task.exception)  # nobody waits for it
+                    return one.result()
+
+    async def _hop(
+        self, number: int, step: Step, values: Columns, contexts: tuple[RequestContext, ...]
+    ) -> Columns:
         """One object there, one back; a replica that dies costs another attempt."""
         from ray.exceptions import RayActorError, RayTaskError
 
         for attempt in range(1, _HOP_ATTEMPTS + 1):
+            started = time.perf_counter()
             try:
-                return await self._handles[step.stage].run.remote(number, values, contexts)
+                made = await self._handles[step.stage].run.remote(number, values, contexts)
+                seconds = time.perf_counter() - started
+                before = self._hop_s.get(number, seconds)
+                self._hop_s[number] = before + (seconds - before) / _SMOOTHING
+                return made
             except RayTaskError as error:
                 raise error.cause from None  # what the node itself said
             except RayActorError as error:

@@ -22,6 +22,7 @@ from raysys.serve import (
     current_requests,
 )
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
+from raysys.serve._load import Load
 from raysys.serve._replica import Runner
 from raysys.serve._types import Columns
 from tests.serve.asynchronous import SAFETY_S, in_loop
@@ -606,7 +607,7 @@ class Elsewhere:
 
 
 def runner_of(graph: Graph, **handles: Elsewhere) -> Runner:
-    return Runner(graph, handles, NoMetrics())  # type: ignore[arg-type]
+    return Runner(graph, handles, NoMetrics(), Load(1))  # type: ignore[arg-type]
 
 
 @in_loop
@@ -685,6 +686,33 @@ async def test_a_batch_whose_replica_dies_is_sent_again(deaths: int) -> None:
     assert found["y"].tolist() == [1]
 
 
+def test_a_batch_whose_replica_is_silent_is_sent_to_another_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from raysys.serve import _replica
+
+    monkeypatch.setattr(_replica, "_PATIENCE_S", 0.05)
+    asked: list[int] = []
+
+    async def answer(number: int, values: Columns, contexts: object) -> Columns:
+        asked.append(number)
+        if len(asked) == 2:  # the first tells how long a hop takes
+            await asyncio.Event().wait()
+        return {"y": values["x"]}
+
+    async def main() -> None:
+        nodes = {"y": lambda x: x}
+        graph = Graph(inputs=INT, nodes=nodes, output="y", placement={"y": Placement()})
+        runner = runner_of(graph, y=Elsewhere(answer))
+        for times in (1, 3):
+            found = await runner({"x": np.array([times])}, ())
+            assert isinstance(found, dict)
+            assert found["y"].tolist() == [times]
+            assert len(asked) == times
+
+    asyncio.run(asyncio.wait_for(main(), SAFETY_S))
+
+
 async def _failing(nodes: dict[str, Callable[..., Any]], **handles: Elsewhere) -> Any:
     """What a request is told by a graph that fails."""
     placement = {name: Placement() for name in handles}
@@ -745,7 +773,7 @@ async def test_brief_steps_run_on_the_event_loop_in_a_crowd_only(crowded: bool) 
         return x
 
     graph = Graph(inputs=INT, nodes={"y": node}, output="y")
-    runner = Runner(graph, {}, NoMetrics())  # type: ignore[arg-type]
+    runner = Runner(graph, {}, NoMetrics(), Load(1))  # type: ignore[arg-type]
     runner.is_crowded = crowded
     columns = graph.check_columns({"x": [1]})
     await runner(columns, ())  # nothing is known yet of its time

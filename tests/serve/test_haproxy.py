@@ -894,7 +894,9 @@ def test_it_starts_anew_if_its_keeper_was_killed(start: Starter, replica: Maker)
     before = _family(front.proxy)
     keeper = front.proxy._keeper()
     assert keeper
-    psutil.Process(keeper).kill()
+    process = psutil.Process(keeper)
+    process.kill()
+    psutil.wait_procs([process], SAFETY_S)
     assert front.ask("/a").server == "one"  # HAProxy goes on without it
     assert not front.proxy.is_running
     front.proxy.apply([app("a")], servers, [])
