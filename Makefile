@@ -25,6 +25,10 @@ bench: $(BENCH)
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.index
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.operations
+	$(BIN)/python -m benchmarks.autoscaling
+	$(BIN)/python -m benchmarks.chaos
+	$(BIN)/python -m benchmarks.scaling
 
 lint: $(READY)
 	$(BIN)/ruff check .

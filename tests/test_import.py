@@ -17,7 +17,7 @@ ALLOWED = {
     "audit": {"errors", "secrets", "storage"},
     "errors": set(),
     "secrets": {"errors"},
-    "storage": {"errors", "telemetry"},
+    "storage": {"errors", "secrets", "telemetry"},
     "telemetry": {"errors"},
     "tracking": _LOW,
     "evaluate": {"errors"},

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
+from raysys import cluster
 from raysys.data import Table, described
 from raysys.errors import DataError, ResourceError, StorageError
 from raysys.index import _names
@@ -240,6 +241,7 @@ def _start(
     options = {
         "namespace": _names.NAMESPACE,
         "lifetime": "detached",
+        "label_selector": cluster.STAYING,
         "max_restarts": -1,
         "num_cpus": _CPUS,
         # Replicas of a shard on different nodes, where there are several.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysys import audit
 from raysys.errors import StorageError
 from raysys.secrets import shown
 from raysys.telemetry import counter
@@ -120,6 +121,7 @@ class ModelStore:
         from mlflow.exceptions import MlflowException
 
         uri = tracking_uri(self.storage)
+        audit.record(self.storage, "model.promote", model.name, version=model.version, alias=alias)
         try:
             connect(uri).set_registered_model_alias(model.name, alias, str(model.version))
         except MlflowException as error:

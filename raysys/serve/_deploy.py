@@ -235,7 +235,11 @@ def _start(application: Application, replicas: int | Scale, cpus: float, timeout
             # No action's name has a dot, so that no two deployments have the same name.
             name=f"{action}.{stage.name}" if action else stage.name,
             **options(place.replicas, 0),
-            ray_actor_options={"num_cpus": place.cpus, "num_gpus": place.gpus},
+            ray_actor_options={
+                "num_cpus": place.cpus,
+                "num_gpus": place.gpus,
+                "label_selector": cluster.STAYING,
+            },
             # Every batch that the entries keep under way: with Serve's default of 5 they queue.
             max_ongoing_requests=max(5, 2 * most * application.graphs[action].plan.in_flight),
             **shared,
@@ -253,7 +257,7 @@ def _start(application: Application, replicas: int | Scale, cpus: float, timeout
         EntryReplica,
         name=ENTRY,
         **options(replicas, running),
-        ray_actor_options={"num_cpus": cpus},
+        ray_actor_options={"num_cpus": cpus, "label_selector": cluster.STAYING},
         **shared,
     ).bind(application, handles)
     serve.start(proxy_location="Disabled")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
 from raysys.errors import RaysysError
+from raysys.secrets import shown
 from raysys.workflow import _metrics, _policy, _relay
 from raysys.workflow._lease import Lease
 from raysys.workflow._say import say
@@ -78,7 +80,7 @@ class Execution:
                 changed |= self._skip(step)
             ready = [step for step in ready if progress[step.name].state == "waiting"]
             running = [one.step for one in self._tries.values()]
-            for step in _policy.to_start(ready, running, cluster.resources()):
+            for step in _policy.to_start(ready, running, cluster.limits()):
                 if self._may_compute(step):
                     say(f"[{step.name}] ...")
                     self._start(step, failures=0)
@@ -194,7 +196,11 @@ class Execution:
         job.write("RUNNING")
 
     def _failed(self, one: _Try, error: Exception) -> None:
+        import ray
+
         job, step = self._job, one.step
+        with suppress(Exception):
+            ray.get(self._values.pop(step.name))  # else Ray tells the error on its own, too
         again = _policy.after_failure(
             step, error, one.failures + 1, time.monotonic() - one.started_s
         )
@@ -206,11 +212,11 @@ class Execution:
             return
         del self._tries[step.name]
         cause = _own(error)
+        said = shown(f"{type(cause).__name__}: {cause}")
         job.progress[step.name].state = "failed"
-        job.progress[step.name].error = f"{type(cause).__name__}: {cause}"
+        job.progress[step.name].error = said
         _metrics.record(job.name, step.name, "failed")
-        say(f"[{step.name}] failed: {type(cause).__name__}: {str(cause).splitlines()[0][:300]}"
-            if str(cause) else f"[{step.name}] failed: {type(cause).__name__}")  # fmt: skip
+        say(f"[{step.name}] failed: {said.splitlines()[0][:300]}")
         job.write("RUNNING")
         self._errors.append(cause)
 

@@ -122,9 +122,7 @@ def start(storage: Storage) -> Any:
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=-1,
-        scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=True
-        ),
+        resources={"node:__internal_head__": 0.001},  # elsewhere it would keep a node
     )
     made = actor.remote(storage)
     ray.get(made.ping.remote())
