@@ -319,11 +319,13 @@ class VectorIndex:
 
     # --- changed ---
 
-    def upsert(self, rows: pa.Table) -> int:
+    def upsert(self, rows: pa.Table, *, timeout_s: float | None = None) -> int:
         """Add rows, and replace those whose ids are there: all of them or, after an error, none.
 
         Args:
             rows: As for `build`, with every attribute of the index.
+            timeout_s: How long to wait for the index's writer, which may be restarted on another
+                node; as long as it takes by default.
 
         Returns:
             The version from which on they are seen: by every query that starts now.
@@ -331,6 +333,8 @@ class VectorIndex:
         Raises:
             DataError: A row cannot be used; nothing has changed.
             StorageError: The log cannot be written; nothing has changed.
+            UnavailableError: The writer did not answer in time. It may take the rows yet, so
+                send the same again.
         """
         ids, vectors, attributes = split_rows(rows, self.settings.metric)
         if vectors.shape[1] != self.settings.dim:
@@ -338,13 +342,15 @@ class VectorIndex:
                 f"the index holds vectors of {self.settings.dim} numbers; given: {vectors.shape[1]}"
             )
         attributes = check_attributes(attributes, self.schema)
-        return self._commit(Batch(ids, vectors, attributes, np.empty(0, np.int64)))
+        batch = Batch(ids, vectors, attributes, np.empty(0, np.int64))
+        return self._commit(batch, timeout_s)
 
-    def delete(self, ids: Any) -> int:
+    def delete(self, ids: Any, *, timeout_s: float | None = None) -> int:
         """Delete rows; ids that are not there do not matter.
 
         Args:
             ids: Integers `(n,)`.
+            timeout_s: As of `upsert`.
 
         Returns:
             The version from which on they are gone.
@@ -352,19 +358,25 @@ class VectorIndex:
         ended = np.unique(as_ids(ids))
         none = np.empty((0, self.settings.dim), np.float32)
         empty = self.schema.empty_table()
-        return self._commit(Batch(np.empty(0, np.int64), none, empty, ended))
+        return self._commit(Batch(np.empty(0, np.int64), none, empty, ended), timeout_s)
 
-    def _commit(self, batch: Batch) -> int:
+    def _commit(self, batch: Batch, timeout_s: float | None) -> int:
         token = uuid.uuid4().hex
-        return self._tell("commit", token, encode(batch, token))
+        return self._tell("commit", token, encode(batch, token), timeout_s=timeout_s)
 
-    def _tell(self, method: str, *args: Any) -> Any:
+    def _tell(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
         """Call the writer; again if it dies on the way, which it knows a batch's token for."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+        told = getattr(self._writer, method).options(max_task_retries=-1)
         try:
-            return ray.get(getattr(self._writer, method).options(max_task_retries=-1).remote(*args))
+            return ray.get(told.remote(*args), timeout=timeout_s)
+        except GetTimeoutError:
+            raise UnavailableError(
+                f"the writer of index {self.name!r} has not answered within {timeout_s:g} s, and "
+                "may do it yet. It is restarted by itself: send the same again"
+            ) from None
         except RayTaskError as error:
             raise error.cause from None
         except RayActorError as error:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from raysys.errors import UnavailableError
 from raysys.index._channel import Channel
+from raysys.index._shard import SilentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from ray import ObjectRef
     from ray.actor import ActorHandle
@@ -61,11 +62,14 @@ class Readers:
         deadline = time.monotonic() + timeout_s
         missing = set(self._replicas if shards is None else shards)
         answers: dict[int, Any] = {}
+        silent: set[ActorHandle] = set()
         while True:
             calls = {}
             for shard in sorted(missing):
-                handle = self._choose(shard)
-                if handle is not None:
+                handle = self._choose(shard, silent)
+                if handle is not None and handle in silent:  # as are all others of the shard
+                    calls[shard] = handle, handle.anyhow.remote(method, *args)
+                elif handle is not None:
                     channel = self._channel(handle, *args) if method == "query" else None
                     calls[shard] = handle, channel or getattr(handle, method).remote(*args)
             for shard, (handle, call) in calls.items():
@@ -73,11 +77,16 @@ class Readers:
                 try:
                     answers[shard] = self._answer(handle, call, deadline, hurry)
                     missing.discard(shard)
+                except SilentError:
+                    silent.add(handle)
                 except (RayActorError, GetTimeoutError, UnavailableError) as error:
                     self._note(handle, error)
                 except OSError:
                     self._give_up_channels(handle)  # and ask by Ray's call, which tells more
                 except RayTaskError as error:
+                    if isinstance(error.cause, SilentError):
+                        silent.add(handle)
+                        continue
                     if isinstance(error.cause, UnavailableError):
                         self._note(handle, error)
                         continue
@@ -197,13 +206,16 @@ class Readers:
             self._ended.add(handle)
         self._probes[handle] = _probe(handle)
 
-    def _choose(self, shard: int) -> ActorHandle | None:
-        """A replica that has not failed since it last answered."""
+    def _choose(self, shard: int, last: Collection[ActorHandle] = ()) -> ActorHandle | None:
+        """A replica that has not failed since it last answered; of some only if no other is."""
         import ray
         from ray.exceptions import RayError
 
         handles = self._replicas[shard]
-        for handle in random.sample(handles, len(handles)) if len(handles) > 1 else handles:
+        if len(handles) > 1:
+            handles = random.sample(handles, len(handles))
+            handles.sort(key=last.__contains__)
+        for handle in handles:
             probe = self._probes.get(handle)
             if probe is None:
                 return handle

@@ -16,7 +16,7 @@ from raysys.index._files import Files
 from raysys.index._held import HeldShard
 from raysys.index._metrics import ReplicaMetrics
 from raysys.index._names import actor, writer_name
-from raysys.index._shard import Shard
+from raysys.index._shard import Shard, SilentError
 from raysys.index._types import split_rows
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from raysys.index._types import Settings
     from raysys.storage import Storage
 
-_REPORT_S, _RETRY_S = 2.0, 1.0
+_REPORT_S, _RETRY_S = 1.0, 1.0
+# A change is acknowledged without a replica that does not take it, after `_writer._PATIENCE_S`;
+# before that the replica, behind a link that is cut, leaves questions to others.
+_SILENT_S, _JOIN_S = 3.0, 10.0
 _log = logging.getLogger("raysys.index")
 
 
@@ -61,6 +64,7 @@ class Replica:
         self._metrics = ReplicaMetrics(name, shard, number)
         self._progress = 0
         self._life = uuid.uuid4().hex
+        self._heard = time.monotonic()
         self._held: HeldShard | None = None
         self._built: Shard | None = None
         self._opening = threading.Lock()
@@ -140,6 +144,10 @@ class Replica:
 
         Ray passes bytes on as they are, which saves a quarter of a millisecond a hop.
         """
+        self._refuse_if_silent()
+        return self._answer(question)
+
+    def _answer(self, question: bytes) -> bytes:
         started = time.perf_counter()
         vectors, *others = pickle.loads(question)
         found = self._shard_held.search(vectors, *others)
@@ -152,11 +160,27 @@ class Replica:
 
     def matching(self, text: str | None, limit: int) -> np.ndarray:
         """Ids of up to `limit` rows that satisfy a filter."""
+        self._refuse_if_silent()
         return self._shard_held.matching(text, limit)
 
     def get(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, pa.Table]:
         """Rows by id."""
+        self._refuse_if_silent()
         return self._shard_held.get(ids)
+
+    def anyhow(self, method: str, *args: Any) -> Any:
+        """Answer though the writer is silent: no replica of this shard hears it."""
+        if method == "query":
+            return self._answer(*args)
+        return getattr(self._shard_held, method)(*args)
+
+    def _refuse_if_silent(self) -> None:
+        silent_s = time.monotonic() - self._heard
+        if silent_s > _SILENT_S and self._shard_held.settings.replicas > 1:
+            raise SilentError(
+                f"replica {self._shard}.{self._number} of index {self._name!r} has not heard its "
+                f"writer for {silent_s:.1f} s: ask another"
+            )
 
     def sample(self, rows: int, seed: int) -> np.ndarray:
         """Vectors of some rows."""
@@ -226,9 +250,12 @@ class Replica:
         except ValueError:  # no writer: nothing changes
             return
         join = writer.join.options(max_task_retries=-1)
-        version, ef = ray.get(join.remote(self._shard, self._number, self._life))
+        asked = time.monotonic()
+        told = join.remote(self._shard, self._number, self._life)
+        version, ef = ray.get(told, timeout=_JOIN_S if self._held else None)
         self._metrics.lag(version - held.shard.version)
         held.catch_up(version)
+        self._heard = asked
         if ef != held.shard.settings.ef:
             held.shard.settings = held.shard.settings.model_copy(update={"ef": ef})
 

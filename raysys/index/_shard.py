@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raysys.errors import UnavailableError
 from raysys.index._filter import Filter
 from raysys.index._graph import HnswGraph
 from raysys.index._planner import Planner
@@ -37,6 +38,10 @@ _CENTRE_ROWS, _FAR = 64, 100
 
 class StaleError(Exception):
     """A version was asked for that the shard no longer remembers: ask for the present one."""
+
+
+class SilentError(UnavailableError):
+    """The replica has not heard the writer of late: another may hold changes that it does not."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _PUSH_TIMEOUT_S = 60.0
 # A replica that has a second beside it is waited for as long as this, and a record is given as
 # long as a slow link takes: the replica has then left questions to the other, see `_replica`.
-_PATIENCE_S, _BYTES_PER_S = 5.0, 10e6
+_PATIENCE_S, _BYTES_PER_S = 3.5, 10e6
 _RETRY_S = 1.0
 _OPEN_TIMEOUT_S = 30.0
 _REPORT_S, _SILENT_S = 2.0, 8.0

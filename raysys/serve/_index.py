@@ -15,6 +15,8 @@ from raysys.serve._graph import Graph
 from raysys.serve._lazy import Lazy
 
 _LARGEST_K = 1000
+# Twice, for a request that waits behind another, is less than the usual deadline.
+_WRITE_S = 4.5
 
 
 class IndexSearch:
@@ -184,7 +186,7 @@ class _Delete:
         self._index = VectorIndex.connect(name)
 
     def __call__(self, id: np.ndarray) -> list[dict[str, int]]:
-        version = self._index.delete(id)
+        version = self._index.delete(id, timeout_s=_WRITE_S)
         return [{"version": version}] * len(id)
 
 
@@ -212,5 +214,6 @@ class _Upsert:
             name: pa.array([column[row] for row in kept.tolist()])
             for name, column in zip(self._attributes, columns, strict=True)
         }
-        version = self._index.upsert(rows(id[kept], vector[kept], attributes))
+        changed = rows(id[kept], vector[kept], attributes)
+        version = self._index.upsert(changed, timeout_s=_WRITE_S)
         return [{"version": version}] * len(id)

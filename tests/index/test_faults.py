@@ -287,3 +287,36 @@ def test_everything_killed_at_once_comes_back(index: VectorIndex) -> None:
     _check(index, range(8000, 8005), 1)
     _check(index, range(8005, 8015), 2)
     _check(index, range(2000, 2010), max(_values(index, range(2000, 2010)).values()))
+
+
+def test_a_replica_that_does_not_hear_the_writer_leaves_questions_to_the_other(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    index = VectorIndex.build("quiet", _rows(range(SIZE), 0), Storage(tmp_path), replicas=2)
+    try:
+        deaf, other = index._readers._replicas[0]
+
+        def heard(replica: Any) -> float:
+            return float(replica._heard)
+
+        # Each hears its writer again and again.
+        before = ray.get([one.__ray_call__.remote(heard) for one in (deaf, other)])
+        for one, last in zip((deaf, other), before, strict=True):
+            _until(lambda one=one, last=last: ray.get(one.__ray_call__.remote(heard)) > last)
+
+        def lose(replica: Any) -> None:
+            """As behind a link that is cut: it hears nothing, and nothing reaches it."""
+            replica._heard, replica._join = -1e9, lambda _: None
+            replica.apply = lambda *_: time.sleep(120)
+
+        ray.get(deaf.__ray_call__.remote(lose))
+        # Not held up by the one that says nothing.
+        index.upsert(_rows([1000], 7), timeout_s=40)
+        for _ in range(20):
+            assert _values(index, [1000]) == {1000: 7}
+            assert 1000 in index.query(VECTORS[:1], index.size).ids[0]
+        _until(lambda: not ray.get(other.__ray_call__.remote(lose)))
+        assert _values(index, [0]) == {0: 0}  # though no replica is sure
+        assert index.query(VECTORS[:1], 1).ids[0].tolist() == [0]
+    finally:
+        index.close()
