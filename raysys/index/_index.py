@@ -62,6 +62,8 @@ class VectorIndex:
 
     - Build it from a Table, ask it for neighbours, change it while others ask.
     - A query sees each batch of changes whole or not at all, over all shards.
+    - A replica that its writer cannot reach leaves questions to the others within three seconds;
+      only where none of a shard's replicas hears the writer, one that may be behind answers.
     - Changes are in a log on the storage root, flushed to disk, before they are acknowledged.
     - `snapshot` bounds that log; `restore` brings an index back, on other shards if you like.
 
