@@ -1,7 +1,7 @@
-"""`python -m benchmarks.operations`: what it costs to submit jobs."""
+"""`python -m benchmarks.operations`: what it costs to submit jobs, and to submit them again."""
 
 from benchmarks._figures import run
-from benchmarks.operations import submission
+from benchmarks.operations import submission, unchanged
 
 if __name__ == "__main__":
-    run(str(__doc__), submission.first_line)
+    run(str(__doc__), submission.first_line, unchanged.second)

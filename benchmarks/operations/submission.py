@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks._figures import Report
 
-_RAYSYS = str(Path(sys.executable).parent / "raysys")
-_TREE = Path(__file__).parents[2]
+RAYSYS = str(Path(sys.executable).parent / "raysys")
+TREE = Path(__file__).parents[2]
 _TIMEOUT_S = 300
-_LEFT_BEHIND = (".git", ".venv", ".raysys", "__pycache__", ".*_cache", "*.egg-info")
+LEFT_BEHIND = (".git", ".venv", ".raysys", "__pycache__", ".*_cache", "*.egg-info")
 # Said by `raysys submit` and by Ray before the job says anything.
 _NOT_THE_JOBS = re.compile(
     r"dashboard: |job: |.* INFO |.*Runtime env is setting up|Running entrypoint for job |$"
@@ -36,8 +36,8 @@ def first_line(report: Report, quick: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="raysys-operations-") as folder:
         place = Path(folder)
         tree = place / "elsewhere"
-        shutil.copytree(_TREE, tree, ignore=shutil.ignore_patterns(*_LEFT_BEHIND))
-        with _head(place) as environment:
+        shutil.copytree(TREE, tree, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+        with head(place) as environment:
             _compare(report, environment, tree, repeats)
 
 
@@ -56,7 +56,7 @@ def _compare(report: Report, environment: dict[str, str], tree: Path, repeats: i
     report.add(f"{name}: the recommender", flagship, "s", below=15)
     report.add(f"{name}: a job that imports nothing", nothing, "s")
     report.add(f"{name}: the same, a tree that was not sent before", statistics.median(new), "s")
-    command = [_RAYSYS, "submit", "--help"]
+    command = [RAYSYS, "submit", "--help"]
     report.add("of it: start of the command", _run_s(command, environment, tree), "s")
     command = [sys.executable, "-c", "import ray.job_submission"]
     report.add("of it: import of Ray's client", _run_s(command, environment, tree), "s")
@@ -65,35 +65,35 @@ def _compare(report: Report, environment: dict[str, str], tree: Path, repeats: i
 
 
 @contextmanager
-def _head(place: Path) -> Iterator[dict[str, str]]:
+def head(place: Path) -> Iterator[dict[str, str]]:
     """A head of its own; what another machine's user has: the address and the token."""
     token = secrets.token_hex(32)
-    bare = {"PATH": f"{Path(_RAYSYS).parent}{os.pathsep}{os.environ['PATH']}"}
+    bare = {"PATH": f"{Path(RAYSYS).parent}{os.pathsep}{os.environ['PATH']}"}
     own = {
         **bare, "HOME": str(place / "owner"), "RAY_AUTH_TOKEN": token,
         "RAYSYS_STORAGE": str(place / "storage"),
     }  # fmt: skip
-    subprocess.run([_RAYSYS, "up"], env=own, check=True, capture_output=True)
+    subprocess.run([RAYSYS, "up"], env=own, check=True, capture_output=True)
     try:
         status = subprocess.run(
-            [_RAYSYS, "status"], env=own, check=True, capture_output=True, text=True
+            [RAYSYS, "status"], env=own, check=True, capture_output=True, text=True
         )
         address = status.stdout.splitlines()[0].removeprefix("dashboard: ")
         # The agent starts jobs, and comes up some seconds after the dashboard.
-        submit = [_RAYSYS, "submit", "ready.py"]
+        submit = [RAYSYS, "submit", "ready.py"]
         (place / "empty").mkdir()
         (place / "empty" / "ready.py").write_text("print('ready')")
         subprocess.run(submit, env=own, cwd=place / "empty", check=True, capture_output=True)
         yield {**bare, "HOME": str(place / "user"), "RAY_AUTH_TOKEN": token, "RAY_ADDRESS": address}
     finally:
-        subprocess.run([_RAYSYS, "down"], env=own, check=False, capture_output=True)
+        subprocess.run([RAYSYS, "down"], env=own, check=False, capture_output=True)
 
 
 def _seconds(environment: dict[str, str], tree: Path, job: str) -> float:
     """From the command's start to the job's first line; then the job is stopped."""
     started = time.perf_counter()
     process = subprocess.Popen(
-        [_RAYSYS, "submit", job], env=environment, cwd=tree, stdout=subprocess.PIPE,
+        [RAYSYS, "submit", job], env=environment, cwd=tree, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert process.stdout
@@ -108,7 +108,7 @@ def _seconds(environment: dict[str, str], tree: Path, job: str) -> float:
     if not taken or line.startswith(("error", "Traceback")):
         raise RuntimeError(f"{job} said nothing of its own:\n{''.join(said)}")
     print(f"  {job}: {taken:.1f} s to {line.strip()[:60]!r}", flush=True)
-    stop = [_RAYSYS, "stop", submitted]
+    stop = [RAYSYS, "stop", submitted]
     subprocess.run(stop, env=environment, cwd=tree, check=True, capture_output=True)
     process.communicate(timeout=_TIMEOUT_S)
     return taken

@@ -16,9 +16,9 @@ app = typer.Typer(
 )
 # In the order of `--help`.
 for command in (
-    _cluster.up, _cluster.down, _cluster.status, _cluster.doctor,
-    _jobs.submit, _workflow.run, _workflow.steps, _jobs.jobs, _jobs.logs, _jobs.stop,
-    _runs.lineage, _audit.audit,
+    _cluster.up, _cluster.down, _cluster.status, _cluster.doctor, _cluster.check,
+    _jobs.submit, _jobs.jobs, _jobs.logs, _jobs.stop,
+    _workflow.run, _workflow.steps, _workflow.prune, _runs.lineage, _audit.audit,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(runs, name="runs")

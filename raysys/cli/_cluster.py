@@ -64,3 +64,18 @@ def doctor() -> None:
             failed = failed or found.verdict == "fail"
     if failed:
         raise typer.Exit(1)
+
+
+def check(
+    file: Path,
+    crds: Annotated[
+        Path | None, typer.Option(help="Folder of KubeRay's definitions, for its manifests.")
+    ] = None,
+) -> None:
+    """Look for mistakes in the file of a cluster; Ray and Kubernetes pass over misspelt keys."""
+    problems = cluster.check_config(file, crds=crds)
+    for problem in problems:
+        say(str(problem))
+    if problems:
+        raise typer.Exit(1)
+    say(f"{file}: no mistakes found")

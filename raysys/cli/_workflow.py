@@ -13,6 +13,7 @@ from typer import echo as say
 
 from raysys import cluster
 from raysys.cli._jobs import environment, followed, module_of
+from raysys.cli._times import duration
 from raysys.errors import RaysysError
 from raysys.storage import Storage
 
@@ -65,6 +66,16 @@ def steps(
     if not mermaid:
         say(f"{known['id']}: {known['status'].lower()}")
     say(draw_record(known, "mermaid" if mermaid else "text"))
+
+
+def prune(
+    older_than: Annotated[str, typer.Option(help="Their age: 12h, 30d, 26w.")] = "30d",
+) -> None:
+    """Remove steps' results of an age; runs that want them compute them again."""
+    from raysys.workflow import prune
+
+    removed = prune(Storage(), duration(older_than))
+    say(f"{len(removed)} results removed")
 
 
 @schedules.command("add")

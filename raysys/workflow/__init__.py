@@ -4,6 +4,7 @@ from raysys.workflow._config import parse, run_job
 from raysys.workflow._digest import InputFiles
 from raysys.workflow._draw import draw_record
 from raysys.workflow._job import Job, Progress
+from raysys.workflow._prune import prune
 from raysys.workflow._run import Run
 from raysys.workflow._say import say
 from raysys.workflow._step import Options, Step
@@ -17,6 +18,7 @@ __all__ = [
     "Step",
     "draw_record",
     "parse",
+    "prune",
     "run_job",
     "say",
 ]
