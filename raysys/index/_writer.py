@@ -313,8 +313,9 @@ class Writer:
         for _ in range(_ATTEMPTS):
             life = self._lives.get(key)
             try:
-                if method == "apply" and self._has_second(key):
-                    patience_s = _PATIENCE_S + len(args[-1]) / _BYTES_PER_S
+                if self._has_second(key):
+                    size = len(args[-1]) if method == "apply" else 0
+                    patience_s = _PATIENCE_S + size / _BYTES_PER_S
                     try:
                         return await self._ask(key, method, *args, timeout_s=patience_s)
                     except TimeoutError:
