@@ -5,6 +5,8 @@ its steps, such as `recommender` or `recommender.build_index`. Needs root, for n
 """
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from benchmarks._figures import Report
@@ -26,6 +28,7 @@ def main() -> None:
     unknown = set(wanted) - {*jobs.JOBS, *serving.SCENARIOS}
     if unknown:
         raise SystemExit(f"{sorted(unknown)}: choose of {[*serving.SCENARIOS, *jobs.JOBS]}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # namespaces are taken down
     report = Report()
     usual = serving.QUICK if asked.quick else tuple(serving.SCENARIOS)
     faults = [name for name in serving.SCENARIOS if name in (only or usual)]
