@@ -85,8 +85,12 @@ class Files:
     # --- the log ---
 
     def write_record(self, version: int, record: bytes) -> None:
-        """Make a batch of changes durable."""
-        self.storage.write_bytes(f"{self.path}/log/{version:020d}", record)
+        """Make a batch of changes durable.
+
+        Raises:
+            FileExistsError: Another writer has written that version.
+        """
+        self.storage.create(f"{self.path}/log/{version:020d}", record)
 
     def record(self, version: int) -> bytes | None:
         """A batch of changes, if the log has it."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import dataclasses
 import logging
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -287,11 +287,12 @@ class Writer:
     def _write(self, version: int, record: bytes) -> None:
         try:
             self._files.write_record(version, record)
-        except Exception:
-            # Written and not flushed, it would come back by a replica that starts now.
-            with contextlib.suppress(Exception):
-                self._files.storage.remove(f"{self._files.path}/log/{version:020d}")
-            raise
+        except FileExistsError:
+            # This process was cut off, and another has taken its place: what it knows is old, and
+            # whoever asks it must ask the other. If it has none, it starts again from the log.
+            _log.error("index %s: version %d is another writer's; this one ends",
+                       self._name, version)  # fmt: skip
+            os._exit(1)
 
     async def _push(self, method: str, *args: Any) -> int:
         """Have all replicas take a version; the most rows that wait beside a graph."""

@@ -203,14 +203,17 @@ def test_a_record_that_was_written_and_refused_does_not_come_back(
     index: VectorIndex, folder: Path
 ) -> None:
     def break_flush(self: Any) -> None:
-        write = self._files.write_record
+        from raysys.storage import _storage
 
-        def broken(version: int, record: bytes) -> None:
-            write(version, record)
-            self._files.write_record = write
-            raise OSError("the folder cannot be flushed")
+        flush = _storage._flush
 
-        self._files.write_record = broken
+        def broken(path: Path) -> None:
+            if path.is_dir():
+                _storage._flush = flush
+                raise OSError("the folder cannot be flushed")
+            flush(path)
+
+        _storage._flush = broken
 
     version = index.upsert(_rows([6000], 1))
     ray.get(index._writer.__ray_call__.remote(break_flush))
@@ -221,6 +224,23 @@ def test_a_record_that_was_written_and_refused_does_not_come_back(
     _kill(_replica(index, 1))
     assert index.upsert(_rows([6002], 3)) == version + 1
     assert _values(index, range(6000, 6003)) == {6000: 1, 6002: 3}
+
+
+def test_a_writer_that_was_cut_off_does_not_write_over_the_record_of_another(
+    index: VectorIndex, folder: Path
+) -> None:
+    version = index.upsert(_rows([6100], 1))
+
+    def forget(self: Any) -> None:  # as if it had been away since the version before
+        self._version -= 1
+        return ray.get_runtime_context().get_actor_id()
+
+    record = folder / _ROOT / f"log/{version:020d}"
+    written = record.read_bytes()
+    ray.get(index._writer.__ray_call__.remote(forget))
+    assert index.upsert(_rows([6101], 2)) == version + 1  # it ended, and began again from the log
+    assert record.read_bytes() == written
+    assert _values(index, [6100, 6101]) == {6100: 1, 6101: 2}
 
 
 def test_a_replica_killed_while_a_snapshot_is_written(index: VectorIndex, folder: Path) -> None:

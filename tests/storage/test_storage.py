@@ -102,6 +102,27 @@ def test_write_bytes_keeps_the_old_version_after_an_error(
 
 
 @pytest.mark.parametrize("kind", ["storage", "remote"])
+def test_create_never_replaces(storage: Storage, tmp_path: Path) -> None:
+    storage.create("log/1", b"one")
+    with pytest.raises(FileExistsError):
+        storage.create("log/1", b"two")
+    assert storage.read_bytes("log/1") == b"one"
+    assert [path.name for path in (tmp_path / "log").iterdir()] == ["1"]
+
+
+def test_create_that_cannot_be_flushed_leaves_nothing(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        if path.is_dir():
+            raise OSError("the folder cannot be flushed")
+
+    monkeypatch.setattr("raysys.storage._storage._flush", fail)
+    with pytest.raises(OSError, match="cannot be flushed"):
+        storage.create("log/1", b"one")
+    assert list((tmp_path / "log").iterdir()) == []
+
+
 def test_fetch_of_what_is_not_there_names_the_path(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
