@@ -101,7 +101,6 @@ def test_write_bytes_keeps_the_old_version_after_an_error(
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("kind", ["storage", "remote"])
 def test_create_never_replaces(storage: Storage, tmp_path: Path) -> None:
     storage.create("log/1", b"one")
     with pytest.raises(FileExistsError):
@@ -123,6 +122,7 @@ def test_create_that_cannot_be_flushed_leaves_nothing(
     assert list((tmp_path / "log").iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["storage", "remote"])
 def test_fetch_of_what_is_not_there_names_the_path(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
