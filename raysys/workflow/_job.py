@@ -246,7 +246,7 @@ class Job:
         try:
             yield tracked
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # the latter is Ray's answer to `raysys stop`
             status = "KILLED"
             raise
         finally:
