@@ -58,10 +58,12 @@ def table_of(frame: pd.DataFrame) -> Table:
 
 def store(storage: Storage, name: str, write: Any, signature: dict[str, Any] | None) -> StoredModel:
     run = open_run(storage, "ensembles", name, settings={})
-    saved = ModelStore(storage).save(
+    models = ModelStore(storage)
+    saved = models.save(
         name, write, manifest={"signature": signature}, run=run, path=f"models/{name}"
     )
     run.end("FINISHED", {})
+    models.promote(saved)
     return saved
 
 

@@ -37,6 +37,7 @@ def save(storage: Storage, name: str, weight: float, path: str) -> StoredModel:
         path=path,
     )  # fmt: skip
     run.end("FINISHED", {})
+    store.promote(saved)
     return saved
 
 

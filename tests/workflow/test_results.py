@@ -1,6 +1,5 @@
 """A step's result comes back as it was."""
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +52,7 @@ def test_equal_values_have_equal_content(storage: Storage) -> None:
 def test_a_column_of_a_kept_table_is_read_alone(storage: Storage) -> None:
     keep(storage, "a", Table.from_arrow(ROWS))
     table = Table.read_blocks(storage, "a/table-0")
-    assert pickle.loads(pickle.dumps(table.select(["x"]))).arrow()["x"].to_pylist() == [1, 2, None]
+    assert table.select(["x"]).arrow()["x"].to_pylist() == [1, 2, None]
     for file in Path(storage.uri("a/table-0")).glob("*.arrow"):
         file.unlink()
     with pytest.raises(StorageError, match="it was removed"):
