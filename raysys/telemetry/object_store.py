@@ -12,6 +12,7 @@ import traceback
 import types
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,7 +52,11 @@ class StoreBytes:
 
 
 def store_bytes() -> StoreBytes:
-    """Returns the totals of the cluster that this process is connected to."""
+    """Returns the totals of the cluster that this process is connected to.
+
+    They fall when a node is lost, to 0 for what was put while one is being lost.
+    """
+    import grpc
     import ray
     from ray._private.internal_api import get_memory_info_reply
     from ray._private.state import state
@@ -66,9 +71,16 @@ def store_bytes() -> StoreBytes:
         ids = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
         at = [task.options(name="count reads", scheduling_strategy=On(node, False)) for node in ids]
         refs = [one.remote() for one in at]
-        for found in [_node_reads(), *ray.get(refs, timeout=60)]:
-            reads.update(found)  # By file name: nodes that share a disk see the same files.
-    stats: Any = get_memory_info_reply(state).store_stats
+        reads.update(_node_reads())
+        for ref in refs:
+            # By file name: nodes that share a disk see the same files. One that is lost meanwhile
+            # is left out: a figure is not worth the step that is measured.
+            with suppress(ray.exceptions.RayError):
+                reads.update(ray.get(ref, timeout=60))
+    try:
+        stats: Any = get_memory_info_reply(state).store_stats
+    except grpc.RpcError:  # of a node that is being lost
+        return StoreBytes(0, sum(reads.values()) if reads else None)
     put = stats.cumulative_created_bytes - stats.restored_bytes_total
     return StoreBytes(put, sum(reads.values()) if reads else None)
 

@@ -76,12 +76,14 @@ def after_failure(step: Step, error: BaseException, failures: int, took_s: float
 
 def _lost(error: BaseException) -> str | None:
     """What was lost, if that and not the step's code is why it failed."""
+    import grpc
     from ray import exceptions
 
     kinds = (
         exceptions.NodeDiedError, exceptions.ObjectLostError, exceptions.OutOfMemoryError,
         exceptions.RayActorError, exceptions.LocalRayletDiedError, exceptions.WorkerCrashedError,
         exceptions.ObjectFetchTimedOutError, exceptions.OwnerDiedError, UnavailableError,
+        exceptions.TaskUnschedulableError, exceptions.ActorUnschedulableError, grpc.RpcError,
         ConnectionError, TimeoutError,
     )  # fmt: skip
     for one in _chain(error):

@@ -135,8 +135,8 @@ def _run(call: Call) -> tuple[Any, Outcome]:
         seconds, after = time.perf_counter() - started, store_bytes()
         costs = Costs(
             seconds=seconds,
-            put_bytes=after.put - before.put,
-            read_bytes=(after.read or 0) - (before.read or 0),
+            put_bytes=max(0, after.put - before.put),  # less, if a node was lost
+            read_bytes=max(0, (after.read or 0) - (before.read or 0)),
             driver_table_bytes=meter.table_bytes,
             driver_label_bytes=meter.label_bytes,
         )
