@@ -179,7 +179,10 @@ class Storage:
             self.write_bytes(path, data)
             return
         final = Path(self.uri(path))
-        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:  # what stands there is no folder, and not the file
+            raise NotADirectoryError(str(error)) from error
         staged = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
         try:
             with _watched():

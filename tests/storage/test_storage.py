@@ -109,6 +109,12 @@ def test_create_never_replaces(storage: Storage, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "log").iterdir()] == ["1"]
 
 
+def test_create_below_a_file_is_no_file_that_exists(storage: Storage) -> None:
+    storage.write_bytes("log", b"")
+    with pytest.raises(NotADirectoryError):
+        storage.create("log/1", b"one")
+
+
 def test_create_that_cannot_be_flushed_leaves_nothing(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
