@@ -17,7 +17,7 @@ from raysys.tracking import TrackedRun, git_commit, open_run, package_versions
 from raysys.workflow._digest import digest
 from raysys.workflow._draw import draw_record
 from raysys.workflow._execution import Execution
-from raysys.workflow._results import Result
+from raysys.workflow._results import Result, load
 from raysys.workflow._run import Notes
 from raysys.workflow._say import say
 from raysys.workflow._step import Step, check_name, filled, named
@@ -261,8 +261,6 @@ class Job:
             say(f"run {self.run_id} {status.lower()}: {self._summary()}")
 
     def _call_undo(self) -> None:
-        from raysys.workflow._results import load
-
         for step, undo in reversed(self._undo):
             progress = self.progress[step.name]
             if progress.state != "done" or progress.result is None:

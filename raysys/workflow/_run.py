@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raysys.models import ModelStore, StoredModel
+from raysys.storage import Storage
 from raysys.tracking import plots
 from raysys.workflow._say import say
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from raysys.data import Checked, Table
-    from raysys.storage import Storage
     from raysys.tracking import TrackedRun
 
 
@@ -69,7 +69,7 @@ class Run:
         """
         self.id, self.job = str(record["id"]), str(record["job"])
         self.storage, self.work = storage, work
-        self.folder = type(storage)(storage.uri(f"runs/{self.id}"))
+        self.folder = Storage(storage.uri(f"runs/{self.id}"))
         self.notes = Notes()
         self._known, self._tracked = record, tracked
 

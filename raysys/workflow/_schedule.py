@@ -17,7 +17,7 @@ from raysys import audit
 from raysys.errors import RaysysError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from raysys.storage import Storage
 
@@ -139,7 +139,7 @@ def code(storage: Storage, name: str, folder: Path) -> None:
     shutil.unpack_archive(packed, folder, "zip")
 
 
-def _moments(cron: str, zone: str, start_s: float, reverse: bool = False):  # type: ignore[no-untyped-def]
+def _moments(cron: str, zone: str, start_s: float, reverse: bool = False) -> Iterator[float]:
     """Unix times of an expression from a time on, or back from it, that time included."""
     from cronsim import CronSim, CronSimError
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
+from raysys.storage import Storage
 from raysys.telemetry import DriverMeter, logs, store_bytes
 from raysys.workflow import _relay
 from raysys.workflow._results import Result, keep, load
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from ray import ObjectRef
 
-    from raysys.storage import Storage
     from raysys.tracking import TrackedRun
 
 
@@ -113,7 +113,7 @@ def start(call: Call) -> tuple[ObjectRef, ObjectRef]:
 
 def _run(call: Call) -> tuple[Any, Outcome]:
     step, how = call.step, call.step.how
-    work = type(call.storage)(call.storage.uri(f"{call.path}/work"))
+    work = Storage(call.storage.uri(f"{call.path}/work"))
     run = Run(record=call.record, storage=call.storage, work=work, tracked=call.tracked)
     with ExitStack() as around:
         around.enter_context(_relay.relayed(call.channel))

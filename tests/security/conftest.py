@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -17,8 +16,10 @@ import pytest
 from raysys import cluster
 from raysys.serve import create_key, revoke_key
 from raysys.storage import Storage
+from tests.ports import free_ports
 
 BIN = Path(sys.executable).parent
+
 _DEPLOY = """
 import sys
 import numpy as np
@@ -100,14 +101,6 @@ class Target:
         return sorted(job["submission_id"] or job["job_id"] for job in json.loads(said))
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="package")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("security")
@@ -124,7 +117,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     work = folder / "work"
     work.mkdir()
     (work / "deploy.py").write_text(_DEPLOY)
-    port, grpc_port = _free_ports(2)
+    port, grpc_port = free_ports(2)
     ran = folder / "ran"
     submit = [BIN / "raysys", "submit", "deploy.py", "--", str(ran), str(port), str(grpc_port)]
     try:

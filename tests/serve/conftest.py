@@ -1,6 +1,5 @@
 """One gateway for the tests of this package, and the deployments that several of them share."""
 
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,17 +7,10 @@ import pytest
 
 from raysys.serve import Endpoint, Graph, deploy, shutdown
 from raysys.storage import Storage
+from tests.ports import free_ports
 from tests.serve.serving import mixed_graph
 
 Deployer = Callable[..., Endpoint]
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="package")
@@ -31,7 +23,7 @@ def serving_storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 def deployer(ray_cluster: None, serving_storage: Storage) -> Iterator[Deployer]:
     """`deploy` behind a gateway on free ports, with replicas that ask for little."""
     shutdown()  # a gateway of other tests would keep its own ports
-    port, grpc_port = _free_ports(2)
+    port, grpc_port = free_ports(2)
     gateway: dict[str, Any] = {"port": port, "grpc_port": grpc_port, "storage": serving_storage}
 
     def deploy_small(name: str, graph: Graph | Mapping[str, Graph], **how: Any) -> Endpoint:
