@@ -29,9 +29,10 @@ ALLOWED = {
     "models": _HIGH | {"tracking"},
     "train": _HIGH | {"tracking"},
     "tune": _HIGH | {"tracking", "train"},
-    "serve": _HIGH | {"models", "index"},
+    "gateway": _LOW | {"cluster"},
+    "serve": _HIGH | {"gateway", "models", "index"},
     "workflow": _HIGH | {"models", "tracking"},
-    "cli": _HIGH | {"index", "models", "train", "tune", "serve", "tracking", "workflow"},
+    "cli": _HIGH | {"gateway", "index", "models", "train", "tune", "serve", "tracking", "workflow"},
 }
 HEAVY = {"deepspeed", "matplotlib", "mlflow", "modin", "ray.serve", "ray.train", "torch", "xgboost"}
 

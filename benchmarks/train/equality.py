@@ -24,7 +24,7 @@ from benchmarks.train.tasks import LanguageTask, text
 from raysys.storage import Storage
 from raysys.train import TrainSettings
 from raysys.train._checkpoint import newest
-from raysys.train._record import Record
+from raysys.train._run_state import Record
 from raysys.train._worker import work
 
 if TYPE_CHECKING:

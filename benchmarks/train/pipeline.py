@@ -16,8 +16,8 @@ import torch.multiprocessing as mp
 from benchmarks._figures import Report, run
 from benchmarks.train.tasks import LanguageModel
 from raysys.train import TrainSettings
-from raysys.train._pipeline import Pipeline
-from raysys.train._replica import MicroBatch, Plain
+from raysys.train.pipeline._strategy import Pipeline
+from raysys.train.strategies._base import MicroBatch, Plain
 
 _STAGES, _MICRO = 2, 16
 _LAYERS, _WIDTH, _TOKENS = 8, 256, 512

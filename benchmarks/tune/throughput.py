@@ -37,7 +37,7 @@ def measure(report: Report, quick: bool) -> None:
     defaults = train.TrainSettings()
     budget_s = 60.0 if quick else 180.0
     with tempfile.TemporaryDirectory() as folder:
-        found = tune.throughput(
+        found = tune.tune_throughput(
             "towers", TwoTower(), tables, defaults, Storage(folder),
             metric="validation_loss", budget_s=budget_s,
         )  # fmt: skip

@@ -22,11 +22,11 @@ def add_key(
     ] = None,
 ) -> None:
     """Make an API key and print it; it is not kept and cannot be shown again."""
-    from raysys import serve
+    from raysys import gateway
 
     expires_s = None if expires is None else duration(expires).total_seconds()
     say(
-        serve.create_key(
+        gateway.create_key(
             Storage(), name, rate_per_s=rate, max_body_bytes=max_body_bytes, expires_s=expires_s
         )
     )
@@ -35,9 +35,9 @@ def add_key(
 @keys.command("list")
 def list_keys() -> None:
     """Names, limits and expiry of all API keys."""
-    from raysys import serve
+    from raysys import gateway
 
-    for one in serve.read_keys(Storage()):
+    for one in gateway.read_keys(Storage()):
         if one.expires is None:
             until = "never expires"
         else:
@@ -49,6 +49,6 @@ def list_keys() -> None:
 @keys.command("revoke")
 def revoke_key(name: str) -> None:
     """Let an API key in no more, within seconds."""
-    from raysys import serve
+    from raysys import gateway
 
-    serve.revoke_key(Storage(), name)
+    gateway.revoke_key(Storage(), name)

@@ -1,7 +1,6 @@
 """The Ray cluster: connect to it, ask what it has, start an embedded one, submit jobs to it."""
 
 from raysys.cluster._certificates import make_certificates
-from raysys.cluster._config_check import check_config
 from raysys.cluster._connection import (
     HEADROOM_CPUS,
     Resources,
@@ -16,11 +15,12 @@ from raysys.cluster._dashboard import Dashboard, find_dashboard
 from raysys.cluster._demand import check_demand, declared_demand
 from raysys.cluster._doctor import examine
 from raysys.cluster._jobs import Jobs, SubmittedJob
-from raysys.cluster._labels import STAYING
-from raysys.cluster._local import Head, enable_token_auth, remembered, start_local, stop_local
-from raysys.cluster._packing import runtime_env
-from raysys.cluster._process import raise_priority
+from raysys.cluster._local_head import Head, enable_token_auth, remembered, start_local, stop_local
+from raysys.cluster._node_labels import STAYING
+from raysys.cluster._process_priority import raise_priority
+from raysys.cluster._runtime_env import runtime_env
 from raysys.cluster._status import status_lines
+from raysys.cluster.config._check import check_config
 
 __all__ = [
     "HEADROOM_CPUS",

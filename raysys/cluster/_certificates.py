@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _MOST_ADDRESSES = 1024
 _DAYS = 365

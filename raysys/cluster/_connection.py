@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysys import audit
-from raysys.cluster._growth import ceiling
+from raysys.cluster._autoscaler_limits import ceiling
 from raysys.errors import ResourceError
 from raysys.storage import Storage
 from raysys.telemetry import WORKER_HOOK, set_up

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from raysys.cluster._local import remembered
+from raysys.cluster._local_head import remembered
 from raysys.errors import RaysysError, UnavailableError
 from raysys.secrets import cluster_token
 

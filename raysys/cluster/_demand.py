@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raysys.cluster._connection import Resources
 from raysys.errors import RaysysError, ResourceError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from raysys.cluster._dashboard import Dashboard

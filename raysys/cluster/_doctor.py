@@ -10,25 +10,25 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from raysys.cluster import _checks as checks
-from raysys.cluster._checks import Check
+from raysys.cluster import _doctor_checks as checks
 from raysys.cluster._dashboard import Dashboard
-from raysys.cluster._facts import Facts, collect, versions
+from raysys.cluster._doctor_checks import Check
 from raysys.cluster._jobs import Jobs
+from raysys.cluster._machine_facts import Facts, collect, versions
 from raysys.errors import RaysysError
 from raysys.secrets import token_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from raysys.cluster._local import Head
+    from raysys.cluster._local_head import Head
     from raysys.storage import Storage
 
-_PROBE = "python -m raysys.cluster._facts"
+_PROBE = "python -m raysys.cluster._machine_facts"
 _PROBE_TIMEOUT_S = 60.0
 
 

@@ -8,18 +8,18 @@ import os
 import secrets
 import string
 import time
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysys import audit
 from raysys.cluster._dashboard import no_entry
-from raysys.cluster._follow import follow
-from raysys.cluster._packing import runtime_env
+from raysys.cluster._job_output import follow
+from raysys.cluster._runtime_env import runtime_env
 from raysys.errors import RaysysError, UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from raysys.storage import Storage

@@ -1,21 +1,21 @@
 """Tables in the object store, and the checks that keep bad rows out of them."""
 
-from raysys.data._balance import class_counts, class_weights, oversample, undersample
 from raysys.data._blocks import BlockMeta, described
-from raysys.data._check import Checked, CheckError, Figure, check
-from raysys.data._hash import block_digest, hash_rows, hash_text
-from raysys.data._infer import infer
-from raysys.data._leak_report import Finding, LeakLimits, LeakReport
-from raysys.data._leaks import check_leaks
 from raysys.data._lineage import Lineage, lineage_text, read_lineage
-from raysys.data._read import read
-from raysys.data._reservoir import reservoir_sample
-from raysys.data._sample import importance_sample, sample
-from raysys.data._schema import Column, Distribution, Rows, Schema
-from raysys.data._split import Splits, split_by_group, split_by_hash
-from raysys.data._split_stratified import split_stratified
-from raysys.data._split_time import split_by_time
+from raysys.data._row_hash import block_digest, hash_rows, hash_text
 from raysys.data._table import Table
+from raysys.data.leakage._check_leaks import check_leaks
+from raysys.data.leakage._report import Finding, LeakLimits, LeakReport
+from raysys.data.readers._read import read
+from raysys.data.sampling._class_balance import class_counts, class_weights, oversample, undersample
+from raysys.data.sampling._reservoir import reservoir_sample
+from raysys.data.sampling._sample import importance_sample, sample
+from raysys.data.sampling._split import Splits, split_by_group, split_by_hash
+from raysys.data.sampling._split_stratified import split_stratified
+from raysys.data.sampling._split_time import split_by_time
+from raysys.data.validation._infer_schema import infer
+from raysys.data.validation._schema import Column, Distribution, Rows, Schema
+from raysys.data.validation._validate import Checked, CheckError, Figure, check
 
 __all__ = [
     "BlockMeta",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raysys.data._plan import collect, lazy
+from raysys.data._lazy_plan import collect, lazy
 from raysys.errors import DataError
 
 if TYPE_CHECKING:

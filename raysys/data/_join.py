@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raysys.data._convert import kind_of
-from raysys.data._plan import collect, lazy
+from raysys.data._conversions import kind_of
+from raysys.data._lazy_plan import collect, lazy
 from raysys.data._shuffle import concat
 from raysys.errors import DataError
 

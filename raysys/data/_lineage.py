@@ -10,12 +10,12 @@ import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from raysys.data._hash import block_digest
+from raysys.data._row_hash import block_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from raysys.data._files import File
+    from raysys.data.readers._files import File
     from raysys.storage import Storage
 
 _FOLDER = "lineage"

@@ -6,8 +6,8 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from raysys.data._blocks import table_task, value_task
-from raysys.data._hash import hash_rows
-from raysys.data._plan import collect, evaluate, lazy
+from raysys.data._lazy_plan import collect, evaluate, lazy
+from raysys.data._row_hash import hash_rows
 from raysys.errors import DataError
 
 if TYPE_CHECKING:

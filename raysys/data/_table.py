@@ -8,7 +8,11 @@ import pickle
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from raysys.data import _aggregate, _convert, _join, _kept, _rows, _shuffle, _write
+from raysys.data import _aggregate, _join, _shuffle
+from raysys.data import _block_edits as _rows
+from raysys.data import _block_files as _kept
+from raysys.data import _conversions as _convert
+from raysys.data import _parquet_writer as _write
 from raysys.data._blocks import (
     BLOCK_BYTES,
     BlockMeta,
@@ -19,9 +23,9 @@ from raysys.data._blocks import (
     table_task,
     value_task,
 )
-from raysys.data._hash import block_digest, content_digest, content_of
+from raysys.data._lazy_plan import Step, evaluate, planned_schema
 from raysys.data._lineage import Lineage, code_of, plain
-from raysys.data._plan import Step, evaluate, planned_schema
+from raysys.data._row_hash import block_digest, content_digest, content_of
 from raysys.errors import DataError, StorageError
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Features: fitted on a Table once, then made of a Table in bulk and of a request the same way."""
 
 from raysys.features._featurizer import Featurizer
-from raysys.features._fitted import FittedFeaturizer
+from raysys.features._fitted_featurizer import FittedFeaturizer
 from raysys.features._transforms import (
     Binned,
     Calendar,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raysys.features._inputs import DAY_US
+from raysys.features._raw_inputs import DAY_US
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from raysys.errors import DataError
-from raysys.features import _fit, _target
-from raysys.features._fitted import FittedFeaturizer, featurize
-from raysys.features._transform import Transform, first_fault
+from raysys.features import _fitting as _fit
+from raysys.features import _target_encoding as _target
+from raysys.features._fitted_featurizer import FittedFeaturizer, featurize
+from raysys.features._transform_base import Transform, first_fault
 from raysys.features._transforms import AnyTransform, TargetEncoded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raysys.data import Table
-    from raysys.features._target import Counts
+    from raysys.features._target_encoding import Counts
 
 
 class Featurizer(BaseModel, frozen=True, extra="forbid"):

@@ -16,8 +16,8 @@ from raysys.features._hashing import hash_of, hashes_of, joined, joined_arrays, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from raysys.features._inputs import Coded
-    from raysys.features._transform import State
+    from raysys.features._raw_inputs import Coded
+    from raysys.features._transform_base import State
     from raysys.features._transforms import TextHashed
 
     # Of a category: which output column gets which number.

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from raysys.features._transform import Transform
+from raysys.features._transform_base import Transform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raysys.features._transform import State
+    from raysys.features._transform_base import State
 
 CalendarField = Literal[
     "year", "quarter", "month", "week", "day", "day_of_year", "weekday", "weekend", "hour",

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from raysys import cluster
 from raysys.data import Table, described
 from raysys.errors import DataError, ResourceError, StorageError
-from raysys.index import _names
-from raysys.index._files import Manifest
-from raysys.index._graph import memory_bytes
-from raysys.index._readers import PROBES
+from raysys.index import _actor_names as _names
+from raysys.index._hnsw_graph import memory_bytes
+from raysys.index._persistence import Manifest
+from raysys.index._query_router import PROBES
 from raysys.index._types import (
     Settings,
     check_attributes,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
-    from raysys.index._files import Files
+    from raysys.index._persistence import Files
 
 _ROWS_PER_SHARD = 50_000
 _SAY_S = 10.0

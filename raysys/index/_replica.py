@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from raysys.cluster import raise_priority
 from raysys.errors import StorageError, UnavailableError
-from raysys.index._channel import listen
-from raysys.index._files import Files
-from raysys.index._held import HeldShard
+from raysys.index._actor_names import actor, writer_name
+from raysys.index._local_socket import listen
 from raysys.index._metrics import ReplicaMetrics
-from raysys.index._names import actor, writer_name
+from raysys.index._persistence import Files
 from raysys.index._shard import Shard, SilentError
+from raysys.index._shard_follower import HeldShard
 from raysys.index._types import split_rows
 
 if TYPE_CHECKING:

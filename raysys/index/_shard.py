@@ -13,9 +13,9 @@ import numpy as np
 
 from raysys.errors import UnavailableError
 from raysys.index._filter import Filter
-from raysys.index._graph import HnswGraph
-from raysys.index._planner import Planner
-from raysys.index._rows import NEVER, Rows
+from raysys.index._hnsw_graph import HnswGraph
+from raysys.index._query_plan import Planner
+from raysys.index._slot_rows import NEVER, Rows
 from raysys.index._types import merge, padding, unit
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from raysys.index._record import Batch
+    from raysys.index._change_record import Batch
     from raysys.index._types import Settings
 
 # How long a shard can still answer as of an earlier version: a reader whose shards answered at

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from raysys.cluster import raise_priority
 from raysys.errors import StorageError, UnavailableError
-from raysys.index import _record
-from raysys.index._files import Files, Manifest
+from raysys.index import _change_record as _record
+from raysys.index._actor_names import actor, replica_name
 from raysys.index._metrics import WriterMetrics
-from raysys.index._names import actor, replica_name
+from raysys.index._persistence import Files, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.errors import DataError
-from raysys.labels import _em
+from raysys.labels import _expectation_maximization as _em
 from raysys.labels._labelers import SILENT, check_classes, check_columns, codes_of, count_patterns
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raysys.errors import DataError
-from raysys.models._answers import answers, array_of, signature_of
-from raysys.models._blend import LogisticBlend, convex_by_loss, convex_by_squares, log_odds
-from raysys.models._combine import (
+from raysys.models._blend_weights import LogisticBlend, convex_by_loss, convex_by_squares, log_odds
+from raysys.models._combiners import (
     Combine,
     Logistic,
     Mean,
@@ -23,6 +22,7 @@ from raysys.models._combine import (
     load_combine,
     uniform,
 )
+from raysys.models._predictions import answers, array_of, signature_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys import audit
@@ -17,6 +15,9 @@ from raysys.telemetry import counter
 from raysys.tracking import connect, tracking_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
     from raysys.storage import Storage
     from raysys.tracking import TrackedRun
 

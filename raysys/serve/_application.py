@@ -13,12 +13,6 @@ from raysys.serve._graph import Graph
 if TYPE_CHECKING:
     from raysys.serve._batcher import Batching
 
-TOKEN_HEADER = b"x-raysys-token"
-APP_HEADER = "x-raysys-app"
-TIMEOUT_HEADER = "x-request-timeout-seconds"
-ALIVE_PATH = "/-/alive"
-GATEWAY_NAMESPACE = "raysys"
-GATEWAY_NAME = "raysys-gateway"
 _OWN_PATHS = ("docs", "healthz", "openapi.json")
 
 

@@ -8,17 +8,18 @@ import contextlib
 import contextvars
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raysys.errors import RaysysError
-from raysys.serve._answers import Answers, join, slice_of
+from raysys.serve._outputs import Answers, join, slice_of
 
 if TYPE_CHECKING:
-    from raysys.serve._types import Array, Columns
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+    from raysys.serve._column_types import Array, Columns
 
 _SWEEP_S = 0.05
 _GATHER_S = 0.001

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from raysys import audit, cluster
 from raysys.errors import RaysysError, ResourceError
+from raysys.gateway import SLOTS, Backend, find_gateway, start_gateway
 from raysys.serve._application import Application, examples_of, graphs_of
+from raysys.serve._autoscaling import Scale, begin, bounds, options
 from raysys.serve._batcher import Batching
+from raysys.serve._compiler import ENTRY
 from raysys.serve._endpoint import Endpoint
-from raysys.serve._gateway import gateway, start_gateway
-from raysys.serve._haproxy_config import SLOTS, Backend
-from raysys.serve._lazy import Placement
-from raysys.serve._plan import ENTRY
-from raysys.serve._scale import Scale, begin, bounds, options
+from raysys.serve._nodes import Placement
 from raysys.storage import Storage
 
 if TYPE_CHECKING:
+    from raysys.serve._compiler import Stage
     from raysys.serve._graph import Graph
-    from raysys.serve._plan import Stage
 
 _START_ATTEMPTS = 3
 _POLL_S = 0.1
@@ -166,7 +165,7 @@ def undeploy(name: str) -> None:
     """
     import ray
 
-    front = gateway()
+    front = find_gateway()
     version = ray.get(front.current_version.remote(name))
     if version is None:
         raise RaysysError(f"no application {name!r} runs")
@@ -183,7 +182,7 @@ def shutdown() -> None:
     audit.record(Storage(), "undeploy.all", "serve")
     serve.shutdown()
     try:
-        front = gateway()
+        front = find_gateway()
     except RaysysError:
         return
     ray.get(front.stop.remote())
@@ -215,7 +214,7 @@ def _start(application: Application, replicas: int | Scale, cpus: float, timeout
 
     from raysys.serve._replica import EntryReplica, NodeReplica
 
-    front, name = gateway(), application.name
+    front, name = find_gateway(), application.name
     before = ray.get(front.current_version.remote(name))
     running = ray.get(front.replicas.remote(name, before)) if before is not None else 0
     first, most = begin(replicas, running), bounds(replicas)[1]

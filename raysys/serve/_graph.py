@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.errors import GraphError
-from raysys.serve._lazy import Placement, Renamed, function_of, load, source_of
-from raysys.serve._types import Array, Columns, mismatch, of_field, rows_of
+from raysys.serve._column_types import Array, Columns, mismatch, of_field, rows_of
+from raysys.serve._nodes import Placement, Renamed, function_of, load, source_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from raysys.data import Table
-    from raysys.serve._plan import Plan
+    from raysys.serve._compiler import Plan
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Graph:
 
     def map(self, table: Table, **how: Any) -> Table:
         """Run the graph over a Table on the whole cluster; see `map_table`."""
-        from raysys.serve._map import map_table
+        from raysys.serve._bulk_map import map_table
 
         return map_table(self, table, **how)
 
@@ -188,13 +188,13 @@ class Graph:
     @functools.cached_property
     def plan(self) -> Plan:
         """What runs where."""
-        from raysys.serve._plan import compile_plan
+        from raysys.serve._compiler import compile_plan
 
         return compile_plan(self)
 
     def explain(self, form: typing.Literal["text", "mermaid"] = "text") -> str:
         """What will run where, and why: to read, or as a Mermaid flowchart."""
-        from raysys.serve import _plan
+        from raysys.serve import _compiler as _plan
 
         return _plan.as_mermaid(self) if form == "mermaid" else _plan.as_text(self)
 

@@ -6,12 +6,8 @@ anything. A replica notes one value of each kind for a batch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from raysys.telemetry import Counter, counter, gauge, histogram
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from raysys.gateway import shed_counter
+from raysys.telemetry import gauge, histogram
 
 _KEYS = ("application", "action")
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
@@ -44,7 +40,7 @@ class Metrics:
             "raysys_serve_batch_rows", "Rows of a batch", _KEYS, boundaries=_ROWS
         )
         self._queue = gauge("raysys_serve_queue_rows", "Rows that wait in a replica", _KEYS)
-        self._shed = _shed()
+        self._shed = shed_counter()
         self._refused = 0
 
     def node(self, name: str, seconds: float) -> None:
@@ -67,49 +63,3 @@ class Metrics:
             tags = {"application": self._tags["application"], "by": "replica"}
             self._shed.inc(refused - self._refused, tags)
             self._refused = refused
-
-
-class GatewayMetrics:
-    """The metrics of the gateway; HAProxy's own counters begin anew when it is reloaded."""
-
-    def __init__(self) -> None:
-        self._requests = counter(
-            "raysys_serve_requests_total",
-            "Requests by the class of their answer; application is empty where the gateway "
-            "answered by itself",
-            ("application", "code"),
-        )
-        self._shed = _shed()
-        self._replicas = gauge(
-            "raysys_serve_replicas", "Replicas that take requests", ("application",)
-        )
-        self._before: dict[tuple[str, str], int] = {}
-
-    def requests(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """Note HAProxy's counters so far, by application and class of status."""
-        for (application, code), count in counts.items():
-            if new := self._since((application, code), count):
-                self._requests.inc(new, {"application": application, "code": code})
-
-    def shed(self, counts: Mapping[str, int]) -> None:
-        """Note how many requests the gateway has refused so far, by application."""
-        for application, count in counts.items():
-            if new := self._since((application, "shed"), count):
-                self._shed.inc(new, {"application": application, "by": "gateway"})
-
-    def replicas(self, application: str, count: int) -> None:
-        """Note how many replicas an application has."""
-        self._replicas.set(count, {"application": application})
-
-    def _since(self, key: tuple[str, str], count: int) -> int:
-        before = self._before.get(key, 0)
-        self._before[key] = count
-        return count - before if count >= before else count
-
-
-def _shed() -> Counter:
-    return counter(
-        "raysys_serve_shed_total",
-        "Requests refused because they could not be answered in time",
-        ("application", "by"),
-    )

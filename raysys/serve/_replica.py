@@ -11,24 +11,25 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raysys.cluster import raise_priority
 from raysys.errors import RaysysError
-from raysys.serve._answers import Answers, answers_of
+from raysys.gateway import ANNOUNCE_S, Announcement, find_gateway
+from raysys.serve._autoscaling import LOAD
 from raysys.serve._batcher import Batcher, RequestContext, current_requests, requests_running
-from raysys.serve._gateway import ANNOUNCE_S, Announcement, gateway
-from raysys.serve._load import Load
+from raysys.serve._compiler import ENTRY, Step
 from raysys.serve._metrics import Metrics
-from raysys.serve._plan import ENTRY, Step
-from raysys.serve._scale import LOAD
+from raysys.serve._outputs import Answers, answers_of
+from raysys.serve._utilization import Load
 from raysys.telemetry import logs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from raysys.serve._application import Application
+    from raysys.serve._column_types import Columns
     from raysys.serve._graph import Graph
-    from raysys.serve._types import Columns
 
 _HOP_ATTEMPTS = 4
 _PATIENCE_S, _PATIENCE_HOPS = 1.0, 5.0
@@ -234,7 +235,7 @@ class EntryReplica:
         self._failure: BaseException | None = None
         self._stopping = False
         self._beat = time.monotonic()
-        self._gateway = gateway()
+        self._gateway = find_gateway()
         self._host = ray.get(self._gateway.replica_host.remote(ray.util.get_node_ip_address()))
         self._socket = socket.create_server((self._host, 0), backlog=2048)
         threading.Thread(target=self._serve, name="http", daemon=True).start()
@@ -286,8 +287,8 @@ class EntryReplica:
     async def _main(self) -> None:
         import ray
 
-        from raysys.serve._http import HttpApp
-        from raysys.serve._server import Connection
+        from raysys.serve._http_server import Connection
+        from raysys.serve._routes import HttpApp
 
         self._loop = asyncio.get_running_loop()
         self._id = ray.get_runtime_context().get_actor_id()

@@ -1,7 +1,5 @@
 """What a job costs: bytes in the object store and through the driver, CPU, memory, metrics."""
 
-from raysys.telemetry._hook import WORKER_HOOK, set_up
-from raysys.telemetry._meters import NodeMeter, ProcessMeter
 from raysys.telemetry._metrics import (
     LONG_S,
     SHORT_S,
@@ -12,6 +10,8 @@ from raysys.telemetry._metrics import (
     gauge,
     histogram,
 )
+from raysys.telemetry._resource_meters import NodeMeter, ProcessMeter
+from raysys.telemetry._worker_setup import WORKER_HOOK, set_up
 from raysys.telemetry.logs import log_context
 from raysys.telemetry.object_store import READ_HOOK, DriverMeter, count_reads, store_bytes
 

@@ -1,11 +1,11 @@
 """The record of runs in MLflow: settings, code and data, curves, results, samples of rows."""
 
-from raysys.tracking._code import git_commit, package_versions
-from raysys.tracking._database import TRACKING_VARIABLE, connect, shown_uri, tracking_uri
-from raysys.tracking._open import open_run
-from raysys.tracking._records import Record, Runs
-from raysys.tracking._report import comparison, comparison_plot, details, listing
-from raysys.tracking._tracked import TrackedRun
+from raysys.tracking._code_version import git_commit, package_versions
+from raysys.tracking._open_run import open_run
+from raysys.tracking._run_records import Record, Runs
+from raysys.tracking._run_report import comparison, comparison_plot, details, listing
+from raysys.tracking._tracked_run import TrackedRun
+from raysys.tracking._tracking_server import TRACKING_VARIABLE, connect, shown_uri, tracking_uri
 
 __all__ = [
     "TRACKING_VARIABLE",

@@ -7,18 +7,19 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import StorageError
 from raysys.train import _metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from raysys.storage import Storage
-    from raysys.train._replica import Replica, TensorState
     from raysys.train._task import Parameters
+    from raysys.train.strategies._base import Replica, TensorState
 
 _KEPT = 2  # complete ones; the second is for a reader that the writers overtake
 _CHUNK_BYTES = 32 << 20

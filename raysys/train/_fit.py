@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from raysys import cluster
 from raysys.errors import TrainError
 from raysys.train import _checkpoint, _metrics
-from raysys.train._follow import followed
-from raysys.train._record import Record
+from raysys.train._progress import followed
+from raysys.train._run_state import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

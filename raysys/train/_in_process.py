@@ -29,7 +29,7 @@ def train_in_process(
 
     from raysys.train._checkpoint import Progress
     from raysys.train._loop import run_steps
-    from raysys.train._replica import Plain
+    from raysys.train.strategies._base import Plain
 
     class Reporter:
         def on_epoch(self, measured: Epoch, parameters: Parameters) -> None:

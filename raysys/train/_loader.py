@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raysys.errors import TrainError
-from raysys.train._replica import MicroBatch
+from raysys.train.strategies._base import MicroBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from raysys.train._settings import TrainSettings
     from raysys.train._task import TrainingTask
 

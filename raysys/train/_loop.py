@@ -11,10 +11,10 @@ import torch
 
 from raysys.errors import TrainError
 from raysys.telemetry import ProcessMeter
+from raysys.train._divergence import suspect
+from raysys.train._learning_rate import learning_rate_at, scaled_learning_rate
 from raysys.train._loader import micro_batches, steps_per_epoch
-from raysys.train._replica import NotFiniteError, Replica, tensors_of
-from raysys.train._schedule import learning_rate_at, scaled_learning_rate
-from raysys.train._suspect import suspect
+from raysys.train.strategies._base import NotFiniteError, Replica, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

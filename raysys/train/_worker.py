@@ -6,7 +6,6 @@ import contextlib
 import logging
 import resource
 import secrets
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -20,15 +19,17 @@ from raysys.train import _checkpoint, _metrics
 from raysys.train._checkpoint import Checkpoints, Progress
 from raysys.train._loader import steps_per_epoch
 from raysys.train._loop import rebuilt, run_steps, total_steps
-from raysys.train._replica import aliases_of
-from raysys.train._strategies import make_replica
+from raysys.train.strategies._base import aliases_of
+from raysys.train.strategies._registry import make_replica
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from raysys.data import Table
-    from raysys.train._record import Record
-    from raysys.train._replica import Replica
+    from raysys.train._run_state import Record
     from raysys.train._settings import TrainSettings
     from raysys.train._task import Batch, Epoch, Parameters, TrainingTask
+    from raysys.train.strategies._base import Replica
 
 _POINTS_KEPT = 2000
 _log = logging.getLogger("raysys.train")

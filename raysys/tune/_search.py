@@ -10,11 +10,11 @@ from raysys import cluster
 from raysys.errors import RaysysError, ResourceError
 from raysys.storage import Storage
 from raysys.telemetry import counter, gauge
-from raysys.tune._found import Found
-from raysys.tune._ledger import Budget, Ledger, begin, read_trials
+from raysys.tune._search_result import Found
 from raysys.tune._searchers import Grid, Plan, Searcher
 from raysys.tune._space import Space, check_settings
 from raysys.tune._trial import Direction, Goal, Trial
+from raysys.tune._trial_ledger import Budget, Ledger, begin, read_trials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -151,7 +151,7 @@ def search(
     begin(name, ledger, facts, _known(name, earlier, plan, storage))
     if not ledger.complete:
         _check_demand(name, each, cpus_per_trial, nested, concurrency)
-        from raysys.tune._run import run
+        from raysys.tune._ray_tune import run
         from raysys.tune._tracking import Tracker
 
         settings = {key: value for key, value in facts.items() if key != "tables"}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raysys.errors import RaysysError
-from raysys.tune import _population
-from raysys.tune._early import Halving
+from raysys.tune import _population_based as _population
 from raysys.tune._space import Space, enough, grid, sample, spread
+from raysys.tune._successive_halving import Halving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -143,7 +143,7 @@ class Plan:
 
     def _modelled(self, rng: np.random.Generator, known: list[Trial]) -> dict[str, Any]:
         """What a model of the known trials proposes; not what was tried, if it can be helped."""
-        from raysys.tune import _models
+        from raysys.tune import _samplers as _models
 
         tried = [trial.settings for trial in known]
         for _ in range(_REPEATS):

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from raysys import cluster
 from raysys.errors import RaysysError
 from raysys.secrets import shown
-from raysys.workflow import _metrics, _policy, _relay
+from raysys.workflow import _metrics
+from raysys.workflow import _output_relay as _relay
+from raysys.workflow import _scheduling_policy as _policy
 from raysys.workflow._lease import Lease
 from raysys.workflow._say import say
-from raysys.workflow._task import Call, Input, Outcome, start
+from raysys.workflow._step_task import Call, Input, Outcome, start
 
 if TYPE_CHECKING:
     from ray import ObjectRef

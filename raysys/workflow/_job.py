@@ -14,14 +14,14 @@ from raysys.errors import RaysysError
 from raysys.storage import Storage
 from raysys.telemetry import NodeMeter
 from raysys.tracking import TrackedRun, git_commit, open_run, package_versions
-from raysys.workflow._digest import digest
-from raysys.workflow._draw import draw_record
+from raysys.workflow._diagram import draw_record
 from raysys.workflow._execution import Execution
-from raysys.workflow._results import Result, load
-from raysys.workflow._run import Notes
+from raysys.workflow._run_context import Notes
 from raysys.workflow._say import say
 from raysys.workflow._step import Step, check_name, filled, named
-from raysys.workflow._task import Costs
+from raysys.workflow._step_results import Result, load
+from raysys.workflow._step_task import Costs
+from raysys.workflow._value_digest import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -111,7 +111,7 @@ def start(storage: Storage) -> Any:
     """
     import ray
 
-    from raysys.workflow._digest import digest
+    from raysys.workflow._value_digest import digest
 
     _dashboard_url()
     actor = ray.remote(_Actor).options(

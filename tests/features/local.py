@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from raysys.features import Featurizer, FittedFeaturizer
-from raysys.features._fitted import featurize
-from raysys.features._transform import Transform
+from raysys.features._fitted_featurizer import featurize
+from raysys.features._transform_base import Transform
 
 
 class Local:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.errors import DataError
-from raysys.features import Numeric, OneHot, _fitted
+from raysys.features import Numeric, OneHot
+from raysys.features import _fitted_featurizer as _fitted
 from raysys.serve import Array, Graph
 from tests.features.examples import ALL, rows
 from tests.features.local import bulk, fit

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysys.index._record import Batch
+from raysys.index._change_record import Batch
 from raysys.index._shard import Shard
 from raysys.index._types import NO_ID, Metric, Settings
 

@@ -160,7 +160,7 @@ def test_a_writer_killed_in_commits_takes_each_batch_once(index: VectorIndex) ->
 
 
 def test_a_batch_that_is_sent_twice_is_taken_once(index: VectorIndex) -> None:
-    from raysys.index._record import Batch, encode
+    from raysys.index._change_record import Batch, encode
 
     table = _rows(range(4000, 4003), 1)
     vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, DIM)

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 
 from raysys.errors import DataError
-from raysys.index import _planner, _shard
-from raysys.index._record import Batch
+from raysys.index import _query_plan as _planner
+from raysys.index import _shard
+from raysys.index._change_record import Batch
 from raysys.index._shard import Capture, Shard, StaleError
 from raysys.index._types import Metric, Settings
 from tests.index._exact import (

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from raysys.index._files import Files, Manifest
-from raysys.index._record import Batch, decode, encode
+from raysys.index._change_record import Batch, decode, encode
+from raysys.index._persistence import Files, Manifest
 from raysys.index._shard import Shard
 from raysys.index._types import merge, rows, shard_of, split_rows
 from raysys.storage import Storage

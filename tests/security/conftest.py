@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from raysys import cluster
-from raysys.serve import create_key, revoke_key
+from raysys.gateway import create_key, revoke_key
 from raysys.storage import Storage
 from tests.ports import free_ports
 

@@ -22,9 +22,9 @@ from raysys.serve import (
     current_requests,
 )
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
-from raysys.serve._load import Load
+from raysys.serve._column_types import Columns
 from raysys.serve._replica import Runner
-from raysys.serve._types import Columns
+from raysys.serve._utilization import Load
 from tests.serve.asynchronous import SAFETY_S, in_loop
 
 INT = {"x": Array("int64")}

@@ -16,8 +16,9 @@ import pytest
 import ray
 
 from raysys.errors import RaysysError
-from raysys.serve import Batching, Endpoint, create_key, read_keys, revoke_key, undeploy
-from raysys.serve._application import GATEWAY_NAME, GATEWAY_NAMESPACE
+from raysys.gateway import create_key, read_keys, revoke_key
+from raysys.gateway._wire import GATEWAY_NAME, GATEWAY_NAMESPACE
+from raysys.serve import Batching, Endpoint, undeploy
 from raysys.storage import Storage
 from tests.serve.conftest import Deployer
 from tests.serve.serving import (

@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from jobs.two_tower import HISTORY, Towers
 from raysys.errors import TrainError
-from raysys.train._pipeline import Pipeline
-from raysys.train._replica import MicroBatch, NotFiniteError, Plain, TensorState
+from raysys.train._divergence import suspect
 from raysys.train._settings import TrainSettings
-from raysys.train._suspect import suspect
 from raysys.train._task import Batch
+from raysys.train.pipeline._strategy import Pipeline
+from raysys.train.strategies._base import MicroBatch, NotFiniteError, Plain, TensorState
 
 MICRO = 4
 STEPS = 3

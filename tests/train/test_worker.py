@@ -17,7 +17,7 @@ from raysys.errors import StorageError, TrainError
 from raysys.storage import Storage
 from raysys.train import TrainSettings
 from raysys.train._checkpoint import newest
-from raysys.train._record import Record
+from raysys.train._run_state import Record
 from raysys.train._worker import work
 from tests.train.tasks import Regression, rows
 

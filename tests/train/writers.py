@@ -13,7 +13,7 @@ import torch
 from raysys.storage import Storage
 from raysys.train import _checkpoint
 from raysys.train._checkpoint import Checkpoints, Progress, newest, opened
-from raysys.train._replica import TensorState
+from raysys.train.strategies._base import TensorState
 
 WORLD, ROUNDS, SIZE = 2, 25, 5000
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from raysys.storage import Storage
 from raysys.tune import Goal, Searcher, Space, Trial
-from raysys.tune._ledger import Budget, Ledger
 from raysys.tune._searchers import Plan
+from raysys.tune._trial_ledger import Budget, Ledger
 
 Curve = Callable[[dict[str, Any], int], float]
 

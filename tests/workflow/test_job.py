@@ -83,7 +83,7 @@ def test_a_step_runs_again_when_what_its_code_names_changes(
     source = Path(steps.__file__).read_text()
     altered = Path(storage.root) / "steps.py"
     altered.write_text(source.replace("FACTOR = 3", "FACTOR = 4"))
-    from raysys.workflow import _code
+    from raysys.workflow import _code_digest as _code
 
     name = steps.__name__
     module = _code._Module(name, altered, False)

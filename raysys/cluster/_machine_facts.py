@@ -1,0 +1,133 @@
+"""Facts of the machine that runs this module: `python -m raysys.cluster._machine_facts`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from raysys.errors import RaysysError
+from raysys.secrets import shown
+from raysys.storage import Storage
+
+_RAY_FOLDER = "/tmp/ray"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `doctor` checks of a machine; on a cluster, of its head.
+
+    Attributes:
+        versions: Of python, ray and raysys.
+        now: Unix time in seconds.
+        shm_bytes: Size of /dev/shm, where the object store lies.
+        memory_bytes: Of the machine.
+        disk_used: Share of the disk under Ray's folder.
+        gpus_driver: Seen by nvidia-smi; None without it.
+        gpus_torch: Usable by torch; None without torch, or where nothing asks.
+        storage: The storage root.
+        storage_error: Why nothing can be written there; empty if it can.
+        mlflow: The tracking server, without its password; empty where none is set.
+        mlflow_error: Why it does not answer; empty if it does.
+    """
+
+    versions: dict[str, str]
+    now: float
+    shm_bytes: int
+    memory_bytes: int
+    disk_used: float
+    gpus_driver: int | None
+    gpus_torch: int | None
+    storage: str
+    storage_error: str
+    mlflow: str
+    mlflow_error: str
+
+
+def collect() -> Facts:
+    """Look at this machine; writes and removes one small file under the storage root."""
+    storage, storage_error = _storage()
+    driver = _gpus_driver()
+    return Facts(
+        versions=versions(),
+        now=time.time(),
+        shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").exists() else 0,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        disk_used=_disk_used(),
+        gpus_driver=driver,
+        gpus_torch=_gpus_torch(bool(driver)),
+        storage=storage,
+        storage_error=storage_error,
+        mlflow=shown(os.environ.get("MLFLOW_TRACKING_URI", "")),
+        mlflow_error=_mlflow_error(os.environ.get("MLFLOW_TRACKING_URI", "")),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that a client and a cluster compare."""
+    packages = {name: importlib.metadata.version(name) for name in ("ray", "raysys")}
+    return {"python": platform.python_version(), **packages}
+
+
+def _storage() -> tuple[str, str]:
+    """The storage root, and why it cannot be written."""
+    try:
+        storage = Storage()
+    except RaysysError as error:
+        return os.environ.get("RAYSYS_STORAGE", ""), str(error)
+    path = f".doctor-{uuid.uuid4().hex}"
+    try:
+        storage.write_bytes(path, b"doctor")
+        if storage.read_bytes(path) != b"doctor":
+            return storage.root, "what was written there is not read back"
+        storage.remove(path)
+    except Exception as error:
+        return storage.root, shown(f"{type(error).__name__}: {error}")
+    return storage.root, ""
+
+
+def _disk_used() -> float:
+    folder = Path(_RAY_FOLDER)
+    usage = shutil.disk_usage(folder if folder.exists() else "/tmp")
+    return 1 - usage.free / usage.total
+
+
+def _gpus_driver() -> int | None:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    listed = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def _gpus_torch(worth_asking: bool) -> int | None:
+    """Importing torch takes seconds: only where there is a GPU."""
+    if not worth_asking or importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _mlflow_error(uri: str) -> str:
+    if not uri.startswith(("http://", "https://")):
+        return ""
+    import requests  # knows what to do with a user and a password in a URI
+
+    try:
+        status = requests.get(f"{uri.rstrip('/')}/health", timeout=10).status_code
+    except (OSError, ValueError) as error:
+        return shown(str(error))
+    return f"it answers {status}" if status >= 500 else ""
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(collect())))

@@ -1,0 +1,74 @@
+"""What a submitted job is packed with: its folder, less what has no business on a cluster."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysys.errors import RaysysError
+from raysys.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Patterns as in .gitignore, added to the folder's own .gitignore and .rayignore. Without a slash at
+# the end: Ray asks for a folder's name without one, and would walk through the folder.
+_HISTORY = (".git", ".hg", ".svn", ".jj")
+_ENVIRONMENTS = (".venv", "venv", ".conda", ".tox", ".nox", "node_modules")
+_CACHES = (
+    "__pycache__", "*.pyc", ".cache", ".*_cache", ".hypothesis", ".ipynb_checkpoints", ".coverage",
+    ".idea", ".vscode", ".DS_Store", "*.egg-info", "/build", "/dist",
+)  # fmt: skip
+_ARTEFACTS = (
+    ".raysys", "mlruns", "mlartifacts", "mlflow.db*", "wandb", "lightning_logs", "*.partial",
+    "core.[0-9]*",
+)  # fmt: skip
+_SECRETS = (
+    ".env*", "*.env", ".netrc", ".pgpass", ".pypirc", ".npmrc", ".aws", ".azure", ".ssh",
+    ".kube", ".docker", ".gcloud", ".ray", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx",
+    "*.ppk", "*.keytab", "id_rsa*", "id_ecdsa*", "id_ed25519*", "auth_token", "secrets",
+    "secrets.json", "secrets.toml", "secrets.y*ml", "credentials", "credentials.json",
+    "credentials.csv", "credentials.y*ml", "*service?account*.json",
+    "application_default_credentials.json",
+)  # fmt: skip
+
+
+def runtime_env(working_dir: Path, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The `runtime_env` of a job that is submitted from a folder.
+
+    Args:
+        working_dir: The folder that is packed and becomes the job's working directory.
+        env: Environment variables for the job and all of its workers. The dashboard shows them.
+
+    Raises:
+        RaysysError: No such folder, or a variable is a secret.
+    """
+    from raysys.secrets import holds_secret
+
+    if not working_dir.is_dir():
+        raise RaysysError(f"{working_dir}: no such folder. Give the one that the job lies in")
+    for name, value in (env or {}).items():
+        if holds_secret(name, value):
+            raise RaysysError(
+                f"{name} holds a secret, and the dashboard shows a job's environment: set it on "
+                "the nodes (clusters/README.md), or give the job a setting of the type "
+                "raysys.secrets.Secret as file:PATH"
+            )
+    return {
+        "working_dir": str(working_dir),
+        "excludes": excludes(working_dir),
+        "env_vars": dict(env or {}),
+    }
+
+
+def excludes(working_dir: Path) -> list[str]:
+    """Patterns, as in .gitignore, of what stays behind when a folder is packed."""
+    named = [*_HISTORY, *_ENVIRONMENTS, *_CACHES, *_ARTEFACTS, *_SECRETS]
+    # A virtual environment may have any name, and a storage root may be any folder.
+    found = [marker.parent for marker in working_dir.glob("*/pyvenv.cfg")]
+    root = Path(Storage().root)
+    if root.is_absolute() and working_dir.resolve() in root.resolve().parents:
+        found.append(working_dir / root.resolve().relative_to(working_dir.resolve()))
+    paths = [folder.relative_to(working_dir).as_posix() for folder in found]
+    return named + ["/" + re.sub(r"([*?\[\]!#\\ ])", r"\\\1", path) for path in paths]

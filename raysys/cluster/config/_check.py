@@ -1,0 +1,240 @@
+"""Whether a cluster's configuration says what it seems to say, to the last key.
+
+Ray's schema and Kubernetes let many a misspelt key pass without a word; here it is an error. So is
+what would start a cluster that is open to everybody or runs another Ray than this one.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from raysys.cluster.config._schemas import PROVIDERS, RAY_LABELS, RAY_RESOURCES
+from raysys.errors import RaysysError
+
+_VARIABLES = (
+    "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USE_TLS",
+    "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT", "RAYSYS_STORAGE",
+    "RAYSYS_GIT_COMMIT", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "POLARS_MAX_THREADS",
+)  # fmt: skip
+_DOCKER_OPTIONS = (
+    "add-host", "cap-add", "cap-drop", "cpus", "device", "env", "env-file", "gpus", "init", "ipc",
+    "label", "log-driver", "log-opt", "memory", "network", "pids-limit", "privileged", "read-only",
+    "runtime", "security-opt", "shm-size", "sysctl", "tmpfs", "ulimit", "user", "volume", "workdir",
+)  # fmt: skip
+
+
+def check_config(path: str | Path, *, crds: str | Path | None = None) -> list[str]:
+    """What is wrong in a YAML of `ray up`, or in a manifest for KubeRay.
+
+    Args:
+        path: The file.
+        crds: A folder with KubeRay's custom resource definitions, `ray.io_rayclusters.yaml` and
+            its like; needed for manifests.
+
+    Returns:
+        The problems, each with the place; none if all is well.
+
+    Raises:
+        RaysysError: The file is no YAML of either kind, or the definitions are missing.
+    """
+    import yaml
+
+    try:
+        documents = [one for one in yaml.safe_load_all(Path(path).read_text()) if one is not None]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RaysysError(f"{path} cannot be read as YAML: {error}") from error
+    if not documents or not all(isinstance(one, dict) for one in documents):
+        raise RaysysError(f"{path} has no settings: see clusters/ for files to begin with")
+    problems = []
+    for document in documents:
+        if "kind" in document or "apiVersion" in document:
+            from raysys.cluster.config._manifests import check_manifest
+
+            problems += check_manifest(document, None if crds is None else Path(crds))
+        else:
+            problems += check_launcher(document)
+    return problems
+
+
+def check_launcher(config: Mapping[str, Any]) -> list[str]:
+    """Problems of a configuration for `ray up`."""
+    provider = (config.get("provider") or {}).get("type")
+    if provider not in PROVIDERS:
+        return [f"provider.type: {provider!r} is none of {', '.join(PROVIDERS)}"]
+    if problems := [*violations(_launcher_schema(provider), config)]:
+        return problems
+    return [
+        *_as_ray_sees_it(config),
+        *_commands(config),
+        *_docker(config),
+        *_mounts(config),
+        *secrets_in(config),
+        *_policy(config, provider),
+    ]
+
+
+def violations(schema: Mapping[str, Any], value: Any) -> Iterator[str]:
+    """Where a value is not what a JSON schema allows."""
+    import jsonschema  # type: ignore[import-untyped]
+
+    for error in jsonschema.Draft7Validator(schema).iter_errors(value):
+        place = ".".join(str(part) for part in error.absolute_path)
+        if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+            known = list(error.schema.get("properties", {}))
+            for key in error.instance:
+                if key not in known:
+                    yield unknown(f"{place}.{key}".lstrip("."), str(key), known)
+        elif error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
+            yield f"{place}.{error.instance}: no such key is known here".lstrip(".")
+        else:
+            yield f"{place or 'the file'}: {error.message[:300]}"
+
+
+def unknown(place: str, key: str, known: list[str]) -> str:
+    """What to say of a key that there is not."""
+    near = get_close_matches(key, known, 1)
+    return f"{place}: no such key" + (f"; did you mean {near[0]}?" if near else "")
+
+
+@functools.cache
+def start_options() -> dict[str, str]:
+    """Ray's own list of what `ray start` takes, by name; the value is the flag."""
+    from ray.scripts.scripts import start
+
+    flags = [flag for option in start.params for flag in [*option.opts, *option.secondary_opts]]
+    return {flag.lstrip("-"): flag for flag in flags}
+
+
+def environment(name: str, value: str, place: str) -> Iterator[str]:
+    """Problems of a variable that processes of Ray get."""
+    from raysys.secrets import holds_secret
+
+    near = get_close_matches(name, _VARIABLES, 1, cutoff=0.85)
+    if name not in _VARIABLES and near:
+        yield f"{place}: {name} means nothing; did you mean {near[0]}?"
+    if value and holds_secret(name, value):
+        yield f"{place}: {name} is a secret and stands in the file; see clusters/README.md"
+    if name == "RAY_AUTH_MODE" and value != "token":
+        yield f"{place}: RAY_AUTH_MODE={value} leaves the cluster open: token"
+
+
+def secrets_in(value: Any, place: str = "") -> Iterator[str]:
+    """Places of passwords in URIs."""
+    from raysys.secrets import shown
+
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from secrets_in(one, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from secrets_in(one, f"{place}.{index}")
+    elif isinstance(value, str) and shown(value) != value:
+        yield f"{place}: a password stands in the file; see clusters/README.md"
+
+
+@functools.cache
+def _launcher_schema(provider: str) -> dict[str, Any]:
+    import ray.autoscaler
+
+    file = Path(ray.autoscaler.__file__).with_name("ray-schema.json")
+    schema = json.loads(file.read_text())
+    options, machine = PROVIDERS[provider]
+    keys = schema["properties"]
+    keys["provider"] = options
+    node = keys["available_node_types"]["patternProperties"][".*"]["properties"]
+    node |= {"node_config": machine, "labels": RAY_LABELS}
+    node["resources"] = {**RAY_RESOURCES, "additionalProperties": {"type": "integer", "minimum": 0}}
+    keys["metadata"] = {}
+    del keys["no_restart"]  # Ray's own
+    return schema
+
+
+def _as_ray_sees_it(config: Mapping[str, Any]) -> Iterator[str]:
+    """What Ray says of the file when it has filled in its defaults."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    given = copy.deepcopy(dict(config))
+    try:
+        validate_config(prepare_config(given))
+    except Exception as error:  # Ray raises what comes to hand, from KeyError to click's
+        yield f"Ray refuses it: {str(error) or repr(error)}"
+
+
+def _commands(config: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        for command in config.get(key) or []:
+            for start in re.findall(r"ray start([^;&|]*)", command):
+                for flag in re.findall(r"(?<=\s)--([A-Za-z-]+)", start):
+                    if flag not in start_options():
+                        yield unknown(f"{key}: --{flag}", flag, list(start_options()))
+            for labels in re.findall(r"--labels[= ]'?\"?([^\s'\"]*)", command):
+                pairs = dict(pair.partition("=")[::2] for pair in labels.split(","))
+                yield from (f"{key}: --labels {said}" for said in violations(RAY_LABELS, pairs))
+    for place, text in _texts(config):
+        for name, value in re.findall(r"(?m)^\s*export (\w+)=(\S*)", text):
+            yield from environment(name, value, place)
+
+
+def _docker(config: Mapping[str, Any]) -> Iterator[str]:
+    docker = config.get("docker") or {}
+    types = (config.get("available_node_types") or {}).values()
+    options = [
+        (f"docker.{key}", option)
+        for of in [docker, *(kind.get("docker") or {} for kind in types)]
+        for key in ("run_options", "head_run_options", "worker_run_options")
+        for option in of.get(key) or []
+    ]
+    for place, option in options:
+        name, _, value = (
+            option.strip().removeprefix("--").partition("=" if "=" in option.split()[0] else " ")
+        )
+        if option.startswith("--") and name not in _DOCKER_OPTIONS:
+            yield unknown(f"{place}: --{name}", name, list(_DOCKER_OPTIONS))
+        if name == "env" and "=" in value:
+            variable, _, given = value.strip().partition("=")
+            yield from environment(variable, given, place)
+
+
+def _mounts(config: Mapping[str, Any]) -> Iterator[str]:
+    """A folder that is copied to the nodes and that nothing there reads has the wrong name."""
+    texts = " ".join(text for place, text in _texts(config) if not place.startswith("file_mounts"))
+    for target in config.get("file_mounts") or {}:
+        if not re.search(rf"{re.escape(target)}(?![\w.-])", texts):
+            yield f"file_mounts.{target}: nothing in the file reads it there"
+
+
+def _policy(config: Mapping[str, Any], provider: str) -> Iterator[str]:
+    """What holds for every cluster: one Ray, a token, a head without work."""
+    import ray
+
+    texts = [text for _, text in _texts(config)]
+    for text in texts:
+        for tag in re.findall(r"rayproject/ray(?:-ml)?:([\w.-]+)", text):
+            if tag.split("-")[0] != ray.__version__:
+                yield f"the image has Ray {tag.split('-')[0]}, and this is {ray.__version__}"
+    if provider == "external":  # started by hand, see local.yaml
+        return
+    if not any("RAY_AUTH_MODE=token" in text for text in texts):
+        yield "no token is asked for: RAY_AUTH_MODE=token for all nodes"
+    starts = [text for text in config.get("head_start_ray_commands") or [] if "ray start" in text]
+    if not all("--num-cpus=0" in text for text in starts) or not starts:
+        yield "head_start_ray_commands: the head runs work: `ray start --head --num-cpus=0`"
+
+
+def _texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _texts(one, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one, place)
+    elif isinstance(value, str):
+        yield place, value

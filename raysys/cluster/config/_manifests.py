@@ -1,0 +1,182 @@
+"""Manifests for KubeRay, against its custom resource definitions, strictly."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from raysys.cluster.config._check import environment, secrets_in, start_options, unknown, violations
+from raysys.cluster.config._schemas import MAPS, METADATA, POD_MONITOR, RAY_LABELS, RAY_RESOURCES
+from raysys.errors import RaysysError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_KINDS = {
+    "RayCluster": ("ray.io_rayclusters.yaml", ()),
+    "RayJob": ("ray.io_rayjobs.yaml", ("rayClusterSpec",)),
+    "RayService": ("ray.io_rayservices.yaml", ("rayClusterConfig",)),
+}
+_RUNTIME_ENV = (
+    "working_dir", "excludes", "py_modules", "py_executable", "pip", "uv", "conda", "image_uri",
+    "env_vars", "config", "worker_process_setup_hook",
+)  # fmt: skip
+
+
+def check_manifest(manifest: Mapping[str, Any], crds: Path | None) -> list[str]:
+    """Problems of a RayCluster, RayJob, RayService or PodMonitor.
+
+    Raises:
+        RaysysError: It is of another kind, or the definitions are missing.
+    """
+    kind, version = manifest.get("kind"), manifest.get("apiVersion")
+    if kind == "PodMonitor":
+        found = [*violations(POD_MONITOR, manifest)]
+        wanted = "monitoring.coreos.com/v1"
+        return found + ([] if version == wanted else [f"apiVersion: {version!r} is not {wanted}"])
+    if kind not in _KINDS:
+        known = [*_KINDS, "PodMonitor"]
+        return [unknown(f"kind: {kind}", str(kind), known)]
+    file, path = _KINDS[kind]
+    if crds is None or not (crds / file).is_file():
+        raise RaysysError(
+            f"a {kind} is checked against KubeRay's {file}: give the folder that has it, or ask "
+            "the cluster itself: kubectl apply --dry-run=server --validate=strict -f FILE"
+        )
+    if problems := [*violations(_schema(crds / file, str(version)), manifest)]:
+        return problems
+    spec = manifest["spec"]
+    cluster = functools.reduce(lambda value, key: value[key], path, spec)
+    return [
+        *_cluster(cluster, ".".join(["spec", *path])),
+        *_serve(spec.get("serveConfigV2")),
+        *_runtime_env(spec.get("runtimeEnvYAML"), "spec.runtimeEnvYAML"),
+        *secrets_in(manifest),
+    ]
+
+
+@functools.cache
+def _schema(file: Path, version: str) -> dict[str, Any]:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    definition = yaml.load(file.read_text(), Loader=loader)["spec"]
+    wanted = {f"{definition['group']}/{one['name']}": one for one in definition["versions"]}
+    if version not in wanted:
+        return {"properties": {"apiVersion": {"enum": list(wanted)}}, "required": ["apiVersion"]}
+    schema = strict(wanted[version]["schema"]["openAPIV3Schema"])
+    schema["properties"] |= {"metadata": METADATA, "kind": {"const": definition["names"]["kind"]}}
+    schema["required"] = ["apiVersion", "kind", "metadata", "spec"]
+    del schema["properties"]["status"]
+    return schema
+
+
+def strict(schema: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """A definition of Kubernetes as a JSON schema that refuses keys that it does not name."""
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    new = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes")}
+    if "items" in new:
+        new["items"] = strict(new["items"])
+    if "properties" in new:
+        new["properties"] = {key: strict(one, key) for key, one in new["properties"].items()}
+        new.setdefault("additionalProperties", False)
+        keys = new["properties"]
+        if "rayStartParams" in keys:  # of a group of nodes
+            keys["rayStartParams"] = {
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+                "propertyNames": {"enum": sorted(start_options())},
+            }
+            keys["labels"] = RAY_LABELS
+            keys["resources"] = RAY_RESOURCES
+    elif isinstance(new.get("additionalProperties"), Mapping):
+        new["additionalProperties"] = strict(new["additionalProperties"])
+        if name in MAPS:
+            new = {**MAPS[name], "additionalProperties": new["additionalProperties"]}
+    return new
+
+
+def _cluster(spec: Mapping[str, Any], place: str) -> Iterator[str]:
+    """What the definitions cannot say: one Ray, a token, a head without work, labels that count."""
+    import ray
+
+    if spec.get("rayVersion") != ray.__version__:
+        yield f"{place}.rayVersion: {spec.get('rayVersion')}, and this is {ray.__version__}"
+    if (spec.get("authOptions") or {}).get("mode") != "token":
+        yield f"{place}.authOptions: no token is asked for: {{mode: token}}"
+    head = spec["headGroupSpec"]
+    offered = [(head.get("rayStartParams") or {}).get("num-cpus"),
+               (head.get("resources") or {}).get("CPU")]  # fmt: skip
+    if "0" not in offered:
+        yield f'{place}.headGroupSpec: the head runs work: rayStartParams: {{num-cpus: "0"}}'
+    groups = spec.get("workerGroupSpecs") or []
+    autoscaler = (spec.get("autoscalerOptions") or {}).get("version")
+    if any("labels" in group for group in groups) and autoscaler != "v2":
+        yield f"{place}.autoscalerOptions.version: only v2 knows labels"
+    for group in [head, *groups]:
+        name = group.get("groupName", "head")
+        for container in group["template"]["spec"]["containers"]:
+            image = str(container.get("image"))
+            if ray.__version__ not in image.rpartition(":")[2]:
+                yield f"{place}, {name}: the tag of {image} does not name Ray {ray.__version__}"
+            for one in container.get("env") or []:
+                where = f"{place}, {name}, env"
+                yield from environment(one["name"], str(one.get("value", "")), where)
+
+
+def _serve(text: str | None) -> Iterator[str]:
+    """Serve's own models take any key."""
+    import yaml
+    from ray.serve.schema import ServeDeploySchema
+
+    if text is None:
+        return
+    place = "spec.serveConfigV2"
+    try:
+        config = yaml.safe_load(text)
+        ServeDeploySchema.model_validate(config)
+    except (yaml.YAMLError, ValueError) as error:
+        yield f"{place}: {error}"
+        return
+    yield from _fields(ServeDeploySchema, config, place)
+
+
+def _fields(model: Any, value: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Keys that a pydantic model does not have, in it and in the models of its lists."""
+    from typing import get_args
+
+    from pydantic import BaseModel
+
+    known = list(model.model_fields)
+    for key, one in value.items():
+        if key not in known:
+            yield unknown(f"{place}.{key}", key, known)
+            continue
+        if key == "runtime_env":
+            yield from _runtime_env(one, f"{place}.{key}")
+        kinds = [model.model_fields[key].annotation]
+        while kinds:
+            kind = kinds.pop()
+            kinds += get_args(kind)
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                for each in one if isinstance(one, list) else [one]:
+                    if isinstance(each, Mapping):
+                        yield from _fields(kind, each, f"{place}.{key}")
+
+
+def _runtime_env(given: str | Mapping[str, Any] | None, place: str) -> Iterator[str]:
+    """Ray takes any key there."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(given) if isinstance(given, str) else given
+    except yaml.YAMLError as error:
+        yield f"{place}: {error}"
+        return
+    for key in value or {}:
+        if key not in _RUNTIME_ENV:
+            yield unknown(f"{place}.{key}", key, list(_RUNTIME_ENV))
+    for name, text in ((value or {}).get("env_vars") or {}).items():
+        yield from environment(name, str(text), place)

@@ -1,0 +1,61 @@
+"""Changes of rows within a block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raysys.data._lazy_plan import collect, lazy
+from raysys.data._shuffle import concat
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import polars as pl
+    import pyarrow as pa
+
+
+def select(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
+    """These columns, in this order."""
+    return frame.select(columns)
+
+
+def rename(frame: pl.LazyFrame, names: Mapping[str, str]) -> pl.LazyFrame:
+    """Other names for some columns."""
+    return frame.rename(dict(names))
+
+
+def filter_rows(frame: pl.LazyFrame, predicate: pl.Expr) -> pl.LazyFrame:
+    """Rows for which the predicate is true."""
+    return frame.filter(predicate)
+
+
+def with_columns(frame: pl.LazyFrame, columns: Mapping[str, Any]) -> pl.LazyFrame:
+    """Added or replaced columns."""
+    return frame.with_columns(**columns)
+
+
+def distinct(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
+    """The first of equal rows."""
+    return frame.unique(list(columns), keep="first", maintain_order=True)
+
+
+def distinct_rows(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The first of equal rows of a part."""
+    return collect(distinct(lazy(rows), columns), "distinct")
+
+
+def slices(ranges: Sequence[tuple[int, int]], *blocks: pa.Table) -> pa.Table:
+    """A range of rows of each block, after one another."""
+    return concat(*[b.slice(a, z - a) for b, (a, z) in zip(blocks, ranges, strict=True)])
+
+
+def as_dicts(block: pa.Table) -> list[dict[str, Any]]:
+    """Rows as plain values."""
+    return block.to_pylist()
+
+
+def number(block: pa.Table, column: str, first: int) -> pa.Table:
+    """With the row's number, from `first` on."""
+    import numpy as np
+
+    return block.append_column(column, [np.arange(first, first + len(block))])

@@ -1,0 +1,1 @@
+"""Checks for information that leaks into training data."""

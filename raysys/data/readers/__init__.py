@@ -1,0 +1,1 @@
+"""Readers of CSV, JSON lines, Parquet and Arrow files."""

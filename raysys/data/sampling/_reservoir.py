@@ -1,0 +1,62 @@
+"""Samples of streams."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysys.data.sampling._sample import NEVER, random_key
+from raysys.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pyarrow as pa
+
+
+def reservoir_sample(
+    batches: Iterable[Any], rows: int, *, weights: str | None = None, seed: int = 0
+) -> pa.Table:
+    """Draw rows of a stream of unknown length, in one pass and the memory of a few samples.
+
+    The rows are those that `sample` would draw of all batches as one table, in their order; all
+    of them if there are fewer.
+
+    Args:
+        batches: Arrow tables or record batches of one schema.
+        rows: How many to draw, from 1 on.
+        weights: As for `sample`.
+        seed: As for `sample`.
+
+    Raises:
+        DataError: Nothing came, or weights that are none.
+    """
+    import pyarrow as pa
+
+    if rows < 1:
+        raise DataError(f"rows={rows}: a reservoir holds at least 1 row")
+    key, first = random_key(seed, weights), 0
+    held: pa.Table | None = None
+    keys, limit = np.zeros(0, np.uint64), np.uint64(NEVER if weights else 2**64 - 1)
+    for batch in batches:
+        block = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
+        drawn = key(block, first)
+        first += len(block)
+        # Rows stay in the order in which they came: of equal keys, the earlier row has stayed.
+        close = drawn < limit
+        kept = block.filter(pa.array(close))
+        held = kept if held is None else pa.concat_tables([held, kept])
+        keys = np.concatenate([keys, drawn[close]])
+        if len(keys) >= 2 * rows:
+            keys, held = _smallest(keys, held, rows)
+            limit = keys.max()
+    if held is None:
+        raise DataError("the stream ended before its first batch: a sample needs a schema at least")
+    return _smallest(keys, held, rows)[1].combine_chunks()
+
+
+def _smallest(keys: np.ndarray, rows: Any, count: int) -> tuple[np.ndarray, Any]:
+    """The rows with the smallest keys, in their order."""
+    chosen = np.sort(np.argsort(keys, kind="stable")[:count])
+    return keys[chosen], rows.take(chosen)

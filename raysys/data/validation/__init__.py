@@ -1,0 +1,1 @@
+"""Schemas, validation rules and quarantine."""

@@ -1,0 +1,229 @@
+"""A schema that a table satisfies, to be edited and to guard the next one of its kind."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from raysys.data.readers._column_types import MALFORMED
+from raysys.data.validation._column_statistics import order_statistics, statistics
+from raysys.data.validation._row_rules import as_time, polars_column, to_arrow
+from raysys.data.validation._schema import RESERVED, Column, Distribution, Rows, Schema
+from raysys.data.validation._uniqueness import find_suspects
+from raysys.data.validation._value_types import is_temporal, polars_type, read_values
+from raysys.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pyarrow as pa
+
+    from raysys.data._table import Table
+
+# What a text column is taken for: the first of these as which all its values read.
+_GUESSES = ("int64", "float64", "bool", "date", "timestamp[us]", "timestamp[us, UTC]")
+_MOST_ALLOWED = 20  # distinct texts of a column that get a list
+_FEWEST_EACH = 10  # rows for each of them
+_FEWEST = 100  # rows from which keys and distributions are inferred
+_MARGIN = 0.1  # of the range, by which it is widened on each side
+_NULL_MARGIN = 0.05  # by which the share of missing values may change
+
+
+def infer(table: Table, name: str) -> Schema:
+    """Infer a schema that the table itself satisfies.
+
+    - Types are the table's; columns of `read(path, raw=True)` get the first of int64, float64,
+      bool, date and timestamp as which all their values read, else string. Texts with leading
+      zeros are no numbers. Columns of other types (lists, structs, bytes) are left out.
+    - A column is nullable if a value is missing.
+    - Numbers get their range, widened by a tenth of it on each side, but not below zero if none
+      is; dates and times their first day, and no last one.
+    - Texts of up to 20 distinct values, with ten rows for each, get the list of them.
+    - A column without missing and repeated values, and not of floats, is unique; numbers that are
+      so get no range but its sign.
+    - The median of numbers that differ may move between the quartiles of this table, the share of
+      missing values by 0.05, and the number of rows down to half.
+
+    Unique columns and the last of these are inferred from 100 rows on.
+
+    Args:
+        table: Rows that are as they should be.
+        name: The schema's.
+
+    Raises:
+        DataError: No column has a type that a schema knows.
+    """
+    types = _types(table)
+    if not types:
+        raise DataError(f"no column of {table.schema.names[:20]} has a type that a schema knows")
+    typed = table.map_blocks(_typed, types, name="infer_read")
+    stats, many = statistics(typed, list(types)), typed.rows >= _FEWEST
+    texts = _allowed(typed, [column for column, kind in types.items() if kind == "string"])
+    keys = _keys(typed, types, stats) if many else set()
+    ranges = [
+        column
+        for column, kind in types.items()
+        if column not in keys and _is_number(kind) and stats[column]["min"] != stats[column]["max"]
+    ]
+    quartiles = _quartiles(typed, stats, ranges) if many else {}
+    columns, distributions = {}, {}
+    for column, kind in types.items():
+        found = stats[column]
+        low, high = _range(found, kind, column in keys)
+        columns[column] = Column(
+            type=kind, nullable=found["nulls"] > 0, min=low, max=high, allowed=texts.get(column)
+        )
+        bounds: dict[str, Any] = {}
+        if column in quartiles:
+            bounds["median"] = quartiles[column]
+        if many and found["nulls"]:
+            share = found["null_share"]
+            low, high = max(0.0, share - _NULL_MARGIN), min(1.0, share + _NULL_MARGIN)
+            bounds["null_share"] = [math.floor(low * 1e3) / 1e3, math.ceil(high * 1e3) / 1e3]
+        if bounds:
+            distributions[column] = Distribution(**bounds)
+    return Schema(
+        name=name,
+        columns=columns,
+        unique=[[column] for column in types if column in keys],
+        distributions=distributions,
+        rows=Rows(min=typed.rows // 2) if many else Rows(),
+    )
+
+
+def _types(table: Table) -> dict[str, str]:
+    """The schema's type of each column that has one."""
+    import pyarrow as pa
+
+    fields = [field for field in table.schema if field.name not in RESERVED]
+    found = {field.name: name for field in fields if (name := type_name(field.type))}
+    if MALFORMED in table.schema.names:
+        texts = [field.name for field in fields if pa.types.is_large_string(field.type)]
+        parts = table.gather(guesses, texts, name="infer_types")
+        for name in texts:
+            fits = [kind for kind in _GUESSES if all(kind in part[name] for part in parts)]
+            # A column without any value reads as everything.
+            found[name] = fits[0] if fits and len(fits) < len(_GUESSES) else "string"
+    return found
+
+
+def type_name(kind: pa.DataType) -> str | None:
+    """A schema's type for an Arrow type, if there is one."""
+    import pyarrow as pa
+
+    t = pa.types
+    if t.is_dictionary(kind):
+        kind = kind.value_type
+    if t.is_null(kind) or t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind):
+        return "string"
+    if t.is_date(kind):
+        return "date"
+    if t.is_timestamp(kind):
+        unit = "ms" if kind.unit == "s" else kind.unit
+        return f"timestamp[{unit}, {kind.tz}]" if kind.tz else f"timestamp[{unit}]"
+    names = {pa.float32(): "float32", pa.float64(): "float64"}
+    if t.is_integer(kind) or t.is_boolean(kind):
+        return str(kind)
+    return names.get(kind)
+
+
+def guesses(block: pa.Table, columns: Sequence[str]) -> dict[str, set[str]]:
+    """As which types all values of each text column read."""
+    found = {}
+    for name in columns:
+        values = polars_column(block, name).drop_nulls()
+        found[name] = {
+            kind
+            for kind in _GUESSES
+            # A few first: most types are out at once.
+            if all(
+                read_values(part, polars_type(kind))[1] is None for part in (values[:20], values)
+            )
+        }
+        if values.str.contains(r"^[+-]?0\d").any():
+            found[name] -= {"int64", "float64"}
+    return found
+
+
+def _typed(block: pa.Table, types: Mapping[str, str]) -> pa.Table:
+    """The rows that are records, in these types."""
+    import polars as pl
+
+    if MALFORMED in block.column_names:
+        block = block.filter(block[MALFORMED].is_null())
+    columns = [read_values(polars_column(block, n), polars_type(t))[0] for n, t in types.items()]
+    return to_arrow(pl.DataFrame(columns))
+
+
+def _allowed(typed: Table, columns: Sequence[str]) -> dict[str, list[str]]:
+    """The values of text columns that have few."""
+    parts, found = typed.gather(_few, list(columns), name="infer_values"), {}
+    for name in columns:
+        if any(part[name] is None for part in parts):
+            continue
+        values = sorted(set().union(*(part[name] for part in parts)))
+        rows = max(1, len(values)) * _FEWEST_EACH
+        if values and len(values) <= _MOST_ALLOWED and typed.rows >= rows:
+            found[name] = values
+    return found
+
+
+def _few(block: pa.Table, columns: Sequence[str]) -> dict[str, list[str] | None]:
+    distinct = {name: polars_column(block, name).drop_nulls().unique() for name in columns}
+    return {
+        name: values.to_list() if len(values) <= _MOST_ALLOWED else None
+        for name, values in distinct.items()
+    }
+
+
+def _keys(typed: Table, types: Mapping[str, str], stats: Mapping[str, Any]) -> set[str]:
+    """Columns without missing and repeated values."""
+    named = [
+        name
+        for name, kind in types.items()
+        if not stats[name]["nulls"] and not kind.startswith("float") and kind != "bool"
+    ]
+    parts = typed.gather(_all_distinct, named, name="infer_keys")
+    named = [name for name in named if all(part[name] for part in parts)]
+    return {name for name in named if not find_suspects(typed, [[name]])[2].any()}
+
+
+def _all_distinct(block: pa.Table, columns: Sequence[str]) -> dict[str, bool]:
+    return {name: not polars_column(block, name).is_duplicated().any() for name in columns}
+
+
+def _quartiles(
+    typed: Table, stats: Mapping[str, Any], columns: Sequence[str]
+) -> dict[str, list[Any]]:
+    ranks = {}
+    for name in columns:
+        if count := stats[name]["rows"] - stats[name]["nulls"]:
+            ranks[name] = [(count - 1) // 4, count - 1 - (count - 1) // 4]
+    return {name: list(pair) for name, pair in order_statistics(typed, ranks).items()}
+
+
+def _range(found: Mapping[str, Any], kind: str, is_key: bool) -> tuple[Any, Any]:
+    """Bounds of a column's values."""
+    low, high = found["min"], found["max"]
+    if low is None or not (_is_number(kind) or is_temporal(kind)):
+        return None, None
+    if is_temporal(kind):
+        first = as_time(low, polars_type(kind))
+        return (first if kind == "date" else first.date()), None
+    zero = 0 if low >= 0 else None
+    span = high - low
+    if is_key or not 0 < span < math.inf:
+        return zero, None
+    if not kind.startswith("float"):
+        margin = math.ceil(span * _MARGIN)
+        low, high = int(low) - margin, int(high) + margin
+    else:
+        step = 10.0 ** math.floor(math.log10(span / 100))
+        digits = max(0, -math.floor(math.log10(step)))
+        low = round(math.floor((low - span * _MARGIN) / step) * step, digits)
+        high = round(math.ceil((high + span * _MARGIN) / step) * step, digits)
+    return (low if zero is None else max(zero, low)), high
+
+
+def _is_number(kind: str) -> bool:
+    return kind.startswith(("int", "uint", "float"))

@@ -1,0 +1,23 @@
+"""Names, headers and paths that the gateway and the replicas agree on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+GATEWAY_NAMESPACE = "raysys"
+GATEWAY_NAME = "raysys-gateway"
+TOKEN_HEADER = b"x-raysys-token"
+APP_HEADER = "x-raysys-app"
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+ALIVE_PATH = "/-/alive"
+JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
+
+
+def server_metadata() -> dict[str, Any]:
+    """The Open Inference Protocol's description of this server, for `GET /v2`."""
+    return {
+        "name": "raysys",
+        "version": importlib.metadata.version("raysys"),
+        "extensions": ["binary_tensor_data"],
+    }

@@ -1,0 +1,189 @@
+"""Types of the columns that enter a graph and run along its edges."""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raysys.errors import DataError, GraphError
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Columns = dict[str, Any]
+"""Values by name, each of n rows: NumPy arrays `(n, ...)`, or lists of n."""
+
+_TEXT = "str"
+_DTYPES = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "float16", "float32", "float64", _TEXT,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Array:
+    """The type of a column: a NumPy array `(n, *shape)`, n being the rows of a batch.
+
+    Stands in the inputs of a graph, and in annotations of its nodes:
+    `Annotated[np.ndarray, Array("float32", (64,))]`.
+
+    Attributes:
+        dtype: NumPy's name of it, or "str" for Python strings in an object array.
+        shape: Of one row; None is any length. The empty shape is a single value.
+    """
+
+    dtype: str = "float32"
+    shape: tuple[int | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise GraphError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
+
+    def __str__(self) -> str:
+        sides = ", ".join("any" if side is None else str(side) for side in (*self.shape,))
+        return f"{self.dtype}[n{', ' + sides if sides else ''}]"
+
+    @property
+    def numpy(self) -> np.dtype:
+        """The dtype of the arrays."""
+        return np.dtype(object if self.dtype == _TEXT else self.dtype)
+
+    def fits(self, other: Array) -> bool:
+        """Whether a value of this type can be taken for one of the other."""
+        return (
+            self.dtype == other.dtype
+            and len(self.shape) == len(other.shape)
+            and all(a == b or None in (a, b) for a, b in zip(self.shape, other.shape, strict=True))
+        )
+
+    def zeros(self, rows: int) -> np.ndarray:
+        """An example; sides of any length are 1."""
+        shape = (rows, *(1 if side is None else side for side in self.shape))
+        return np.full(shape, "" if self.dtype == _TEXT else 0, self.numpy)
+
+    def check(self, name: str, values: Any) -> np.ndarray:
+        """The values as a C-contiguous array of this type.
+
+        Integers become floats and narrow types wide ones; nothing is rounded or cut.
+
+        Raises:
+            DataError: They do not fit; the message names the column.
+        """
+        try:
+            array = np.asarray(values, dtype=object if self.dtype == _TEXT else None)
+        except ValueError as error:
+            raise DataError(f"{name}: rows of unequal length ({error})") from error
+        want = ("n", *("any" if side is None else side for side in self.shape))
+        if array.ndim != len(want) or any(
+            side is not None and side != given
+            for side, given in zip(self.shape, array.shape[1:], strict=True)
+        ):
+            raise DataError(f"{name}: expected shape {want}, given {array.shape}")
+        if self.dtype == _TEXT:
+            if not all(isinstance(value, str) for value in array.flat):
+                raise DataError(f"{name}: expected strings")
+            return array
+        integers = array.dtype.kind in "iu" and self.numpy.kind in "iuf"
+        if not integers and not np.can_cast(array.dtype, self.numpy, "same_kind"):
+            raise DataError(f"{name}: expected {self.dtype}, given {array.dtype}")
+        if array.dtype.kind in "iu" and self.numpy.kind in "iu" and array.size:
+            limits = np.iinfo(self.numpy)
+            if int(array.min()) < limits.min or int(array.max()) > limits.max:
+                raise DataError(f"{name}: values beyond the range of {self.dtype}")
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(array, self.numpy)
+        if self.numpy.kind == "f" and not np.isfinite(array).all():
+            raise DataError(f"{name}: values that are not finite numbers in {self.dtype}")
+        return array
+
+    def field(self) -> tuple[Any, Any]:
+        """The type of one row in JSON, as pydantic takes it: annotation and Field."""
+        from pydantic import BeforeValidator, Field
+
+        kind = self.numpy.kind
+        scalar: Any = {"b": bool, "f": float, "O": str}.get(kind, int)
+        bounds: dict[str, Any] = {}
+        if kind in "iu":
+            limits = np.iinfo(self.numpy)
+            bounds |= {"ge": int(limits.min), "le": int(limits.max)}
+        elif kind == "f":
+            most = float(str(np.finfo(self.numpy).max))  # as JSON prints it, so that it comes back
+            bounds |= {"ge": -most, "le": most, "allow_inf_nan": False}
+        annotation: Any = typing.Annotated[scalar, Field(**bounds)]
+        if kind in "iu":  # JSON has no integers of its own: 1.0 is one by its schema
+            annotation = typing.Annotated[annotation, BeforeValidator(_integral)]
+        for side in reversed(self.shape):
+            length = {} if side is None else {"min_length": side, "max_length": side}
+            rows = types.GenericAlias(list, (annotation,))
+            annotation = typing.Annotated[rows, Field(**length)]  # type: ignore[call-overload]
+        return annotation, ...
+
+
+def _integral(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_SCALARS = {int: "int64", float: "float64", bool: "bool", str: _TEXT}
+
+
+def of_annotation(annotation: Any) -> Array | None:
+    """The Array that an annotation carries, if it does."""
+    return next((m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, Array)), None)
+
+
+def of_field(name: str, annotation: Any) -> Array:
+    """The type of the column that a field of a request model becomes.
+
+    Raises:
+        GraphError: It has no such type.
+    """
+    shape: list[int | None] = []
+    while typing.get_origin(annotation) is list:
+        shape.append(None)
+        (annotation,) = typing.get_args(annotation)
+    if annotation not in _SCALARS:
+        raise GraphError(
+            f"field {name!r} of the request is {annotation}: use int, float, bool, str or lists of "
+            "them"
+        )
+    return Array(_SCALARS[annotation], tuple(shape))
+
+
+def mismatch(given: Any, wanted: Any) -> str | None:
+    """Why an edge does not fit, by the annotations at its ends; None if it does or is untyped."""
+    given_array, wanted_array = of_annotation(given), of_annotation(wanted)
+    if given_array and wanted_array:
+        fits = given_array.fits(wanted_array)
+        return None if fits else f"{given_array}, but {wanted_array} is wanted"
+    given, wanted = _class_of(given), _class_of(wanted)
+    try:
+        if given is None or wanted is None or issubclass(given, wanted):
+            return None
+    except TypeError:  # typed dicts and protocols know no instances
+        return None
+    return f"{given.__name__}, but {wanted.__name__} is wanted"
+
+
+def _class_of(annotation: Any) -> type | None:
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    if isinstance(annotation, types.UnionType):
+        return None
+    origin = typing.get_origin(annotation) or annotation
+    return origin if isinstance(origin, type) and origin is not Any else None
+
+
+def rows_of(columns: Mapping[str, Any]) -> int:
+    """The number of rows, the same in every column.
+
+    Raises:
+        DataError: Columns of unequal length, or none at all.
+    """
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"columns must have one number of rows, given {lengths}")
+    return next(iter(lengths.values()))

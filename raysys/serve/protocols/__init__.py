@@ -1,0 +1,1 @@
+"""Wire protocols of an application: JSON, Arrow, Open Inference Protocol v2, OpenAPI."""

@@ -1,0 +1,321 @@
+"""Bulk bodies: columns as streams of Arrow's IPC format, and Arrow tables.
+
+pyarrow reads what a client sent without copying, which is safe only after checks that it leaves to
+the caller: full validation, a limit on what compressed buffers expand to, and no extension types,
+whose Python classes may unpickle what the stream brings. The last two must happen before pyarrow
+makes anything of a message, so its flatbuffer is looked into here (layout: Message.fbs and
+Schema.fbs of Apache Arrow).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import reprlib
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysys.errors import DataError, GraphError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from raysys.serve._column_types import Array
+
+MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+
+_EXTENSION_KEY, _TENSOR = b"ARROW:extension:name", b"arrow.fixed_shape_tensor"
+_LISTS = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+_TEXTS = (pa.types.is_string, pa.types.is_large_string)
+_NUMBERS = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
+# What pyarrow, and reading a forged flatbuffer, raise.
+_MALFORMED = (pa.ArrowException, OSError, ValueError, struct.error)
+
+
+def decode(
+    body: bytes, inputs: Mapping[str, Array], max_bytes: int = 1 << 30
+) -> dict[str, np.ndarray]:
+    """Read columns from an Arrow IPC stream, as views of the body where the types allow.
+
+    Args:
+        body: The stream; its buffers may be compressed.
+        inputs: Types of the columns; all must be in the stream, and no others.
+        max_bytes: What compressed buffers may expand to, all together.
+
+    Returns:
+        Arrays `(n, ...)` by name, n being 1 at least; not to be written to.
+
+    Raises:
+        DataError: The body is malformed or does not fit the inputs.
+    """
+    if body.startswith(b"ARROW1"):
+        raise DataError(
+            "the body is a file of Arrow's IPC format: send a stream (pa.ipc.new_stream)"
+        )
+    try:
+        size = len(body) + _scan(body, max_bytes)
+        # Else a stream out of step would make arrays that NumPy wrongly takes for aligned.
+        options = pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.DataTypeSpecific)
+        table = pa.ipc.open_stream(pa.py_buffer(body), options=options).read_all()
+        table.validate(full=True)
+    except _MALFORMED as error:
+        raise DataError(f"the body is no valid Arrow IPC stream: {error}") from error
+    columns = from_table(table, inputs)
+    if not table.num_rows:
+        raise DataError("the body has no rows: send one at least")
+    for name, values in columns.items():
+        # An element takes a bit at least, and so must a row without any: it costs memory later.
+        if math.prod(itertools.takewhile(bool, values.shape)) > 8 * size:
+            raise DataError(f"{name}: shape {values.shape} is more than {size} bytes hold")
+    return columns
+
+
+def from_table(table: pa.Table, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """The columns of a table as arrays, without copying numbers that lie in one chunk.
+
+    A column of single values is of numbers, bool or strings, also dictionary-encoded. One with a
+    shape is a FixedSizeList (nested for more sides), a tensor of fixed shape (Arrow's or Ray's),
+    or a List of which all have one length.
+
+    Args:
+        table: Of a trusted source, or validated in full.
+        inputs: Types of the columns; all must be in the table, and no others.
+
+    Raises:
+        DataError: The table does not fit the inputs, or has nulls.
+    """
+    names = table.column_names
+    if len(set(names)) != len(names) or set(names) != set(inputs):
+        given = reprlib.repr(sorted(names))
+        raise DataError(f"columns must be {sorted(inputs)}, each once, given {given}")
+    columns = {}
+    for name, array in inputs.items():
+        column = table.column(name)
+        _check_type(name, column.type, array)
+        try:
+            values = _from_chunks(name, column, array) if len(column) else array.zeros(0)
+            columns[name] = array.check(name, values)
+        except (pa.ArrowException, ValueError) as error:
+            raise DataError(f"{name}: {column.type} does not become {array}: {error}") from error
+    return columns
+
+
+def encode(columns: Mapping[str, Any] | list[dict[str, Any]]) -> bytes:
+    """Columns, or rows, as an Arrow IPC stream of one record batch; see `to_table`."""
+    batch = _batch(columns)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def to_table(columns: Mapping[str, Any] | list[dict[str, Any]]) -> pa.Table:
+    """Columns, or rows, as a table of one chunk.
+
+    Args:
+        columns: Arrays `(n, ...)` or lists of n by name; an array with more than one side becomes
+            a FixedSizeList, a list of dicts a struct. Or a list of dicts: rows, whose keys are
+            the columns; a key that a row lacks is null there.
+
+    Raises:
+        GraphError: Arrow has no type for the values, or the columns differ in length.
+    """
+    return pa.Table.from_batches([_batch(columns)])
+
+
+def _check_type(name: str, kind: pa.DataType, array: Array) -> None:
+    leaf = kind.value_type if pa.types.is_dictionary(kind) else kind
+    while not pa.types.is_primitive(leaf):
+        if isinstance(leaf, pa.BaseExtensionType) and getattr(leaf, "shape", None) is not None:
+            leaf = leaf.storage_type
+        elif any(is_kind(leaf) for is_kind in _LISTS):
+            leaf = leaf.value_type
+        else:
+            break
+    if not any(is_kind(leaf) for is_kind in (_TEXTS if array.dtype == "str" else _NUMBERS)):
+        given = str(kind)
+        given = given if len(given) < 100 else f"{given[:100]}..."
+        raise DataError(f"{name}: expected {array}, given Arrow's {given}: cast it")
+
+
+def _from_chunks(name: str, column: pa.ChunkedArray, array: Array) -> np.ndarray:
+    if pa.types.is_dictionary(column.type):
+        return _from_dictionaries(name, column, array)
+    one = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return _from_arrow(name, one, array)
+
+
+def _from_arrow(name: str, column: pa.Array, array: Array) -> np.ndarray:
+    kind, rows = column.type, len(column)
+    if column.null_count:
+        raise DataError(f"{name}: {column.null_count} nulls: fill them or drop their rows")
+    if isinstance(kind, pa.BaseExtensionType):
+        order = getattr(kind, "permutation", None) or range(len(kind.shape))
+        if list(order) != sorted(order):
+            raise DataError(f"{name}: a tensor with permuted sides; store it in row-major order")
+        return _from_arrow(name, column.storage, array).reshape(rows, *kind.shape)
+    if pa.types.is_fixed_size_list(kind):
+        inner = _from_arrow(name, column.flatten(), array)
+        return inner.reshape(rows, kind.list_size, *inner.shape[1:])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = np.diff(column.offsets.to_numpy())
+        side = int(lengths[0]) if rows else 0
+        if (lengths != side).any():
+            raise DataError(
+                f"{name}: lists of {lengths.min()} to {lengths.max()} values: all must have one "
+                "length in a request"
+            )
+        inner = _from_arrow(name, column.flatten(), array)
+        return inner.reshape(rows, side, *inner.shape[1:])
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _from_dictionaries(name: str, column: pa.ChunkedArray, array: Array) -> np.ndarray:
+    # One string object for each entry, however often rows or batches refer to it.
+    entries: dict[tuple[int, ...], np.ndarray] = {}
+    parts = []
+    for chunk in column.chunks:
+        if chunk.null_count:
+            raise DataError(f"{name}: {chunk.null_count} nulls: fill them or drop their rows")
+        words = chunk.dictionary
+        addresses = (buffer.address if buffer else 0 for buffer in words.buffers())
+        key = (*addresses, words.offset, len(words))
+        if key not in entries:
+            entries[key] = _from_arrow(name, words, array)
+        parts.append(entries[key][chunk.indices.to_numpy()])
+    return np.concatenate(parts)
+
+
+def _batch(columns: Mapping[str, Any] | list[dict[str, Any]]) -> pa.RecordBatch:
+    if isinstance(columns, list):
+        names = dict.fromkeys(name for row in columns for name in row)
+        columns = {name: [row.get(name) for row in columns] for name in names}
+    arrays = [_to_arrow(name, values) for name, values in columns.items()]
+    if len({len(array) for array in arrays}) > 1:
+        lengths = dict(zip(columns, map(len, arrays), strict=True))
+        raise GraphError(f"outputs must have one number of rows, given {lengths}")
+    return pa.RecordBatch.from_arrays(arrays, list(columns))
+
+
+def _to_arrow(name: str, values: np.ndarray | list) -> pa.Array:
+    try:
+        if not isinstance(values, np.ndarray):
+            return pa.array(values)
+        if values.dtype.kind in "OUT":
+            leaf = pa.array(values.ravel().tolist())
+        else:
+            leaf = pa.array(np.ascontiguousarray(values, values.dtype.newbyteorder("=")).ravel())
+        sides = values.shape[1:]
+        if 0 in sides:  # from_arrays refuses such lists
+            kind = leaf.type
+            for side in reversed(sides):
+                kind = pa.list_(kind, side)
+            return pa.array(values.tolist(), kind)
+        for side in reversed(sides):
+            leaf = pa.FixedSizeListArray.from_arrays(leaf, side)
+        return leaf
+    except pa.ArrowException as error:
+        raise GraphError(f"output {name!r}: Arrow has no type for it ({error})") from error
+
+
+def _scan(body: bytes, max_bytes: int) -> int:
+    """Check the messages before they are read; the bytes that compressed buffers expand to."""
+    source = pa.BufferReader(body)
+    reader = pa.ipc.MessageReader.open_stream(source)
+    expanded = 0
+    while True:
+        try:
+            message = reader.read_next_message()
+        except StopIteration:
+            break
+        # pyarrow has verified the flatbuffer, so that its offsets stay inside and run in no circle.
+        metadata = _Flatbuffer(message.metadata.to_pybytes())
+        root = metadata.target(0)
+        header = metadata.slot(root, 2)
+        if header is None:
+            raise ValueError("a message without a header")
+        header = metadata.target(header)
+        if message.type == "schema":
+            for field in metadata.tables(header, 1):
+                _check_extension(metadata, field)
+            continue
+        if message.type == "dictionary":
+            data, delta = metadata.slot(header, 1), metadata.slot(header, 2)
+            # Each batch after a delta keeps its own copy of the dictionary so far.
+            if data is None or delta is not None:
+                raise ValueError("a dictionary in parts (delta); send it whole")
+            header = metadata.target(data)
+        if message.metadata_version != pa.MetadataVersion.V5 and metadata.slot(root, 4) is not None:
+            raise ValueError("metadata of a version before 1.0 that may hide compression")
+        if metadata.slot(header, 3) is not None:
+            expanded += sum(_expanded(metadata, header, memoryview(message.body)))
+        if expanded > max_bytes:
+            raise ValueError(f"it expands to more than {max_bytes} bytes; send it in parts")
+    if source.tell() != len(body):
+        raise ValueError(f"{len(body) - source.tell()} bytes follow its end")
+    return expanded
+
+
+def _check_extension(metadata: _Flatbuffer, field: int | None) -> None:
+    while field is not None:
+        for pair in metadata.tables(field, 6):
+            if metadata.text(pair, 0) == _EXTENSION_KEY and metadata.text(pair, 1) != _TENSOR:
+                raise ValueError("it has a column of an extension type other than a tensor's")
+        children = list(itertools.islice(metadata.tables(field, 5), 2))
+        if len(children) > 1:
+            raise ValueError("it has a column of structs or the like")
+        field = children[0] if children else None
+
+
+def _expanded(metadata: _Flatbuffer, batch: int, body: memoryview) -> Iterator[int]:
+    for offset, length in metadata.pairs(batch, 2):
+        # A compressed buffer starts with its length before; -1 says that it is as it was.
+        if length:
+            yield max(0, *struct.unpack_from("<q", body, offset))
+
+
+class _Flatbuffer:
+    """The few reads of a flatbuffer that the checks need; positions are offsets in it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def target(self, position: int) -> int:
+        """Where the reference at a position points."""
+        return position + self._read("<I", position)
+
+    def slot(self, table: int, number: int) -> int | None:
+        """Where a field of a table is; None if it is left out."""
+        vtable = table - self._read("<i", table)
+        if 4 + 2 * number >= self._read("<H", vtable):
+            return None
+        offset = self._read("<H", vtable + 4 + 2 * number)
+        return table + offset if offset else None
+
+    def tables(self, table: int, number: int) -> Iterator[int]:
+        """The tables that a field lists."""
+        start, count = self._vector(table, number)
+        return (self.target(start + 4 * index) for index in range(count))
+
+    def pairs(self, table: int, number: int) -> Iterator[tuple[int, int]]:
+        """The pairs of 64-bit integers that a field lists."""
+        start, count = self._vector(table, number)
+        return (struct.unpack_from("<qq", self._data, start + 16 * index) for index in range(count))
+
+    def text(self, table: int, number: int) -> bytes:
+        """The string that a field holds."""
+        start, count = self._vector(table, number)
+        return self._data[start : start + count]
+
+    def _vector(self, table: int, number: int) -> tuple[int, int]:
+        position = self.slot(table, number)
+        if position is None:
+            return 0, 0
+        start = self.target(position)
+        return start + 4, self._read("<I", start)
+
+    def _read(self, layout: str, position: int) -> int:
+        return struct.unpack_from(layout, self._data, position)[0]

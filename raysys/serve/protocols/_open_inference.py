@@ -1,0 +1,389 @@
+"""Open Inference Protocol v2, as KServe and Triton speak it, with binary tensors.
+
+Bodies to columns and back, without I/O. A binary tensor stands after the JSON, in the order of the
+tensors; the header `Inference-Header-Content-Length` says where the JSON ends (Triton, "Binary
+Tensor Data Extension").
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import reprlib
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from raysys.errors import DataError, GraphError
+from raysys.gateway import JSON_LENGTH_HEADER
+from raysys.serve._column_types import Array, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_DATATYPES = {
+    "bool": "BOOL", "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
+    "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
+    "float16": "FP16", "float32": "FP32", "float64": "FP64", "str": "BYTES",
+}  # fmt: skip
+# What JSON values a column takes, by the kind of its dtype.
+_JSON_TYPES: dict[str, set[type]] = {
+    "b": {bool},
+    "i": {int},
+    "u": {int},
+    "f": {int, float},
+    "O": {str},
+}
+_JSON_NAMES = {
+    dict: "object", list: "array", str: "string", int: "integer", float: "number",
+    bool: "boolean", type(None): "null",
+}  # fmt: skip
+# Features of Triton that would change the answer: better refused than ignored.
+_UNSUPPORTED = ("classification", "shared_memory_region")
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """An output that the client asks for.
+
+    Attributes:
+        name: Of the output.
+        binary: Whether it goes after the JSON as bytes.
+    """
+
+    name: str
+    binary: bool
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A request for inference.
+
+    Attributes:
+        columns: The inputs, `(rows, ...)` each, checked against their types; not to be written to.
+        rows: Rows in each column.
+        id: The client's name of the request.
+        outputs: What is asked for; None is everything.
+        binary_default: Whether outputs that are not named go as bytes.
+    """
+
+    columns: dict[str, np.ndarray]
+    rows: int
+    id: str | None
+    outputs: tuple[RequestedOutput, ...] | None
+    binary_default: bool
+
+
+def datatype(array: Array) -> str:
+    """The protocol's name of a column's dtype."""
+    return _DATATYPES[array.dtype]
+
+
+def decode(body: bytes, json_length: int | None, inputs: Mapping[str, Array]) -> InferRequest:
+    """Read a request for inference.
+
+    Binary numbers are a view of the body, unless the client put them at an address that the
+    processor cannot read their type from; memory used stays in proportion to the body.
+
+    Args:
+        body: Of the HTTP request.
+        json_length: The header `Inference-Header-Content-Length`; None if it is absent.
+        inputs: Types of the columns; all must be given, and no others.
+
+    Raises:
+        DataError: The body breaks the protocol or does not fit the inputs.
+    """
+    offset = len(body) if json_length is None else json_length
+    if not 0 <= offset <= len(body):
+        raise DataError(f"{JSON_LENGTH_HEADER} is {offset}, but the body has {len(body)} bytes")
+    try:
+        header = orjson.loads(memoryview(body)[:offset])
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"the body's {offset} bytes of JSON are malformed: {error}") from error
+    if type(header) is not dict:
+        raise DataError(f"the request must be a JSON object, given {reprlib.repr(header)}")
+
+    columns: dict[str, np.ndarray] = {}
+    for tensor in _get(header, "inputs", list, "the request"):
+        name = _name(tensor, "an input")
+        if name not in inputs:
+            raise DataError(f"no input {reprlib.repr(name)}; inputs are {sorted(inputs)}")
+        if name in columns:
+            raise DataError(f"{name}: given twice")
+        raw = _raw(name, tensor, memoryview(body)[offset:])
+        offset += 0 if raw is None else len(raw)
+        columns[name] = _column(name, inputs[name], tensor, raw, len(body))
+    if missing := sorted(inputs.keys() - columns.keys()):
+        raise DataError(f"missing inputs {missing}")
+    if offset != len(body):
+        raise DataError(f"{len(body) - offset} bytes follow the data of the last input")
+
+    parameters = _get(header, "parameters", dict, "the request", {})
+    binary = _get(parameters, "binary_data_output", bool, "the request's parameters", False)
+    return InferRequest(
+        columns=columns,
+        rows=rows_of(columns),
+        id=_get(header, "id", str, "the request") if "id" in header else None,
+        outputs=_outputs(_get(header, "outputs", list, "the request", []), binary) or None,
+        binary_default=binary,
+    )
+
+
+def encode(
+    request: InferRequest,
+    model: str,
+    version: str,
+    columns: Mapping[str, np.ndarray | list],
+) -> tuple[bytes, int | None]:
+    """Write the answer to a request: the body, and the length of its JSON if bytes follow it.
+
+    Lists and arrays of objects become BYTES: strings as they are, and any other value as its JSON.
+    JSON has no form for float16, which goes as FP32 there, nor for numbers that are not finite,
+    which go as null.
+
+    Args:
+        request: What is answered.
+        model: Name of the model.
+        version: Its version; left out if it is empty.
+        columns: Outputs by name: arrays `(rows, ...)`, or lists.
+
+    Raises:
+        DataError: There is no such output.
+        GraphError: The graph answered values that neither the protocol nor JSON has a form for.
+    """
+    wanted = request.outputs
+    if wanted is None:
+        wanted = tuple(RequestedOutput(name, request.binary_default) for name in columns)
+    tensors, parts = [], []
+    for output in wanted:
+        if output.name not in columns:
+            raise DataError(f"no output {reprlib.repr(output.name)}; outputs are {sorted(columns)}")
+        tensor, raw = _tensor(output, columns[output.name])
+        tensors.append(tensor)
+        if raw is not None:
+            parts.append(raw)
+    answer: dict[str, Any] = {"model_name": model}
+    if version:
+        answer["model_version"] = version
+    if request.id is not None:
+        answer["id"] = request.id
+    text = orjson.dumps({**answer, "outputs": tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return (b"".join([text, *parts]), len(text)) if parts else (text, None)
+
+
+def model_metadata(
+    name: str,
+    versions: Sequence[str],
+    inputs: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+) -> dict[str, Any]:
+    """What a model takes and gives, for `GET /v2/models/<name>`."""
+    return {
+        "name": name,
+        "versions": list(versions),
+        "platform": "raysys_graph",
+        "inputs": [_signature(*column) for column in inputs.items()],
+        "outputs": [_signature(*column) for column in outputs.items()],
+    }
+
+
+def _signature(name: str, array: Array) -> dict[str, Any]:
+    sides = [-1 if side is None else side for side in array.shape]
+    return {"name": name, "datatype": datatype(array), "shape": [-1, *sides]}
+
+
+def _get(owner: dict[str, Any], key: str, kind: type, where: str, default: Any = None) -> Any:
+    value = owner.get(key, default)
+    if type(value) is not kind:
+        given = reprlib.repr(value) if key in owner else "nothing"
+        raise DataError(f"{where}: {key!r} must be a JSON {_JSON_NAMES[kind]}, given {given}")
+    return value
+
+
+def _name(tensor: Any, what: str) -> str:
+    if type(tensor) is not dict:
+        raise DataError(f"{what} must be a JSON object, given {reprlib.repr(tensor)}")
+    return _get(tensor, "name", str, what)
+
+
+def _parameters(where: str, tensor: dict[str, Any]) -> dict[str, Any]:
+    parameters = _get(tensor, "parameters", dict, where, {})
+    if refused := [key for key in _UNSUPPORTED if key in parameters]:
+        raise DataError(f"{where}: the parameter {refused[0]!r} is not supported; leave it out")
+    return parameters
+
+
+def _outputs(tensors: list[Any], binary_default: bool) -> tuple[RequestedOutput, ...]:
+    outputs: dict[str, RequestedOutput] = {}
+    for tensor in tensors:
+        name = _name(tensor, "an output")
+        where = f"output {reprlib.repr(name)}"
+        if name in outputs:
+            raise DataError(f"{where}: asked for twice")
+        binary = _get(_parameters(where, tensor), "binary_data", bool, where, binary_default)
+        outputs[name] = RequestedOutput(name, binary)
+    return tuple(outputs.values())
+
+
+def _raw(name: str, tensor: dict[str, Any], left: memoryview) -> memoryview | None:
+    """The bytes of an input, from the front of what is left; None if it is not binary."""
+    parameters = _parameters(name, tensor)
+    if "binary_data_size" not in parameters:
+        return None
+    size = _get(parameters, "binary_data_size", int, name)
+    if not 0 <= size <= len(left):
+        raise DataError(
+            f"{name}: binary_data_size is {size}, but {len(left)} bytes are left after the JSON "
+            f"and the inputs before; is the header {JSON_LENGTH_HEADER} right?"
+        )
+    return left[:size]
+
+
+def _column(
+    name: str, array: Array, tensor: dict[str, Any], raw: memoryview | None, body_length: int
+) -> np.ndarray:
+    given = _get(tensor, "datatype", str, name)
+    if given != datatype(array):
+        raise DataError(f"{name}: datatype must be {datatype(array)}, given {reprlib.repr(given)}")
+    shape = _shape(name, array, _get(tensor, "shape", list, name), body_length)
+    if (raw is None) == ("data" not in tensor):
+        raise DataError(f"{name}: needs either 'data' or the parameter 'binary_data_size'")
+    if raw is None:
+        flat = _from_json(name, array, shape, _get(tensor, "data", list, name))
+    elif array.numpy.kind == "O":
+        flat = _from_text(name, raw, math.prod(shape))
+    else:
+        flat = _from_bytes(name, array, raw, math.prod(shape))
+    try:
+        return array.check(name, flat.reshape(shape))
+    except ValueError as error:  # sides beyond what NumPy counts, next to a side of 0
+        raise DataError(f"{name}: shape {reprlib.repr(shape)} ({error})") from error
+
+
+def _shape(name: str, array: Array, shape: list[Any], body_length: int) -> list[int]:
+    want = (None, *array.shape)
+    fits = len(shape) == len(want) and all(
+        type(side) is int and side >= 0 and expected in (None, side)
+        for side, expected in zip(shape, want, strict=True)
+    )
+    if not fits or shape[0] == 0:
+        sides = [-1 if side is None else side for side in want]
+        raise DataError(
+            f"{name}: shape must be {sides} with a row at least, given {reprlib.repr(shape)}"
+        )
+    # An element takes a byte at least, and so must a row without any: it costs memory later.
+    if math.prod(itertools.takewhile(bool, shape)) > body_length:
+        raise DataError(f"{name}: shape {shape} is more than a body of {body_length} bytes holds")
+    return shape
+
+
+def _from_json(name: str, array: Array, shape: list[int], data: list[Any]) -> np.ndarray:
+    flat = data
+    if data and type(data[0]) is list:
+        flat = [data]
+        for side in shape:
+            if not all(type(row) is list and len(row) == side for row in flat):
+                raise DataError(f"{name}: nested data must have the shape {shape}")
+            flat = list(itertools.chain.from_iterable(flat))
+    if len(flat) != math.prod(shape):
+        raise DataError(f"{name}: shape {shape} needs {math.prod(shape)} values, given {len(flat)}")
+    kind = array.numpy.kind
+    if wrong := set(map(type, flat)) - _JSON_TYPES[kind]:
+        names = sorted(_JSON_NAMES[one] for one in wrong)
+        raise DataError(f"{name}: values do not fit {datatype(array)}: {', '.join(names)}")
+    try:
+        # float64 first: the check must see what overflows a narrower type.
+        return np.array(flat, np.float64 if kind == "f" else array.numpy)
+    except OverflowError as error:
+        raise DataError(f"{name}: values beyond the range of {array.dtype}") from error
+
+
+def _from_bytes(name: str, array: Array, raw: memoryview, count: int) -> np.ndarray:
+    dtype = array.numpy.newbyteorder("<")
+    if len(raw) != count * dtype.itemsize:
+        raise DataError(
+            f"{name}: {count} values of {datatype(array)} take {count * dtype.itemsize} bytes, "
+            f"given {len(raw)}"
+        )
+    if dtype.kind == "b":
+        flags = np.frombuffer(raw, np.uint8)
+        if flags.max(initial=0) > 1:
+            raise DataError(f"{name}: a byte of BOOL must be 0 or 1, given {flags.max()}")
+        return flags.view(np.bool_)
+    values = np.frombuffer(raw, dtype)
+    # Compiled code that gets the array may take alignment for granted and crash without it.
+    return values if values.flags.aligned else values.copy()
+
+
+def _from_text(name: str, raw: memoryview, count: int) -> np.ndarray:
+    texts: list[str] = []
+    start = 0
+    while start < len(raw):
+        length = int.from_bytes(raw[start : start + 4], "little")
+        start += 4
+        if length > len(raw) - start:
+            raise DataError(f"{name}: the length of element {len(texts)} is beyond the data's end")
+        try:
+            texts.append(str(raw[start : start + length], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}: element {len(texts)} is not UTF-8 ({error})") from error
+        start += length
+    if len(texts) != count:
+        raise DataError(f"{name}: the shape needs {count} values, given {len(texts)}")
+    return np.array(texts, dtype=object)
+
+
+def _tensor(output: RequestedOutput, column: np.ndarray | list) -> tuple[dict[str, Any], Any]:
+    """A tensor's JSON, and its bytes if it is binary."""
+    values = _as_array(output.name, column)
+    if values.dtype == np.float16 and not output.binary:
+        values = values.astype(np.float32)
+    tensor: dict[str, Any] = {"name": output.name, "shape": values.shape}
+    if values.dtype == object:
+        tensor["datatype"] = _DATATYPES["str"]
+        texts = _texts(output.name, values)
+        if not output.binary:
+            return {**tensor, "data": texts}, None
+        parts = [text.encode() for text in texts]
+        raw = b"".join(struct.pack("<I", len(part)) + part for part in parts)
+        return {**tensor, "parameters": {"binary_data_size": len(raw)}}, raw
+    tensor["datatype"] = _DATATYPES[values.dtype.name]
+    flat = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).ravel()
+    if not output.binary:
+        return {**tensor, "data": flat}, None
+    return {**tensor, "parameters": {"binary_data_size": flat.nbytes}}, flat
+
+
+def _as_array(name: str, column: np.ndarray | list) -> np.ndarray:
+    """Numbers, or objects."""
+    if not isinstance(column, np.ndarray):
+        return np.fromiter(column, object, len(column))
+    if column.dtype.kind in "OUT":
+        return column.astype(object, copy=False)
+    if column.dtype.name not in _DATATYPES:
+        raise GraphError(f"output {name!r}: protocol v2 has no datatype for {column.dtype}")
+    return column
+
+
+def _texts(name: str, values: np.ndarray) -> list[str]:
+    try:
+        texts = [
+            value
+            if isinstance(value, str)
+            else orjson.dumps(value, _plain, orjson.OPT_SERIALIZE_NUMPY).decode()
+            for value in values.ravel().tolist()
+        ]
+        for text in texts:
+            text.encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise GraphError(f"output {name!r}: {error}") from error
+    return texts
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"no form in JSON for {type(value).__name__}")

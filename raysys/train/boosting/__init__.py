@@ -1,0 +1,1 @@
+"""Gradient boosting by xgboost-ray on a Table's blocks."""

@@ -1,0 +1,1 @@
+"""Estimators with a fit method: fitting, cross-validation, joblib and bootstrap on the cluster."""

@@ -1,0 +1,1 @@
+"""Pipeline parallelism: tracing, partitioning and running a module in stages."""

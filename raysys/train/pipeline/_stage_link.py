@@ -1,0 +1,83 @@
+"""Tensors between neighbouring stages, sent and received while both compute."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raysys.train.pipeline._partition import Value
+
+# Receives that are posted before they are needed: what a neighbour is at most ahead.
+_AHEAD = 2
+
+
+class Link:
+    """The way to one neighbour and back; each direction is a process group of its own.
+
+    Both sides send and receive the same values in the same order. At either end of a pipeline
+    there is nothing to send, so the peer does not matter.
+    """
+
+    def __init__(self, peer: int, sending: Any, receiving: Any, device: str) -> None:
+        self._peer, self._sending, self._receiving = peer, sending, receiving
+        self._device = device
+        self._under_way: deque[list[tuple[Any, torch.Tensor]]] = deque()
+
+    def send(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Begin to send; the tensors must not change until `finish`."""
+        packed = [tensor.contiguous() for tensor in tensors]
+        self._under_way.append(
+            [(dist.isend(t, self._peer, group=self._sending), t) for t in packed]
+        )
+        # The neighbour has taken these: it could not have asked for what came after.
+        while len(self._under_way) > 2 * _AHEAD + 1:
+            self._finish_oldest()
+
+    def finish(self) -> None:
+        """Wait until all is sent."""
+        while self._under_way:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        for work, _ in self._under_way.popleft():
+            work.wait()
+
+    def receive(self, values: Sequence[Value], count: int = 1) -> Incoming:
+        """Ask for the values of so many micro-batches."""
+        return Incoming(self._peer, self._receiving, self._device, values, count)
+
+
+class Incoming:
+    """Values that arrive, micro-batch after micro-batch."""
+
+    def __init__(
+        self, peer: int, group: Any, device: str, values: Sequence[Value], count: int
+    ) -> None:
+        self._peer, self._group, self._device, self._values = peer, group, device, values
+        self._left = count
+        self._posted: deque[list[tuple[Any, torch.Tensor]]] = deque()
+        for _ in range(_AHEAD):
+            self._post()
+
+    def next(self) -> list[torch.Tensor]:
+        """Wait for the next micro-batch's; fresh tensors."""
+        arriving = self._posted.popleft()
+        self._post()
+        for work, _ in arriving:
+            work.wait()
+        return [tensor for _, tensor in arriving]
+
+    def _post(self) -> None:
+        if self._left:
+            self._left -= 1
+            empty = [
+                torch.empty(value.shape, dtype=value.dtype, device=self._device)
+                for value in self._values
+            ]
+            self._posted.append([(dist.irecv(t, self._peer, group=self._group), t) for t in empty])

@@ -1,0 +1,250 @@
+"""A replica spread over workers by layers: pipeline parallelism, alone or with data parallelism."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from raysys.errors import TrainError
+from raysys.train.pipeline._cost_profile import profile
+from raysys.train.pipeline._partition import partition
+from raysys.train.pipeline._stage import Passed, Worker
+from raysys.train.pipeline._stage_link import Link
+from raysys.train.pipeline._trace import trace
+from raysys.train.strategies._base import (
+    MicroBatch,
+    Plain,
+    TensorState,
+    autocast,
+    copy_whole,
+    tensors_of,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from raysys.train._settings import TrainSettings
+    from raysys.train._task import Batch, Parameters
+
+_BUCKET_BYTES = 25_000_000
+
+
+class Pipeline(Plain):
+    """Consecutive layers on consecutive workers, micro-batches one behind the other.
+
+    The schedule is 1F1B (Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training",
+    2021, the flushed variant): as many micro-batches wait for their gradients in a stage as there
+    are stages after it, and not all of them as in GPipe (Huang et al., 2019). Of a step,
+    (stages - 1) / (micro-batches + stages - 1) is waiting. All stages take the step together, so
+    it is the step that one process takes.
+
+    Several pipelines share the examples and average their gradients after the last micro-batch.
+    Worker r is stage r // replicas of replica r % replicas: the replicas of a stage are
+    neighbours, most likely on one node, because nothing hides their exchange of gradients, while
+    activations travel as the next micro-batch is computed.
+
+    Every stage draws dropout from its own generator, so with dropout the numbers are not those
+    of one process. Buffers that the forward pass changes are those of the first replica.
+
+    Raises:
+        TrainError: The module cannot be traced or cut.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, settings: TrainSettings, device: str, example: Batch
+    ) -> None:
+        """Take a module apart; called by all workers together.
+
+        Args:
+            module: Given up: parameters of other stages are freed.
+            settings: Stages and what the optimizer needs.
+            device: Of this worker.
+            example: A batch of the shapes of all micro-batches.
+        """
+        world, rank = dist.get_world_size(), dist.get_rank()
+        self._stages, replicas = settings.stages, world // settings.stages
+        self._at, replica = divmod(rank, replicas)
+        module = module.to(device)
+        example = {name: value.to(device) for name, value in example.items()}
+        traced = trace(module, example)
+        cast = autocast(settings, device)
+        profiled = profile(traced, example, cast, settings.accumulate)
+        stages = partition(traced, profiled, self._stages)
+        self._worker = Worker(
+            stages[self._at], traced, profiled, cast,
+            checkpointed=settings.checkpoint_activations, compiled=settings.compile,
+        )  # fmt: skip
+        super().__init__(self._worker.holder, settings, device)
+        self.share = (replica, replicas)
+        self._shapes = {name: (value.shape, value.dtype) for name, value in example.items()}
+        stage_of = {name: at for at, stage in enumerate(stages) for name in stage.holds}
+        self._everything = [
+            (name, tensor.shape, tensor.dtype, stage_of[name] * replicas)
+            for name, tensor in tensors_of(module).items()
+        ]
+        mine = [*self._worker.tensors, *self.inner.parameters(), *self.inner.buffers()]
+        _free(module, {id(tensor) for tensor in mine})
+        self._connect(replica, replicas)
+        self.start()
+
+    def _connect(self, replica: int, replicas: int) -> None:
+        """Make all process groups, in the same order on every worker."""
+        for other in range(replicas):
+            pipeline = [at * replicas + other for at in range(self._stages)]
+            onward, back = dist.new_group(pipeline), dist.new_group(pipeline)
+            if other == replica:
+                rank = dist.get_rank()
+                self._before = Link(rank - replicas, back, onward, self.device)
+                self._after = Link(rank + replicas, onward, back, self.device)
+        for at in range(self._stages):
+            group = dist.new_group(range(at * replicas, (at + 1) * replicas))
+            if at == self._at:
+                self._replicas = group
+
+    def step(self, micro: Sequence[MicroBatch], learning_rate: float) -> float:
+        self._check_shapes(micro)
+        replicas = self.share[1]
+        if replicas > 1:
+            for buffer in self._worker.changing:
+                dist.broadcast(buffer, self._at * replicas, group=self._replicas)
+        loss = self._pass_through(micro)() / replicas
+        if replicas > 1:
+            gradients = [p.grad for p in self.inner.parameters() if p.grad is not None]
+            average(gradients, self._replicas, replicas)
+        self._clip()
+        self.check(loss)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+    def _pass_through(self, micro: Sequence[MicroBatch]) -> Callable[[], float]:
+        """All micro-batches forward and backward; what is returned waits for their loss."""
+        worker, stage, count = self._worker, self._worker.stage, len(micro)
+        returning = [value for value in stage.sends_each if value.graded]
+        once = self._before.receive(stage.receives_once)
+        forward = self._before.receive(stage.receives_each, count)
+        backward = self._after.receive(returning, count)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._after.send(worker.begin(once.next()))
+        waiting: deque[Passed] = deque()
+        ahead = min(count, self._stages - 1 - self._at)
+        arriving: Callable[[], float]
+        for at in range(count + ahead):
+            if at < count:
+                passed, loss = worker.forward(forward.next(), micro[at].batch, micro[at].weight)
+                self._after.send(passed.sent)
+                waiting.append(passed)
+                if loss is not None:
+                    total += loss
+                if at == count - 1:
+                    arriving = _sum(total)
+            if at >= ahead:
+                arrived = backward.next()
+                self._before.send(worker.backward(waiting.popleft(), arrived))
+        back = self._after.receive([value for value in stage.sends_once if value.graded])
+        self._before.send(worker.end(back.next()))
+        self._before.finish()
+        self._after.finish()
+        return arriving
+
+    def forward(self, part: MicroBatch) -> torch.Tensor | None:
+        worker, stage = self._worker, self._worker.stage
+        self._after.send(worker.begin(self._before.receive(stage.receives_once).next()))
+        received = self._before.receive(stage.receives_each).next()
+        passed, loss = worker.look(received, part.batch, part.weight)
+        self._after.send(passed.sent)
+        self._after.finish()
+        return loss
+
+    def _check_shapes(self, micro: Sequence[MicroBatch]) -> None:
+        for part in micro:
+            for name, value in part.batch.items():
+                if (value.shape, value.dtype) != self._shapes.get(name):
+                    shape, dtype = self._shapes.get(name, ("nothing", "of this name"))
+                    raise TrainError(
+                        f"micro-batches of a pipeline must be alike: {name} is {value.dtype} "
+                        f"{tuple(value.shape)} and was {dtype} {tuple(shape)}; make batch_size a "
+                        "multiple of accumulate x workers / stages, and the task's batches of one "
+                        "shape"
+                    )
+
+    def _clip(self) -> None:
+        settings = self.settings
+        if not (settings.clip_norm or settings.explosion):
+            return
+        trained = [p for p in self.inner.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained]).double()
+        # All replicas of a stage have the same gradient.
+        self.norm = math.sqrt(_sum(norm.square())() / self.share[1])
+        if settings.clip_norm:
+            limit = torch.tensor(self.norm, dtype=torch.float64, device=self.device)
+            torch.nn.utils.clip_grads_with_norm_(trained, settings.clip_norm, limit)
+
+    def load(self, read: Callable[[str], TensorState], steps: int) -> None:
+        super().load(read, steps)
+        for name, copy in self._worker.copies.items():
+            copy_whole(copy, read(name)["value"])
+
+    def full_parameters(self) -> Parameters:
+        mine, rank = tensors_of(self.inner), dist.get_rank()
+        found: Parameters = {}
+        for name, shape, dtype, owner in self._everything:
+            if rank == 0 and owner == 0:
+                found[name] = whole(mine[name])
+            elif rank == 0:
+                arrived = torch.empty(shape, dtype=dtype, device=self.device)
+                dist.recv(arrived, owner)
+                found[name] = whole(arrived)
+            elif rank == owner:
+                dist.send(mine[name].detach().contiguous(), 0)
+        return found
+
+
+def average(gradients: list[torch.Tensor], group: Any, replicas: int) -> None:
+    """Replace gradients by their means over a group, in buckets that travel one after the other."""
+    by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+    for gradient in gradients:
+        by_dtype.setdefault(gradient.dtype, []).append(gradient)
+    under_way = []
+    for alike in by_dtype.values():
+        buckets: list[list[torch.Tensor]] = [[]]
+        size = 0
+        for gradient in alike:
+            if size > _BUCKET_BYTES:
+                buckets.append([])
+                size = 0
+            buckets[-1].append(gradient)
+            size += gradient.nbytes
+        for bucket in buckets:
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket]).div_(replicas)
+            under_way.append((dist.all_reduce(flat, group=group, async_op=True), flat, bucket))
+    for work, flat, bucket in under_way:
+        work.wait()
+        parts = flat.split([gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _sum(value: torch.Tensor) -> Callable[[], float]:
+    """Begin to add a number over all workers; what is returned waits for it."""
+    shared = value.clone()
+    work = dist.all_reduce(shared, async_op=True)
+
+    def wait() -> float:
+        work.wait()
+        return float(shared)
+
+    return wait
+
+
+def _free(module: torch.nn.Module, kept: set[int]) -> None:
+    for tensor in (*module.parameters(), *module.buffers()):
+        if id(tensor) not in kept:
+            tensor.data = tensor.new_empty(0)

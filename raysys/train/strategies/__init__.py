@@ -1,0 +1,1 @@
+"""Training strategies: DDP, FSDP, ZeRO."""

@@ -1,0 +1,212 @@
+"""A replica under DeepSpeed's ZeRO: optimizer state, gradients, parameters in parts."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from raysys.train._optimizers import STATE_KEYS, make_optimizer
+from raysys.train.strategies._base import (
+    MicroBatch,
+    Replica,
+    TensorState,
+    autocast,
+    shares_of,
+    tensors_of,
+)
+from raysys.train.strategies._data_parallel import mean_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from raysys.train._settings import TrainSettings
+    from raysys.train._task import Parameters
+
+# Elements of DeepSpeed's buffers: a share of the model's, within bounds. Its own are 5e8, which is
+# 2 GB a worker whatever the model.
+_BUCKET_SHARE, _BUCKET_LEAST, _BUCKET_MOST = 0.01, 500_000, 50_000_000
+
+
+class Zero(Replica):
+    """DeepSpeed ZeRO (Rajbhandari et al., 2020).
+
+    Stage 1 spreads the optimizer's state over the workers, stage 2 the gradients too, stage 3
+    the parameters.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, settings: TrainSettings, device: str, stage: int
+    ) -> None:
+        # DeepSpeed chooses its accelerator once, on import.
+        os.environ["DS_ACCELERATOR"] = "cuda" if device.startswith("cuda") else "cpu"
+        import deepspeed
+
+        self._deepspeed, self._stage, self._settings = deepspeed, stage, settings
+        self._autocast = autocast(settings, device)
+        self.device = device
+        self.share = (dist.get_rank(), dist.get_world_size())
+        optimizer = make_optimizer(
+            module.named_parameters(),
+            kind=settings.optimizer,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
+        self._keys = STATE_KEYS[settings.optimizer]
+        size = sum(parameter.numel() for parameter in module.parameters())
+        bucket = int(min(_BUCKET_MOST, max(_BUCKET_LEAST, _BUCKET_SHARE * size)))
+        self.engine, _, _, _ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=self._config(bucket), dist_init_required=False
+        )
+        if stage == 3 and not settings.offload:
+            # DeepSpeed keeps float32 masters beside parameters of 16 bits. Ours have 32: one copy.
+            wrapper = self.engine.optimizer
+            for low, master in zip(
+                wrapper.fp16_partitioned_groups_flat,
+                wrapper.fp32_partitioned_groups_flat,
+                strict=True,
+            ):
+                master.data = low.data
+        self.module = self.engine
+        self._inner: torch.nn.Module = self.engine.module
+
+    def _config(self, bucket: int) -> dict[str, Any]:
+        settings = self._settings
+        zero: dict[str, Any] = {
+            "stage": self._stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        }
+        if self._stage == 3:
+            zero |= {
+                "stage3_prefetch_bucket_size": bucket,
+                "stage3_max_live_parameters": 2 * bucket,
+                "stage3_max_reuse_distance": 2 * bucket,
+                "sub_group_size": 2 * bucket,
+            }
+        if settings.offload:
+            zero["offload_optimizer"] = {"device": "cpu"}
+            if self._stage == 3:
+                zero["offload_param"] = {"device": "cpu"}
+        return {
+            "train_micro_batch_size_per_gpu": 1,  # not used: batches come weighted
+            "gradient_accumulation_steps": settings.accumulate,
+            # Its default of 1 would train something else than the other strategies.
+            "gradient_clipping": settings.clip_norm or 0.0,
+            "zero_optimization": zero,
+            # The optimizers of the other strategies: DeepSpeed's own Adam is compiled on first use.
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+
+    def step(self, micro: Sequence[MicroBatch], learning_rate: float) -> float:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        total = torch.zeros((), device=self.device)
+        result = math.nan
+        for at, part in enumerate(micro):
+            loss = self.forward(part)
+            total += loss.detach()
+            if at == len(micro) - 1:
+                # Waited for at once: DeepSpeed's own collectives must not come between.
+                result = mean_of(total)()
+            # DeepSpeed divides by the number of micro-batches; the weights have done so.
+            self.engine.backward(loss * len(micro))
+            if at == len(micro) - 1:
+                self.norm = None  # known only when the step is taken
+                self.check(result)
+            self.engine.step()
+        if self._settings.clip_norm or self._settings.explosion:
+            self.norm = float(self.engine.get_global_grad_norm())
+            self.check(result)
+        return result
+
+    def forward(self, part: MicroBatch) -> torch.Tensor:
+        with self._autocast():
+            return self.module(**part.batch) * part.weight
+
+    def gradient(self, parameter: torch.Tensor) -> torch.Tensor | None:
+        from deepspeed.utils import safe_get_full_grad
+
+        return safe_get_full_grad(parameter)
+
+    def states(self) -> Iterator[tuple[str, TensorState]]:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        mine = shares_of(self._inner, self.share[1])[self.share[0]]
+        for name, tensor in tensors_of(self._inner).items():
+            if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad:
+                state = {"value": safe_get_full_fp32_param(tensor)}
+                for key in self._keys:
+                    value = safe_get_full_optimizer_state(tensor, key)
+                    if value is not None:
+                        state[key] = value.view(state["value"].shape)
+                state = {key: value.detach().cpu() for key, value in state.items()}
+            else:
+                state = {"value": self._gathered(tensor)}
+            if name in mine:
+                yield name, state
+
+    def load(self, read: Callable[[str], TensorState], steps: int) -> None:
+        started = False
+        for name, tensor in tensors_of(self._inner).items():
+            state = {key: value.to(self.device) for key, value in read(name).items()}
+            value = state["value"]
+            if self._stage == 3 and isinstance(tensor, torch.nn.Parameter):
+                with self._deepspeed.zero.GatheredParameters([tensor], modifier_rank=0):
+                    tensor.data.copy_(value)
+            else:
+                tensor.data.copy_(value)
+            if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad:
+                if len(state) > 1 and not started:
+                    self._start_states(steps, [key for key in state if key != "value"])
+                    started = True
+                for key, held in state.items():
+                    self._set(tensor, held, None if key == "value" else key)
+
+    def _set(self, parameter: torch.Tensor, value: torch.Tensor, key: str | None) -> None:
+        """Write this worker's part of a parameter that the optimizer holds, or of its state."""
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        if self._stage < 3:
+            parameter.set_full_hp_param(value, key)
+            return
+        # Parts are of one size; the last is filled up.
+        size = parameter.ds_tensor.numel()
+        flat = torch.zeros(size * self.share[1], dtype=value.dtype, device=value.device)
+        flat[: value.numel()] = value.flatten()
+        mine = flat[self.share[0] * size :][:size]
+        if key is None:
+            safe_set_local_fp32_param(parameter, mine)
+        else:
+            safe_set_local_optimizer_state(parameter, mine, key)
+
+    def full_parameters(self) -> Parameters:
+        found = {name: self._gathered(tensor) for name, tensor in tensors_of(self._inner).items()}
+        return found if self.share[0] == 0 else {}
+
+    def _gathered(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._stage < 3 or not isinstance(tensor, torch.nn.Parameter):
+            return tensor.detach().cpu()
+        with self._deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().cpu().clone()
+
+    def _start_states(self, steps: int, keys: Sequence[str]) -> None:
+        """Give each flat part the state that a first step would have made, to be filled."""
+        wrapper = self.engine.optimizer
+        flats = (
+            wrapper.fp32_partitioned_groups_flat
+            if self._stage == 3
+            else wrapper.single_partition_of_fp32_groups
+        )
+        for flat in flats:
+            wrapper.optimizer.state[flat] = {"step": torch.tensor(float(steps))} | {
+                key: torch.zeros_like(flat) for key in keys
+            }
+        if self._stage < 3:
+            # As after a first step, each parameter learns where its part of the state is.
+            wrapper._lazy_init_hp_params_optimizer_state()

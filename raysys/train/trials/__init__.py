@@ -1,0 +1,1 @@
+"""Worker processes that try training settings one after another."""

@@ -1,0 +1,1 @@
+"""Tuning of a training's own settings for throughput, cost and loss."""

@@ -1,0 +1,38 @@
+from typing import Any
+
+import pytest
+
+from raysys.cluster import can_grow, limits, resources
+from raysys.cluster._autoscaler_limits import most_of
+
+
+def _config(max_workers: int = 10, **workers: dict[str, Any]) -> dict[str, Any]:
+    head = {"head": {"resources": {"CPU": 2}}}
+    return {
+        "head_node_type": "head",
+        "max_workers": max_workers,
+        "available_node_types": head | workers,
+    }
+
+
+def test_a_cluster_may_grow_to_all_workers_of_its_kinds() -> None:
+    cpu = {"resources": {"CPU": 4}, "max_workers": 3}
+    gpu = {"resources": {"CPU": 8, "GPU": 2}, "max_workers": 2}
+    assert most_of(_config(cpu=cpu, gpu=gpu)) == (2 + 3 * 4 + 2 * 8, 4)
+
+
+def test_workers_of_all_kinds_together_are_bounded() -> None:
+    cpu = {"resources": {"CPU": 4}}
+    gpu = {"resources": {"CPU": 8, "GPU": 2}, "max_workers": 2}
+    assert most_of(_config(3, cpu=cpu, gpu=gpu)) == (2 + 2 * 8 + 4, 4)
+
+
+def test_a_cluster_without_workers_does_not_grow() -> None:
+    assert most_of(_config()) is None
+    assert most_of(_config(0, cpu={"resources": {"CPU": 4}})) is None
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_without_an_autoscaler_may_have_what_it_has() -> None:
+    assert not can_grow()
+    assert limits() == resources()

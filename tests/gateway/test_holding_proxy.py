@@ -1,0 +1,191 @@
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from raysys.gateway import _holding_proxy as _room
+from raysys.gateway._holding_proxy import WaitingRoom
+from tests.serve.asynchronous import in_loop
+
+Address = tuple[str, int]
+
+
+class Room:
+    """A waiting room, the replicas that it knows, and a client."""
+
+    def __init__(self, client: aiohttp.ClientSession) -> None:
+        self.replicas: dict[str, list[Address]] = {}
+        self.ready, self.port, self.looks = False, 0, 0
+        self.deadline_s = 30.0
+        self.looked = asyncio.Event()
+        self._client = client
+
+    def live(self, application: str) -> list[Address]:
+        self.looks += 1
+        self.looked.set()
+        return self.replicas.get(application, [])
+
+    async def ask(
+        self, path: str = "/a", body: bytes = b"{}", app: str = "a", method: str = "POST", **h: str
+    ) -> tuple[int, Any, dict[str, str]]:
+        headers = {"x-raysys-app": app, **{name.replace("_", "-"): v for name, v in h.items()}}
+        url = f"http://127.0.0.1:{self.port}{path}"
+        async with self._client.request(method, url, data=body, headers=headers) as reply:
+            given = {name.lower(): value for name, value in reply.headers.items()}
+            return reply.status, await reply.json(), given
+
+
+@asynccontextmanager
+async def open_room() -> AsyncIterator[Room]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+        room = Room(client)
+        waiting = WaitingRoom(room.live, lambda _: room.deadline_s, lambda: room.ready)
+        room.port = await waiting.start()
+        yield room
+        await waiting._session.close()
+        await waiting._runner.cleanup()
+
+
+@asynccontextmanager
+async def replica(status: int = 200, dies: int = 0) -> AsyncIterator[tuple[Address, list[Any]]]:
+    """Echoes; breaks off its first answers. Its address, and what it was asked."""
+    asked: list[Any] = []
+
+    async def echo(request: web.Request) -> web.Response:
+        asked.append((request.method, request.path_qs, await request.read()))
+        if len(asked) <= dies:
+            assert request.transport
+            request.transport.abort()
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        return web.json_response(headers, status=status, headers={"x-mine": "kept"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", echo)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield runner.addresses[0], asked
+    await runner.cleanup()
+
+
+def nobody() -> Address:
+    """Where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host, port = taken.getsockname()
+    return host, port
+
+
+@in_loop
+async def test_a_request_is_held_until_a_replica_appears_and_gets_its_answer() -> None:
+    async with open_room() as room, replica(status=201) as (address, asked):
+        answer = asyncio.create_task(room.ask("/a/b?x=1&y=%20", b"\x00body", x_request_id="mine"))
+        await room.looked.wait()
+        assert not answer.done()
+        assert asked == []
+        room.replicas["a"] = [address]
+        status, headers, given = await answer
+    assert asked == [("POST", "/a/b?x=1&y=%20", b"\x00body")]
+    assert (status, given["x-mine"]) == (201, "kept")
+    assert headers["x-request-id"] == "mine"
+    assert headers["x-raysys-app"] == "a"
+
+
+@in_loop
+async def test_requests_wait_for_their_own_application() -> None:
+    async with open_room() as room, replica() as (one, to_a), replica() as (other, to_b):
+        room.replicas["b"] = [other]
+        waiting = asyncio.create_task(room.ask("/a", app="a"))
+        await room.looked.wait()
+        await room.ask("/b", app="b", method="GET", body=b"")
+        assert not waiting.done()
+        room.replicas["a"] = [one]
+        await waiting
+    assert [path for _, path, _ in to_a] == ["/a"]
+    assert to_b == [("GET", "/b", b"")]
+
+
+@in_loop
+async def test_many_requests_wait_at_once_and_each_is_answered_once() -> None:
+    async with open_room() as room, replica() as (address, asked):
+        bodies = [f"{number}".encode() for number in range(200)]
+        answers = [asyncio.create_task(room.ask(body=body)) for body in bodies]
+        while room.looks < len(bodies):
+            room.looked.clear()
+            await room.looked.wait()
+        room.replicas["a"] = [address]
+        assert {status for status, *_ in await asyncio.gather(*answers)} == {200}
+    assert sorted(body for *_, body in asked) == sorted(bodies)
+
+
+@pytest.mark.parametrize("patience", ["0", "-1", "0.05"])
+@in_loop
+async def test_a_request_gives_up_when_its_time_has_passed(patience: str) -> None:
+    async with open_room() as room:
+        status, body, headers = await room.ask(x_request_timeout_seconds=patience)
+    assert (status, body) == (503, {"error": "no replica takes requests now"})
+    assert headers["retry-after"] == "1"
+    assert room.looks >= 1
+
+
+@pytest.mark.parametrize("patience", [None, "soon", "nan", "1e9"])
+@in_loop
+async def test_without_a_time_of_its_own_a_request_gives_up_after_the_rooms(
+    patience: str | None,
+) -> None:
+    async with open_room() as room:
+        room.deadline_s = 0.01
+        how = {} if patience is None else {"x_request_timeout_seconds": patience}
+        assert (await room.ask(**how))[0] == 503
+
+
+@in_loop
+async def test_a_full_room_refuses_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_room, "_WAITING_MAX", 1)
+    async with open_room() as room, replica() as (address, _):
+        first = asyncio.create_task(room.ask())
+        await room.looked.wait()
+        assert (await room.ask())[0] == 503
+        room.replicas["a"] = [address]
+        assert (await first)[0] == 200
+        assert (await room.ask())[0] == 200
+
+
+@in_loop
+async def test_a_replica_that_breaks_off_or_is_gone_is_asked_again_or_another() -> None:
+    async with open_room() as room, replica(dies=2) as (address, asked):
+        room.replicas["a"] = [nobody(), address]
+        assert (await room.ask(body=b"precious"))[0] == 200
+    assert [body for *_, body in asked] == [b"precious"] * 3
+
+
+@in_loop
+async def test_what_a_replica_refuses_is_not_asked_again() -> None:
+    async with open_room() as room, replica(status=503) as (address, asked):
+        room.replicas["a"] = [address]
+        status, _, given = await room.ask()
+    assert (status, given["x-mine"], len(asked)) == (503, "kept", 1)
+
+
+@in_loop
+async def test_the_room_says_whether_every_application_has_a_replica() -> None:
+    async with open_room() as room:
+        for ready, expected in ((False, 503), (True, 200)):
+            room.ready = ready
+            answer = await room.ask("/v2/health/ready", b"", method="GET")
+            assert answer[:2] == (expected, {"ready": ready})
+    assert room.looks == 0
+
+
+@in_loop
+async def test_the_room_is_on_the_loopback_interface_only() -> None:
+    async with open_room() as room:
+        waiting = WaitingRoom(room.live, lambda name: 30.0, lambda: True)
+        await waiting.start()
+        assert {host for host, _ in waiting._runner.addresses} == {"127.0.0.1"}
+        await waiting._session.close()
+        await waiting._runner.cleanup()

@@ -1,0 +1,66 @@
+"""A step's result comes back as it was."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from raysys.data import Table
+from raysys.errors import StorageError
+from raysys.storage import Storage
+from raysys.workflow._step_results import keep, load
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+ROWS = pa.table(
+    {
+        "x": pa.array([1, 2, None], pa.int16()),
+        "text": pa.array(["a", "b", "a"]).dictionary_encode(),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(range(6), pa.float32()), 2),
+        "many": pa.array([[{"a": 1}], [], None]),
+    }
+)
+
+
+def test_tables_references_and_all_else_come_back(storage: Storage) -> None:
+    table = Table.from_arrow(ROWS, rows_a_block=2)
+    held = ray.put(np.arange(5))
+    value = {"tables": [table, table.select(["x"])], "held": (held, held), "n": 3}
+    kept = keep(storage, "steps/a", value)
+    found = load(storage, kept)
+    one, other = found["tables"]
+    assert one.arrow().equals(ROWS)
+    assert [meta.rows for meta in one.metas] == [2, 1]
+    assert one.fingerprint == table.fingerprint
+    assert one.lineage.id == table.lineage.id
+    assert other.arrow().column_names == ["x"]
+    assert np.array_equal(ray.get(found["held"][0]), np.arange(5))
+    assert found["held"][0] == found["held"][1]
+    assert found["n"] == 3
+
+
+def test_equal_values_have_equal_content(storage: Storage) -> None:
+    def content(path: str, n: int) -> str:
+        table = Table.from_arrow(ROWS.slice(0, n))
+        return keep(storage, path, {"t": table, "held": ray.put(n)}).content
+
+    assert content("a", 3) == content("b", 3) != content("c", 2)
+
+
+def test_a_column_of_a_kept_table_is_read_alone(storage: Storage) -> None:
+    keep(storage, "a", Table.from_arrow(ROWS))
+    table = Table.read_blocks(storage, "a/table-0")
+    assert table.select(["x"]).arrow()["x"].to_pylist() == [1, 2, None]
+    for file in Path(storage.uri("a/table-0")).glob("*.arrow"):
+        file.unlink()
+    with pytest.raises(StorageError, match="it was removed"):
+        Table.read_blocks(storage, "a/table-0").arrow()
+
+
+def test_a_result_that_is_gone_is_told(storage: Storage) -> None:
+    kept = keep(storage, "a", 1)
+    storage.remove("a")
+    with pytest.raises(StorageError, match="with `--from` that step"):
+        load(storage, kept)

@@ -1,0 +1,83 @@
+"""Values by their content."""
+
+import functools
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import BaseModel
+
+from raysys.errors import RaysysError
+from raysys.workflow import InputFiles
+from raysys.workflow._value_digest import digest
+
+
+class Settings(BaseModel):
+    rate: float = 0.5
+    names: tuple[str, ...] = ("a",)
+
+
+@dataclass
+class Point:
+    x: int = 1
+    y: str = "b"
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def adder(b: int) -> Any:
+    return lambda a: a + b
+
+
+DIFFERENT = [
+    None, 0, 0.0, False, "0", b"0", 1, -1, 1.5, float("nan"), "", "a", "ab", [], (), {}, set(),
+    ["a", "b"], ["ab"], [["a"], "b"], ["a", ["b"]], ("a", "b"), {"a": 1}, {"a": 2}, {"b": 1},
+    {1, 2}, {1, 3}, np.zeros(2), np.zeros(3), np.zeros((2, 1)), np.zeros(2, np.float32),
+    np.array(["a", None], object), Settings(), Settings(rate=0.6), Settings(names=("a", "b")),
+    Point(), Point(x=2), add, functools.partial(add, 1), functools.partial(add, 2),
+    functools.partial(add, b=1), adder(1), adder(2), Point, Settings, Path("a"), len,
+]  # fmt: skip
+
+
+def test_what_differs_has_another_digest() -> None:
+    assert len({digest(value) for value in DIFFERENT}) == len(DIFFERENT)
+    assert digest(1, 2) != digest([1, 2]) != digest(12)
+
+
+def test_what_is_equal_has_the_same_in_every_process() -> None:
+    code = (
+        "from tests.workflow.test_digest import *;"
+        "print([digest(value) for value in DIFFERENT] + [digest({'x', 'y', 'z'})])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={"PYTHONHASHSEED": "77", "PYTHONPATH": ":".join(filter(None, sys.path)), "PATH": ""},
+    )  # fmt: skip
+    ours = [digest(value) for value in DIFFERENT] + [digest({"x", "y", "z"})]
+    assert told.stdout.strip() == str(ours)
+
+
+def test_files_count_with_their_content(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        (folder / "below").mkdir(parents=True)
+        (folder / "below" / "a.csv").write_text("x\n1\n")
+    assert digest(InputFiles(one)) == digest(InputFiles(two))
+    assert digest(InputFiles(one)) != digest(str(one))
+    (two / "below" / "a.csv").write_text("x\n2\n")
+    assert digest(InputFiles(one)) != digest(InputFiles(two))
+    uri = f"file://{one}"
+    assert digest(InputFiles(uri)) == digest(InputFiles(uri))
+    with pytest.raises(RaysysError, match="no such file"):
+        digest(InputFiles(tmp_path / "three"))
+
+
+def test_what_has_no_content_is_refused() -> None:
+    with pytest.raises(RaysysError, match="a object has no content that is known"):
+        digest(object())
