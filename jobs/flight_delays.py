@@ -129,7 +129,7 @@ def look_for_leaks(run: Run, splits: Splits, featurizer: FittedFeaturizer) -> Le
         fitted=[featurizer],
     )
     run.folder.write_bytes("leaks.json", report.to_json().encode())
-    workflow.say(str(report))
+    print(str(report))
     report.require()
     return report
 
@@ -268,12 +268,12 @@ def deploy(run: Run, config: Config, tables: Tables, model: StoredModel) -> None
         port=config.port,
     )
     answer = endpoint.ask(request)
-    workflow.say(
+    print(
         f"\n{flight['carrier']} {flight['flight']} from {flight['origin']} to {flight['dest']}, "
         f"{request['sched_dep']}: {answer['probability_late']:.0%} likely to be over {LATE} "
         f"minutes late; it was {flight['arr_delay']} minutes late"
     )
-    workflow.say(f"\nask again: {endpoint.curl(request)}\nOpenAPI:   {endpoint.docs_url}")
+    print(f"\nask again: {endpoint.curl(request)}\nOpenAPI:   {endpoint.docs_url}")
 
 
 if __name__ == "__main__":

@@ -245,10 +245,10 @@ def deploy(run: Run, config: Config, model: StoredModel, index: VectorIndex) -> 
     request = {"user_id": 15, "k": 10}
     answer = endpoint.ask(request)
     whose = f"films for user {request['user_id']}" if answer["known_user"] else "popular films"
-    workflow.say(f"\n{whose}:")
+    print(f"\n{whose}:")
     for film in answer["films"]:
-        workflow.say(f"  {film['title']} ({film['year']}), {', '.join(film['genres'])}")
-    workflow.say(f"\nask again: {endpoint.curl(request)}\nOpenAPI:   {endpoint.docs_url}")
+        print(f"  {film['title']} ({film['year']}), {', '.join(film['genres'])}")
+    print(f"\nask again: {endpoint.curl(request)}\nOpenAPI:   {endpoint.docs_url}")
 
 
 if __name__ == "__main__":

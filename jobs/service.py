@@ -15,7 +15,6 @@ from raysys import serve
 from raysys.errors import RaysysError
 from raysys.models import ModelStore
 from raysys.storage import Storage
-from raysys.workflow import say
 
 
 class Settings(BaseModel):
@@ -52,7 +51,7 @@ class Keeper:
             port=settings.port,
             storage=storage,
         )
-        say(f"{settings.name} version {model.version} answers at {self.endpoint.url}")
+        print(f"{settings.name} version {model.version} answers at {self.endpoint.url}")
 
     def check_health(self) -> None:
         """Called by Serve.

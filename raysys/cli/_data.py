@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow.parquet as pq
 import typer
 from typer import echo as say
 
@@ -49,8 +50,6 @@ def check_data(
     for figure in checked.figures:
         say(f"  {'holds' if figure.holds else 'FAILS'}: {figure}")
     if quarantine is not None:
-        import pyarrow.parquet as pq
-
         pq.write_table(checked.quarantine.arrow(), quarantine)
         say(f"quarantine: {quarantine}")
     if failure is not None:

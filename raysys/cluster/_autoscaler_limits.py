@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
+import yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,11 +43,6 @@ def _ceiling(gcs_address: str) -> tuple[float, float] | None:
 
 def read_monitor(gcs_address: str) -> tuple[float, float] | None:
     """The same, on the head: from the file that its autoscaler was started with."""
-    import os
-
-    import psutil
-    import yaml
-
     port = gcs_address.rpartition(":")[2]
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -195,8 +196,6 @@ def _answers(dashboard_url: str) -> bool:
 
 def _free_port(preferred: int) -> int:
     """`preferred` if nothing listens there, else one that the system picks."""
-    import socket
-
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from raysys.data._lazy_plan import collect, lazy
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import polars as pl
     import pyarrow as pa
 
     Of = tuple[str, str] | str
@@ -49,21 +50,15 @@ def _moments(column: pl.Expr) -> dict[str, pl.Expr]:
 
 
 def _float() -> Any:
-    import polars as pl
-
     return pl.Float64
 
 
 def _variance(part: Callable[[str], pl.Expr]) -> pl.Expr:
-    import polars as pl
-
     count, squares = _squares(part)
     return pl.when(count > 1).then(squares / (count - 1))
 
 
 def _mean(part: Callable[[str], pl.Expr]) -> pl.Expr:
-    import polars as pl
-
     count = part("count").sum()
     return pl.when(count > 0).then(part("total").sum() / count)
 
@@ -130,8 +125,6 @@ def partial(
     frame: pl.LazyFrame, by: Sequence[str], wanted: Mapping[str, tuple[str, str]]
 ) -> pl.LazyFrame:
     """One row a group of these rows, with the parts of its answers."""
-    import polars as pl
-
     kinds = frame.collect_schema()
     parts: dict[str, pl.Expr] = {}
     for column, function in dict.fromkeys(wanted.values()):
@@ -162,8 +155,6 @@ def merged(
     frame: pl.LazyFrame, by: Sequence[str], wanted: Mapping[str, tuple[str, str]]
 ) -> pl.LazyFrame:
     """The answers, from rows of parts; ascending by group."""
-    import polars as pl
-
     answers = {}
     for name, (column, function) in wanted.items():
         if function == ROWS:
@@ -181,8 +172,6 @@ def whole(
     frame: pl.LazyFrame, by: Sequence[str], wanted: Mapping[str, tuple[str, str]]
 ) -> pl.LazyFrame:
     """The answers, from all rows of each group; ascending by group."""
-    import polars as pl
-
     kinds = frame.collect_schema()
     simple = {n: of for n, of in wanted.items() if of[1] not in _WHOLE}
     answers = {
@@ -205,8 +194,6 @@ def whole(
 
 def _wide(column: str, kind: Any, function: str) -> pl.Expr:
     """A column in the type that its numbers are added up in, in which they have room."""
-    import polars as pl
-
     wide: Any = None
     if function in ("mean", "var", "std") and (kind.is_numeric() or kind == pl.Boolean):
         wide = pl.Float64
@@ -226,8 +213,6 @@ def _part(column: str, name: str) -> str:
 
 def windows(frame: pl.LazyFrame, time: str, every: str, period: str | None) -> pl.LazyFrame:
     """Rows with `window`, the start of each window that they fall into."""
-    import polars as pl
-
     _split(every)
     start = pl.col(time).dt.truncate(every)
     if period is None:

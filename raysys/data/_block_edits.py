@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raysys.data._lazy_plan import collect, lazy
 from raysys.data._shuffle import concat
 
@@ -56,6 +58,4 @@ def as_dicts(block: pa.Table) -> list[dict[str, Any]]:
 
 def number(block: pa.Table, column: str, first: int) -> pa.Table:
     """With the row's number, from `first` on."""
-    import numpy as np
-
     return block.append_column(column, [np.arange(first, first + len(block))])

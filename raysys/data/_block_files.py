@@ -6,13 +6,14 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from raysys.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import polars as pl
-    import pyarrow as pa
 
     from raysys.storage import Storage
 
@@ -33,8 +34,6 @@ class KeptBlock:
         predicate: pl.Expr | None = None,
     ) -> pa.Table:
         """The rows; a local file is mapped, so that columns left out are not read."""
-        import pyarrow as pa
-
         if self.storage.is_local:
             try:
                 source: Any = pa.memory_map(self.storage.uri(self.path))
@@ -51,8 +50,6 @@ class KeptBlock:
 
 def write(block: pa.Table, folder: Storage, number: int) -> tuple[str, pa.Schema]:
     """Write a block; a digest of the file, and the schema."""
-    import pyarrow as pa
-
     block = block.combine_chunks()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, block.schema) as writer:

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from raysys.errors import RaysysError
 from raysys.telemetry import counter
 
@@ -41,15 +43,11 @@ def described(table: pa.Table) -> tuple[pa.Table, BlockMeta]:
 
 def table_task(name: str, tables: int = 1) -> Any:
     """A task that returns (block, meta) for each table that its function makes."""
-    import ray
-
     return ray.remote(_run_described).options(name=name, num_returns=2 * tables)
 
 
 def value_task(name: str, returns: int = 1) -> Any:
     """A task that returns what its function gives, or the items of it."""
-    import ray
-
     return ray.remote(_run).options(name=name, num_returns=returns)
 
 
@@ -59,8 +57,6 @@ def coordinate(name: str, function: Callable[..., Any], *args: Any) -> Any:
     For functions that start tasks and put together what these give, when that is more than the
     caller should be sent.
     """
-    import ray
-
     task = ray.remote(_run).options(name=name, num_cpus=0)
     return results([task.remote(function, *args)])[0]
 
@@ -71,8 +67,6 @@ def run_in_turn(task: Any, calls: Sequence[Sequence[Any]]) -> list[Any]:
     For tasks that leave something: after an error no more are begun, and none runs any more
     when it is raised. (Ray's own way to cancel tasks can end the driver, in 2.60.)
     """
-    import ray
-
     found: list[Any] = [None] * len(calls)
     running: dict[Any, int] = {}
     todo = iter(enumerate(calls))
@@ -91,8 +85,6 @@ def run_in_turn(task: Any, calls: Sequence[Sequence[Any]]) -> list[Any]:
 
 def results(refs: Sequence[Any]) -> list[Any]:
     """Values of tasks; an error of ours comes as itself, without the task's traceback."""
-    import ray
-
     try:
         return ray.get(list(refs))
     except ray.exceptions.RayTaskError as error:
@@ -122,8 +114,6 @@ def _run_described(function: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
 
 def _count(meta: BlockMeta) -> None:
     """Metrics of a block that this task has made."""
-    import ray
-
     if ray.is_initialized():
         tags = {"operation": ray.get_runtime_context().get_task_name() or ""}
         counter("raysys_data_rows_total", "Rows of blocks made, by what made them", _KEYS).inc(

@@ -6,12 +6,13 @@ import functools
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import ray
+
 from raysys.data._blocks import value_task
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from raysys.data._table import Table
 
 
@@ -55,8 +56,6 @@ def to_dmatrix(table: Table, *, label: str, **options: Any) -> Any:
 
 
 def _get_pandas(refs: Any) -> Any:
-    import ray
-
     found = ray.get(refs)
     return [_to_pandas(block) for block in found] if isinstance(refs, list) else _to_pandas(found)
 
@@ -67,8 +66,6 @@ def _to_pandas(block: pa.Table) -> Any:
 
 def from_pandas(frame: Any) -> pa.Table:
     """A partition's rows as Arrow, without its labels."""
-    import pyarrow as pa
-
     try:
         return pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -80,8 +77,6 @@ def from_pandas(frame: Any) -> pa.Table:
 
 def kind_of(kind: pa.DataType) -> str:
     """A type without what makes no difference to its values: how text is laid out."""
-    import pyarrow as pa
-
     if pa.types.is_dictionary(kind):
         return kind_of(kind.value_type)
     # Writers name the items of a list as they like.
@@ -98,7 +93,6 @@ def kind_of(kind: pa.DataType) -> str:
 def use_ray_engine() -> None:
     """Point Modin at the connected cluster, once a process."""
     import modin.config
-    import ray
 
     modin.config.Engine.put("ray")
     # Modin cuts a frame into as many partitions as it believes that there are CPUs.

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+import pyarrow as pa
+
 from raysys.data._conversions import kind_of
 from raysys.data._lazy_plan import collect, lazy
 from raysys.data._shuffle import concat
@@ -12,9 +15,6 @@ from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import polars as pl
-    import pyarrow as pa
 
 
 def keys_of(
@@ -45,8 +45,6 @@ def keys_of(
 
 def _are_integers(one: pa.DataType, other: pa.DataType) -> bool:
     """Whether both are of whole numbers that have a common type."""
-    import pyarrow as pa
-
     kinds = (one, other)
     if all(pa.types.is_integer(kind) for kind in kinds):
         signed = any(pa.types.is_signed_integer(kind) for kind in kinds)
@@ -58,8 +56,6 @@ def _widened(
     left: pl.LazyFrame, right: pl.LazyFrame, keys: Mapping[str, str]
 ) -> tuple[pl.LazyFrame, pl.LazyFrame]:
     """Both sides with keys of one type, where equal values can have several."""
-    import polars as pl
-
     mine, theirs = left.collect_schema(), right.collect_schema()
     for name, other in keys.items():
         kinds = (mine[name], theirs[other])

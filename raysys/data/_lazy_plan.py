@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import polars as pl
+import pyarrow as pa
+from polars.io.plugins import register_io_source
+
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import polars as pl
-    import pyarrow as pa
 
     from raysys.data._table import Table
 
@@ -53,8 +54,6 @@ class Step:
 
 def evaluate(source: pa.Table | Part, steps: Sequence[Step]) -> pa.Table:
     """A block: read what the steps need of the source, and do them."""
-    import pyarrow as pa
-
     columns = None
     while steps and steps[0].columns is not None:  # Arrow can do this as well
         columns, steps = steps[0].columns, steps[1:]
@@ -76,9 +75,6 @@ def planned_schema(schema: pa.Schema, steps: Sequence[Step]) -> pa.Schema:
     Raises:
         DataError: A step does not fit the columns.
     """
-    import polars as pl
-    import pyarrow as pa
-
     for step in steps:
         if step.columns is not None:
             schema = pa.schema([schema.field(name) for name in step.columns])
@@ -103,8 +99,6 @@ def lazy(table: pa.Table) -> pl.LazyFrame:
 
 def frame_of(table: pa.Table) -> pl.DataFrame:
     """A block as a polars frame, over the same memory but for text."""
-    import polars as pl
-
     frame = pl.from_arrow(table, rechunk=False)
     assert isinstance(frame, pl.DataFrame)
     return frame
@@ -116,8 +110,6 @@ def collect(frame: pl.LazyFrame, what: str) -> pa.Table:
     Raises:
         DataError: A value cannot be worked with as the plan wants.
     """
-    import polars as pl
-
     try:
         return frame.collect().to_arrow()
     except pl.exceptions.PolarsError as error:
@@ -126,7 +118,6 @@ def collect(frame: pl.LazyFrame, what: str) -> pa.Table:
 
 def _scan(part: Part) -> pl.LazyFrame:
     """A part that polars' optimiser tells which columns and rows it needs."""
-    from polars.io.plugins import register_io_source
 
     def read(
         columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, _: int | None

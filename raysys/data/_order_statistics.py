@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.data._row_hash import hash_rows
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    import pyarrow as pa
 
     from raysys.data._row_numbers import Each
 
@@ -62,9 +62,6 @@ def ordered(column: Any, name: str) -> np.ndarray:
     Raises:
         DataError: A value is missing, or of a type without such an order.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     kind, sign = column.type, np.uint64(1 << 63)
     if missing := column.null_count:
         raise DataError(
@@ -90,8 +87,6 @@ def ordered(column: Any, name: str) -> np.ndarray:
 
 def value_of(key: int, kind: Any) -> Any:
     """The number or time whose place in the order `ordered` gives as this key."""
-    import pyarrow as pa
-
     if pa.types.is_floating(kind):
         bits = key ^ (1 << 63) if key >> 63 else key ^ (2**64 - 1)
         return float(np.array(bits, np.uint64).view(np.float64))

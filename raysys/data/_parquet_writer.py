@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from raysys.data._lazy_plan import frame_of
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pyarrow as pa
 
     from raysys.storage import Storage
 
@@ -20,8 +21,6 @@ _MOST_FOLDERS = 10_000
 
 def parquet(block: pa.Table, folder: Storage, number: int, partition_by: Sequence[str]) -> int:
     """Write a block's rows; how many they are."""
-    import pyarrow.parquet as pq
-
     name = f"part-{number:05d}.parquet"
     block = readable(block)
     if not partition_by:
@@ -40,8 +39,6 @@ def parquet(block: pa.Table, folder: Storage, number: int, partition_by: Sequenc
 
 def readable(block: pa.Table) -> pa.Table:
     """With lists of a fixed size as others where some are missing: Arrow would not read them."""
-    import pyarrow as pa
-
     for number, field in enumerate(block.schema):
         if pa.types.is_fixed_size_list(field.type) and block[field.name].null_count:
             kind = pa.large_list(field.type.value_type)

@@ -6,13 +6,14 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pyarrow as pa
 
 _CHUNK_BYTES = 1 << 20  # of text at once: the powers of the base are a table of this length
 _NULL, _NAN = 0x9AE16A3B2F90404F, 0x7FF8000000000000
@@ -96,8 +97,6 @@ def content_digest(contents: Sequence[tuple[int, int, int]]) -> str:
 
 
 def _one_array(column: Any) -> pa.Array:
-    import pyarrow as pa
-
     if isinstance(column, pa.ChunkedArray):
         chunks = column.chunks or [pa.array([], column.type)]
         return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
@@ -105,9 +104,6 @@ def _one_array(column: Any) -> pa.Array:
 
 
 def _hash_array(array: Any, seed: int) -> np.ndarray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     kind = array.type
     if pa.types.is_null(kind):
         return np.full(len(array), np.uint64(_NULL))
@@ -125,7 +121,7 @@ def _hash_array(array: Any, seed: int) -> np.ndarray:
         encoded = array.cast(pa.large_binary()).dictionary_encode()
         return _hash_array_of_codes(encoded, seed)
     else:
-        hashes = mix(_bits(array, pc), seed)
+        hashes = mix(_bits(array), seed)
     if array.null_count:
         missing = array.is_null().to_numpy(zero_copy_only=False)
         hashes = np.where(missing, np.uint64(_NULL), hashes)
@@ -133,8 +129,6 @@ def _hash_array(array: Any, seed: int) -> np.ndarray:
 
 
 def _is_list(kind: Any) -> bool:
-    import pyarrow as pa
-
     t = pa.types
     return bool(
         t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind) or t.is_map(kind)
@@ -142,8 +136,6 @@ def _is_list(kind: Any) -> bool:
 
 
 def _is_text(kind: Any) -> bool:
-    import pyarrow as pa
-
     t = pa.types
     return bool(
         t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
@@ -152,10 +144,8 @@ def _is_text(kind: Any) -> bool:
     )  # fmt: skip
 
 
-def _bits(array: Any, pc: Any) -> np.ndarray:
+def _bits(array: Any) -> np.ndarray:
     """The values as uint64; of what is missing, anything."""
-    import pyarrow as pa
-
     kind = array.type
     if pa.types.is_floating(kind):
         numbers = pc.fill_null(array.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
@@ -181,8 +171,6 @@ def _bits(array: Any, pc: Any) -> np.ndarray:
 
 def _ticks(kind: Any) -> Any:
     """A type of times in the unit that all times are hashed in, if the values fit."""
-    import pyarrow as pa
-
     if pa.types.is_timestamp(kind):
         return pa.timestamp("us", tz=kind.tz) if kind.unit != "ns" else kind
     if pa.types.is_duration(kind):
@@ -195,9 +183,6 @@ def _ticks(kind: Any) -> Any:
 
 
 def _hash_lists(array: Any, seed: int) -> np.ndarray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     kind = array.type
     if pa.types.is_map(kind):
         # Without the name of the key, which a map must have: an item is a pair.

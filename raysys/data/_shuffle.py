@@ -5,6 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
 from raysys.data._blocks import table_task, value_task
 from raysys.data._lazy_plan import collect, evaluate, lazy
 from raysys.data._row_hash import hash_rows
@@ -13,8 +17,6 @@ from raysys.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import polars as pl
-    import pyarrow as pa
 
 _SAMPLES_A_BLOCK = 256
 _FLAG, _PART = "\x1fflag", "\x1fpart"
@@ -43,8 +45,6 @@ def merge(
 
 def concat(*pieces: pa.Table) -> pa.Table:
     """Pieces after one another; numbers of several widths become the widest."""
-    import pyarrow as pa
-
     return pa.concat_tables(pieces, promote_options="permissive")
 
 
@@ -54,8 +54,6 @@ def common_schema(schemas: Sequence[pa.Schema], what: str) -> pa.Schema:
     Raises:
         DataError: A column's types have nothing in common.
     """
-    import pyarrow as pa
-
     common = schemas[0]
     for number, schema in enumerate(schemas):
         try:
@@ -77,8 +75,6 @@ def _merge(function: Callable[..., pa.Table], args: Sequence[Any], *pieces: pa.T
 
 
 def _split_by_hash(source: Any, steps: Sequence[Any], columns: list[str], parts: int) -> Any:
-    import numpy as np
-
     block = evaluate(source, steps)
     if parts == 1:
         return block
@@ -107,8 +103,6 @@ def sort_rows(rows: pa.Table, by: Sequence[str], how: dict[str, Any]) -> pa.Tabl
 
 
 def _sample_keys(block: pa.Table, by: Sequence[str], how: dict[str, Any]) -> pa.Table:
-    import numpy as np
-
     keys = sort_rows(block.select(list(by)), by, how)
     step = max(1, len(keys) // _SAMPLES_A_BLOCK)
     return keys.take(np.arange(step // 2, len(keys), step))
@@ -116,8 +110,6 @@ def _sample_keys(block: pa.Table, by: Sequence[str], how: dict[str, Any]) -> pa.
 
 def _bounds(by: Sequence[str], how: dict[str, Any], parts: int, *keys: pa.Table) -> pa.Table:
     """First keys of all parts but the first, from evenly spaced samples of the blocks."""
-    import pyarrow as pa
-
     sample = sort_rows(concat(*keys), by, how)
     places = [len(sample) * part // parts for part in range(1, parts)] if len(sample) else []
     return sample.take(pa.array(places, pa.int64()))
@@ -126,8 +118,6 @@ def _bounds(by: Sequence[str], how: dict[str, Any], parts: int, *keys: pa.Table)
 def _split_by_range(
     block: pa.Table, cuts: pa.Table, by: list[str], how: dict[str, Any], parts: int
 ) -> Any:
-    import polars as pl
-
     if parts == 1:
         return block
     rows = lazy(block).with_columns(pl.lit(1, pl.Int8).alias(_FLAG))

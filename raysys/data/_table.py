@@ -8,6 +8,9 @@ import pickle
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import pyarrow as pa
+import ray
+
 from raysys.data import _aggregate, _join, _shuffle
 from raysys.data import _block_edits as _rows
 from raysys.data import _block_files as _kept
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import polars as pl
-    import pyarrow as pa
     from ray import ObjectRef
 
     from raysys.storage import Storage
@@ -128,8 +130,6 @@ class Table:
     @classmethod
     def from_arrow(cls, table: pa.Table, rows_a_block: int = 1_000_000) -> Table:
         """A Table of rows that this process holds; for small ones, and tests."""
-        import ray
-
         starts = range(0, max(1, len(table)), rows_a_block)
         made = [described(table.slice(start, rows_a_block)) for start in starts]
         return cls(
@@ -185,8 +185,6 @@ class Table:
     @property
     def schema(self) -> pa.Schema:
         """The Arrow schema, of all blocks: one without a value in a column knows no type."""
-        import pyarrow as pa
-
         if self._metas is None:
             return self._planned_schema
         schemas = [meta.schema for meta in self._metas]
@@ -204,8 +202,6 @@ class Table:
 
     def arrow(self) -> pa.Table:
         """All rows in this process, mapped from the object store."""
-        import pyarrow as pa
-
         return pa.concat_tables(results(self.blocks), promote_options="permissive")
 
     def to_pandas(self) -> Any:
@@ -217,8 +213,6 @@ class Table:
 
         A few blocks are made and fetched ahead; a planned Table is not kept.
         """
-        import pyarrow as pa
-
         if rows < 1:
             raise DataError(f"iter_batches: rows={rows}; give at least 1")
         none = self.schema.empty_table()
@@ -250,8 +244,6 @@ class Table:
 
     def to_ray_dataset(self) -> Any:
         """A `ray.data.Dataset` over the same blocks."""
-        import ray
-
         return ray.data.from_arrow_refs(list(self.blocks))
 
     def to_dmatrix(self, *, label: str, group: str | None = None, **options: Any) -> Any:

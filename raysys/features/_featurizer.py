@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import ray
 from pydantic import BaseModel, Field, ValidationError
 
 from raysys.errors import DataError
@@ -84,8 +85,6 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
         Raises:
             DataError: The table lacks a column, or a value has the wrong type.
         """
-        import ray
-
         table.materialize()  # what is planned would be done in each of the passes
         encoded = [made for made in self.transforms if isinstance(made, TargetEncoded)]
         folds = any(made.time is None for made in encoded)

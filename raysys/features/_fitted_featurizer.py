@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import ray
 
 from raysys.errors import DataError, StorageError
 from raysys.features._operations import Program
@@ -17,8 +19,6 @@ from raysys.features._transforms import TargetEncoded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
 
     from raysys.data import Table
     from raysys.features._featurizer import Featurizer
@@ -136,8 +136,6 @@ class FittedFeaturizer:
         Raises:
             DataError: A value has the wrong type, or a kept column has the name of an output.
         """
-        import ray
-
         self.check(table.schema.names, keep)
         return table.map_blocks(
             featurize, ray.put(self), {}, {}, list(keep), name="transform_features"
@@ -220,8 +218,6 @@ def featurize(
     keep: Sequence[str],
 ) -> pa.Table:
     """A block's features; with the values that a training row may see, where there are any."""
-    import pyarrow as pa
-
     from raysys.features import _target_encoding as _target
 
     out = np.empty((len(fitted.names), len(block)), np.float32)

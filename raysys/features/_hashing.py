@@ -12,6 +12,8 @@ import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,9 +74,6 @@ def word_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         uint64 hashes of all words, and how many words each text has, int64 `(n,)`.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     # Arrow splits ASCII just as Python does, and much faster; of other letters it has other
     # tables, so that those texts are left to Python.
     plain = np.array([text.isascii() for text in texts], bool)

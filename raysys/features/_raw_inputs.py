@@ -18,6 +18,8 @@ import numbers as abstract
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.errors import DataError
 
@@ -122,9 +124,6 @@ def numbers(name: str, column: Any) -> np.ndarray:
         DataError: A value is no number.
     """
     if _is_arrow(column):
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         kind, t = column.type, pa.types
         if t.is_boolean(kind):
             column, kind = column.cast(pa.uint8()), pa.uint8()
@@ -173,9 +172,6 @@ def _ticks(values: np.ndarray) -> np.ndarray:
 
 
 def _arrow_times(name: str, column: Any) -> np.ndarray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     kind, t = column.type, pa.types
     if t.is_timestamp(kind) or t.is_date(kind):
         if t.is_date32(kind):
@@ -198,8 +194,6 @@ def _coded(name: str, column: Any, convert: Callable[[str, Any], str | None]) ->
     if isinstance(column, np.ndarray) and column.dtype.kind in "OUiufb":
         column = column.tolist()
     if len(column) >= _MANY:
-        import pyarrow as pa
-
         try:
             return _arrow_coded(name, pa.array(column, from_pandas=True), convert)
         except (pa.ArrowException, OverflowError, UnicodeError):
@@ -210,8 +204,6 @@ def _coded(name: str, column: Any, convert: Callable[[str, Any], str | None]) ->
 
 
 def _arrow_coded(name: str, column: Any, convert: Callable[[str, Any], str | None]) -> Coded:
-    import pyarrow as pa
-
     kind = column.type
     if pa.types.is_null(kind):
         return Coded([], np.full(len(column), -1))
@@ -236,8 +228,6 @@ def _is_arrow(column: Any) -> bool:
 
 
 def _chunk(column: Any) -> Any:
-    import pyarrow as pa
-
     if not isinstance(column, pa.ChunkedArray):
         return column
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

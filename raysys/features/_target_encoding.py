@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from raysys.features import _raw_inputs as _inputs
 from raysys.features._hashing import hashes_of, joined_arrays
@@ -12,8 +13,6 @@ from raysys.features._raw_inputs import NO_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pyarrow as pa
 
     from raysys.data import Table
     from raysys.features._transform_base import State
@@ -161,8 +160,6 @@ def encode_out_of_fold(
 
 def by_time(block: pa.Table, transform: TargetEncoded, name: str) -> pa.Table:
     """Rows with a target and the sum of it, by category and time."""
-    import pyarrow as pa
-
     assert transform.time is not None
     values, codes = _inputs.categories(name, block[name])
     times = _inputs.times(transform.time, block[transform.time])

@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+
 from raysys.cluster import raise_priority
 from raysys.errors import RaysysError
 from raysys.gateway._api_keys import read_keys
@@ -113,8 +116,6 @@ class Gateway:
 
     async def replica_host(self, node_ip: str) -> str:
         """The interface that a replica on some node must bind: loopback if it can."""
-        import ray
-
         return "127.0.0.1" if node_ip == ray.util.get_node_ip_address() else node_ip
 
     async def announce(self, announcement: Announcement, capacity: int) -> None:
@@ -191,8 +192,6 @@ class Gateway:
 
     async def stop(self) -> None:
         """End HAProxy and forget everything, before the actor is killed."""
-        from ray.experimental.internal_kv import _internal_kv_del
-
         self._main.cancel()
         if self._haproxy:
             self._haproxy.stop()
@@ -367,13 +366,9 @@ class Gateway:
         return all(self._live(name) for name in self._state.backends)
 
     def _save(self) -> None:
-        from ray.experimental.internal_kv import _internal_kv_put
-
         _internal_kv_put(_STATE_KEY, json.dumps(dataclasses.asdict(self._state)).encode())
 
     def _restored(self) -> _State | None:
-        from ray.experimental.internal_kv import _internal_kv_get
-
         saved = _internal_kv_get(_STATE_KEY)
         if not saved:
             return None
@@ -390,8 +385,6 @@ def _address(server: _Server) -> tuple[str, int]:
 
 def start_gateway(host: str, port: int, grpc_port: int | None, storage: Storage) -> Any:
     """The cluster's gateway, started if there is none; it keeps the address it started with."""
-    import ray
-
     actor = ray.remote(Gateway).options(
         name=GATEWAY_NAME,
         namespace=GATEWAY_NAMESPACE,
@@ -412,8 +405,6 @@ def find_gateway() -> Any:
     Raises:
         RaysysError: Nothing has been deployed.
     """
-    import ray
-
     try:
         return ray.get_actor(GATEWAY_NAME, GATEWAY_NAMESPACE)
     except ValueError as error:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import ray
+from ray.util import list_named_actors
+
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
@@ -29,15 +32,11 @@ def actor(name: str) -> ActorHandle:
     Raises:
         ValueError: There is none.
     """
-    import ray
-
     return ray.get_actor(name, namespace=NAMESPACE)
 
 
 def names() -> list[str]:
     """All actors of all indexes on the cluster."""
-    from ray.util import list_named_actors
-
     found: list[dict[str, Any]] = list_named_actors(all_namespaces=True)
     return [
         one["name"]
@@ -59,8 +58,6 @@ def indexes() -> list[str]:
 
 def end(index: str) -> None:
     """End all actors of an index, the writer first: a change that it has not logged is refused."""
-    import ray
-
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
         # Killed in the middle of a record it might finish it after the next writer has started.
         ray.get(actor(writer_name(index)).stop.remote(), timeout=_STOP_S)

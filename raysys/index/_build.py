@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 from pydantic import ValidationError
+from ray.exceptions import RayActorError, RayTaskError
 
 from raysys import cluster
+from raysys.console import say
 from raysys.data import Table, described
 from raysys.errors import DataError, ResourceError, StorageError
 from raysys.index import _actor_names as _names
@@ -48,8 +51,6 @@ def build(
     or_empty: bool = False,
 ) -> Manifest:  # fmt: skip
     """Check the rows, build the shards of an index and start all of its actors."""
-    import ray
-
     if not name or ":" in name:
         raise DataError(f"index name {name!r}: give one without `:`")
     blocks = [ray.put(rows)] if isinstance(rows, pa.Table) else list(rows.blocks)
@@ -100,9 +101,6 @@ def restore(
     name: str, files: Files, version: int | None, shards: int | None, replicas: int | None
 ) -> Manifest:
     """Start an index from its folder."""
-    import ray
-    from ray.exceptions import RayActorError, RayTaskError
-
     given = {"shards": shards, "replicas": replicas}
     changed = {one: value for one, value in given.items() if value is not None}
     # What cannot be restored is refused while an index of this name still answers.
@@ -163,21 +161,15 @@ def _dim(schema: pa.Schema) -> int:
 
 
 def _default_shards(rows: int) -> int:
-    import ray
-
     cores = int(min(ray.cluster_resources().get("CPU", 1), _nodes() * (os.cpu_count() or 1)))
     return max(1, min(cores, rows // _ROWS_PER_SHARD))
 
 
 def _nodes() -> int:
-    import ray
-
     return sum(node["Alive"] for node in ray.nodes())
 
 
 def _check_memory(name: str, rows: int, settings: Settings) -> None:
-    import ray
-
     needed = settings.replicas * memory_bytes(rows, settings)
     have = ray.cluster_resources().get("memory", float("inf"))
     print(
@@ -198,9 +190,6 @@ def _split(
     blocks: Sequence[ObjectRef], settings: Settings, schema: pa.Schema
 ) -> list[list[ObjectRef]]:
     """References to each shard's rows, in pieces, checked in tasks."""
-    import ray
-    from ray.exceptions import RayTaskError
-
     shards = settings.shards
     task = ray.remote(_split_block).options(name="split", num_returns=shards + 1)
     made = [task.remote(block, settings, schema) for block in blocks]
@@ -231,8 +220,6 @@ def _start(
     name: str, files: Files, settings: Settings, version: int
 ) -> tuple[dict[tuple[int, int], ActorHandle], ActorHandle]:
     """Start all actors of an index whose snapshot has a version, or will have it."""
-    import ray
-
     from raysys.index._replica import Replica
     from raysys.index._writer import Writer
 
@@ -262,9 +249,6 @@ def _wait(
     name: str, handles: Sequence[ActorHandle], builds: Sequence[ObjectRef], total: int
 ) -> list[int]:
     """The shards' sizes, when they are built; says meanwhile how far they are."""
-    import ray
-    from ray.exceptions import RayActorError, RayTaskError
-
     started, left = time.monotonic(), list(builds)
     while left:
         _, left = ray.wait(left, num_returns=len(left), timeout=_SAY_S)
@@ -272,7 +256,7 @@ def _wait(
             with contextlib.suppress(RayActorError):  # it is restarted, and builds again
                 done = sum(ray.get([handle.progress.remote() for handle in handles]))
                 seconds = time.monotonic() - started
-                print(f"index {name}: {done:,} of {total:,} rows after {seconds:.0f} s", flush=True)
+                say(f"index {name}: {done:,} of {total:,} rows after {seconds:.0f} s")
     try:
         return ray.get(list(builds))
     except RayTaskError as error:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from raysys.index._types import shard_of, vector_column, with_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pyarrow as pa
 
 _TOKEN = b"token"
 
@@ -47,8 +47,6 @@ def encode(batch: Batch, token: str) -> bytes:
         batch: The changes.
         token: By which a batch that is sent again is known.
     """
-    import pyarrow as pa
-
     table = with_id(batch.ids, batch.attributes)
     table = table.add_column(1, "vector", vector_column(batch.vectors))
     ended = pa.table({"id": pa.array(batch.deleted)})
@@ -67,8 +65,6 @@ def tokens(record: bytes) -> list[str]:
 
 def decode(record: bytes) -> Batch:
     """The changes of a record: one or more encoded batches behind each other, the last wins."""
-    import pyarrow as pa
-
     tables = [table for _, table in _streams(record)]
     whole = pa.concat_tables(tables).combine_chunks()
     ids = whole["id"].to_numpy()
@@ -89,8 +85,6 @@ def decode(record: bytes) -> Batch:
 
 
 def _streams(record: bytes) -> Sequence[tuple[str, pa.Table]]:
-    import pyarrow as pa
-
     source, found = pa.BufferReader(record), []
     while source.tell() < len(record):
         table = pa.ipc.open_stream(source).read_all()

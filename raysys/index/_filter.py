@@ -6,14 +6,13 @@ import ast
 import functools
 import operator
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.errors import DataError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 GRAMMAR = (
     "comparisons of columns and constants with ==, !=, <, <=, >, >= (also chained: 1990 <= year < "
@@ -53,8 +52,6 @@ class Filter:
         Raises:
             DataError: It is not of the language, or compares what cannot be compared.
         """
-        import pyarrow as pa
-
         self._text, self._schema = text, schema
         # Numbers without nulls are compared by NumPy: for few rows Arrow's calls cost more than
         # the work. `is_numeric` stays true if nothing but numbers is compared.
@@ -82,8 +79,6 @@ class Filter:
         Args:
             rows: `id` and the attributes; arrays without nulls if the filter `is_numeric`.
         """
-        import pyarrow as pa
-
         with np.errstate(over="ignore"):  # a constant too large for float32 is infinite
             made = self._evaluate(rows)
         if isinstance(made, np.ndarray):
@@ -102,9 +97,6 @@ class Filter:
 
     def _compile(self, node: ast.expr, depth: int) -> _Value:
         """A function of columns for a truth value."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         if depth > _MAX_DEPTH:
             raise self._error(f"it is nested more than {_MAX_DEPTH} deep")
         if isinstance(node, ast.BoolOp):
@@ -128,8 +120,6 @@ class Filter:
         raise self._error(f"{ast.unparse(node)!r} is not of the language")
 
     def _compare(self, left: ast.expr, kind: ast.cmpop, right: ast.expr) -> _Value:
-        import pyarrow.compute as pc
-
         if isinstance(kind, (ast.Is, ast.IsNot)):
             if not (isinstance(right, ast.Constant) and right.value is None):
                 raise self._error("`is` is followed by None")
@@ -152,9 +142,6 @@ class Filter:
 
     def _inside(self, left: ast.expr, right: ast.expr) -> _Value:
         """A constant in a column's string or list, or a column among constants."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         if isinstance(right, ast.Name):
             self.is_numeric = False
             holder, value = self._column(right), self._literal(left)
@@ -179,8 +166,6 @@ class Filter:
         return among
 
     def _column(self, node: ast.expr) -> _Value:
-        import pyarrow as pa
-
         if not isinstance(node, ast.Name):
             raise self._error(f"{ast.unparse(node)!r} stands where a column is expected")
         if node.id not in self._schema.names:
@@ -193,15 +178,11 @@ class Filter:
 
     def _type(self, node: ast.expr) -> Any:
         """A column's type; of dictionary-encoded ones that of the values."""
-        import pyarrow as pa
-
         kind = self._schema.field(node.id).type  # type: ignore[attr-defined]
         return kind.value_type if pa.types.is_dictionary(kind) else kind
 
     def _constant(self, node: ast.expr, column: ast.expr) -> Any:
         """A number, or a scalar as Arrow compares it with a column: a string may be a date."""
-        import pyarrow as pa
-
         value, kind = self._literal(node), self._type(column)
         if _is_plain_number(value) and _is_number(kind):
             # An integer is compared as such, whatever its size.
@@ -236,8 +217,6 @@ _MIRRORED: dict[type[ast.cmpop], type[ast.cmpop]] = {
 
 
 def _joined(parts: list[_Value], how: str) -> _Value:
-    import pyarrow.compute as pc
-
     by_numpy = np.logical_and if how == "and" else np.logical_or
     by_arrow = pc.and_kleene if how == "and" else pc.or_kleene
 
@@ -253,8 +232,6 @@ def _joined(parts: list[_Value], how: str) -> _Value:
 
 def _by_numpy(compute: Callable[..., np.ndarray]) -> Callable[..., Any]:
     """A comparison of numbers; of a column with nulls, null where it has one."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     def computed(column: Any, other: Any) -> Any:
         if isinstance(column, np.ndarray):
@@ -280,8 +257,6 @@ def _numbers(values: list[Any], kind: Any) -> np.ndarray:
 
 
 def _inverted(part: _Value) -> _Value:
-    import pyarrow.compute as pc
-
     def inverted(rows: _Columns) -> Any:
         made = part(rows)
         return ~made if isinstance(made, np.ndarray) else pc.invert(made)
@@ -290,9 +265,6 @@ def _inverted(part: _Value) -> _Value:
 
 
 def _contains(column: Any, value: Any) -> Any:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if _is_text(column.type):
         if not isinstance(value, str):
             raise pa.ArrowTypeError(f"{value!r} is no part of a string")
@@ -311,14 +283,10 @@ def _contains(column: Any, value: Any) -> Any:
 
 
 def _is_text(kind: Any) -> bool:
-    import pyarrow as pa
-
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _is_number(kind: Any) -> bool:
-    import pyarrow as pa
-
     return pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import hnswlib
 import numpy as np
 
 if TYPE_CHECKING:
@@ -109,8 +110,6 @@ class HnswGraph:
         return slots.view(np.int64), distances
 
     def _empty(self) -> Any:
-        import hnswlib
-
         # Vectors come at length one under "cosine", so that the product is the cosine.
         space = "l2" if self._settings.metric == "l2" else "ip"
         return hnswlib.Index(space=space, dim=self._settings.dim)

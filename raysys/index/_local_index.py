@@ -7,6 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from raysys.errors import DataError, UnavailableError
 from raysys.index import _actor_names as _names
 from raysys.index._shard import StaleError
@@ -77,8 +79,6 @@ class LocalIndex:
         raise UnavailableError(f"index {self._name!r} changes too fast: ask with fewer vectors")
 
     def _follow(self) -> None:
-        import ray
-
         while not self._is_closed:
             if not ray.is_initialized():  # to ask for an actor would start another Ray
                 time.sleep(_RETRY_S)

@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from raysys.errors import StorageError
 from raysys.index import _change_record as _record
@@ -19,8 +20,6 @@ from raysys.index._types import Settings, vector_column
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    import pyarrow as pa
 
     from raysys.index._change_record import Batch
     from raysys.storage import Storage
@@ -62,8 +61,6 @@ class Manifest:
     @classmethod
     def from_json(cls, folder: str, data: bytes) -> Manifest:
         """As it is read."""
-        import pyarrow as pa
-
         found = json.loads(data)
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(found["schema"])))
         return cls(
@@ -155,8 +152,6 @@ class Files:
 
     def write_shard(self, folder: str, shard: int, state: Capture) -> None:
         """Write one shard of a snapshot."""
-        import pyarrow as pa
-
         with self.storage.new_dir(f"{self.path}/snapshots/{folder}/{shard}") as local:
             table = state.table.append_column("vector", vector_column(state.vectors))
             ended = np.zeros(len(table), bool)
@@ -208,8 +203,6 @@ class Files:
 
 def _read_rows(file: Path, manifest: Manifest, version: int) -> tuple[Rows, np.ndarray]:
     """Rows of a shard, and the slots of those that have ended."""
-    import pyarrow as pa
-
     with pa.memory_map(str(file)) as source:
         reader = pa.ipc.open_file(source)
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]

@@ -7,6 +7,9 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
+
 from raysys.errors import UnavailableError
 from raysys.index._local_socket import Channel
 from raysys.index._shard import SilentError
@@ -56,9 +59,6 @@ class Readers:
         Raises:
             UnavailableError: A shard did not answer in time.
         """
-        import ray
-        from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-
         deadline = time.monotonic() + timeout_s
         missing = set(self._replicas if shards is None else shards)
         answers: dict[int, Any] = {}
@@ -116,8 +116,6 @@ class Readers:
 
     def _channel(self, handle: ActorHandle, question: bytes) -> Channel | None:
         """A connection over which the question has been sent, to a replica on this node."""
-        from ray.exceptions import RayError
-
         if time.monotonic() < self._no_channel_until.get(handle, 0.0):
             return None
         try:
@@ -137,8 +135,6 @@ class Readers:
         return channel
 
     def _address(self, handle: ActorHandle) -> str | None:
-        import ray
-
         node, address = ray.get(handle.address.remote(), timeout=_PROBE_S)
         return address if node == ray.get_runtime_context().get_node_id() else None
 
@@ -157,8 +153,6 @@ class Readers:
         Raises:
             OSError: It has ended, or does not answer.
         """
-        import ray
-
         try:
             while True:
                 left = deadline - time.monotonic()
@@ -181,9 +175,6 @@ class Readers:
         self, handle: ActorHandle, call: ObjectRef | Channel, deadline: float, hurry: bool
     ) -> Any:
         """What a replica answers; in a hurry it is waited for only while it answers probes."""
-        import ray
-        from ray.exceptions import GetTimeoutError
-
         if isinstance(call, Channel):
             return self._answer_of(handle, call, deadline, hurry)
         while True:
@@ -200,17 +191,12 @@ class Readers:
 
     def _note(self, handle: ActorHandle, error: Exception) -> None:
         """Leave a replica alone that failed, until it answers a probe."""
-        from ray.exceptions import ActorDiedError
-
         if isinstance(error, ActorDiedError):  # Ray will not restart it
             self._ended.add(handle)
         self._probes[handle] = _probe(handle)
 
     def _choose(self, shard: int, last: Collection[ActorHandle] = ()) -> ActorHandle | None:
         """A replica that has not failed since it last answered; of some only if no other is."""
-        import ray
-        from ray.exceptions import RayError
-
         handles = self._replicas[shard]
         if len(handles) > 1:
             handles = random.sample(handles, len(handles))

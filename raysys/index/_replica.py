@@ -9,6 +9,9 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import ray
+
 from raysys.cluster import raise_priority
 from raysys.errors import StorageError, UnavailableError
 from raysys.index._actor_names import actor, writer_name
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
-    import pyarrow as pa
 
     from raysys.index._types import Settings
     from raysys.storage import Storage
@@ -56,8 +58,6 @@ class Replica:
             shard: Number of the shard.
             number: Of the replica.
         """
-        import ray
-
         raise_priority()
         self._name, self._shard, self._number, self._version = name, shard, number, version
         self._files = Files(storage, path)
@@ -103,9 +103,6 @@ class Replica:
         Returns:
             Number of rows.
         """
-        import pyarrow as pa
-        import ray
-
         table = pa.concat_tables(ray.get(list(pieces))).combine_chunks()
         ids, vectors, attributes = split_rows(table, settings.metric)
         del table
@@ -135,8 +132,6 @@ class Replica:
 
     def address(self) -> tuple[str, str | None]:
         """The node, and where clients on it may ask without Ray's calls."""
-        import ray
-
         return ray.get_runtime_context().get_node_id(), self._address
 
     def query(self, question: bytes) -> bytes:
@@ -243,8 +238,6 @@ class Replica:
 
     def _join(self, held: HeldShard) -> None:
         """Tell the writer, then take what was acknowledged until it listened."""
-        import ray
-
         try:
             writer = actor(writer_name(self._name))
         except ValueError:  # no writer: nothing changes

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from raysys.index._types import with_id
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from raysys.index._change_record import Batch
     from raysys.index._filter import Filter
 
@@ -47,8 +46,6 @@ class Rows:
     @property
     def table(self) -> pa.Table:
         """`id` and the attributes of all slots, as filters see them."""
-        import pyarrow as pa
-
         if self._table is None:
             none = with_id(np.empty(0, np.int64), self._schema.empty_table())
             self._table = pa.concat_tables([none, *self._chunks])
@@ -139,6 +136,4 @@ class Rows:
 
 
 def _concat(chunks: list[pa.Table]) -> pa.Table:
-    import pyarrow as pa
-
     return pa.concat_tables(chunks).combine_chunks()

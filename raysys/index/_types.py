@@ -6,6 +6,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from raysys.errors import DataError
@@ -13,7 +14,6 @@ from raysys.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pyarrow as pa
 
 Metric = Literal["cosine", "ip", "l2"]
 NO_ID = -1
@@ -82,8 +82,6 @@ def rows(
     Raises:
         DataError: The shapes do not fit each other, or an id is not an integer.
     """
-    import pyarrow as pa
-
     ids, matrix = as_ids(ids), as_matrix(vectors)
     if len(ids) != len(matrix):
         raise DataError(f"{len(ids)} ids for {len(matrix)} vectors: give one id a vector")
@@ -205,8 +203,6 @@ def split_rows(table: pa.Table, metric: Metric) -> tuple[np.ndarray, np.ndarray,
         DataError: A column is missing or of another type, an id stands twice or is -1, or a
             vector is not finite, or is zero under "cosine".
     """
-    import pyarrow as pa
-
     given = {field.name: field.type for field in table.schema}
     if len(given) < table.num_columns:
         raise DataError(f"a column's name stands twice: {table.column_names}. Rename one")
@@ -248,8 +244,6 @@ def unit(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _vectors(table: pa.Table, given: Mapping[str, Any]) -> np.ndarray:
-    import pyarrow as pa
-
     kind = given.get("vector", pa.null())
     if not pa.types.is_fixed_size_list(kind) or not (
         pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
@@ -299,8 +293,6 @@ def check_attributes(attributes: pa.Table, schema: pa.Schema) -> pa.Table:
     Raises:
         DataError: Columns are missing or unknown, or a value does not fit its type.
     """
-    import pyarrow as pa
-
     missing = [name for name in schema.names if name not in attributes.column_names]
     unknown = [name for name in attributes.column_names if name not in schema.names]
     if missing or unknown:
@@ -317,8 +309,6 @@ def check_attributes(attributes: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def with_id(ids: np.ndarray, attributes: pa.Table) -> pa.Table:
     """Columns `id` and the attributes; a table without columns knows no number of rows."""
-    import pyarrow as pa
-
     columns = {name: attributes[name] for name in attributes.column_names}
     return pa.table({"id": pa.array(ids), **columns})
 
@@ -336,8 +326,6 @@ def shard_of(ids: np.ndarray, shards: int) -> np.ndarray:
 
 def vector_column(vectors: np.ndarray) -> pa.Array:
     """Vectors `(n, dim)` as a column, not copied."""
-    import pyarrow as pa
-
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from raysys.errors import DataError, UnavailableError
 from raysys.index import _actor_names as _names
@@ -174,8 +176,6 @@ class VectorIndex:
         Raises:
             UnavailableError: There is none on this cluster.
         """
-        import ray
-
         try:
             writer = _names.actor(_names.writer_name(name))
             describe = writer.describe.options(max_task_retries=-1)
@@ -370,9 +370,6 @@ class VectorIndex:
 
     def _tell(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
         """Call the writer; again if it dies on the way, which it knows a batch's token for."""
-        import ray
-        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-
         told = getattr(self._writer, method).options(max_task_retries=-1)
         try:
             return ray.get(told.remote(*args), timeout=timeout_s)

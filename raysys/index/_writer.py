@@ -11,6 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from raysys.cluster import raise_priority
 from raysys.errors import StorageError, UnavailableError
 from raysys.index import _change_record as _record
@@ -51,8 +53,6 @@ class Writer:
 
     def __init__(self, name: str, storage: Storage, path: str, version: int) -> None:
         """Read the folder, unless the snapshot of this version is still to be written."""
-        import ray
-
         raise_priority()
         self._name, self._files, self._first = name, Files(storage, path), version
         self._live: set[tuple[int, int]] = set()
@@ -308,8 +308,6 @@ class Writer:
         one has read the log, and must not be left out. Nor must one that was out of reach for a
         moment: it is asked again.
         """
-        import ray
-
         failed: Exception | None = None
         for _ in range(_ATTEMPTS):
             life = self._lives.get(key)
@@ -366,8 +364,6 @@ class Writer:
         raise StorageError(f"shard {shard} has no replica that can write a snapshot") from last
 
     async def _tell_all(self, method: str, *args: Any, timeout_s: float | None = 60.0) -> None:
-        import ray
-
         found = await asyncio.gather(
             *(self._ask(key, method, *args, timeout_s=timeout_s) for key in sorted(self._live)),
             return_exceptions=True,

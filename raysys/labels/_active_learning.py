@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pyarrow as pa
 
     from raysys.data import Table
 
@@ -53,8 +54,6 @@ def pick(
     Example:
         >>> pick(scored, ["probability_0", "probability_1"], 50)  # doctest: +SKIP
     """
-    import polars as pl
-
     _check(table, probabilities, rows, by, diverse)
     keys, descending = [SCORE, _ROW], [True, False]
     best = table.with_row_number(_ROW).map_blocks(
@@ -91,8 +90,6 @@ def best_of_block(
     block: pa.Table, probabilities: Sequence[str], rows: int, by: By, diverse: str | None
 ) -> pa.Table:
     """The rows of a block that can be among the picked, with their uncertainty."""
-    import pyarrow as pa
-
     block = block.append_column(SCORE, pa.array(uncertainty(_matrix(block, probabilities), by)))
     if diverse is not None:
         return first_of_groups(block, rows, diverse).drop_columns([_RANK])
@@ -102,7 +99,6 @@ def best_of_block(
 def first_of_groups(block: pa.Table, rows: int, group: str) -> pa.Table:
     """The `rows` least sure rows of each group, with their rank in it from 0."""
     import pandas as pd
-    import pyarrow as pa
 
     ordered = block.take(_least_sure(block))
     codes = ordered[group].combine_chunks().dictionary_encode(null_encoding="encode").indices
@@ -116,9 +112,6 @@ def _least_sure(block: pa.Table) -> np.ndarray:
 
 
 def _matrix(block: pa.Table, names: Sequence[str]) -> np.ndarray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     columns = [
         pc.fill_null(pc.cast(block[name], pa.float64()), np.nan).to_numpy() for name in names
     ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from raysys.errors import DataError
 from raysys.labels import _expectation_maximization as _em
@@ -14,8 +15,6 @@ from raysys.labels._labelers import SILENT, check_classes, check_columns, codes_
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    import pyarrow as pa
 
     from raysys.data import Table
     from raysys.labels._labelers import Patterns
@@ -204,8 +203,6 @@ class FittedLabelModel:
 
 def predict_block(block: pa.Table, fitted: FittedLabelModel) -> pa.Table:
     """A block with probabilities and labels."""
-    import pyarrow as pa
-
     votes = codes_of(block, fitted.labelers)
     check_classes(fitted.labelers, votes, len(fitted.balance))
     made = _em.probabilities(votes, fitted.balance, fitted.answers)

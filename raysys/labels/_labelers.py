@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    import polars as pl
-    import pyarrow as pa
 
     from raysys.data import Table
 
@@ -48,9 +48,6 @@ def apply_labelers(table: Table, labelers: Mapping[str, pl.Expr]) -> Table:
         ... }
         >>> votes = apply_labelers(table, labelers)  # doctest: +SKIP
     """
-    import polars as pl
-    import pyarrow as pa
-
     if taken := [name for name in labelers if name in table.schema.names]:
         raise DataError(
             f"labelers {taken}: the table has such columns already; rename the labelers"
@@ -122,8 +119,6 @@ def names_of(labelers: Iterable[str]) -> tuple[str, ...]:
 
 def check_columns(votes: Table, names: Iterable[str]) -> None:
     """Refuse what are no columns of class numbers."""
-    import pyarrow as pa
-
     schema = votes.schema
     for name in names:
         if name not in schema.names:
@@ -142,17 +137,12 @@ def codes_of(block: pa.Table, names: Iterable[str]) -> np.ndarray:
     Raises:
         DataError: A value is no class.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     columns = [_checked(name, pc.cast(block[name], pa.int64())) for name in names]
     made = [pc.fill_null(column, SILENT).to_numpy().astype(np.int8) for column in columns]
     return np.stack(made, axis=1)
 
 
 def _checked(name: str, column: Any) -> Any:
-    import pyarrow.compute as pc
-
     least, most = pc.min_max(column).as_py().values()
     if least is not None and (least < 0 or most > 126):
         raise DataError(

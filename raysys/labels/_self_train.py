@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import ray
 
 from raysys.data import Lineage, Splits, Table, class_counts
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import pyarrow as pa
 
     # Of a block, float64 `(rows, classes)`, the classes in the order of their values.
     Predictor = Callable[[pa.Table], np.ndarray]
@@ -90,8 +90,6 @@ def self_train(
         DataError: The unlabelled rows have the label or lack a column, are of an evaluation
             split, or what `fit` gives does not give probabilities.
     """
-    import ray
-
     if not 0 <= threshold < 1 or rounds < 1:
         raise DataError(
             f"threshold={threshold}, rounds={rounds}: give a probability in [0, 1) and at least "
@@ -142,8 +140,6 @@ def deal(
     number: int,
 ) -> tuple[pa.Table, pa.Table]:
     """Rows that get a label in this round, and those that do not."""
-    import pyarrow as pa
-
     if not len(block):
         empty = block.append_column(label, pa.array([], kind))
         return as_given(empty), block
@@ -163,8 +159,6 @@ def deal(
 
 
 def _marked(block: pa.Table, weights: np.ndarray, number: int) -> pa.Table:
-    import pyarrow as pa
-
     block = block.append_column(WEIGHT, pa.array(weights, pa.float64()))
     return block.append_column(ROUND, pa.array(np.full(len(block), number, np.int16)))
 

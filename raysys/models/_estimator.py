@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import joblib
 import numpy as np
 
 from raysys.errors import DataError, StorageError
@@ -60,7 +61,6 @@ def save_estimator(estimator: Any, folder: Path, inputs: Sequence[str] | None = 
         folder: Where.
         inputs: See `estimator_signature`.
     """
-    import joblib
     import sklearn
 
     facts = {
@@ -85,7 +85,6 @@ class StoredEstimator:
         Raises:
             StorageError: It was written by another release of scikit-learn.
         """
-        import joblib
         import sklearn
 
         facts = json.loads((folder / _FACTS).read_text())

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pyarrow as pa
 
     from raysys.data import Table
     from raysys.models._store import StoredModel
@@ -72,8 +71,6 @@ def _ask(
     inputs: list[str],
     keep: list[str],
 ) -> pa.Table:
-    import pyarrow as pa
-
     said = np.asarray(make(model.fetch(storage))(_batch(block.select(inputs))))
     if said.ndim == 1:
         column = pa.array(said)
@@ -84,8 +81,6 @@ def _ask(
 
 def _batch(columns: pa.Table) -> Any:
     """Numbers as a matrix, else a frame."""
-    import pyarrow as pa
-
     numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     if all(any(is_one(field.type) for is_one in numeric) for field in columns.schema):
         return np.stack([column.to_numpy() for column in columns.columns], axis=1)
@@ -94,8 +89,6 @@ def _batch(columns: pa.Table) -> Any:
 
 def array_of(table: pa.Table) -> np.ndarray:
     """What `answers` put into a column: `(n,)` or `(n, k)`."""
-    import pyarrow as pa
-
     column = table[ANSWER].combine_chunks()
     if not pa.types.is_fixed_size_list(column.type):
         return column.to_numpy()

@@ -8,6 +8,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from raysys import audit
 from raysys.errors import StorageError
 from raysys.secrets import shown
@@ -95,7 +97,6 @@ class ModelStore:
             run: The run that made the model.
             path: Storage path of the folder.
         """
-        import ray
         from mlflow.exceptions import MlflowException
 
         task = ray.remote(_write).options(name=f"store {name}")

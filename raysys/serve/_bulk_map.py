@@ -7,14 +7,15 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import ray
+
 from raysys import cluster
 from raysys.data import Lineage, Table, block_digest, described
 from raysys.errors import DataError
 from raysys.serve._outputs import answers_of, columns_of, join
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from raysys.data import BlockMeta
     from raysys.serve._graph import Graph
     from raysys.storage import Storage
@@ -57,8 +58,6 @@ def map_table(
         DataError: A column is missing or does not fit, or the path holds answers of another
             graph.
     """
-    import ray
-
     if missing := [column for column in graph.inputs if column not in table.schema.names]:
         raise DataError(f"the table lacks the columns {missing}; it has {table.schema.names}")
     wanted = [node.placement for node in graph.nodes.values() if node.placement]
@@ -84,8 +83,6 @@ class _Pool:
     """Deals blocks out to actors."""
 
     def __init__(self, actor: Any, arguments: tuple[Any, ...], name: str) -> None:
-        import ray
-
         self._actor, self._name = actor, name
         graph, batch_size, kept = arguments
         self._arguments = (ray.put(graph), batch_size, kept)
@@ -93,8 +90,6 @@ class _Pool:
 
     def run(self, table: Table, actors: int) -> list[tuple[Any, Any]]:
         """(block, meta) references, in the order of the table's blocks."""
-        import ray
-
         todo = deque(range(len(table.blocks)))
         starting = {}
         for _ in range(max(1, min(actors, len(todo)))):
@@ -142,8 +137,6 @@ class _Pool:
         return [results[number] for number in range(len(table.blocks))]
 
     def _result(self, ready: Any) -> None:
-        import ray
-
         try:
             ray.get(ready)
         except ray.exceptions.RayTaskError as error:
@@ -213,15 +206,11 @@ class _Kept:
 
     def read(self, digest: str) -> pa.Table | None:
         """The answers of a block, if they are there."""
-        import pyarrow as pa
-
         kept = self._storage.read_bytes(f"{self._path}/{digest}.arrow")
         return None if kept is None else pa.ipc.open_file(pa.BufferReader(kept)).read_all()
 
     def write(self, digest: str, answers: pa.Table) -> None:
         """Keep the answers of a block; the file appears whole or not at all."""
-        import pyarrow as pa
-
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, answers.schema) as writer:
             writer.write_table(answers)

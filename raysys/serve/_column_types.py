@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import BeforeValidator, Field
 
 from raysys.errors import DataError, GraphError
 
@@ -102,8 +103,6 @@ class Array:
 
     def field(self) -> tuple[Any, Any]:
         """The type of one row in JSON, as pydantic takes it: annotation and Field."""
-        from pydantic import BeforeValidator, Field
-
         kind = self.numpy.kind
         scalar: Any = {"b": bool, "f": float, "O": str}.get(kind, int)
         bounds: dict[str, Any] = {}

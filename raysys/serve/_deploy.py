@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from raysys import audit, cluster
 from raysys.errors import RaysysError, ResourceError
 from raysys.gateway import SLOTS, Backend, find_gateway, start_gateway
@@ -92,8 +94,6 @@ def deploy(
             if it cannot grow.
         RaysysError: It cannot start; the message says why, and nothing has changed.
     """
-    import ray
-
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise RaysysError(f"application name {name!r}: use letters, digits, _ and -")
@@ -163,8 +163,6 @@ def undeploy(name: str) -> None:
     Raises:
         RaysysError: There is none of that name.
     """
-    import ray
-
     front = find_gateway()
     version = ray.get(front.current_version.remote(name))
     if version is None:
@@ -176,7 +174,6 @@ def undeploy(name: str) -> None:
 
 def shutdown() -> None:
     """End all applications, the gateway, and Serve."""
-    import ray
     from ray import serve
 
     audit.record(Storage(), "undeploy.all", "serve")
@@ -208,7 +205,6 @@ def _require(name: str, places: list[Placement]) -> None:
 
 def _start(application: Application, replicas: int | Scale, cpus: float, timeout_s: float) -> None:
     """Start a version's deployments and wait until its replicas take requests."""
-    import ray
     from ray import serve
     from ray.serve.schema import ApplicationStatus
 

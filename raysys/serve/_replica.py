@@ -13,6 +13,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import psutil
+import ray
+import uvloop
+from ray.exceptions import RayActorError, RayTaskError
+
 from raysys.cluster import raise_priority
 from raysys.errors import RaysysError
 from raysys.gateway import ANNOUNCE_S, Announcement, find_gateway
@@ -176,8 +181,6 @@ class Runner:
         self, number: int, step: Step, values: Columns, contexts: tuple[RequestContext, ...]
     ) -> Columns:
         """One object there, one back; a replica that dies costs another attempt."""
-        from ray.exceptions import RayActorError, RayTaskError
-
         for attempt in range(1, _HOP_ATTEMPTS + 1):
             started = time.perf_counter()
             try:
@@ -211,8 +214,6 @@ class EntryReplica:
             application: What is served.
             handles: Of the placed stages, by action and stage.
         """
-        import ray
-
         _begin()  # before threads start: a thread keeps the priority that it was started with
         self._application = application
         for graph in application.graphs.values():
@@ -262,8 +263,6 @@ class EntryReplica:
 
     async def __del__(self) -> None:
         """Called by Serve before the replica is stopped: take leave, answer what is under way."""
-        from ray.exceptions import RayActorError
-
         if not hasattr(self, "_loop"):
             return
         self._stopping = True
@@ -275,8 +274,6 @@ class EntryReplica:
         self._loop.call_soon_threadsafe(self._stop.set)
 
     def _serve(self) -> None:
-        import uvloop
-
         try:
             uvloop.run(self._main())
         except BaseException as error:
@@ -285,8 +282,6 @@ class EntryReplica:
         self._ready.set()
 
     async def _main(self) -> None:
-        import ray
-
         from raysys.serve._http_server import Connection
         from raysys.serve._routes import HttpApp
 
@@ -335,8 +330,6 @@ class EntryReplica:
 
     async def _announce(self) -> None:
         """Tell the gateway again and again, so that a new gateway knows its replicas too."""
-        import psutil
-
         application = self._application
         announcement = Announcement(
             application.name, application.version, self._id,

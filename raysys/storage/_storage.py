@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
+
 from raysys.errors import StorageError
 from raysys.telemetry import counter
 
@@ -90,8 +92,6 @@ class Storage:
         with _watched(), tempfile.TemporaryDirectory(prefix="raysys-") as local:
             yield Path(local)
             _count(Path(local))
-            from pyarrow import fs
-
             filesystem, base = self._remote(path)
             with self.staged(path):
                 fs.copy_files(local, base, destination_filesystem=filesystem)
@@ -148,8 +148,6 @@ class Storage:
             local = Path(folder) / "file"
             yield local
             _count(local)
-            from pyarrow import fs
-
             filesystem, base = self._remote(path)
             fs.copy_files(str(local), base, destination_filesystem=filesystem)
 
@@ -221,8 +219,6 @@ class Storage:
             folder = Path(self.uri(path))
             found = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
             return sorted(name for name in found if not name.startswith("."))
-        from pyarrow import fs
-
         filesystem, base = self._remote(path)
         entries = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True))
         return sorted(entry.base_name for entry in entries if entry.base_name != _COMPLETE)
@@ -259,8 +255,6 @@ class Storage:
             )
         if self.is_local:
             return Path(self.uri(path))
-        from pyarrow import fs
-
         filesystem, base = self._remote(path)
         local = Path(tempfile.mkdtemp(prefix="raysys-")) / Path(path).name
         if filesystem.get_file_info(base).is_file:
@@ -271,8 +265,6 @@ class Storage:
         return local
 
     def _remote(self, path: str) -> tuple[Any, str]:
-        from pyarrow import fs
-
         # The root alone is a URI: it may end in a query, and a path may hold any character.
         filesystem, base = fs.FileSystem.from_uri(self.root)
         return filesystem, f"{base.rstrip('/')}/{path}"

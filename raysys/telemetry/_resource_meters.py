@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 class ProcessMeter:
     """What this process uses.
@@ -50,14 +52,10 @@ class NodeMeter:
 
     def __init__(self) -> None:
         """Start measuring: the first reading is of the time from here."""
-        import psutil
-
         psutil.cpu_percent()
 
     def read(self) -> dict[str, float]:
         """`node_cpu_percent` since the last reading, of all cores; `node_memory_bytes` in use."""
-        import psutil
-
         return {
             "node_cpu_percent": psutil.cpu_percent(),
             "node_memory_bytes": float(psutil.virtual_memory().used),

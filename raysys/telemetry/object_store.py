@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import grpc
+
 READ_HOOK = "raysys.telemetry.object_store.count_reads"
 _INLINE = 100 * 1024  # Ray's max_direct_call_object_size, which it does not show to Python.
 _TABLES = {("pandas", name) for name in ("DataFrame", "Series", "ExtensionArray", "Index")}
@@ -56,7 +58,6 @@ def store_bytes() -> StoreBytes:
 
     They fall when a node is lost, to 0 for what was put while one is being lost.
     """
-    import grpc
     import ray
     from ray._private.internal_api import get_memory_info_reply
     from ray._private.state import state

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from raysys.errors import RaysysError
 from raysys.tracking._curves import safe_name
 from raysys.tracking._open_run import PARENT
@@ -17,8 +19,6 @@ from raysys.tracking._tracking_server import connect, shown_uri, tracking_uri, u
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pyarrow as pa
 
     from raysys.storage import Storage
 
@@ -157,7 +157,6 @@ class Runs:
 
     def rows(self, record: Record, name: str) -> pa.Table:
         """A sample of rows, such as predictions, that a run kept."""
-        import pyarrow as pa
         from mlflow.exceptions import MlflowException
 
         try:

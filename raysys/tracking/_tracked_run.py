@@ -7,6 +7,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raysys.tracking._curves import Curves, Point, log, safe_name
 from raysys.tracking._tracking_server import Place, connect, write_pointer
 
@@ -88,8 +90,6 @@ class TrackedRun:
                 Numbers, text, booleans and lists are read back as they are, NaN and infinities
                 as null, all else as text.
         """
-        import numpy as np
-
         if rows.num_rows > _MOST_ROWS:
             rows = rows.take(np.linspace(0, rows.num_rows - 1, _MOST_ROWS).astype(np.int64))
         columns = [column.to_pylist() for column in rows.columns]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import json
+import logging
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,8 +106,6 @@ def unavailable(uri: str, error: Exception) -> UnavailableError:
 
 @functools.cache
 def _connected(uri: str) -> Any:
-    import logging
-
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)

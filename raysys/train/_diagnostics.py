@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 
 from raysys import cluster
 from raysys.train._in_process import train_in_process
@@ -71,8 +72,6 @@ def overfit_one_batch(
     Raises:
         TrainError: The loss is not finite.
     """
-    import ray
-
     cluster.require("overfitting one batch", cpus=1)
     remote = ray.remote(_overfit).options(name="overfit one batch")
     losses = ray.get(remote.remote(task, dict(tables), settings, examples, steps))
@@ -135,8 +134,6 @@ def learning_curve(
         settings: As of the whole training; strategy and workers rest.
         shares: Of the examples, between 0 and 1.
     """
-    import ray
-
     cluster.require("a learning curve", cpus=1)
     remote = ray.remote(_train_share).options(name="learning curve")
     return ray.get([remote.remote(task, dict(tables), settings, share) for share in sorted(shares)])

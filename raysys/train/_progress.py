@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raysys import tracking
+from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.train import _metrics
 
@@ -43,20 +44,20 @@ def followed(
         try:
             track()
         except RaysysError as error:
-            print(f"[{record.name}] is not tracked: {error}", flush=True)
+            say(f"[{record.name}] is not tracked: {error}")
 
     def track() -> None:
         tracked: tracking.TrackedRun | None = None
         said, step = len(earlier["history"]) if earlier else 0, 0.0
         if first:
-            print(f"[{record.name}] goes on after step {first}", flush=True)
+            say(f"[{record.name}] goes on after step {first}")
         while True:
             last = ended.wait(_POLL_S)
             progress = record.read("progress")
             if progress and (progress != earlier or (last and result)):
                 for measured in progress["history"][said:]:
                     text = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
-                    print(f"[{record.name}] {text}", flush=True)
+                    say(f"[{record.name}] {text}")
                 said = max(said, len(progress["history"]))
                 # Only now: opening a database would make the workers' start slower.
                 tracked = tracked or tracking.open_run(

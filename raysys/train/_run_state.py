@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from raysys.errors import StorageError, TrainError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from raysys.storage import Storage
 
 
@@ -50,16 +51,11 @@ class Record:
 
     def write_rows(self, what: str, rows: pa.Table) -> None:
         """Write a few rows whole."""
-        import pyarrow.parquet as pq
-
         with self.storage.new_file(f"{self.folder}/{what}.parquet") as file:
             pq.write_table(rows, file)
 
     def rows(self, what: str) -> pa.Table | None:
         """What `write_rows` wrote."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         found = self.storage.read_bytes(f"{self.folder}/{what}.parquet")
         return None if found is None else pq.read_table(pa.BufferReader(found))
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
+import numpy as np
+import psutil
+import ray
+
 from raysys import cluster
 from raysys.errors import ResourceError
 from raysys.train._settings import StrategyName, TrainSettings
@@ -117,8 +121,6 @@ def plan(
     Raises:
         ResourceError: No strategy fits.
     """
-    import ray
-
     settings = settings or TrainSettings()
     gpu = cluster.limits().gpus >= settings.workers
     limit = memory_bytes or settings.memory_bytes or _memory_of(settings.workers, gpu)
@@ -199,9 +201,6 @@ class _Inspector:
         self, task: TrainingTask, tables: dict[str, Table], settings: TrainSettings
     ) -> Module:
         """Build a task's module and send a micro-batch through it."""
-        import numpy as np
-        import psutil
-
         from raysys.train.strategies._layer_blocks import (
             activation_bytes,
             blocks,
@@ -232,8 +231,6 @@ class _Inspector:
 
 def _memory_of(workers: int, gpu: bool) -> int:
     """What a worker may hold, if the cluster's nodes share theirs among the workers."""
-    import ray
-
     if gpu:
 
         def of_the_gpu() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -83,8 +84,6 @@ def _ask(
     seed: int,
 ) -> dict[str, Any]:
     """One proposal of a sampler that is told all that is known, in the order of the trials."""
-    import warnings
-
     import optuna
     from optuna.trial import TrialState, create_trial
 

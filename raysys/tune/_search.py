@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
+from raysys.console import say
 from raysys.errors import RaysysError, ResourceError
 from raysys.storage import Storage
 from raysys.telemetry import counter, gauge
@@ -127,7 +128,7 @@ def search(
     folder = Storage(storage.uri(f"{_FOLDER}/{name}"))
 
     def on_end(trial: Trial) -> None:
-        print(_line(name, trial, goal, count), flush=True)
+        say(_line(name, trial, goal, count))
         tracker.trial(trial)
         _report(name, trial, ledger, goal)
         if trial.state == "failed":
@@ -198,7 +199,7 @@ def _result(name: str, ledger: Ledger, goal: Goal) -> Found:
             f"{failed[0].reason}. The same call tries them again and goes on"
         )
     if ledger.unfinished:
-        print(f"[{name}] interrupted; the same call goes on from here", flush=True)
+        say(f"[{name}] interrupted; the same call goes on from here")
         raise KeyboardInterrupt(f"search {name!r} was interrupted; the same call goes on")
     if not any(trial.rounds for trial in trials):
         raise RaysysError(f"search {name!r} had no time for a single trial: give a larger budget")

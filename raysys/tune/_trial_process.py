@@ -8,6 +8,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ray import PlacementGroupID
+
 from raysys import cluster
 from raysys.errors import RaysysError
 from raysys.tune._trial import CPU_SECONDS, SECONDS, Goal, Trial
@@ -183,7 +185,6 @@ def _leave_placement_group() -> None:
     Ray Tune places a trial into a group of its own size, and what it starts would have to find
     room in there. There is no public way out, so this process forgets its group.
     """
-    from ray import PlacementGroupID
     from ray._private.worker import Worker
 
     Worker.placement_group_id = property(lambda _: PlacementGroupID.nil())

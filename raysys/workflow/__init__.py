@@ -5,7 +5,6 @@ from raysys.workflow._job import Job, Progress
 from raysys.workflow._job_command import parse, run_job
 from raysys.workflow._prune import prune
 from raysys.workflow._run_context import Run
-from raysys.workflow._say import say
 from raysys.workflow._step import Options, Step
 from raysys.workflow._value_digest import InputFiles
 
@@ -20,5 +19,4 @@ __all__ = [
     "parse",
     "prune",
     "run_job",
-    "say",
 ]

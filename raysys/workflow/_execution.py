@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from raysys import cluster
+from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.secrets import shown
 from raysys.workflow import _metrics
 from raysys.workflow import _output_relay as _relay
 from raysys.workflow import _scheduling_policy as _policy
 from raysys.workflow._lease import Lease
-from raysys.workflow._say import say
 from raysys.workflow._step_task import Call, Input, Outcome, start
 
 if TYPE_CHECKING:
@@ -151,8 +154,6 @@ class Execution:
 
     def _wait(self) -> None:
         """Wait a moment; hand on what was said and deal with what has ended."""
-        import ray
-
         for one in list(self._tries.values()):
             if one.outcome is None and time.monotonic() >= one.next_s:
                 self._start(one.step, one.failures)
@@ -164,7 +165,8 @@ class Execution:
             time.sleep(_POLL_S)
         for one in waiting.values():
             if said := _relay.take(one.channel):
-                print(said, end="", flush=True)
+                sys.stdout.write(said)
+                sys.stdout.flush()
         for ref in ready:
             one = waiting[ref]
             try:
@@ -198,8 +200,6 @@ class Execution:
         job.write("RUNNING")
 
     def _failed(self, one: _Try, error: Exception) -> None:
-        import ray
-
         job, step = self._job, one.step
         with suppress(Exception):
             ray.get(self._values.pop(step.name))  # else Ray tells the error on its own, too
@@ -225,8 +225,6 @@ class Execution:
 
 def _own(error: Exception) -> BaseException:
     """What the step itself raised; an error of ours without the task's traceback."""
-    import ray
-
     cause: BaseException = error
     while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None:
         cause = cause.cause

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
+from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.storage import Storage
 from raysys.telemetry import NodeMeter
@@ -17,7 +18,6 @@ from raysys.tracking import TrackedRun, git_commit, open_run, package_versions
 from raysys.workflow._diagram import draw_record
 from raysys.workflow._execution import Execution
 from raysys.workflow._run_context import Notes
-from raysys.workflow._say import say
 from raysys.workflow._step import Step, check_name, filled, named
 from raysys.workflow._step_results import Result, load
 from raysys.workflow._step_task import Costs

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from raysys.errors import RaysysError
 from raysys.workflow._job import Job
@@ -24,8 +26,6 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
         config: A pydantic model of which every field has a default.
         argv: The arguments; the process's own by default.
     """
-    from pydantic_settings import BaseSettings, SettingsConfigDict
-
     program = config.__module__.rpartition(".")[2]
     file_flag = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
     file_flag.add_argument("--config")
@@ -87,8 +87,6 @@ def run_job(make: Callable[[Config], Job], config: type[Config]) -> None:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    import yaml
-
     try:
         values = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:

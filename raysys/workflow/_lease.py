@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ray
+from ray.experimental import internal_kv
+
 _NAMESPACE = b"raysys"
 
 
@@ -17,9 +20,6 @@ class Lease:
 
     def take(self) -> str | None:
         """Take it; the run that holds it if that is another one, which is alive."""
-        import ray
-        from ray.experimental import internal_kv
-
         mine = f"{ray.get_runtime_context().get_job_id()} {self._run}"
         if not internal_kv._internal_kv_put(self._key, mine, False, namespace=_NAMESPACE):
             return None
@@ -32,8 +32,6 @@ class Lease:
 
     def end(self) -> None:
         """Give it back."""
-        from ray.experimental import internal_kv
-
         internal_kv._internal_kv_del(self._key, namespace=_NAMESPACE)
 
 

@@ -11,6 +11,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ray.experimental import internal_kv
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -28,8 +30,6 @@ class _Lines(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        from ray.experimental import internal_kv
-
         with self._lock:
             self._own.write(text)
             whole, mark, self._rest = (self._rest + text).rpartition("\n")
@@ -58,8 +58,6 @@ def relayed(channel: str) -> Iterator[None]:
 
 def take(channel: str) -> str:
     """What was printed since the last time; lines of one sender are in order."""
-    from ray.experimental import internal_kv
-
     keys = sorted(internal_kv._internal_kv_list(f"{channel}:".encode(), namespace=_NAMESPACE))
     said = []
     for key in keys:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from raysys.console import say
 from raysys.models import ModelStore, StoredModel
 from raysys.storage import Storage
 from raysys.tracking import plots
-from raysys.workflow._say import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from cronsim import CronSim, CronSimError
+
 from raysys import audit
 from raysys.errors import RaysysError
 
@@ -141,8 +143,6 @@ def code(storage: Storage, name: str, folder: Path) -> None:
 
 def _moments(cron: str, zone: str, start_s: float, reverse: bool = False) -> Iterator[float]:
     """Unix times of an expression from a time on, or back from it, that time included."""
-    from cronsim import CronSim, CronSimError
-
     try:
         place = ZoneInfo(zone)
     except (ZoneInfoNotFoundError, ValueError) as error:

@@ -10,6 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
+from ray.experimental import internal_kv
+
 from raysys import cluster
 from raysys.errors import RaysysError
 from raysys.workflow import _schedule
@@ -109,8 +112,6 @@ def start(storage: Storage) -> Any:
     Raises:
         RaysysError: The cluster has no dashboard, which takes jobs.
     """
-    import ray
-
     from raysys.workflow._value_digest import digest
 
     _dashboard_url()
@@ -136,7 +137,6 @@ def _dashboard_url() -> str:
         RaysysError: It has none.
     """
     from ray._private import ray_constants
-    from ray.experimental import internal_kv
 
     found = internal_kv._internal_kv_get(
         ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD

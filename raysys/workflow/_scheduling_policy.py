@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import grpc
+from ray import exceptions
+
 from raysys.cluster import HEADROOM_CPUS, Resources
 from raysys.errors import UnavailableError
 
@@ -77,9 +80,6 @@ def after_failure(step: Step, error: BaseException, failures: int, took_s: float
 
 def _lost(error: BaseException) -> str | None:
     """What was lost, if that and not the step's code is why it failed."""
-    import grpc
-    from ray import exceptions
-
     kinds = (
         exceptions.NodeDiedError, exceptions.ObjectLostError, exceptions.OutOfMemoryError,
         exceptions.RayActorError, exceptions.LocalRayletDiedError, exceptions.WorkerCrashedError,

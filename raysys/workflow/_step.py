@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -58,8 +59,6 @@ class Step:
 
     def options(self, **how: Any) -> Step:
         """Say how it is run, see `Options`; the step itself."""
-        import dataclasses
-
         if unknown := set(how) - {one.name for one in dataclasses.fields(Options)}:
             raise RaysysError(
                 f"step {self.name!r}: no option {sorted(unknown)[0]!r}; there are "

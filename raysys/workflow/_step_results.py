@@ -8,6 +8,10 @@ import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
+import ray
+from ray import ObjectRef, get
+
 from raysys.data import Table
 from raysys.errors import StorageError
 
@@ -41,9 +45,6 @@ def keep(storage: Storage, path: str, value: Any) -> Result:
         path: Of the folder, which appears when it is whole.
         value: What pickle takes.
     """
-    import cloudpickle
-    from ray import ObjectRef, get
-
     contents: list[str] = []
     known: dict[int, tuple[Any, tuple[str, int]]] = {}  # the object too, so that its id stays its
 
@@ -80,8 +81,6 @@ def load(storage: Storage, result: Result) -> Any:
     Raises:
         StorageError: It is not there.
     """
-    import ray
-
     data = storage.read_bytes(f"{result.path}/{_VALUE}")
     if data is None:
         raise StorageError(

@@ -9,12 +9,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
 from raysys import cluster
+from raysys.console import say
 from raysys.storage import Storage
 from raysys.telemetry import DriverMeter, logs, store_bytes
 from raysys.workflow import _output_relay as _relay
 from raysys.workflow._run_context import Notes, Run
-from raysys.workflow._say import say
 from raysys.workflow._step import Step, filled
 from raysys.workflow._step_results import Result, keep, load
 
@@ -92,9 +95,6 @@ class Outcome:
 
 def start(call: Call) -> tuple[ObjectRef, ObjectRef]:
     """Start a step's task; references to its value and to its `Outcome`."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
-
     how = call.step.how
     options: dict[str, Any] = {
         "name": f"{call.record['job']}:{call.step.name}",
@@ -147,8 +147,6 @@ def _run(call: Call) -> tuple[Any, Outcome]:
 
 
 def _value(storage: Storage, given: Input) -> Any:
-    import ray
-
     return ray.get(given.value[0]) if given.value else load(storage, given.result)
 
 

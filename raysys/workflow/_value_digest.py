@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pyarrow import fs
 
 from raysys.errors import RaysysError
 from raysys.workflow._code_digest import code_digest
@@ -131,8 +132,6 @@ def _files(path: InputFiles) -> Iterator[bytes]:
                 yield name.encode()
                 yield hashlib.file_digest(content, "blake2b").digest()
         return
-    from pyarrow import fs
-
     filesystem, base = fs.FileSystem.from_uri(str(path))
     found = filesystem.get_file_info(base)
     listed = [found]

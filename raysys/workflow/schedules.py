@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from raysys import cluster
+from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.storage import Storage
 from raysys.workflow import _schedule, _scheduler
-from raysys.workflow._say import say
 
 _PASSED = ("RAYSYS_GIT_COMMIT", "RAYSYS_STORAGE", "MLFLOW_TRACKING_URI")
 

@@ -15,6 +15,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import yaml
+
 from raysys.cluster.config._schemas import PROVIDERS, RAY_LABELS, RAY_RESOURCES
 from raysys.errors import RaysysError
 
@@ -45,8 +48,6 @@ def check_config(path: str | Path, *, crds: str | Path | None = None) -> list[st
     Raises:
         RaysysError: The file is no YAML of either kind, or the definitions are missing.
     """
-    import yaml
-
     try:
         documents = [one for one in yaml.safe_load_all(Path(path).read_text()) if one is not None]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -83,8 +84,6 @@ def check_launcher(config: Mapping[str, Any]) -> list[str]:
 
 def violations(schema: Mapping[str, Any], value: Any) -> Iterator[str]:
     """Where a value is not what a JSON schema allows."""
-    import jsonschema  # type: ignore[import-untyped]
-
     for error in jsonschema.Draft7Validator(schema).iter_errors(value):
         place = ".".join(str(part) for part in error.absolute_path)
         if error.validator == "additionalProperties" and isinstance(error.instance, dict):

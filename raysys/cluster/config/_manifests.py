@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
+from pydantic import BaseModel
 
 from raysys.cluster.config._check import environment, secrets_in, start_options, unknown, violations
 from raysys.cluster.config._schemas import MAPS, METADATA, POD_MONITOR, RAY_LABELS, RAY_RESOURCES
@@ -58,8 +61,6 @@ def check_manifest(manifest: Mapping[str, Any], crds: Path | None) -> list[str]:
 
 @functools.cache
 def _schema(file: Path, version: str) -> dict[str, Any]:
-    import yaml
-
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     definition = yaml.load(file.read_text(), Loader=loader)["spec"]
     wanted = {f"{definition['group']}/{one['name']}": one for one in definition["versions"]}
@@ -128,7 +129,6 @@ def _cluster(spec: Mapping[str, Any], place: str) -> Iterator[str]:
 
 def _serve(text: str | None) -> Iterator[str]:
     """Serve's own models take any key."""
-    import yaml
     from ray.serve.schema import ServeDeploySchema
 
     if text is None:
@@ -145,10 +145,6 @@ def _serve(text: str | None) -> Iterator[str]:
 
 def _fields(model: Any, value: Mapping[str, Any], place: str) -> Iterator[str]:
     """Keys that a pydantic model does not have, in it and in the models of its lists."""
-    from typing import get_args
-
-    from pydantic import BaseModel
-
     known = list(model.model_fields)
     for key, one in value.items():
         if key not in known:
@@ -168,8 +164,6 @@ def _fields(model: Any, value: Mapping[str, Any], place: str) -> Iterator[str]:
 
 def _runtime_env(given: str | Mapping[str, Any] | None, place: str) -> Iterator[str]:
     """Ray takes any key there."""
-    import yaml
-
     try:
         value = yaml.safe_load(given) if isinstance(given, str) else given
     except yaml.YAMLError as error:

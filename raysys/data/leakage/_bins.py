@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.data._blocks import results, value_task
 from raysys.data._row_hash import hash_rows
@@ -14,8 +16,6 @@ from raysys.data.sampling._sample import sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pyarrow as pa
 
     from raysys.data._table import Table
 
@@ -96,8 +96,6 @@ def edges_of(columns: Sequence[str], numbers: Sequence[bool], *blocks: pa.Table)
 
 def is_number(kind: Any) -> bool:
     """Whether values of this type are numbers, truth values or times."""
-    import pyarrow as pa
-
     t = pa.types
     return bool(
         t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind) or t.is_boolean(kind)
@@ -107,9 +105,6 @@ def is_number(kind: Any) -> bool:
 
 def as_numbers(column: Any) -> np.ndarray:
     """Numbers, truth values or times as float64 `(rows,)`, NaN where one is missing."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if pa.types.is_temporal(column.type):
         small = pa.types.is_date32(column.type) or pa.types.is_time32(column.type)
         column = pc.cast(column, pa.int32() if small else pa.int64())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from raysys.data._blocks import coordinate
 from raysys.data._row_hash import hash_rows
@@ -21,8 +22,6 @@ from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    import pyarrow as pa
 
     from raysys.data._table import Table
     from raysys.data.sampling._split import Splits
@@ -144,8 +143,6 @@ def _label_values(
 
 
 def _same_clock(schema: pa.Schema, other: pa.Schema, columns: Sequence[str]) -> None:
-    import pyarrow as pa
-
     for name in columns:
         ours, theirs = schema.field(name).type, other.field(name).type
         if ours != theirs and (pa.types.is_temporal(ours) or pa.types.is_temporal(theirs)):
@@ -156,6 +153,4 @@ def _same_clock(schema: pa.Schema, other: pa.Schema, columns: Sequence[str]) -> 
 
 
 def _is_flat(kind: Any) -> bool:
-    import pyarrow as pa
-
     return not pa.types.is_nested(kind)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
 
     from raysys.data.readers._files import File
 
@@ -39,8 +40,6 @@ class FormatPart:
 
 def normal_type(kind: pa.DataType) -> pa.DataType:
     """One type for each kind of value, so that files of several writers fit together."""
-    import pyarrow as pa
-
     if pa.types.is_string(kind) or pa.types.is_null(kind) or pa.types.is_string_view(kind):
         return pa.large_string()
     if pa.types.is_binary(kind) or pa.types.is_binary_view(kind):
@@ -56,8 +55,6 @@ def normal_type(kind: pa.DataType) -> pa.DataType:
 
 def as_lists(one: pa.DataType, other: pa.DataType) -> list[pa.DataType]:
     """Two types, of which one is no longer of lists of a fixed size if the other is not."""
-    import pyarrow as pa
-
     fixed = [pa.types.is_fixed_size_list(kind) for kind in (one, other)]
     lists = [pa.types.is_large_list(kind) for kind in (one, other)]
     if not (any(fixed) and any(lists)):
@@ -67,15 +64,11 @@ def as_lists(one: pa.DataType, other: pa.DataType) -> list[pa.DataType]:
 
 def with_text_types(schema: pa.Schema) -> pa.Schema:
     """All columns as text."""
-    import pyarrow as pa
-
     return pa.schema([pa.field(name, pa.large_string()) for name in schema.names])
 
 
 def with_origin(schema: pa.Schema) -> pa.Schema:
     """With the columns of a raw table."""
-    import pyarrow as pa
-
     origin = [
         pa.field(FILE, pa.dictionary(pa.int32(), pa.string())),
         pa.field(ROW, pa.int64()),
@@ -99,8 +92,6 @@ def in_order(
         keys: Values of the columns that stand in the file's path. Others that are missing are
             null.
     """
-    import pyarrow as pa
-
     held, keys = set(table.column_names), keys or {}
     chosen = schema.names if names is None else list(names)
     if not chosen:
@@ -119,9 +110,6 @@ def in_order(
 
 def repeated(name: str, count: int) -> pa.DictionaryArray:
     """One text for each of so many rows."""
-    import numpy as np
-    import pyarrow as pa
-
     return pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), pa.array([name]))
 
 
@@ -129,9 +117,6 @@ def with_rows(
     table: pa.Table, name: str, first_row: int, malformed: list[tuple[int, str]]
 ) -> pa.Table:
     """With the columns that say where each row stood; malformed lines at their places."""
-    import numpy as np
-    import pyarrow as pa
-
     count = len(table) + len(malformed)
     out = np.array([row for row, _ in malformed], np.int64)
     rows = np.setdiff1d(np.arange(count), out)

@@ -10,8 +10,12 @@ import codecs
 import csv
 import io
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pc
 
 from raysys.data.readers._column_types import (
     FILE,
@@ -29,9 +33,7 @@ from raysys.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import polars as pl
-    import pyarrow as pa
 
     from raysys.data.readers._files import File
 
@@ -92,8 +94,6 @@ class CsvPart:
         Raises:
             DataError: A line or a value does not fit; with the file and the line.
         """
-        import pyarrow as pa
-
         data = content(self.file, self.start, self.stop, self.options)
         keys = self.file.keys()
         if self.options.raw:
@@ -164,8 +164,6 @@ def inspect(file: File, options: CsvOptions) -> CsvPart:
     Raises:
         DataError: There is no header, or names repeat.
     """
-    import pyarrow as pa
-
     whole = splittable(file, options)
     head = content(file, 0, min(_HEAD_BYTES, file.size) if whole else -1, options)
     mark = len(_MARK) if head.startswith(_MARK) else 0
@@ -201,11 +199,6 @@ def _header(file: File, record: bytes, options: CsvOptions) -> list[str]:
 
 def _typed(part: CsvPart, body: bytes) -> CsvPart:
     """With the types of a sample's values."""
-    from dataclasses import replace
-
-    import pyarrow as pa
-    import pyarrow.csv as pc
-
     from raysys.data.readers._csv_errors import line_error, parse_error
 
     try:
@@ -239,14 +232,10 @@ def _pieces(file: File) -> list[bytes]:
 
 
 def _parse_options(options: CsvOptions) -> Any:
-    import pyarrow.csv as pc
-
     return pc.ParseOptions(delimiter=options.delimiter, newlines_in_values=True)
 
 
 def _convert_options(options: CsvOptions, **kw: Any) -> Any:
-    import pyarrow.csv as pc
-
     return pc.ConvertOptions(
         null_values=list(options.null_values), strings_can_be_null=True,
         quoted_strings_can_be_null=False, **kw,
@@ -254,8 +243,6 @@ def _convert_options(options: CsvOptions, **kw: Any) -> Any:
 
 
 def _read_options(part: CsvPart, text: bytes) -> Any:
-    import pyarrow.csv as pc
-
     # A record must fit into a block of the parser's, so all of them do.
     size = min(len(text) + 1, (1 << 31) - 1)
     return pc.ReadOptions(use_threads=False, column_names=list(part.header), block_size=size)
@@ -277,9 +264,6 @@ def parse(
         names: Columns to convert.
         handler: Arrow's for records with more or fewer fields; refused by default.
     """
-    import pyarrow as pa
-    import pyarrow.csv as pc
-
     options = _parse_options(part.options)
     if handler:
         options.invalid_row_handler = handler
@@ -297,9 +281,6 @@ def parse(
 
 def _read_raw(part: CsvPart, data: bytes) -> pa.Table:
     """Values as text; a record that cannot be one is kept as it stands."""
-    import numpy as np
-    import pyarrow as pa
-
     text, malformed = _readable(data, part.options)
     apart = np.array([row for row, _ in malformed], np.int64)
     ragged: list[tuple[int, str]] = []
@@ -327,8 +308,6 @@ def _read_raw(part: CsvPart, data: bytes) -> pa.Table:
 
 def _shifted(rows: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Numbers among all rows, of rows numbered without those in `out` (ascending)."""
-    import numpy as np
-
     return rows + np.searchsorted(out - np.arange(len(out)), rows, side="right")
 
 

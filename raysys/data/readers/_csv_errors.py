@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from raysys.data.readers._csv import CsvPart, content, parse, splittable
 from raysys.data.readers._record_boundaries import record_ends
 from raysys.errors import DataError
@@ -72,8 +74,6 @@ def _lines_before(part: CsvPart) -> int:
 
 
 def _fails(records: bytes, part: CsvPart, names: Sequence[str]) -> bool:
-    import pyarrow as pa
-
     if not records.strip(b"\r\n"):
         return False
     try:
@@ -85,8 +85,6 @@ def _fails(records: bytes, part: CsvPart, names: Sequence[str]) -> bool:
 
 def _problem(record: bytes, part: CsvPart, names: Sequence[str]) -> str | None:
     """What is wrong with a single record."""
-    import pyarrow as pa
-
     ragged: list[Any] = []
 
     def keep(row: Any) -> str:

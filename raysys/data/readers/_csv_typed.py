@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+
 from raysys.data.readers._column_types import FILE, MALFORMED, ROW, repeated, with_text_types
 from raysys.data.readers._csv import CsvPart, content, decoded, has_records, is_utf8, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import numpy as np
-    import pyarrow as pa
 
 _FAILED = re.compile(r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error")
 _PIECE_BYTES = 1 << 20  # looked at first for columns that do not convert
@@ -47,9 +48,6 @@ def read_typed(part: CsvPart, types: Mapping[str, pa.DataType]) -> Typed | None:
         The rows. None if lines may not be records (there are quotes or empty lines) or cannot be
         decoded.
     """
-    import numpy as np
-    import pyarrow as pa
-
     text = content(part.file, part.start, part.stop, part.options)
     if b'"' in text or not has_records(text):
         return None

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+from pyarrow import fs
 
 from raysys.errors import DataError
 
@@ -78,8 +85,6 @@ class File:
         Raises:
             DataError: It cannot be read, or the compressed data is truncated.
         """
-        import pyarrow as pa
-
         if self._suffix == "zip":
             return self._unzipped()
         if self._suffix not in _COMPRESSED:
@@ -92,10 +97,6 @@ class File:
             raise DataError(f"{self.name}: cannot be decompressed: {error}") from error
 
     def _unzipped(self) -> bytes:
-        import io
-        import zipfile
-        import zlib
-
         try:
             with zipfile.ZipFile(io.BytesIO(self.read_range(0, self.size))) as archive:
                 names = [name for name in archive.namelist() if not name.endswith("/")]
@@ -112,8 +113,6 @@ class File:
 
     def keys(self) -> dict[str, str]:
         """What folders named `column=value` say of its rows (Hive's layout)."""
-        from urllib.parse import unquote
-
         pairs = [part.partition("=") for part in self.path[self.below :].split("/")[:-1]]
         return {unquote(name): unquote(value) for name, mark, value in pairs if mark and name}
 
@@ -145,8 +144,6 @@ def find(given: str | Path | Sequence[str | Path]) -> list[File]:
 @functools.lru_cache(64)
 def _filesystem(base: str) -> tuple[Any, str]:
     """A file system, and the path or pattern there."""
-    from pyarrow import fs
-
     if "://" not in base:
         return fs.LocalFileSystem(), str(Path(base).expanduser().absolute())
     query = _QUERY.search(base)  # such as ?endpoint_override=...
@@ -169,8 +166,6 @@ def _filesystem(base: str) -> tuple[Any, str]:
 
 def _list(filesystem: Any, path: str) -> tuple[int, list[Any]]:
     """Where the open part of the paths begins, and the files."""
-    from pyarrow import fs
-
     info = filesystem.get_file_info(path)
     wild = _WILD.search(path)
     pattern = None

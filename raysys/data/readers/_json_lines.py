@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.json as pj
+
 from raysys.data.readers._column_types import FormatPart, in_order, with_rows
 from raysys.errors import DataError
 
@@ -12,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import polars as pl
-    import pyarrow as pa
 
     from raysys.data.readers._files import File
 
@@ -36,8 +38,6 @@ class JsonPart(FormatPart):
         Raises:
             DataError: A line is no object, or a value has another type; unless read raw.
         """
-        import pyarrow as pa
-
         data = self.file.content() if self.stop < 0 else self.file.read_range(self.start, self.stop)
         own = pa.schema([f for f in self.columns if f.name in self.header])
         malformed: list[tuple[int, str]] = []
@@ -67,9 +67,6 @@ class JsonPart(FormatPart):
 
 def inspect_json(file: File, raw: bool) -> JsonPart:
     """All of a file of JSON lines as a part, with the columns of its first 4 MiB."""
-    import pyarrow as pa
-    import pyarrow.json as pj
-
     stop = -1 if file.is_compressed else file.size
     data = file.content() if stop < 0 else file.read_range(0, min(_SAMPLE_BYTES, stop))
     if len(data) < stop:
@@ -92,8 +89,6 @@ def _of_good_lines(
     file: File, data: bytes, columns: Callable[[bytes], pa.Schema], message: str, raw: bool
 ) -> pa.Schema:
     """The schema by the lines that are JSON objects, if others may be kept as they stand."""
-    import pyarrow as pa
-
     schema = pa.schema([])
     for number, line in enumerate(data.split(b"\n"), 1):
         try:
@@ -117,9 +112,6 @@ def _said(schema: pa.Schema) -> str:
 
 
 def _parse_json(data: bytes, schema: pa.Schema) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.json as pj
-
     if not data.strip():
         return schema.empty_table()
     types = pa.schema([pa.field(field.name, _readable(field.type)) for field in schema])
@@ -132,8 +124,6 @@ def _parse_json(data: bytes, schema: pa.Schema) -> pa.Table:
 
 def _readable(kind: pa.DataType) -> pa.DataType:
     """What Arrow's JSON reader can make: it knows no large lists."""
-    import pyarrow as pa
-
     if pa.types.is_large_list(kind):
         return pa.list_(_readable(kind.value_type))
     if pa.types.is_struct(kind):
@@ -143,8 +133,6 @@ def _readable(kind: pa.DataType) -> pa.DataType:
 
 def _without_bad_lines(data: bytes, schema: pa.Schema) -> tuple[bytes, list[tuple[int, str]]]:
     """The lines that parse, and the others by row; found by halving."""
-    import pyarrow as pa
-
     lines = [line for line in data.split(b"\n") if line.strip()]
     bad: list[int] = []
 

@@ -6,6 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from raysys.data._blocks import BLOCK_BYTES
 from raysys.data._lazy_plan import frame_of
 from raysys.data.readers._column_types import FormatPart, in_order, with_rows
@@ -15,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import polars as pl
-    import pyarrow as pa
 
     from raysys.data.readers._files import File
 
@@ -31,9 +33,6 @@ class ParquetPart(FormatPart):
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
     ) -> pa.Table:
         """Read the columns; of row groups where no row passes the predicate, its columns only."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         names = self.schema.names if columns is None else list(columns)
         try:
             with self.file.open() as stream:
@@ -55,8 +54,6 @@ class ParquetPart(FormatPart):
 
     def _passing(self, source: Any, names: list[str], predicate: pl.Expr) -> pa.Table:
         """Rows of the groups in which some pass."""
-        import pyarrow as pa
-
         needed = list(dict.fromkeys(predicate.meta.root_names()))
         rest = [name for name in names if name not in needed]
         found = [in_order(self.columns.empty_table(), self.columns, names)]
@@ -87,8 +84,6 @@ class ArrowPart(FormatPart):
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
     ) -> pa.Table:
         """Read the columns of the batches."""
-        import pyarrow as pa
-
         names = self.schema.names if columns is None else columns
         try:
             with self.file.open() as stream:
@@ -107,9 +102,6 @@ class ArrowPart(FormatPart):
 
 def parquet_parts(file: File, raw: bool) -> list[ParquetPart]:
     """A file as parts of about a block's size, of whole row groups."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with file.open() as stream:
             source = pq.ParquetFile(stream)
@@ -129,8 +121,6 @@ def parquet_parts(file: File, raw: bool) -> list[ParquetPart]:
 
 def arrow_parts(file: File, raw: bool) -> list[ArrowPart]:
     """A file as parts of about a block's size, of whole record batches."""
-    import pyarrow as pa
-
     try:
         with file.open() as stream:
             source = pa.ipc.open_file(stream)

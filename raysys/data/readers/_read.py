@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import pyarrow as pa
+
 from raysys.data._blocks import results, value_task
 from raysys.data._lineage import Lineage
 from raysys.data._table import Table
@@ -23,7 +25,6 @@ from raysys.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pyarrow as pa
 
 Format = Literal["csv", "json", "parquet", "arrow"]
 _FORMATS: dict[str, Format] = {
@@ -160,8 +161,6 @@ def _common_schema(parts: Sequence[Any], types: Mapping[str, pa.DataType]) -> pa
     Raises:
         DataError: A file has other columns than the first, or a type that does not fit.
     """
-    import pyarrow as pa
-
     first, schemas = parts[0], {part.file: part.columns for part in parts}
     names, kinds = first.columns.names, {field.name: field.type for field in first.columns}
     for file, schema in schemas.items():
@@ -196,8 +195,6 @@ def _common_schema(parts: Sequence[Any], types: Mapping[str, pa.DataType]) -> pa
 
 def _key_types(files: Sequence[File], known: Mapping[str, Any]) -> dict[str, pa.DataType]:
     """Columns that folders add: integers if each value is written as one, else text."""
-    import pyarrow as pa
-
     keys = [file.keys() for file in files]
     kinds = {}
     for name in keys[0]:

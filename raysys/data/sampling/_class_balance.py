@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from raysys.data._order_statistics import groups_of
 from raysys.data._row_numbers import deal, each_block, need
@@ -146,8 +147,6 @@ def _repeated(
 
 
 def _class_counts(block: pa.Table, label: str) -> list[tuple[Any, int]]:
-    import pyarrow.compute as pc
-
     counted = pc.value_counts(block[label])
     if len(counted) > 100_000:
         raise DataError(

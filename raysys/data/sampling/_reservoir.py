@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from raysys.data.sampling._sample import NEVER, random_key
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    import pyarrow as pa
 
 
 def reservoir_sample(
@@ -32,8 +31,6 @@ def reservoir_sample(
     Raises:
         DataError: Nothing came, or weights that are none.
     """
-    import pyarrow as pa
-
     if rows < 1:
         raise DataError(f"rows={rows}: a reservoir holds at least 1 row")
     key, first = random_key(seed, weights), 0

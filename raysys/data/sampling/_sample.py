@@ -10,6 +10,8 @@ import functools
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.data._order_statistics import Group, count_groups, groups_of, locate
 from raysys.data._row_hash import mix, uniforms
@@ -18,8 +20,6 @@ from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pyarrow as pa
 
     from raysys.data._order_statistics import Key
     from raysys.data._row_numbers import Each
@@ -238,9 +238,6 @@ def _weighted_keys(block: pa.Table, first: int, seed: int, weights: str) -> np.n
 
 def weights_of(block: pa.Table, column: str) -> np.ndarray:
     """A column of weights, float64 `(rows,)`, checked."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if column not in block.column_names:
         raise DataError(f"there is no column {column!r} of weights: there is {block.column_names}")
     weights = pc.fill_null(pc.cast(block[column], pa.float64()), np.nan).to_numpy()
@@ -255,8 +252,6 @@ def weights_of(block: pa.Table, column: str) -> np.ndarray:
 def _kept(
     block: pa.Table, first: int, key: Key, by: Sequence[str], limits: dict[int, tuple[int, int]]
 ) -> tuple[pa.Table]:
-    import pyarrow as pa
-
     return (block.filter(pa.array(drawn(block, first, key, by, limits))),)
 
 
@@ -269,8 +264,6 @@ def _kept_with_chance(
     beyond: float,
     column: str,
 ) -> tuple[pa.Table]:
-    import pyarrow as pa
-
     kept = _kept(block, first, key, (), limits)[0]
     chance = -np.expm1(-weights_of(kept, weights) * beyond)
     return (kept.append_column(column, pa.array(1.0 / chance)),)

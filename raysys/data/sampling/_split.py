@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from raysys.data._order_statistics import Place, count_groups, locate
 from raysys.data._row_hash import hash_rows, mix
@@ -18,8 +19,6 @@ from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pyarrow as pa
 
     from raysys.data._order_statistics import Key
     from raysys.data._row_numbers import Each
@@ -217,8 +216,6 @@ def _between(
     block: pa.Table, first: int, key: Key, cuts: Sequence[int], ends: Sequence[int]
 ) -> tuple[pa.Table, ...]:
     """Rows before the first cut, from it on to the second, and so on, each up to its end."""
-    import pyarrow as pa
-
     keys = key(block, first)
     part = np.searchsorted(np.array(cuts, np.uint64), keys, side="right")
     bounds = np.array([*ends, 2**64 - 1], np.uint64)

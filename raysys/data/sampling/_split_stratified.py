@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from raysys.data._order_statistics import groups_of, locate
 from raysys.data._row_hash import mix
@@ -14,8 +15,6 @@ from raysys.data.sampling._split import Splits, cuts_of_shares, described_shares
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
 
     from raysys.data._order_statistics import Key
     from raysys.data._row_numbers import Each
@@ -89,8 +88,6 @@ def _stratified(
     limits: dict[int, list[int]],
     parts: int,
 ) -> tuple[pa.Table, ...]:
-    import pyarrow as pa
-
     groups = np.array(sorted(limits), np.uint64)
     at = np.searchsorted(groups, groups_of(block, by))
     keys, part = key(block, first), np.zeros(len(block), np.int64)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from raysys.data._order_statistics import ordered, value_of
 from raysys.data._row_numbers import each_block, need
 from raysys.data.sampling._split import Splits, cut, cuts_of, cuts_of_shares, described_shares
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
-    import pyarrow as pa
 
     from raysys.data._table import Table
 
@@ -74,8 +75,6 @@ def time_key(block: pa.Table, first: int, column: str) -> np.ndarray:
 
 
 def _as_key(value: Any, kind: Any, column: str) -> int:
-    import pyarrow as pa
-
     try:
         return int(ordered(pa.array([value], kind), column)[0])
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:

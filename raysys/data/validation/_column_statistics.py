@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import polars as pl
     import pyarrow as pa
 
     from raysys.data._table import Table
@@ -74,8 +74,6 @@ def order_statistics(
 
 def numbers(block: pa.Table, name: str) -> pl.Series | None:
     """A column as numbers without missing values; None if it is of no such kind."""
-    import polars as pl
-
     values = pl.Series(name, block[name]).drop_nulls()
     if values.dtype.is_temporal():
         return values.to_physical().cast(pl.Int64)

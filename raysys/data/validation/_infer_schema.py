@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+import pyarrow as pa
+
 from raysys.data.readers._column_types import MALFORMED
 from raysys.data.validation._column_statistics import order_statistics, statistics
 from raysys.data.validation._row_rules import as_time, polars_column, to_arrow
@@ -15,8 +18,6 @@ from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
 
     from raysys.data._table import Table
 
@@ -93,8 +94,6 @@ def infer(table: Table, name: str) -> Schema:
 
 def _types(table: Table) -> dict[str, str]:
     """The schema's type of each column that has one."""
-    import pyarrow as pa
-
     fields = [field for field in table.schema if field.name not in RESERVED]
     found = {field.name: name for field in fields if (name := type_name(field.type))}
     if MALFORMED in table.schema.names:
@@ -109,8 +108,6 @@ def _types(table: Table) -> dict[str, str]:
 
 def type_name(kind: pa.DataType) -> str | None:
     """A schema's type for an Arrow type, if there is one."""
-    import pyarrow as pa
-
     t = pa.types
     if t.is_dictionary(kind):
         kind = kind.value_type
@@ -147,8 +144,6 @@ def guesses(block: pa.Table, columns: Sequence[str]) -> dict[str, set[str]]:
 
 def _typed(block: pa.Table, types: Mapping[str, str]) -> pa.Table:
     """The rows that are records, in these types."""
-    import polars as pl
-
     if MALFORMED in block.column_names:
         block = block.filter(block[MALFORMED].is_null())
     columns = [read_values(polars_column(block, n), polars_type(t))[0] for n, t in types.items()]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import polars as pl
+
 from raysys.data.readers._column_types import FILE, MALFORMED, ROW
 from raysys.data.validation._schema import REASON
 from raysys.data.validation._value_types import read_values
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
-    import polars as pl
     import pyarrow as pa
 
     from raysys.data.validation._schema import Column, Schema
@@ -79,8 +80,6 @@ def split_block(
         keys: The values of each `key` that a column names.
         texts: Gives rows by their places as they are written, where the block has values.
     """
-    import polars as pl
-
     columns = {name: polars_column(block, name) for name in schema.columns}
     frame, unreadable = {}, []
     for name, kind in schema.polars_types().items():
@@ -125,8 +124,6 @@ def compile_rules(
         unreadable: Columns of which some values could not be read.
         keys: The values of each `key` that a column names.
     """
-    import polars as pl
-
     rules = []
     for name, column in schema.columns.items():
         value, wrong = pl.col(name), pl.col(_UNREADABLE + name)
@@ -157,8 +154,6 @@ def _value_rules(
     column: Column, value: pl.Expr, keys: Mapping[str, pa.Array]
 ) -> list[tuple[str, pl.Expr]]:
     """What a value may fail, in words, and where it does."""
-    import polars as pl
-
     from raysys.data.validation._value_types import polars_type
 
     kind, rules = polars_type(column.type), []
@@ -180,21 +175,15 @@ def _value_rules(
 
 def _text(name: str) -> pl.Expr:
     """A column's value as it was given."""
-    import polars as pl
-
     return pl.col(_GIVEN + name).cast(pl.String, strict=False).str.head(_LONGEST)
 
 
 def _rule(name: str, what: str, broken: pl.Expr, shown: pl.Expr) -> Rule:
-    import polars as pl
-
     return Rule(name + what, broken, pl.concat_str([pl.lit(f"{name}: "), shown, pl.lit(what)]))
 
 
 def _with_malformed(rules: Sequence[Rule]) -> list[Rule]:
     """Of a line that is no record nothing else is said: its columns are empty."""
-    import polars as pl
-
     line = pl.col(_GIVEN + MALFORMED)
     kind = "line is no record"
     text = pl.format("line is no record of the file's columns: '{}'", line.str.head(_LONGEST))
@@ -204,8 +193,6 @@ def _with_malformed(rules: Sequence[Rule]) -> list[Rule]:
 
 def _reasons(found: pl.DataFrame, rules: Sequence[Rule]) -> tuple[pl.Series, pl.DataFrame]:
     """The broken rows' reasons, and which rules each breaks, by the rules' numbers."""
-    import polars as pl
-
     marks = found.select(rule.broken.fill_null(False).alias(str(n)) for n, rule in enumerate(rules))
     texts = [
         pl.when(marks[str(n)]).then(rule.text)
@@ -243,8 +230,6 @@ def examples_of(schema: pa.Schema) -> Examples:
 
 def as_text(rows: pa.Table) -> pl.DataFrame:
     """Rows with all values as text, `_row` as it is; and a `_reason` that is yet to be found."""
-    import polars as pl
-
     columns = [polars_column(rows, name) for name in rows.column_names]
     texts = [c if c.name == ROW else c.cast(pl.String, strict=False) for c in columns]
     return pl.DataFrame(texts).with_columns(pl.lit(None, pl.String).alias(REASON))
@@ -252,8 +237,6 @@ def as_text(rows: pa.Table) -> pl.DataFrame:
 
 def polars_column(block: pa.Table, name: str) -> pl.Series:
     """A column of a block as a series."""
-    import polars as pl
-
     values = pl.Series(name, block[name])
     if isinstance(values.dtype, (pl.List, pl.Array, pl.Struct)):
         return pl.Series(name, [None if v is None else str(v) for v in values], pl.String)
@@ -262,15 +245,11 @@ def polars_column(block: pa.Table, name: str) -> pl.Series:
 
 def to_arrow(frame: pl.DataFrame) -> pa.Table:
     """A frame as a block: text as large_string."""
-    import polars as pl
-
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 def literal(value: Any, kind: Any) -> pl.Expr:
     """A schema's bound as what compares with a column of this type."""
-    import polars as pl
-
     if isinstance(value, datetime):
         naive = value.astimezone(UTC).replace(tzinfo=None)
         if kind.time_zone is None:
@@ -281,8 +260,6 @@ def literal(value: Any, kind: Any) -> pl.Expr:
 
 def as_time(value: float | None, kind: Any) -> Any:
     """A count of a type's unit as the date or time in UTC that bounds are compared with."""
-    import polars as pl
-
     if value is None:
         return None
     zoned = kind if kind == pl.Date else pl.Datetime(kind.time_unit, "UTC")

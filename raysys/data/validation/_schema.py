@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import polars as pl
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raysys.data.readers._column_types import FILE, MALFORMED, ROW
 from raysys.data.validation._value_types import is_temporal, polars_type
 from raysys.errors import DataError
-
-if TYPE_CHECKING:
-    import polars as pl
 
 REASON = "_reason"  # why a row was turned away
 RESERVED = (FILE, ROW, MALFORMED, REASON)
@@ -51,8 +50,6 @@ class Column(_Plain):
 
     @model_validator(mode="after")
     def _fits_its_type(self) -> Column:
-        import polars as pl
-
         kind = polars_type(self.type)
         for name in ("min", "max"):
             if getattr(self, name) is not None:
@@ -78,8 +75,6 @@ class Column(_Plain):
 
     def allowed_values(self, kind: Any) -> pl.Series:
         """`allowed` as a series of the column's type."""
-        import polars as pl
-
         allowed = self.allowed or []
         given = pl.Series(allowed, dtype=kind, strict=False)
         text = self.type == "string"
@@ -216,8 +211,6 @@ class Schema(_Plain):
         Raises:
             DataError: It is no schema; the message names the place.
         """
-        import yaml
-
         try:
             return cls.model_validate(yaml.safe_load(text))
         except yaml.YAMLError as error:
@@ -232,7 +225,6 @@ class Schema(_Plain):
 
     def to_yaml(self) -> str:
         """The schema as YAML; what has its default is left out."""
-        import yaml
 
         class Line(dict):
             """Written in one line."""
@@ -252,8 +244,6 @@ class Schema(_Plain):
 
     def rule(self, name: str) -> pl.Expr:
         """A rule as an expression over the columns."""
-        import polars as pl
-
         return pl.sql_expr(self.rules[name])
 
     def polars_types(self) -> dict[str, Any]:
@@ -265,8 +255,6 @@ class Schema(_Plain):
             raise ValueError(f"{what}: the schema has no column {unknown}; give it a type too")
 
     def _check_rule(self, name: str) -> None:
-        import polars as pl
-
         what = f"rule {name!r}: {self.rules[name]!r}"
         try:
             expression = self.rule(name)
@@ -285,8 +273,6 @@ class Schema(_Plain):
 
 def _of_one_row(expression: pl.Expr) -> bool:
     """Whether an expression's value in a row depends on that row alone."""
-    import polars as pl
-
     meta, inner = expression.meta, expression.meta.pop()
     if meta.is_literal() or meta.is_column():
         return True

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
+import ray
 
 from raysys.data._blocks import BlockMeta, results, table_task, value_task
 from raysys.data._row_hash import hash_rows
@@ -16,7 +19,6 @@ from raysys.data.validation._schema import REASON
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pyarrow as pa
 
 _ROWS_A_TASK = 16_000_000  # whose hashes one task compares: 16 bytes each
 _PLACE, _KIND = "\1place", "\1kind"  # a row's number in the table; its reason without the place
@@ -41,8 +43,6 @@ def split_repeated(
     Returns:
         Rows that repeat none; and the others as text with the reason, which may have no block.
     """
-    import ray
-
     blocks, metas = list(table.blocks), list(table.metas)
     firsts, suspects, there = find_suspects(table, groups)
     taken = value_task("unique_values")
@@ -71,8 +71,6 @@ def find_suspects(
         The number of each block's first row, and of all rows; references to what `shared` finds,
         for each part of the hashes; and which blocks have such rows.
     """
-    import ray
-
     firsts = np.cumsum([0, *(meta.rows for meta in table.metas)])
     parts = max(1, -(-table.rows // _ROWS_A_TASK))
     hashed = ray.remote(hashes).options(name="unique_hash", num_returns=parts)
@@ -124,8 +122,6 @@ def candidates(
     block: pa.Table, groups: Sequence[Sequence[str]], first: int, *suspects: list[np.ndarray]
 ) -> list[pa.Table]:
     """For each group its columns of the suspect rows in this block, their place and origin."""
-    import pyarrow as pa
-
     taken = []
     for number, group in enumerate(groups):
         places = np.sort(np.concatenate([places[number] for places in suspects]))
@@ -144,9 +140,6 @@ def repeats(
     Returns:
         Their places, with the reason and its kind; and the numbers of the blocks that have any.
     """
-    import polars as pl
-    import pyarrow as pa
-
     found: list[pl.DataFrame] = []
     for group, parts in zip(groups, zip(*values, strict=True), strict=False):
         rows = pa.concat_tables(parts, promote_options="permissive")
@@ -176,9 +169,6 @@ def without(
     block: pa.Table, first: int, repeated: pa.Table, columns: Sequence[str]
 ) -> tuple[pa.Table, pa.Table]:
     """A block's other rows; and those that repeat an earlier one, as the quarantine has them."""
-    import polars as pl
-    import pyarrow as pa
-
     mine = pl.DataFrame(repeated).filter(
         pl.col(_PLACE).is_between(first, first + len(block), closed="left")
     )

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from raysys.data._lazy_plan import Step, evaluate
 from raysys.data._shuffle import concat
 from raysys.data._table import Table
@@ -18,8 +22,6 @@ from raysys.telemetry import counter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
 
     from raysys.data.validation._schema import Schema
 
@@ -184,8 +186,6 @@ def _split(
 
 def _arrow_types(schema: Schema) -> dict[str, pa.DataType]:
     """Types that Arrow reads as `read_values` does: the others are left to it."""
-    import polars as pl
-
     kinds = schema.polars_types()
     wanted = {
         name: kind
@@ -220,9 +220,6 @@ def _keys(schema: Schema, tables: Mapping[str, Table]) -> dict[str, Table]:
 
 
 def _distinct(block: pa.Table, column: str) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     return pa.table({column: pc.unique(block[column])})
 
 

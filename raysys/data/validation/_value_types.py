@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import polars as pl
+import polars as pl
+import pyarrow as pa
 
 TYPES = (
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32",
@@ -28,8 +28,6 @@ def polars_type(name: str) -> Any:
     Raises:
         ValueError: No such type.
     """
-    import polars as pl
-
     if found := _TIMESTAMP.fullmatch(name):
         unit: Any = found[1] or "us"
         try:
@@ -78,8 +76,6 @@ def read_values(values: pl.Series, kind: Any) -> tuple[pl.Series, pl.Series | No
         The values, null where they are missing or unreadable; and a boolean series that is true
         where they are unreadable, None where all can be read.
     """
-    import polars as pl
-
     source = values.dtype
     if source in (pl.Categorical, pl.Enum):
         values, source = values.cast(pl.String), pl.String()
@@ -106,8 +102,6 @@ def read_values(values: pl.Series, kind: Any) -> tuple[pl.Series, pl.Series | No
 
 def _convert(values: pl.Series, source: Any, kind: Any) -> pl.Series:
     """Typed values as another type, null where they are no value of it."""
-    import polars as pl
-
     nothing = pl.Series(values.name, [], kind).extend_constant(None, len(values))
     if source.is_numeric() and kind.is_float():
         return values.cast(kind, strict=False)
@@ -137,8 +131,6 @@ def _in_range(times: pl.Series, years: pl.Series) -> pl.Series:
 
 
 def _read_text(text: pl.Series, kind: Any) -> pl.Series:
-    import polars as pl
-
     if kind.is_integer():
         read = text.cast(kind, strict=False)
         if read.null_count() == text.null_count():
@@ -167,9 +159,6 @@ def _read_text(text: pl.Series, kind: Any) -> pl.Series:
 
 def _hexadecimal(text: str, kind: Any) -> int | None:
     """As Arrow's CSV reader has it, which reads the columns that have no unreadable value."""
-    import polars as pl
-    import pyarrow as pa
-
     try:
         arrow = pl.Series([], dtype=kind).to_arrow().type
         return pa.array([text]).cast(arrow)[0].as_py()
@@ -179,8 +168,6 @@ def _hexadecimal(text: str, kind: Any) -> int | None:
 
 def _read_timestamps(text: pl.Series, kind: Any) -> pl.Series:
     """The usual forms of full width at once; of all others, each distinct one by its parts."""
-    import polars as pl
-
     zone = "Z" if kind.time_zone else ""
     naive = pl.Datetime(kind.time_unit)
     usual = text.str.to_datetime(
@@ -201,8 +188,6 @@ def _read_timestamps(text: pl.Series, kind: Any) -> pl.Series:
 
 def _by_parts(naive: Any, zoned: bool) -> pl.Expr:
     """Column `text` as a time in UTC, if it has an offset, or as it stands."""
-    import polars as pl
-
     part = pl.col("text").str.extract_groups(_ISO).struct.field
     clock = part("2").fill_null("00:00")
     clock = pl.when(clock.str.len_bytes() == 2).then(clock + ":00").otherwise(clock)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import ray
 
 from raysys.errors import UnavailableError
 from raysys.train.boosting._columns import numbers_of, runs_of
@@ -70,8 +71,6 @@ class Deal:
 
     def load(self, place: int, places: int) -> Arrays:
         """Read a share, in an actor."""
-        import ray
-
         blocks, rows, columns, coding, class_weights = self.prepared
         pieces = self._pieces(place, places)
         total = sum(len(range(*which.indices(rows[at]))) for at, which in pieces)

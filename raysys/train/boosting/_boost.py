@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
 from raysys import cluster, tracking
+from raysys.console import say
 from raysys.errors import DataError
 from raysys.train.boosting._boosted import Boosted
 from raysys.train.boosting._columns import Columns, Objective
@@ -148,7 +150,7 @@ def boost(
         storage=storage,
         checkpoint=run.checkpoint if run else "",
     ))  # fmt: skip
-    print(progress_line(title, history, booster.num_boosted_rounds(), settings.rounds), flush=True)
+    say(progress_line(title, history, booster.num_boosted_rounds(), settings.rounds))
     if settings.patience:
         booster = booster[: history.best + 1]
     boosted = Boosted(booster, inputs.coding, history.metric, history.values)
@@ -166,7 +168,6 @@ def boost(
 
 def _check_params(settings: BoostSettings) -> None:
     """Let XGBoost refuse here what it would refuse in every actor."""
-    import numpy as np
     import xgboost
 
     params = settings.params()

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import ray
 
 from raysys.errors import DataError, StorageError
 from raysys.train.boosting._columns import Coding
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import pyarrow as pa
     import xgboost
 
     from raysys.data import Table
@@ -65,8 +66,6 @@ class Boosted:
         Raises:
             DataError: A column is missing or of another type than in training.
         """
-        import ray
-
         names = table.schema.names
         if missing := [n for n in (*self.coding.features, *keep) if n not in names]:
             raise DataError(f"predict: {missing[:20]} are missing; the Table has {names[:20]}")
@@ -124,8 +123,6 @@ class Boosted:
 
 
 def _predict_block(block: pa.Table, model: Boosted, keep: Sequence[str]) -> pa.Table:
-    import pyarrow as pa
-
     model.booster.set_param({"nthread": 1})
     kept = {name: block[name] for name in keep}
     return pa.table({**kept, **model.predict_batch(block)})

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import types
 
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
 
 
 Objective = Literal[
@@ -108,8 +109,6 @@ class Coding:
         self, columns: Mapping[str, Any] | pa.Table, out: np.ndarray | None = None
     ) -> np.ndarray:
         """Features float32 `(n, features)` of an Arrow table or of equally long columns."""
-        import pyarrow as pa
-
         names = columns.column_names if isinstance(columns, pa.Table) else list(columns)
         if missing := [name for name in self.features if name not in names]:
             raise DataError(f"features {missing[:20]} are missing; given: {names[:20]}")
@@ -129,8 +128,6 @@ class Coding:
         return numbers_of(column) if self.classes is None else _codes(column, self.classes)
 
     def _numbers(self, name: str, column: Any) -> np.ndarray:
-        import pyarrow as pa
-
         try:
             if name in self.categories:
                 return _codes(column, self.categories[name])
@@ -144,8 +141,6 @@ def _categorical(
     schema: pa.Schema, features: Sequence[str], declared: Sequence[str]
 ) -> tuple[str, ...]:
     """Text and dictionaries are categories, integers if they are declared so."""
-    from pyarrow import types
-
     found, wrong = [], {}
     for name in features:
         kind = schema.field(name).type
@@ -179,8 +174,6 @@ def runs_of(group: Any) -> np.ndarray:
 
 def plain(column: Any) -> Any:
     """An Arrow column without a dictionary."""
-    import pyarrow as pa
-
     if not isinstance(column, pa.Array | pa.ChunkedArray):
         column = pa.array(column, from_pandas=True)
     kind = column.type
@@ -189,8 +182,6 @@ def plain(column: Any) -> Any:
 
 def numbers_of(column: Any) -> np.ndarray:
     """A column of numbers as float32 `(n,)`, NaN where one is missing."""
-    import pyarrow as pa
-
     if isinstance(column, np.ndarray) and column.dtype.kind in "fiub":
         return column.astype(np.float32, copy=False)
     values = plain(column)
@@ -204,9 +195,6 @@ def numbers_of(column: Any) -> np.ndarray:
 
 def _codes(column: Any, values: Sequence[Any]) -> np.ndarray:
     """The place of each value, NaN where it is none of them, float32 `(n,)`."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     known = pa.array(values)
     found = plain(column)
     if pa.types.is_null(found.type) or not values:

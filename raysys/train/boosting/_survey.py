@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.errors import DataError
 from raysys.train.boosting._columns import Columns, has_classes, numbers_of, plain, runs_of
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from raysys.data import Table
 
 ClassWeights = Literal["balanced"] | Mapping[Any, float]
@@ -153,9 +153,6 @@ def _check_groups(
 
 
 def _survey(block: pa.Table, columns: Columns, classes: bool) -> dict[str, Any]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     label = plain(block[columns.label])
     found: dict[str, Any] = {
         "rows": len(block), "classes": [], "least": np.inf, "most": -np.inf, "bad_weights": 0,

@@ -16,6 +16,7 @@ import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from raysys.console import say
 from raysys.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _handle_queue(queue: Any, checkpoint: Any, callback_returns: Any) -> None:
             checkpoint.iteration = 0
             checkpoint.value = pickle.dumps(content)
         else:
-            print(content, flush=True)
+            say(content)
 
 
 def _sleep(seconds: float) -> None:

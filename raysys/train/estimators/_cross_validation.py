@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from raysys import cluster
 from raysys.data import Table
@@ -15,8 +16,6 @@ from raysys.train.estimators._table_frame import Columns, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,6 @@ def _cross_validate(
 def _cross_predict(
     estimators: dict[str, Any], table: Table, columns: Columns, folds: Any
 ) -> pa.Table:
-    import pyarrow as pa
     from sklearn.base import is_classifier
     from sklearn.model_selection import cross_val_predict
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import ray
+from joblib import parallel_config
+from threadpoolctl import threadpool_limits
 
 from raysys import cluster
 from raysys.errors import DataError
@@ -58,8 +63,6 @@ def on_cluster(
     what: str, function: Callable[..., Any], estimator: Any, *args: Any, cpus: int = 1
 ) -> Any:
     """What a function gives in a task that other tasks may be started from."""
-    import ray
-
     from raysys.train.estimators._joblib_backend import value_of
 
     name = f"{what} {type(estimator).__name__}"
@@ -69,8 +72,6 @@ def on_cluster(
 
 
 def _with_threads(cpus: int, function: Callable[..., Any], *args: Any) -> Any:
-    from threadpoolctl import threadpool_limits
-
     with threadpool_limits(cpus):
         return function(*args)
 
@@ -88,8 +89,6 @@ def _fit(estimator: Any, table: Table, columns: Columns) -> Any:
 @contextmanager
 def spread(estimator: Any, rows: Rows) -> Iterator[None]:
     """A block whose joblib loops are tasks, and whose errors name the estimator."""
-    from joblib import parallel_config
-
     from raysys.train.estimators._joblib_backend import RayTasks
 
     try:
@@ -101,8 +100,6 @@ def spread(estimator: Any, rows: Rows) -> Iterator[None]:
 
 def seeded(estimator: Any, seed: int) -> Any:
     """A copy that is not fitted, with a seed wherever there is none."""
-    import copy
-
     from sklearn.base import clone
 
     if not hasattr(estimator, "get_params"):

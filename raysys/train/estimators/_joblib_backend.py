@@ -16,6 +16,7 @@ from joblib.parallel import (
     SequentialBackend,
 )
 from ray import cloudpickle
+from threadpoolctl import threadpool_limits
 
 from raysys import cluster
 from raysys.errors import RaysysError
@@ -181,8 +182,6 @@ def _is_large(value: Any) -> bool:
 
 def _run(payload: bytes, *values: Any) -> Any:
     """In a task: the values of a batch of calls."""
-    from threadpoolctl import threadpool_limits
-
     call = _Unpickler(io.BytesIO(payload), values).load()  # imports what has threads
     with threadpool_limits(1):
         return call()

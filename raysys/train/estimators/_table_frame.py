@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import ray
 
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from raysys.data import Table
 
 
@@ -50,8 +50,6 @@ class Rows:
     @classmethod
     def of(cls, table: Table, columns: Columns) -> Rows:
         """The rows of a Table; called in a task."""
-        import ray
-
         extra = [name for name in (columns.weights, columns.groups) if name is not None]
         wanted = list(dict.fromkeys([*columns.features, columns.label, *extra]))
         rows = table.select(wanted).arrow()
@@ -74,8 +72,6 @@ class Rows:
 
 def _vector(rows: pa.Table, name: str) -> np.ndarray:
     """A column without missing values; text as NumPy's, which tasks can map."""
-    import pyarrow as pa
-
     column = rows[name]
     values = column.to_numpy() if not column.null_count else np.empty(0)
     missing = column.null_count

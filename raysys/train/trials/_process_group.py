@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from raysys.errors import TrainError
 
 if TYPE_CHECKING:
@@ -38,8 +40,6 @@ class Gang:
         return self._wait(calls, timeout_s)
 
     def _wait(self, calls: list[Any], timeout_s: float) -> list[Any]:
-        import ray
-
         ends = time.monotonic() + timeout_s
         waiting, failure = calls, None
         while waiting:
@@ -66,8 +66,6 @@ class Gang:
 
     def end(self, *, kindly: bool = True) -> None:
         """Leave the group and end the processes."""
-        import ray
-
         if kindly and not self.lost:
             left = [worker.leave.remote() for worker in self._workers]
             ray.wait(left, num_returns=len(left), timeout=_OTHERS_S)

@@ -9,6 +9,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
 from raysys import cluster
 from raysys.errors import TrainError
 from raysys.train.trials._process_group import START_S, Gang
@@ -110,9 +114,6 @@ class Measuring:
             ResourceError: The workers do not fit on the cluster.
             TrainError: The task's `prepare` fails.
         """
-        import ray
-        from ray.util.placement_group import placement_group
-
         workers = workers or settings.workers
         cpus = cpus or workers * (settings.threads or 1)
         self._task, self._tables, self._workers = task, dict(tables), workers
@@ -224,8 +225,6 @@ class Measuring:
 
     def shutdown(self) -> None:
         """End the processes and give back what was reserved."""
-        from ray.util.placement_group import remove_placement_group
-
         for gang in self._gangs.values():
             gang.end()
         self._gangs.clear()
@@ -256,9 +255,6 @@ class Measuring:
 
     def _make(self, rank: int, world: int) -> Any:
         """A worker's actor, on the bundle that has its share of the reserved CPUs."""
-        import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
         from raysys.train.trials._worker import Worker
 
         place = PlacementGroupSchedulingStrategy(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+import ray
 import torch
 import torch.distributed as dist
 
@@ -54,8 +55,6 @@ class Worker:
 
     def address(self) -> str:
         """Where the others find rank 0."""
-        import ray
-
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"

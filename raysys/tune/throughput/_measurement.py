@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from raysys.console import say
 from raysys.errors import RaysysError, TrainError
 from raysys.tune.throughput._decisions import Tried, another_round, faster, speed_ratio, with_loss
 
@@ -238,4 +239,4 @@ class Bench:
             self.say(text)
 
     def say(self, text: str) -> None:
-        print(f"[{self._name}] {text}", flush=True)
+        say(f"[{self._name}] {text}")

@@ -7,7 +7,10 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from raysys import cluster
+from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.tune.throughput._candidates import check_space, default_space, demand
 from raysys.tune.throughput._decisions import recommend
@@ -117,14 +120,13 @@ def tune_throughput(
         seconds=time.monotonic() - started,
         notes=bench.notes,
     )
-    print(f"[{name}] {reason}", flush=True)
+    say(f"[{name}] {reason}")
     record(found, storage, settings, tables)
     return found
 
 
 def _cores() -> int:
     """What the nodes can really compute with, as far as Ray may give it."""
-    import ray
 
     def of_a_node() -> int:
         return len(os.sched_getaffinity(0))
