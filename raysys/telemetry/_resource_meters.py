@@ -1,13 +1,15 @@
 """What a process and its machine use: CPU, memory, GPU. Cheap enough to be read every second."""
 
-import ctypes
-import functools
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from raysys.imports import lazy_import
+
+pynvml = lazy_import("pynvml")
 
 
 class ProcessMeter:
@@ -76,41 +78,20 @@ def _gpu() -> dict[str, float]:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return {}
-    found = {
+    figures = {
         "gpu_memory_bytes": float(torch.cuda.memory_reserved()),
         "gpu_memory_peak_bytes": float(torch.cuda.max_memory_reserved()),
     }
-    busy = _gpu_percent(torch.cuda.current_device())
-    return found if busy is None else {**found, "gpu_percent": busy}
+    percent = _gpu_percent(torch)
+    return figures if percent is None else {**figures, "gpu_percent": percent}
 
 
-class _Utilization(ctypes.Structure):
-    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+def _gpu_percent(torch: Any) -> float | None:
+    """Share of the last sampling period in which a kernel ran on the current CUDA device.
 
-
-def _gpu_percent(device: int) -> float | None:
-    """Share of the last sampling period in which a kernel ran on a CUDA device."""
-    handle = _gpu_handle(device)
-    if handle is None:
-        return None
-    library, pointer = handle
-    found = _Utilization()
-    failed = library.nvmlDeviceGetUtilizationRates(pointer, ctypes.byref(found))
-    return None if failed else float(found.gpu)
-
-
-@functools.cache
-def _gpu_handle(device: int) -> tuple[Any, Any] | None:
-    """NVIDIA's management library and its handle of a CUDA device, or None without it."""
-    import torch
-
+    None where NVIDIA's management library is missing or does not know the device (a MIG slice).
+    """
     try:
-        library = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
+        return float(torch.cuda.utilization())
+    except (ImportError, RuntimeError, pynvml.NVMLError):
         return None
-    pointer = ctypes.c_void_p()
-    # By its unique id: CUDA_VISIBLE_DEVICES renumbers devices for torch alone.
-    name = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
-    if library.nvmlInit_v2() or library.nvmlDeviceGetHandleByUUID(name, ctypes.byref(pointer)):
-        return None
-    return library, pointer
