@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import sys
 from collections.abc import Iterable, Sequence
@@ -37,3 +38,23 @@ def text_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     )
     console.print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """A table for notebooks, for use in `_repr_html_`.
+
+    Args:
+        columns: Headings, as in `text_table`.
+        rows: Cells of each row; shown by `str`, escaped.
+        caption: Text above the table.
+    """
+    right = [' style="text-align: right"' if name.startswith(">") else "" for name in columns]
+
+    def line(tag: str, cells: Iterable[object]) -> str:
+        pairs = zip(right, cells, strict=True)
+        return "".join(f"<{tag}{style}>{html.escape(str(cell))}</{tag}>" for style, cell in pairs)
+
+    lines = [line("th", (name.removeprefix(">") for name in columns))]
+    lines += [line("td", row) for row in rows]
+    body = "\n".join(f"<tr>{cells}</tr>" for cells in lines)
+    return f"<table>\n<caption>{html.escape(caption)}</caption>\n{body}\n</table>"
