@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raysys.errors import RaysysError
-from raysys.telemetry import counter
+from raysys.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,7 +116,5 @@ def _count(meta: BlockMeta) -> None:
     """Metrics of a block that this task has made."""
     if ray.is_initialized():
         tags = {"operation": ray.get_runtime_context().get_task_name() or ""}
-        counter("raysys_data_rows_total", "Rows of blocks made, by what made them", _KEYS).inc(
-            meta.rows, tags
-        )
-        counter("raysys_data_bytes_total", "Bytes of blocks made", _KEYS).inc(meta.nbytes, tags)
+        metrics.DATA_ROWS.inc(meta.rows, tags)
+        metrics.DATA_BYTES.inc(meta.nbytes, tags)

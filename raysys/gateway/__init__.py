@@ -3,7 +3,6 @@
 from raysys.gateway._api_keys import create_key, read_keys, revoke_key
 from raysys.gateway._gateway import ANNOUNCE_S, Announcement, find_gateway, start_gateway
 from raysys.gateway._haproxy_config import SLOTS, Backend
-from raysys.gateway._metrics import shed_counter
 from raysys.gateway._wire import (
     ALIVE_PATH,
     APP_HEADER,
@@ -28,6 +27,5 @@ __all__ = [
     "read_keys",
     "revoke_key",
     "server_metadata",
-    "shed_counter",
     "start_gateway",
 ]

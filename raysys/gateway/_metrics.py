@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raysys.telemetry import Counter, counter, gauge
+from raysys.telemetry.metrics import SERVE_REPLICAS, SERVE_REQUESTS, SERVE_SHED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,44 +17,25 @@ class GatewayMetrics:
     """The metrics of the gateway; HAProxy's own counters begin anew when it is reloaded."""
 
     def __init__(self) -> None:
-        self._requests = counter(
-            "raysys_serve_requests_total",
-            "Requests by the class of their answer; application is empty where the gateway "
-            "answered by itself",
-            ("application", "code"),
-        )
-        self._shed = shed_counter()
-        self._replicas = gauge(
-            "raysys_serve_replicas", "Replicas that take requests", ("application",)
-        )
         self._before: dict[tuple[str, str], int] = {}
 
     def requests(self, counts: Mapping[tuple[str, str], int]) -> None:
         """Note HAProxy's counters so far, by application and class of status."""
         for (application, code), count in counts.items():
             if new := self._since((application, code), count):
-                self._requests.inc(new, {"application": application, "code": code})
+                SERVE_REQUESTS.inc(new, {"application": application, "code": code})
 
     def shed(self, counts: Mapping[str, int]) -> None:
         """Note how many requests the gateway has refused so far, by application."""
         for application, count in counts.items():
             if new := self._since((application, "shed"), count):
-                self._shed.inc(new, {"application": application, "by": "gateway"})
+                SERVE_SHED.inc(new, {"application": application, "by": "gateway"})
 
     def replicas(self, application: str, count: int) -> None:
         """Note how many replicas an application has."""
-        self._replicas.set(count, {"application": application})
+        SERVE_REPLICAS.set(count, {"application": application})
 
     def _since(self, key: tuple[str, str], count: int) -> int:
         before = self._before.get(key, 0)
         self._before[key] = count
         return count - before if count >= before else count
-
-
-def shed_counter() -> Counter:
-    """The counter of refused requests, which replicas and gateway share."""
-    return counter(
-        "raysys_serve_shed_total",
-        "Requests refused because they could not be answered in time",
-        ("application", "by"),
-    )

@@ -13,7 +13,7 @@ import ray
 from raysys import audit
 from raysys.errors import StorageError
 from raysys.secrets import shown
-from raysys.telemetry import counter
+from raysys.telemetry import metrics
 from raysys.tracking import connect, tracking_uri
 
 if TYPE_CHECKING:
@@ -109,9 +109,7 @@ class ModelStore:
         version = client.create_model_version(
             name, self.storage.uri(path), run.run_id, tags={_DIGEST_TAG: sha256}
         ).version
-        counter("raysys_models_stored_total", "Versions of models stored", ("model",)).inc(
-            1, {"model": name}
-        )
+        metrics.MODELS_STORED.inc(1, {"model": name})
         return StoredModel(name, int(version), path, sha256)
 
     def promote(self, model: StoredModel, alias: str = "champion") -> None:
@@ -132,10 +130,7 @@ class ModelStore:
                 "job that saves it"
             ) from error
         _log.info("model %s version %d is %s from now on", model.name, model.version, alias)
-        counter(
-            "raysys_models_promoted_total", "Times that an alias was pointed at a version",
-            ("model", "alias"),
-        ).inc(1, {"model": model.name, "alias": alias})  # fmt: skip
+        metrics.MODELS_PROMOTED.inc(1, {"model": model.name, "alias": alias})
 
     def get(self, name: str, alias: str = "champion") -> StoredModel:
         """The version that an alias points at.

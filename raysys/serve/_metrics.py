@@ -6,11 +6,7 @@ anything. A replica notes one value of each kind for a batch.
 
 from __future__ import annotations
 
-from raysys.gateway import shed_counter
-from raysys.telemetry import gauge, histogram
-
-_KEYS = ("application", "action")
-_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+from raysys.telemetry import metrics
 
 
 class Metrics:
@@ -25,22 +21,6 @@ class Metrics:
         """
         self._tags = {"application": application, "action": action}
         self._nodes: dict[str, dict[str, str]] = {}
-        self._node_s = histogram(
-            "raysys_serve_node_seconds", "Time of one node over a batch", (*_KEYS, "node")
-        )
-        self._batch_s = histogram(
-            "raysys_serve_batch_seconds", "Time of the graph over a batch", _KEYS
-        )
-        self._latency_s = histogram(
-            "raysys_serve_latency_seconds",
-            "From arrival in a replica to the answer, of each batch's oldest request",
-            _KEYS,
-        )
-        self._rows = histogram(
-            "raysys_serve_batch_rows", "Rows of a batch", _KEYS, boundaries=_ROWS
-        )
-        self._queue = gauge("raysys_serve_queue_rows", "Rows that wait in a replica", _KEYS)
-        self._shed = shed_counter()
         self._refused = 0
 
     def node(self, name: str, seconds: float) -> None:
@@ -48,18 +28,18 @@ class Metrics:
         tags = self._nodes.get(name)
         if tags is None:
             tags = self._nodes[name] = {**self._tags, "node": name}
-        self._node_s.observe(seconds, tags)
+        metrics.SERVE_NODE_SECONDS.observe(seconds, tags)
 
     def batch(self, rows: int, seconds: float, waited_s: float) -> None:
         """Note a batch, and how long its oldest request had waited."""
-        self._rows.observe(rows, self._tags)
-        self._batch_s.observe(seconds, self._tags)
-        self._latency_s.observe(waited_s + seconds, self._tags)
+        metrics.SERVE_BATCH_ROWS.observe(rows, self._tags)
+        metrics.SERVE_BATCH_SECONDS.observe(seconds, self._tags)
+        metrics.SERVE_LATENCY_SECONDS.observe(waited_s + seconds, self._tags)
 
     def queue(self, rows: int, refused: int) -> None:
         """Note how many rows wait, and how many requests were refused so far."""
-        self._queue.set(rows, self._tags)
+        metrics.SERVE_QUEUE_ROWS.set(rows, self._tags)
         if refused > self._refused:
             tags = {"application": self._tags["application"], "by": "replica"}
-            self._shed.inc(refused - self._refused, tags)
+            metrics.SERVE_SHED.inc(refused - self._refused, tags)
             self._refused = refused

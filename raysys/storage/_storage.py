@@ -13,7 +13,7 @@ from typing import Any
 from pyarrow import fs
 
 from raysys.errors import StorageError
-from raysys.telemetry import counter
+from raysys.telemetry import metrics
 
 DEFAULT_ROOT = "~/.raysys"
 ROOT_VARIABLE = "RAYSYS_STORAGE"
@@ -21,8 +21,6 @@ ROOT_VARIABLE = "RAYSYS_STORAGE"
 _COMPLETE = "_COMPLETE"
 # Ray unpacks the working directory of a submitted job below a folder of this name.
 _JOB_FOLDER = "runtime_resources"
-_WRITTEN = counter("raysys_storage_written_bytes_total", "Bytes written to the storage root")
-_FAILED = counter("raysys_storage_failures_total", "Writes that the storage root did not take")
 
 
 class Storage:
@@ -160,7 +158,7 @@ class Storage:
         filesystem, base = self._remote(path)
         with _watched(), filesystem.open_output_stream(base) as stream:
             stream.write(data)
-            _WRITTEN.inc(len(data))
+            metrics.STORAGE_WRITTEN_BYTES.inc(len(data))
 
     def create(self, path: str, data: bytes) -> None:
         """Write one file whole, unless something stands there.
@@ -276,14 +274,14 @@ def _watched() -> Iterator[None]:
     try:
         yield
     except OSError:
-        _FAILED.inc()
+        metrics.STORAGE_FAILURES.inc()
         raise
 
 
 def _count(path: Path) -> None:
     """Count the bytes of a file, or of a folder's files, that are to be kept."""
     files = path.rglob("*") if path.is_dir() else [path]
-    _WRITTEN.inc(sum(file.stat().st_size for file in files if file.is_file()))
+    metrics.STORAGE_WRITTEN_BYTES.inc(sum(file.stat().st_size for file in files if file.is_file()))
 
 
 def _refuse_password(root: str) -> None:

@@ -10,7 +10,7 @@ from raysys import cluster
 from raysys.console import say
 from raysys.errors import RaysysError, ResourceError
 from raysys.storage import Storage
-from raysys.telemetry import counter, gauge
+from raysys.telemetry import metrics
 from raysys.tune._search_result import Found
 from raysys.tune._searchers import Grid, Plan, Searcher
 from raysys.tune._space import Space, check_settings
@@ -169,12 +169,10 @@ def search(
 
 def _report(name: str, trial: Trial, ledger: Ledger, goal: Goal) -> None:
     """Metrics of a trial that has ended."""
-    counter("raysys_tune_trials_total", "Trials by how they ended", ("search", "state")).inc(
-        1, {"search": name, "state": trial.state}
-    )
+    metrics.TUNE_TRIALS.inc(1, {"search": name, "state": trial.state})
     best = goal.best([*ledger.trials.values()]) if goal.single else None
     if best:
-        gauge("raysys_tune_best_score", "Best so far", ("search", "metric")).set(
+        metrics.TUNE_BEST_SCORE.set(
             goal.measured(best)[goal.name], {"search": name, "metric": goal.name}
         )
 

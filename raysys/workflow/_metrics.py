@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raysys import telemetry
+from raysys.telemetry import metrics
 
 
 def record(
@@ -18,18 +18,9 @@ def record(
         table_bytes: Of tables that passed through its process.
     """
     tags = {"job": job, "step": step}
-    telemetry.counter(
-        "raysys_steps_total", "Steps of jobs by what became of them", ("job", "step", "state")
-    ).inc(1, {**tags, "state": state})
+    metrics.STEPS.inc(1, {**tags, "state": state})
     if state != "retried":
-        telemetry.gauge("raysys_step_running", "1 while a job's step runs", ("job", "step")).set(
-            float(state == "running"), tags
-        )
+        metrics.STEP_RUNNING.set(float(state == "running"), tags)
     if seconds is not None:
-        telemetry.gauge("raysys_step_seconds", "Duration of a job's step", ("job", "step")).set(
-            seconds, tags
-        )
-        telemetry.gauge(
-            "raysys_step_table_bytes", "Bytes of tables that passed through a step's process",
-            ("job", "step"),
-        ).set(table_bytes, tags)  # fmt: skip
+        metrics.STEP_SECONDS.set(seconds, tags)
+        metrics.STEP_TABLE_BYTES.set(table_bytes, tags)

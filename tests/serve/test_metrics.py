@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from raysys.serve import _metrics
+from raysys.gateway._metrics import GatewayMetrics
+from raysys.serve._metrics import Metrics
 from raysys.telemetry import Counter
 
 
@@ -12,8 +13,8 @@ from raysys.telemetry import Counter
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], float]:
     found: dict[tuple[str, ...], float] = {}
 
-    def inc(self: Counter, value: float = 1.0, tags: Mapping[str, str] | None = None) -> None:
-        key = (self.name, *(tags or {}).values())
+    def inc(self: Counter, value: float = 1.0, labels: Mapping[str, str] | None = None) -> None:
+        key = (self.name, *(labels or {}).values())
         found[key] = found.get(key, 0) + value
 
     monkeypatch.setattr(Counter, "inc", inc)
@@ -23,7 +24,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], float]:
 def test_the_gateway_counts_on_when_haproxy_begins_anew(
     counted: dict[tuple[str, ...], float],
 ) -> None:
-    metrics = _metrics.GatewayMetrics()
+    metrics = GatewayMetrics()
     for count in (5, 5, 9, 2):
         metrics.requests({("films", "2xx"): count, ("", "4xx"): 0})
     for count in (3, 1):
@@ -38,7 +39,7 @@ def test_the_gateway_counts_on_when_haproxy_begins_anew(
 def test_a_replica_counts_what_it_refused_since_it_last_said(
     counted: dict[tuple[str, ...], float],
 ) -> None:
-    metrics = _metrics.Metrics("films", "near")
+    metrics = Metrics("films", "near")
     for refused in (0, 4, 4, 7):
         metrics.queue(1, refused)
 

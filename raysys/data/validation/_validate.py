@@ -18,7 +18,7 @@ from raysys.data.validation._column_statistics import medians, statistics
 from raysys.data.validation._row_rules import as_time, examples_of, say, split_block, with_examples
 from raysys.data.validation._uniqueness import split_repeated
 from raysys.errors import DataError
-from raysys.telemetry import counter
+from raysys.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -157,10 +157,8 @@ def check(table: Table, schema: Schema, *, tables: Mapping[str, Table] | None = 
 
 def _count(checked: Checked, schema: str) -> None:
     """Metrics of a check."""
-    for what, rows in (("checked", checked.rows), ("quarantined", checked.quarantine.rows)):
-        counter(f"raysys_data_{what}_rows_total", f"Rows {what}", ("schema",)).inc(
-            rows, {"schema": schema}
-        )
+    metrics.DATA_CHECKED_ROWS.inc(checked.rows, {"schema": schema})
+    metrics.DATA_QUARANTINED_ROWS.inc(checked.quarantine.rows, {"schema": schema})
 
 
 def _split(
