@@ -2,7 +2,9 @@
 
 from raysys.data._blocks import BlockMeta, described
 from raysys.data._lineage import Lineage, lineage_text, read_lineage
+from raysys.data._order_statistics import quantiles
 from raysys.data._row_hash import block_digest, hash_rows, hash_text
+from raysys.data._splitmix import splitmix64, splitmix64_int
 from raysys.data._table import Table
 from raysys.data.leakage._check_leaks import check_leaks
 from raysys.data.leakage._report import Finding, LeakLimits, LeakReport
@@ -44,6 +46,7 @@ __all__ = [
     "infer",
     "lineage_text",
     "oversample",
+    "quantiles",
     "read",
     "read_lineage",
     "reservoir_sample",
@@ -52,5 +55,7 @@ __all__ = [
     "split_by_hash",
     "split_by_time",
     "split_stratified",
+    "splitmix64",
+    "splitmix64_int",
     "undersample",
 ]

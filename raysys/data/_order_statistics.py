@@ -1,8 +1,9 @@
-"""The k-th smallest key over all blocks, found by counting: no row and few keys leave a block."""
+"""Exact order statistics over blocks, by counting: no row and few keys leave a block."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,25 @@ import pyarrow.compute as pc
 
 from raysys.data._row_hash import hash_rows
 from raysys.errors import DataError
+from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Mapping, Sequence
 
     from raysys.data._row_numbers import Each
 
-    # Of (block, number of its first row), a key for each row: uint64 `(rows,)`.
-    Key = Callable[[pa.Table, int], np.ndarray]
+pd = lazy_import("pandas")
 
-# As many numbers as the driver takes from all blocks together in one round.
-_MOST = 1 << 17
+# Maps (block, number of its first row) to a key for each row, uint64 `(rows,)`.
+Key = Callable[[pa.Table, int], np.ndarray]
+# Maps the same to groups, keys and row numbers: uint64, uint64 and int64 `(n,)`, piece by piece;
+# keys of one group come with its number.
+_Piece = tuple[np.ndarray | int, np.ndarray, np.ndarray]
+_GroupedKeys = Callable[[pa.Table, int], Iterator[_Piece]]
+
+_MAX_NUMBERS = 1 << 17  # that the driver takes from all blocks together in one round
 _LAST_ROW = np.iinfo(np.int64).max
+_SIGN = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the key of one rank was found.
+class RankedKey:
+    """The key of a rank within a group.
 
     Attributes:
         key: The key.
@@ -52,6 +60,9 @@ class Place:
     upto: int
 
 
+# --- keys ---
+
+
 def ordered(column: Any, name: str) -> np.ndarray:
     """Numbers or times as uint64 that sort as they do.
 
@@ -62,38 +73,42 @@ def ordered(column: Any, name: str) -> np.ndarray:
     Raises:
         DataError: A value is missing, or of a type without such an order.
     """
-    kind, sign = column.type, np.uint64(1 << 63)
+    kind = column.type
     if missing := column.null_count:
         raise DataError(
-            f"{name}: {missing} rows of a block have no value, so they have no place in its order. "
-            "Fill them or leave these rows out"
+            f"{name}: {missing} rows of a block have no value, so they cannot be ordered. Fill "
+            "them or leave these rows out"
         )
     if pa.types.is_floating(kind):
         numbers = pc.cast(column, pa.float64()).to_numpy()
         if np.isnan(numbers).any():
-            raise DataError(f"{name}: holds NaN, which has no place in an order. Leave it out")
-        bits = (numbers + 0.0).view(np.uint64)
-        return np.where(bits & sign, ~bits, bits | sign)
+            raise DataError(f"{name}: contains NaN, which cannot be ordered. Leave it out")
+        return _float_keys(numbers)
     if pa.types.is_unsigned_integer(kind):
-        return pc.cast(column, pa.uint64()).to_numpy() ^ np.uint64(0)
+        return pc.cast(column, pa.uint64()).to_numpy()
     if not (pa.types.is_integer(kind) or pa.types.is_temporal(kind)):
         raise DataError(
             f"{name}: rows are ordered by numbers or times, not by {kind}. Read it as one of them"
         )
     if pa.types.is_date32(kind) or pa.types.is_time32(kind):
         column = pc.cast(column, pa.int32())
-    return pc.cast(column, pa.int64()).to_numpy().view(np.uint64) ^ sign
+    return pc.cast(column, pa.int64()).to_numpy().view(np.uint64) ^ np.uint64(_SIGN)
 
 
 def value_of(key: int, kind: Any) -> Any:
-    """The number or time whose place in the order `ordered` gives as this key."""
+    """The number or time of an Arrow type for which `ordered` gives this key."""
     if pa.types.is_floating(kind):
-        bits = key ^ (1 << 63) if key >> 63 else key ^ (2**64 - 1)
-        return float(np.array(bits, np.uint64).view(np.float64))
+        bits = key ^ _SIGN if key & _SIGN else key ^ (2**64 - 1)
+        return float(np.uint64(bits).view(np.float64))
     if pa.types.is_unsigned_integer(kind):
         return key
-    plain = pa.array([key - (1 << 63)], pa.int64())
+    plain = pa.array([key - _SIGN], pa.int64())
     return plain.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(kind)[0].as_py()
+
+
+def _float_keys(values: np.ndarray) -> np.ndarray:
+    bits = (values + 0.0).view(np.uint64)  # -0.0 becomes 0.0
+    return np.where(bits & np.uint64(_SIGN), ~bits, bits | np.uint64(_SIGN))
 
 
 def groups_of(block: pa.Table, by: Sequence[str]) -> np.ndarray:
@@ -101,117 +116,228 @@ def groups_of(block: pa.Table, by: Sequence[str]) -> np.ndarray:
     return hash_rows(block, by) if by else np.zeros(len(block), np.uint64)
 
 
+# --- ranks ---
+
+
 def count_groups(each: Each, key: Key, by: Sequence[str] = ()) -> dict[int, Group]:
     """The groups of all blocks, in the order of their hashes."""
-    found: dict[int, Group] = {}
-    for part in each(_count, key, by):
-        for group, rows, low, high in zip(*(column.tolist() for column in part), strict=True):
-            old = found.get(group, Group(0, low, high))
-            found[group] = Group(old.rows + rows, min(old.low, low), max(old.high, high))
-    return dict(sorted(found.items()))
+    return _count_groups(each, functools.partial(_row_keys, key=key, by=by))
 
 
 def locate(
     each: Each,
     key: Key,
-    wanted: Sequence[tuple[int, int]],
-    groups: dict[int, Group],
+    ranks: Sequence[tuple[int, int]],
+    groups: Mapping[int, Group],
     by: Sequence[str] = (),
-) -> list[Place]:
-    """Find keys by their rank in a group.
+) -> list[RankedKey]:
+    """The keys at some ranks of groups.
 
     Each round counts the keys of a narrowing range in up to 4096 bins, until the keys that are
-    left are few enough to be looked at: three or four passes, whatever the number of rows.
+    left are few enough to be fetched: three or four passes, whatever the number of rows.
 
     Args:
         each: Calls a function for each block.
         key: The rows' keys.
-        wanted: Pairs of a group and a rank in it, from 1.
-        groups: What `count_groups` found.
+        ranks: Pairs of a group and a rank in it, from 1.
+        groups: Result of `count_groups`.
         by: Columns that make the groups.
     """
-    if not wanted:
+    return _locate(each, functools.partial(_row_keys, key=key, by=by), ranks, groups)
+
+
+def quantiles(
+    gather: Callable[..., Sequence[Any]],
+    values: Callable[[pa.Table, str], np.ndarray],
+    levels: Mapping[str, Sequence[float]],
+) -> dict[str, np.ndarray]:
+    """Exact quantiles of columns, linear between two ranks as in `numpy.quantile`.
+
+    Args:
+        gather: Calls `function(block, *args)` for each block, see `Table.gather`.
+        values: Maps (block, column) to float64 `(n,)`; a value that is not finite is missing.
+        levels: The quantiles of each column, from 0 to 1.
+
+    Returns:
+        float64 for each column, as many as its levels; NaN for a column without a value.
+    """
+    if not levels:
+        return {}
+    keys = functools.partial(_column_keys, columns=list(levels), values=values)
+
+    def each(function: Callable[..., Any], *args: Any) -> Sequence[Any]:
+        return gather(_from_first_row, function, *args)
+
+    groups = _count_groups(each, keys)
+    places = {
+        name: (groups[number].rows - 1) * np.asarray(levels[name], np.float64)
+        for number, name in enumerate(levels)
+        if number in groups
+    }
+    ranks = [
+        (number, rank)
+        for number, name in enumerate(levels)
+        if name in places
+        for rank in sorted({int(end(p)) + 1 for p in places[name] for end in (np.floor, np.ceil)})
+    ]
+    located = _locate(each, keys, ranks, groups)
+    found = {
+        pair: value_of(place.key, pa.float64()) for pair, place in zip(ranks, located, strict=True)
+    }
+    result = {}
+    for number, name in enumerate(levels):
+        if name not in places:
+            result[name] = np.full(len(levels[name]), np.nan)
+            continue
+        below = np.floor(places[name])
+        low = np.array([found[number, int(place) + 1] for place in below])
+        high = np.array([found[number, int(place) + 1] for place in np.ceil(places[name])])
+        result[name] = low + (high - low) * (places[name] - below)
+    return result
+
+
+def _row_keys(block: pa.Table, first: int, key: Key, by: Sequence[str]) -> Iterator[_Piece]:
+    groups = groups_of(block, by) if by else 0
+    yield groups, key(block, first), np.arange(first, first + len(block))
+
+
+def _column_keys(
+    block: pa.Table,
+    _: int,
+    columns: Sequence[str],
+    values: Callable[[pa.Table, str], np.ndarray],
+) -> Iterator[_Piece]:
+    """Keys of each column; a column's number is its group."""
+    for number, name in enumerate(columns):
+        column = values(block, name)
+        keys = _float_keys(column[np.isfinite(column)])
+        yield number, keys, np.zeros(len(keys), np.int64)
+
+
+def _from_first_row(block: pa.Table, function: Callable[..., Any], *args: Any) -> Any:
+    return function(block, 0, *args)
+
+
+def _count_groups(each: Each, grouped: _GroupedKeys) -> dict[int, Group]:
+    groups: dict[int, Group] = {}
+    for part in each(_count, grouped):
+        for group, rows, low, high in zip(*(column.tolist() for column in part), strict=True):
+            old = groups.get(group, Group(0, low, high))
+            groups[group] = Group(old.rows + rows, min(old.low, low), max(old.high, high))
+    return dict(sorted(groups.items()))
+
+
+def _locate(
+    each: Each,
+    grouped: _GroupedKeys,
+    ranks: Sequence[tuple[int, int]],
+    groups: Mapping[int, Group],
+) -> list[RankedKey]:
+    if not ranks:
         return []
-    about = [groups[group] for group, _ in wanted]
-    ranges = _Ranges(
-        np.array([group for group, _ in wanted], np.uint64),
-        np.array([group.low for group in about], np.uint64),
-        np.array([group.high for group in about], np.uint64),
-    )
-    left = np.array([rank for _, rank in wanted])  # the rank among those inside the range
-    inside = np.array([group.rows for group in about])
+    about = [groups[group] for group, _ in ranks]
+    group = np.array([group for group, _ in ranks], np.uint64)
+    low = np.array([one.low for one in about], np.uint64)
+    high = np.array([one.high for one in about], np.uint64)
+    left = np.array([rank for _, rank in ranks])  # the rank among the keys of the range
+    inside = np.array([one.rows for one in about])
     below = np.zeros(len(left), np.int64)
-    wide = np.flatnonzero(ranges.low < ranges.high)
-    while inside[wide].sum() > _MOST:
-        bits = max(1, min(12, (_MOST // len(wide)).bit_length() - 1))
-        some = ranges.take(wide)
-        counts = functools.reduce(np.add, each(_histogram, key, by, some, bits))
-        upto = np.cumsum(counts, axis=1)
-        found = (upto < left[wide, None]).sum(axis=1)
-        at = np.arange(len(wide)), found
-        left[wide] -= upto[at] - counts[at]
-        below[wide] += upto[at] - counts[at]
-        inside[wide] = counts[at]
-        ranges.narrow(wide, found.astype(np.uint64), some.shift(bits))
-        wide = wide[ranges.low[wide] < ranges.high[wide]]
     rows = np.full(len(left), _LAST_ROW)
+    wide = np.flatnonzero(low < high)
+    ranges, at = _Ranges.distinct(group[wide], low[wide], high[wide])
+    while len(wide) and _count_of_ranges(inside[wide], at) > _MAX_NUMBERS:
+        bits = max(1, min(12, (_MAX_NUMBERS // len(ranges.low)).bit_length() - 1))
+        counts = functools.reduce(np.add, each(_histogram, grouped, ranges, bits))[at]
+        upto = np.cumsum(counts, axis=1)
+        bins = (upto < left[wide, None]).sum(axis=1)
+        before = upto[np.arange(len(wide)), bins] - counts[np.arange(len(wide)), bins]
+        left[wide] -= before
+        below[wide] += before
+        inside[wide] = counts[np.arange(len(wide)), bins]
+        low[wide], high[wide] = ranges.bin(at, bins.astype(np.uint64), bits)
+        wide = wide[low[wide] < high[wide]]
+        ranges, at = _Ranges.distinct(group[wide], low[wide], high[wide])
     upto = below + inside
     if len(wide):
-        parts = list(each(_inside, key, by, ranges.take(wide)))
+        parts = list(each(_inside, grouped, ranges))
         which, keys, numbers = (np.concatenate([part[n] for part in parts]) for n in range(3))
         order = np.lexsort((numbers, keys, which))
         which, keys, numbers = which[order], keys[order], numbers[order]
-        starts = np.searchsorted(which, np.arange(len(wide)))
-        at = starts + left[wide] - 1
-        ranges.low[wide], rows[wide] = keys[at], numbers[at]
-        same = [_run(which, keys, one) for one in at.tolist()]
-        upto[wide] = below[wide] + np.array([end for _, end in same]) - starts
-        below[wide] += np.array([start for start, _ in same]) - starts
-    columns = (ranges.low, rows, below, upto)
-    return [Place(*one) for one in zip(*(column.tolist() for column in columns), strict=True)]
+        starts = np.searchsorted(which, at)
+        places = starts + left[wide] - 1
+        low[wide], rows[wide] = keys[places], numbers[places]
+        equal = np.array([_run(which, keys, place) for place in places.tolist()])
+        upto[wide] = below[wide] + equal[:, 1] - starts
+        below[wide] += equal[:, 0] - starts
+    columns = (low, rows, below, upto)
+    return [RankedKey(*values) for values in zip(*(c.tolist() for c in columns), strict=True)]
+
+
+def _count_of_ranges(inside: np.ndarray, at: np.ndarray) -> int:
+    """Keys in all ranges, each range counted once."""
+    return int(inside[np.unique(at, return_index=True)[1]].sum())
 
 
 @dataclass
 class _Ranges:
-    """Ranges of keys, both ends inside, each in a group: uint64 `(ranges,)`."""
+    """Disjoint ranges of keys, both ends inside, each in a group: uint64 `(ranges,)`.
+
+    Ascending by group, then by keys.
+    """
 
     group: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
-    def take(self, which: np.ndarray) -> _Ranges:
-        return _Ranges(self.group[which], self.low[which], self.high[which])
+    @classmethod
+    def distinct(
+        cls, group: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> tuple[_Ranges, np.ndarray]:
+        """The ranges, and for each input the number of its range."""
+        rows, at = np.unique(np.stack([group, low, high], axis=1), axis=0, return_inverse=True)
+        return cls(*np.ascontiguousarray(rows.T)), at.reshape(-1)
 
     def shift(self, bits: int) -> np.ndarray:
-        """By how many bits a distance from `low` is shifted to number at most `2**bits` bins."""
+        """Bits by which a distance from `low` is shifted to number at most `2**bits` bins."""
         lengths = np.frexp((self.high - self.low).astype(np.float64))[1]  # rounded up at most
         return np.maximum(lengths - bits, 0).astype(np.uint64)
 
-    def narrow(self, which: np.ndarray, bins: np.ndarray, shift: np.ndarray) -> None:
-        low = self.low[which] + (bins << shift)
+    def bin(self, at: np.ndarray, bins: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ends of some bins of the ranges `at`."""
+        shift = self.shift(bits)[at]
+        low = self.low[at] + (bins << shift)
         width = (np.uint64(1) << shift) - np.uint64(1)
-        self.high[which] = low + np.minimum(width, self.high[which] - low)
-        self.low[which] = low
+        return low, low + np.minimum(width, self.high[at] - low)
 
-    def of(self, groups: np.ndarray, keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pairs of rows and the ranges that they are in; several where ranges share a group."""
-        names, at = np.unique(self.group, return_inverse=True)
-        order = np.argsort(at, kind="stable")
-        layer = np.empty(len(at), np.int64)  # which range of its group a range is
-        layer[order] = np.arange(len(at)) - np.searchsorted(at[order], at[order])
+    def find(self, groups: np.ndarray | int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The places of keys that are in a range, and the numbers of these ranges."""
+        if isinstance(groups, int):
+            first, last = np.searchsorted(self.group, [groups, groups + 1])
+            if first == last:
+                return np.zeros(0, np.int64), np.zeros(0, np.int64)
+            which: Any = first
+            if last - first > 1:
+                ahead = np.searchsorted(self.low[first:last], keys, side="right")
+                which = first + np.maximum(ahead - 1, 0)
+            places = np.flatnonzero((keys >= self.low[which]) & (keys <= self.high[which]))
+            return places, np.broadcast_to(which, keys.shape)[places]
+        names, starts, sizes = np.unique(self.group, return_index=True, return_counts=True)
         mine = np.minimum(np.searchsorted(names, groups), len(names) - 1)
-        known = names[mine] == groups
-        for number in range(int(layer.max()) + 1):
-            slots = np.full(len(names), -1)
-            slots[at[layer == number]] = np.flatnonzero(layer == number)
-            which = slots[mine]
-            low, high = self.low[which], self.high[which]
-            rows = np.flatnonzero(known & (which >= 0) & (keys >= low) & (keys <= high))
-            yield rows, which[rows]
+        which = starts[mine]
+        ends = which + sizes[mine]
+        step = 1 << (int(sizes.max()).bit_length() - 1)
+        while step and sizes.max() > 1:  # binary search for the last range that starts by the key
+            ahead = np.minimum(which + step, len(self.low) - 1)
+            go = (which + step < ends) & (self.low[ahead] <= keys)
+            which = np.where(go, ahead, which)
+            step >>= 1
+        inside = (names[mine] == groups) & (keys >= self.low[which]) & (keys <= self.high[which])
+        places = np.flatnonzero(inside)
+        return places, which[places]
 
 
 def _run(which: np.ndarray, keys: np.ndarray, at: int) -> tuple[int, int]:
-    """The first and one past the last entry of one range that have the key at `at`."""
+    """The first and one past the last entry of a range that have the key at `at`."""
     start = end = at
     while start and which[start - 1] == which[at] and keys[start - 1] == keys[at]:
         start -= 1
@@ -220,36 +346,45 @@ def _run(which: np.ndarray, keys: np.ndarray, at: int) -> tuple[int, int]:
     return start, end
 
 
-def _count(block: pa.Table, first: int, key: Key, by: Sequence[str]) -> tuple[np.ndarray, ...]:
-    """Of the groups in a block: hashes, numbers of rows, smallest and largest keys."""
-    import pandas as pd
-
-    keys = key(block, first)
-    codes, groups = pd.factorize(groups_of(block, by))
-    low = np.full(len(groups), 2**64 - 1, np.uint64)
-    high = np.zeros(len(groups), np.uint64)
-    np.minimum.at(low, codes, keys)
-    np.maximum.at(high, codes, keys)
-    return groups, np.bincount(codes, minlength=len(groups)), low, high
+def _count(block: pa.Table, first: int, grouped: _GroupedKeys) -> tuple[np.ndarray, ...]:
+    """Groups of a block: hashes, numbers of rows, smallest and largest keys."""
+    counts = []
+    for groups, keys, _ in grouped(block, first):
+        if not len(keys):
+            continue
+        if isinstance(groups, int):
+            one = np.array([[groups], [len(keys)], [keys.min()], [keys.max()]], np.uint64)
+            counts.append(tuple(one))
+            continue
+        codes, names = pd.factorize(groups)
+        low = np.full(len(names), 2**64 - 1, np.uint64)
+        high = np.zeros(len(names), np.uint64)
+        np.minimum.at(low, codes, keys)
+        np.maximum.at(high, codes, keys)
+        counts.append((names, np.bincount(codes).astype(np.uint64), low, high))
+    if not counts:
+        return (np.zeros(0, np.uint64),) * 4
+    return tuple(np.concatenate(column) for column in zip(*counts, strict=True))
 
 
 def _histogram(
-    block: pa.Table, first: int, key: Key, by: Sequence[str], ranges: _Ranges, bits: int
+    block: pa.Table, first: int, grouped: _GroupedKeys, ranges: _Ranges, bits: int
 ) -> np.ndarray:
     """Numbers of keys in the bins of each range, int64 `(ranges, 2**bits)`."""
-    counts = np.zeros(len(ranges.low) << bits, np.int64)
-    keys, shift = key(block, first), ranges.shift(bits)
-    for rows, which in ranges.of(groups_of(block, by), keys):
-        bins = (keys[rows] - ranges.low[which]) >> shift[which]
+    counts, shift = np.zeros(len(ranges.low) << bits, np.int64), ranges.shift(bits)
+    for groups, keys, _ in grouped(block, first):
+        places, which = ranges.find(groups, keys)
+        bins = (keys[places] - ranges.low[which]) >> shift[which]
         counts += np.bincount((which << bits) + bins.astype(np.int64), minlength=len(counts))
     return counts.reshape(-1, 1 << bits)
 
 
 def _inside(
-    block: pa.Table, first: int, key: Key, by: Sequence[str], ranges: _Ranges
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ranges, keys and row numbers of the rows in the ranges."""
-    keys = key(block, first)
-    pairs = list(ranges.of(groups_of(block, by), keys))
-    rows, which = (np.concatenate([pair[n] for pair in pairs]) for n in (0, 1))
-    return which, keys[rows], rows + first
+    block: pa.Table, first: int, grouped: _GroupedKeys, ranges: _Ranges
+) -> tuple[np.ndarray, ...]:
+    """Ranges, keys and row numbers of the keys in the ranges."""
+    pieces = []
+    for groups, keys, numbers in grouped(block, first):
+        places, which = ranges.find(groups, keys)
+        pieces.append((which, keys[places], numbers[places]))
+    return tuple(np.concatenate(column) for column in zip(*pieces, strict=True))

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysys.data._splitmix import GOLDEN_GAMMA, splitmix64, splitmix64_int
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,24 +18,12 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 1 << 20  # of text at once: the powers of the base are a table of this length
 _NULL, _NAN = 0x9AE16A3B2F90404F, 0x7FF8000000000000
-_GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
 
 def mix(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Scatter integers over all of uint64.
-
-    The finaliser of SplitMix64 (Steele, Lea & Flood, "Fast Splittable Pseudorandom Number
-    Generators", 2014, figure 15), a bijection.
-
-    Args:
-        values: uint64 of any shape.
-        seed: Another seed scatters otherwise.
-    """
-    mixed = values + np.uint64((seed + 1) * _GOLDEN % 2**64)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    """`splitmix64` of uint64 of any shape; each seed scatters differently."""
+    return splitmix64(values, (seed + 1) * GOLDEN_GAMMA % 2**64)
 
 
 def hash_rows(block: pa.Table, columns: Sequence[str] | None = None, seed: int = 0) -> np.ndarray:
@@ -215,7 +204,11 @@ def _hash_array_of_codes(encoded: Any, seed: int) -> np.ndarray:
 def hash_text(value: str | bytes, seed: int = 0) -> int:
     """The hash that `hash_rows` builds on, of one text or byte string, as an int below 2**64."""
     raw = value.encode() if isinstance(value, str) else value
-    return int(mix(np.array([(_polynomial(raw, seed) + len(raw)) % 2**64], np.uint64), seed)[0])
+    return _mix_int(_polynomial(raw, seed) + len(raw), seed)
+
+
+def _mix_int(value: int, seed: int) -> int:
+    return splitmix64_int(value, (seed + 1) * GOLDEN_GAMMA)
 
 
 def _polynomial(raw: bytes, seed: int) -> int:
@@ -226,7 +219,7 @@ def _polynomial(raw: bytes, seed: int) -> int:
 
 
 def _base(seed: int) -> int:
-    return int(mix(np.array([seed], np.uint64), 7)[0]) | 1
+    return _mix_int(seed, 7) | 1
 
 
 @functools.lru_cache(8)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from raysys.data._order_statistics import Place, count_groups, locate
+from raysys.data._order_statistics import RankedKey, count_groups, locate
 from raysys.data._row_hash import hash_rows, mix
 from raysys.data._row_numbers import deal, each_block, need
 from raysys.data._table import Table
@@ -156,7 +156,7 @@ def cuts_of(each: Each, key: Key, shares: Sequence[float]) -> list[int]:
     ranks = [min(max(int(share * rows + 0.5), 1), rows) for share in shares]
     places = locate(each, key, [(0, rank) for rank in ranks], groups)
 
-    def start(place: Place, rank: int) -> int:
+    def start(place: RankedKey, rank: int) -> int:
         if rank - place.below < place.upto - rank:
             return place.key
         return min(place.key + 1, 2**64 - 1)

@@ -155,7 +155,7 @@ def test_a_stratified_sample_counts_each_stratum() -> None:
 
 @pytest.mark.parametrize("kind", ["few", "many equal", "wide"])
 def test_ranks_are_those_of_a_sort(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "_MOST", 256)  # so that ranges are narrowed in several rounds
+    monkeypatch.setattr(ranks, "_MAX_NUMBERS", 256)  # so that ranges are narrowed in several rounds
     rng = np.random.default_rng(1)
     values = {
         "few": rng.integers(0, 2**64, 100, np.uint64),
