@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raysys.data._row_hash import block_digest
+from raysys.identity import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -165,56 +166,13 @@ def lineage_text(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def code_of(function: Callable[..., Any]) -> str:
-    """Name and digest of a function: its code, its defaults and the values that it closes over.
-
-    A module's functions and values that it uses are known by their names only.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    bound: list[Any] = []
-    while isinstance(function, functools.partial):
-        bound += [function.args, sorted(function.keywords.items())]
-        function = function.func
-    if not hasattr(function, "__qualname__"):  # an object that can be called
-        bound.append(getattr(function, "__dict__", None))
-        function = type(function).__call__
-    elif isinstance(function, types.MethodType):
-        bound.append(getattr(function.__self__, "__dict__", None))
-    _digest_function(function, digest, set())
-    if bound:
-        digest.update(_text(bound).encode())
-    return f"{function.__module__}.{function.__qualname__}@{digest.hexdigest()}"
-
-
-def _digest_function(function: Any, digest: Any, seen: set[int]) -> None:
-    if id(function) in seen:  # it closes over itself
-        return
-    seen.add(id(function))
-    _digest_code(getattr(function, "__code__", None), digest)
-    defaults = [getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None)]
-    if any(defaults):
-        digest.update(_text(defaults).encode())
-    for cell in getattr(function, "__closure__", None) or ():
-        inner = cell.cell_contents
-        if isinstance(inner, types.FunctionType):
-            _digest_function(inner, digest, seen)
-        else:
-            digest.update(_text(inner).encode())
-
-
-def _digest_code(code: types.CodeType | None, digest: Any) -> None:
-    if code is None:
-        return
-    digest.update(code.co_code)
-    digest.update(repr(code.co_names).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            _digest_code(constant, digest)
-        else:
-            digest.update(_text(constant).encode())
-
-
-def _text(value: Any) -> str:
-    return json.dumps(plain(value), sort_keys=True, default=str)
+    """Name and digest of a function: the code it reaches and the values that it closes over."""
+    named: Any = function
+    while isinstance(named, functools.partial):
+        named = named.func
+    if not hasattr(named, "__qualname__"):  # an object that can be called
+        named = type(named).__call__
+    return f"{named.__module__}.{named.__qualname__}@{digest(function, strict=False)[:16]}"
 
 
 def plain(value: Any) -> Any:
@@ -246,9 +204,9 @@ def _content(value: Any) -> str:
     """What tells an object from others of its type, whose text may leave some of it out."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if kind.startswith("polars") and kind.endswith(".Expr"):
-        return f"{str(value)[:_MOST]} {_digest(value.meta.serialize())}"
+        return f"{str(value)[:_MOST]} {digest(value)[:16]}"
     if kind == "numpy.ndarray" and value.dtype != object:
-        return f"{value.dtype}{list(value.shape)} {_digest(value.tobytes())}"
+        return f"{value.dtype}{list(value.shape)} {digest(value)[:16]}"
     if kind == "pyarrow.lib.Table":
         return f"{value.column_names} {block_digest(value)}"
     said = str(value)
@@ -259,8 +217,4 @@ def _content(value: Any) -> str:
 
 def _short(text: str) -> str:
     """A text, cut where it is long; then with its digest."""
-    return text if len(text) <= _MOST else f"{text[:_MOST]}... {_digest(text.encode())}"
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    return text if len(text) <= _MOST else f"{text[:_MOST]}... {digest(text)[:16]}"

@@ -13,6 +13,7 @@ import ray
 from raysys import cluster
 from raysys.data import Lineage, Table, block_digest, described
 from raysys.errors import DataError
+from raysys.identity import RunIdentity
 from raysys.serve._outputs import answers_of, columns_of, join
 
 if TYPE_CHECKING:
@@ -71,7 +72,11 @@ def map_table(
             max_actors = min(max_actors, int(room.gpus / gpus))
     others = set(table.schema.names) - set(graph.inputs)
     inputs = table.select(list(graph.inputs)) if others else table
-    kept = _Kept(storage, path, graph) if storage is not None and path else None
+    kept = None
+    if storage is not None and path:
+        identity = RunIdentity({"graph": graph.fingerprint})
+        identity.claim(storage, path, f"map {name!r}", error=DataError)
+        kept = _Kept(storage, path)
     actor = ray.remote(_Mapper).options(num_cpus=cpus, num_gpus=gpus)
     pool = _Pool(actor, (graph, batch_size, kept), name)
     return Table.of(
@@ -192,17 +197,8 @@ class _Mapper:
 class _Kept:
     """Answers under the storage root, by the digest of the block that they answer."""
 
-    def __init__(self, storage: Storage, path: str, graph: Graph) -> None:
+    def __init__(self, storage: Storage, path: str) -> None:
         self._storage, self._path = storage, path
-        note, made_by = f"{path}/graph", graph.fingerprint.encode()
-        before = storage.read_bytes(note)
-        if before is None:
-            storage.write_bytes(note, made_by)
-        elif before != made_by:
-            raise DataError(
-                f"{storage.uri(path)} holds answers of another graph: give another path, or "
-                "remove it"
-            )
 
     def read(self, digest: str) -> pa.Table | None:
         """The answers of a block, if they are there."""

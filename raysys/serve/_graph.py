@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import graphlib
-import hashlib
 import inspect
 import itertools
 import time
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.errors import GraphError
+from raysys.identity import digest
 from raysys.serve._column_types import Array, Columns, mismatch, of_field, rows_of
-from raysys.serve._nodes import Placement, Renamed, function_of, load, source_of
+from raysys.serve._nodes import Placement, Renamed, content_of, function_of, load
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -178,12 +178,10 @@ class Graph:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the plan, the nodes' source and the arguments of their Lazy objects."""
-        parts = [self.explain()]
-        for name in self.order:
-            node = self.nodes[name]
-            parts.append(f"{name} {node.needs} {source_of(node.call)}")
-        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+        """Digest of the plan, the code that the nodes reach and the arguments of Lazy objects."""
+        nodes = [(name, self.nodes[name].needs, content_of(self.nodes[name].call))
+                 for name in self.order]  # fmt: skip
+        return digest(self.explain(), nodes)
 
     @functools.cached_property
     def plan(self) -> Plan:

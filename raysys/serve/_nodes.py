@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import GraphError
+from raysys.identity import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -131,18 +131,13 @@ def function_of(call: Callable[..., Any]) -> tuple[Any, list[str]]:
     return function, names[1:] if isinstance(call, (Lazy, Method)) and not static else names
 
 
-def source_of(call: Callable[..., Any]) -> str:
-    """What tells a node from another: its code, and what its object is made of."""
+def content_of(call: Callable[..., Any]) -> str:
+    """Digest of a node: the code it reaches, and the arguments of its Lazy object."""
     lazy = call.owner if isinstance(call, Method) else call
-    code, made_of = call, ""
-    if isinstance(lazy, Lazy):
-        method = call.name if isinstance(call, Method) else "__call__"
-        code, made_of = lazy._make, f"{method} {lazy._args} {lazy._kwargs}"
-    try:
-        made_by = inspect.getsource(code)
-    except (OSError, TypeError):
-        made_by = repr(code)
-    return re.sub(" at 0x[0-9a-f]+", "", made_by + made_of)  # where an object lies says nothing
+    if not isinstance(lazy, Lazy):
+        return digest(call, strict=False)
+    method = call.name if isinstance(call, Method) else "__call__"
+    return digest(lazy._make, method, lazy._args, lazy._kwargs, strict=False)
 
 
 class Renamed:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
 from raysys.errors import TrainError
+from raysys.identity import RunIdentity
 from raysys.train import _checkpoint, _metrics
 from raysys.train._progress import followed
 from raysys.train._run_state import Record
@@ -105,7 +106,8 @@ def fit(
     record = Record(storage, name)
     newest = _checkpoint.newest(storage, record.folder)
     if newest:
-        _check_same(record, settings)
+        identity = RunIdentity(settings.trajectory)
+        identity.claim(storage, record.folder, f"training {name!r}", error=TrainError)
     if done := record.read("done"):
         return Fitted(record, done["history"])
     if not newest:
@@ -128,10 +130,8 @@ def _run(
     """Let Ray Train's workers come to the end; what rank 0 wrote then."""
     submission = secrets.token_hex(4)
     trainer = _trainer(record, task, tables, settings, submission)
-    record.write("plan", {
-        "trajectory": settings.trajectory, "settings": settings.model_dump(),
-        "submission": submission,
-    })  # fmt: skip
+    record.write("plan", {"settings": settings.model_dump(), "submission": submission})
+    RunIdentity(settings.trajectory).write(record.storage, record.folder)
     try:
         with _interruptible():
             trainer.fit()
@@ -240,19 +240,3 @@ def _run_worker(config: dict[str, Any]) -> None:
     from raysys.train._worker import work
 
     work(**config, device=str(train.torch.get_device()))
-
-
-def _check_same(record: Record, settings: TrainSettings) -> None:
-    """Refuse to go on with other settings than those that decided the steps so far."""
-    before = record.read("plan")
-    if before is None:
-        return
-    was, now = before["trajectory"], settings.trajectory
-    changed = [
-        f"{key} {was.get(key)!r}, now {now[key]!r}" for key in now if was.get(key) != now[key]
-    ]
-    if changed:
-        raise TrainError(
-            f"run {record.name!r} was started with {'; '.join(changed)}: give another name, the "
-            f"settings that it had, or remove {record.storage.uri(record.folder)}"
-        )

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from raysys.errors import RaysysError
+from raysys.identity import RunIdentity
 from raysys.tune._searchers import Plan, Population
 from raysys.tune._space import Space, of_json
 from raysys.tune._trial import Trial
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from raysys.storage import Storage
 
-_SEARCH = "search.json"
+_EARLIER = "earlier.json"
 BUDGET_SPENT = "the budget is spent"
 
 
@@ -253,19 +253,11 @@ def begin(name: str, ledger: Ledger, facts: Mapping[str, Any], earlier: Sequence
     Raises:
         RaysysError: The same name was searched with something else.
     """
-    now = {key: json.loads(json.dumps(value, default=repr)) for key, value in facts.items()}
-    written = ledger.folder.read_bytes(_SEARCH)
+    remedy = f"earlier=[{name!r}] lets another search learn from it"
+    RunIdentity(facts).claim(ledger.folder, "", f"search {name!r}", remedy=remedy)
+    written = ledger.folder.read_bytes(_EARLIER)
     if written is None:
-        told = [trial.as_dict() for trial in earlier]
-        ledger.folder.write_json(_SEARCH, {**now, "earlier": told})
+        ledger.folder.write_json(_EARLIER, [trial.as_dict() for trial in earlier])
         ledger.earlier = list(earlier)
-        return
-    before = json.loads(written)
-    for key, value in now.items():
-        if before.get(key) != value:
-            raise RaysysError(
-                f"search {name!r} in {ledger.folder.root} was begun with {key} = "
-                f"{before.get(key)}, and now it is {value}: give the new search another name; "
-                f"earlier=[{name!r}] lets it learn from this one"
-            )
-    ledger.earlier = [_trial(one, ledger.plan.space) for one in before["earlier"]]
+    else:
+        ledger.earlier = [_trial(values, ledger.plan.space) for values in json.loads(written)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raysys import cluster
 from raysys.console import say
 from raysys.errors import RaysysError
+from raysys.identity import digest
 from raysys.storage import Storage
 from raysys.telemetry import NodeMeter
 from raysys.tracking import TrackedRun, git_commit, open_run, package_versions
@@ -21,7 +22,6 @@ from raysys.workflow._run_context import Notes
 from raysys.workflow._step import Step, check_name, filled, named
 from raysys.workflow._step_results import Result, load
 from raysys.workflow._step_task import Costs
-from raysys.workflow._value_digest import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

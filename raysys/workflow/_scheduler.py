@@ -15,6 +15,7 @@ from ray.experimental import internal_kv
 
 from raysys import cluster
 from raysys.errors import RaysysError
+from raysys.identity import digest
 from raysys.workflow import _schedule
 
 if TYPE_CHECKING:
@@ -112,8 +113,6 @@ def start(storage: Storage) -> Any:
     Raises:
         RaysysError: The cluster has no dashboard, which takes jobs.
     """
-    from raysys.workflow._value_digest import digest
-
     _dashboard_url()
     actor = ray.remote(_Actor).options(
         name=f"{NAME}:{digest(storage.root)[:8]}",

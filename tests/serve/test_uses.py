@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from raysys.data import Table, described
 from raysys.errors import DataError
+from raysys.identity import RunIdentity
 from raysys.serve import Array, Endpoint, Graph, Lazy
 from raysys.storage import Storage
 from tests.serve.serving import Client, mixed_graph
@@ -197,8 +198,9 @@ def test_a_job_goes_on_where_it_was_interrupted(tmp_path: Path, storage: Storage
 
 
 def test_a_path_with_answers_of_another_graph_is_refused(storage: Storage) -> None:
-    storage.write_bytes("answers/graph", graph_of(lambda x: x).fingerprint.encode())
-    with pytest.raises(DataError, match="answers of another graph"):
+    identity = RunIdentity({"graph": graph_of(lambda x: x).fingerprint})
+    identity.write(storage, "answers")
+    with pytest.raises(DataError, match="started with other settings or data: graph"):
         graph_of(lambda x: x + 1).map(numbers(1), storage=storage, path="answers")
 
 

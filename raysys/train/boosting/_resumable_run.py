@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import DataError
+from raysys.identity import RunIdentity
 from raysys.train.boosting._boosted import Boosted
 
 if TYPE_CHECKING:
@@ -21,29 +21,14 @@ class NamedRun:
         self.checkpoint = f"{self._folder}/checkpoint.ubj"
 
     def claim(self, made_of: dict[str, Any]) -> None:
-        """Note what the run is made of, or compare it with what an earlier call noted.
+        """Write the run's identity, or compare it with that of an earlier call.
 
         Raises:
-            DataError: It is made of something else.
+            DataError: The run was started with other settings or data.
         """
-        path = f"{self._folder}/run.json"
-        made_of = json.loads(json.dumps(made_of))
-        noted = self._storage.read_bytes(path)
-        if noted is None:
-            self._storage.write_json(path, made_of)
-            return
-        before = json.loads(noted)
-        changed = {
-            key: f"{_short(before.get(key))}, now {_short(made_of.get(key))}"
-            for key in sorted({*before, *made_of})
-            if before.get(key) != made_of.get(key)
-        }
-        if changed:
-            raise DataError(
-                f"boosting {self._name!r} was begun with other settings or data: {changed}. Give "
-                "it another name, or remove the old one: "
-                f"storage.remove({self._folder!r})"
-            )
+        RunIdentity(made_of).claim(
+            self._storage, self._folder, f"boosting {self._name!r}", error=DataError
+        )
 
     def start(self) -> bytes | None:
         """The last checkpoint."""
@@ -60,8 +45,3 @@ class NamedRun:
             boosted.save(folder)
         if self._storage.exists(self.checkpoint):
             self._storage.remove(self.checkpoint)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 60 else f"{text[:60]}..."

@@ -12,8 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from raysys.errors import RaysysError
-from raysys.workflow import InputFiles
-from raysys.workflow._value_digest import digest
+from raysys.identity import InputFiles, digest
 
 
 class Settings(BaseModel):
@@ -52,7 +51,7 @@ def test_what_differs_has_another_digest() -> None:
 
 def test_what_is_equal_has_the_same_in_every_process() -> None:
     code = (
-        "from tests.workflow.test_digest import *;"
+        "from tests.identity.test_value_digest import *;"
         "print([digest(value) for value in DIFFERENT] + [digest({'x', 'y', 'z'})])"
     )
     told = subprocess.run(
@@ -79,5 +78,5 @@ def test_files_count_with_their_content(tmp_path: Path) -> None:
 
 
 def test_what_has_no_content_is_refused() -> None:
-    with pytest.raises(RaysysError, match="a object has no content that is known"):
+    with pytest.raises(RaysysError, match="the content of a object is unknown"):
         digest(object())

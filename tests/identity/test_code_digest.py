@@ -1,4 +1,4 @@
-"""What counts as the code of a step: written as modules, changed, digested again."""
+"""The code that counts: modules are written, changed and digested again."""
 
 import importlib
 import sys
@@ -6,10 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
+from pydantic import BaseModel
 
-from raysys.errors import RaysysError
-from raysys.workflow import _code_digest as _code
+from raysys.data import Lineage
+from raysys.data._lineage import code_of
+from raysys.identity import _code_digest, _module_source, code_digest
+from raysys.serve import Array, Graph
+from raysys.storage import Storage
+from raysys.workflow import Job
 
 MAIN = '''
 import {package}.helpers as helpers
@@ -26,6 +32,9 @@ def step(run, rows: int):
     def inner(x):
         return np.abs(x) * SCALE
     return Model, helpers.clean(inner(rows)), LIMIT
+
+def predict(rows):
+    return helpers.clean(rows)
 
 def other(run):
     return 1
@@ -46,6 +55,16 @@ def unused():
 DEEP = "def down(x):\n    return x - 1\n"
 
 
+def forget_sources() -> None:
+    _module_source.module_source.cache_clear()
+    _module_source.is_installed.cache_clear()
+    _code_digest._unit_digest.cache_clear()
+
+
+class Settings(BaseModel):
+    rows: int = 1
+
+
 class Project:
     """A package of three modules below a folder of their own."""
 
@@ -64,19 +83,22 @@ class Project:
         file.write_text(file.read_text().replace(old, new))
 
     def digest(self, function: str = "step") -> str:
-        _code._module.cache_clear()
+        forget_sources()
         importlib.invalidate_caches()
         for name in [name for name in sys.modules if name.startswith(self.package)]:
             del sys.modules[name]
+        return code_digest(self.function(function))
+
+    def function(self, name: str) -> Callable[..., Any]:
         main: Any = importlib.import_module(f"{self.package}.main")
-        return _code.code_digest(getattr(main, function))
+        return getattr(main, name)
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     monkeypatch.syspath_prepend(str(tmp_path))
     yield Project(tmp_path, f"coded_{tmp_path.name.replace('-', '_')}")
-    _code._module.cache_clear()
+    forget_sources()
 
 
 @pytest.mark.parametrize(
@@ -115,14 +137,59 @@ def test_what_it_does_not_reach_does_not(project: Project, module: str, old: str
 
 def test_the_version_of_a_package_counts(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     before = project.digest()
-    real = _code._version
-    monkeypatch.setattr(_code, "_version", lambda name: "9" if name == "numpy" else real(name))
+    real = _code_digest._version
+    monkeypatch.setattr(
+        _code_digest, "_version", lambda name: "9" if name == "numpy" else real(name)
+    )
     assert project.digest() != before
     assert project.digest("other") == project.digest("other")
 
 
-def test_code_without_a_file_is_refused() -> None:
-    names: dict[str, Callable[[], int]] = {}
-    exec("def made(): return 1", {"__name__": "nowhere"}, names)
-    with pytest.raises(RaysysError, match="has no source file"):
-        _code.code_digest(names["made"])
+def test_a_helper_counts_for_step_key_lineage_and_graph_alike(
+    project: Project, tmp_path: Path
+) -> None:
+    def identities() -> list[str]:
+        project.digest()  # imports the modules anew
+        step, predict = project.function("step"), project.function("predict")
+        job = Job("job", Settings(), Storage(str(tmp_path / "root")))
+        graph = Graph(inputs={"rows": Array("int64")}, nodes={"y": predict}, output="y")
+        return [
+            job.key_of(job.step(step, rows=1)),
+            Lineage("map", code=code_of(step)).id,
+            graph.fingerprint,
+        ]
+
+    before = identities()
+    assert identities() == before
+    project.edit("helpers", "return 3", "return 4")  # reached by none of them
+    assert identities() == before
+    project.edit("deep", "x - 1", "x - 2")
+    assert all(now != then for now, then in zip(identities(), before, strict=True))
+
+
+def test_lambdas_of_one_function_differ() -> None:
+    functions = [lambda x: x + 1, lambda x: x + 2, lambda y: y.a, lambda y: y.b]
+    assert len({code_digest(function) for function in functions}) == len(functions)
+
+
+def test_a_function_pickled_by_value_keeps_its_digest() -> None:
+    def inner(x: int) -> int:
+        return helper(x)
+
+    def helper(x: int) -> int:
+        return x
+
+    for function in (inner, lambda x: helper(x)):
+        copy = cloudpickle.loads(cloudpickle.dumps(function))
+        assert code_digest(copy) == code_digest(function)
+
+
+def test_without_a_file_bytecode_counts_with_that_of_helpers() -> None:
+    def made(helper: str, limit: int = 1) -> str:
+        names: dict[str, Any] = {"__name__": "nowhere"}
+        exec(f"LIMIT = {limit}\ndef helper(x): return {helper}", names)
+        exec("def made(x):\n    '''Text.'''\n    return helper(x) + LIMIT", names)
+        return code_digest(names["made"])
+
+    assert made("x") == made("x")
+    assert len({made("x"), made("x + 1"), made("x", 2)}) == 3

@@ -1,0 +1,213 @@
+"""Digest of the code that a function runs: its own and the project code that it reaches.
+
+The project is the folder from which the function's module was imported. Source is read, not run:
+a definition counts with every definition that its text names, across modules, so that an edit
+elsewhere in a module changes nothing. Comments, layout and docstrings do not count. Installed
+packages count by version, raysys by content. A function without a source file (a notebook, exec)
+counts by its bytecode and that of the functions it names. Code reached only through a string
+(`getattr`, `importlib`) or an instance passed as an argument is not seen.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import inspect
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+from raysys.identity._module_source import (
+    ModuleSource,
+    is_installed,
+    module_source,
+    without_docs,
+)
+
+# Module and top-level name; None for all of the module.
+_Unit = tuple[str, str | None]
+
+
+def code_digest(function: Any) -> str:
+    """Digest of the code of a function or class, 32 hex digits, equal in every process."""
+    function = inspect.unwrap(function)
+    qualified = function.__qualname__
+    unit = qualified.partition(".")[0]
+    name, source = function.__module__, _source(function)
+    if source is None or (unit not in source.units and "<" not in unit):
+        return _hash(_bytecode(function, set()))
+    digest = _unit_digest(name, unit if unit in source.units else None)
+    if "<" in qualified and hasattr(function, "__code__"):
+        # Several functions of one unit: two lambdas of a module differ only in their bytecode.
+        return _hash((digest, _constant(function.__code__, function.__doc__)))
+    return digest
+
+
+@functools.cache
+def _unit_digest(name: str, unit: str | None) -> str:
+    source = module_source(name)
+    assert source is not None
+    reach = _Reach(source.root)
+    reach.visit(name, unit)
+    return _hash(reach.content())
+
+
+def _source(function: Any) -> ModuleSource | None:
+    """Source of the module of a function; None if the function is not from that file."""
+    name = function.__module__
+    source = module_source(name)
+    code = getattr(function, "__code__", None)
+    if source is None or code is None:
+        return source
+    # The folder may be another one: unpickled functions keep the path of their first process.
+    depth = 1 if name == "__main__" else len(source.path.relative_to(source.root).parts)
+    is_same = Path(code.co_filename).parts[-depth:] == source.path.parts[-depth:]
+    return source if is_same else None
+
+
+def _hash(content: Any) -> str:
+    return hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
+
+
+class _Reach:
+    """Definitions that are reached from a definition."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._seen: set[_Unit] = set()
+        self._texts: dict[tuple[str, str], str] = {}
+        self._packages: set[str] = set()
+
+    def content(self) -> Any:
+        """Texts of the definitions and versions of the packages."""
+        texts = sorted((*key, text) for key, text in self._texts.items())
+        versions = sorted((package, _version(package)) for package in self._packages)
+        return sys.version_info[:2], texts, versions
+
+    def visit(self, name: str, unit: str | None) -> None:
+        """Add a definition of a module, or the whole module, with all that it reaches."""
+        waiting = [(name, unit)]
+        while waiting:
+            reached = waiting.pop()
+            if reached not in self._seen:
+                self._seen.add(reached)
+                waiting += self._add(*reached)
+
+    def _add(self, name: str, unit: str | None) -> list[_Unit]:
+        module = self._project_module(name)
+        if module is None:
+            self._packages.add(name.partition(".")[0])
+            return []
+        if unit is None:
+            units: list[_Unit] = [(name, each) for each in module.units]
+            return units + self._named(name, module, "", module.always)
+        if unit in module.units:
+            reached = self._named(name, module, unit, module.units[unit])
+            return reached + self._named(name, module, "", module.always)
+        if unit in module.imports:
+            return [module.imports[unit]]
+        submodule = f"{name}.{unit}"
+        if unit != "*" and self._project_module(submodule) is not None:
+            return [(submodule, None)]
+        return [(name, None)]  # defined in a way that the source does not show
+
+    def _named(
+        self, name: str, module: ModuleSource, unit: str, statements: list[ast.stmt]
+    ) -> list[_Unit]:
+        """Record the text of statements; return the definitions that it names."""
+        bare = [without_docs(statement) for statement in statements]
+        self._texts[name, unit] = "\n".join(ast.unparse(statement) for statement in bare)
+        nodes = [node for statement in bare for node in ast.walk(statement)]
+        imports = dict(module.imports)
+        for node in nodes:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imports |= module.imported(node)
+        reached: list[_Unit] = []
+        attributes = {
+            id(node.value): node.attr for node in nodes if isinstance(node, ast.Attribute)
+        }
+        for node in nodes:
+            if not isinstance(node, ast.Name):
+                continue
+            if node.id in imports:
+                source, attribute = imports[node.id]
+                inner = attributes.get(id(node))
+                as_module = source if attribute is None else f"{source}.{attribute}"
+                if inner is not None and self._project_module(as_module) is not None:
+                    reached.append((as_module, inner))  # film_etl.etl: that definition only
+                else:
+                    reached.append((source, attribute))
+            elif node.id in module.units and node.id != unit:
+                reached.append((name, node.id))
+        return reached
+
+    def _project_module(self, name: str) -> ModuleSource | None:
+        if name.partition(".")[0] == "raysys":
+            return None
+        module = module_source(name)
+        return module if module and module.path.is_relative_to(self._root) else None
+
+
+def _bytecode(value: Any, seen: set[int]) -> Any:
+    """Content of a function or class without source, with the functions that it names."""
+    if id(value) in seen:
+        return "seen"
+    seen.add(id(value))
+    if is_installed(value.__module__):
+        package = value.__module__.partition(".")[0]
+        return value.__module__, value.__qualname__, _version(package)
+    if isinstance(value, type):
+        members = [(name, m) for name, m in sorted(vars(value).items()) if hasattr(m, "__code__")]
+        return value.__qualname__, [(name, _bytecode(m, seen)) for name, m in members]
+    code = value.__code__
+    named = []
+    for name in sorted(_global_names(code) & value.__globals__.keys()):
+        used = value.__globals__[name]
+        if isinstance(used, types.FunctionType | type):
+            has_source = module_source(used.__module__) is not None
+            named.append((name, code_digest(used) if has_source else _bytecode(used, seen)))
+        elif isinstance(used, types.ModuleType):
+            source = module_source(used.__name__)
+            named.append((name, _unit_digest(used.__name__, None) if source else used.__name__))
+        elif isinstance(used, bool | int | float | str | bytes):
+            named.append((name, used))
+    return sys.version_info[:2], _constant(code, value.__doc__), named
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*(_global_names(each) for each in inner))
+
+
+def _constant(value: Any, docstring: str | None = None) -> Any:
+    """Bytecode, or a constant of bytecode, in a form of which `repr` is equal everywhere."""
+    if isinstance(value, types.CodeType):
+        constants = [_constant(each) for each in value.co_consts if each != docstring]
+        return value.co_code, value.co_names, value.co_freevars, constants
+    if isinstance(value, tuple):
+        return tuple(_constant(each) for each in value)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else value
+
+
+@functools.cache
+def _version(package: str) -> str:
+    """Version of an installed package; digest of the files of raysys."""
+    if package == "raysys":
+        digest = hashlib.blake2b(digest_size=16)
+        folder = Path(__file__).parents[1]
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+        return digest.hexdigest()
+    if package in sys.stdlib_module_names:
+        return ""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        names = set(_distributions().get(package, []))
+        return ",".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(names))
+
+
+_distributions = functools.cache(importlib.metadata.packages_distributions)
