@@ -14,6 +14,7 @@ import ast
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import inspect
 import sys
 import types
@@ -102,7 +103,7 @@ class _Reach:
             self._packages.add(name.partition(".")[0])
             return []
         if unit is None:
-            units: list[_Unit] = [(name, each) for each in module.units]
+            units: list[_Unit] = [(name, defined) for defined in module.units]
             return units + self._named(name, module, "", module.always)
         if unit in module.units:
             reached = self._named(name, module, unit, module.units[unit])
@@ -179,16 +180,16 @@ def _bytecode(value: Any, seen: set[int]) -> Any:
 
 def _global_names(code: types.CodeType) -> set[str]:
     inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return set(code.co_names).union(*(_global_names(each) for each in inner))
+    return set(code.co_names).union(*(_global_names(code) for code in inner))
 
 
 def _constant(value: Any, docstring: str | None = None) -> Any:
     """Bytecode, or a constant of bytecode, in a form of which `repr` is equal everywhere."""
     if isinstance(value, types.CodeType):
-        constants = [_constant(each) for each in value.co_consts if each != docstring]
+        constants = [_constant(item) for item in value.co_consts if item != docstring]
         return value.co_code, value.co_names, value.co_freevars, constants
     if isinstance(value, tuple):
-        return tuple(_constant(each) for each in value)
+        return tuple(_constant(item) for item in value)
     return sorted(map(repr, value)) if isinstance(value, frozenset) else value
 
 
@@ -206,8 +207,9 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        names = set(_distributions().get(package, []))
-        return ",".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(names))
-
-
-_distributions = functools.cache(importlib.metadata.packages_distributions)
+        # A distribution of another name, such as scikit-learn's: finding it reads all RECORDs.
+        spec = importlib.util.find_spec(package)
+        places = spec.submodule_search_locations or [] if spec else []
+        names = ("__init__.py", "_version.py", "version.py")
+        files = [Path(place) / name for place in places for name in names]
+        return _hash([file.read_bytes() for file in files if file.exists()])

@@ -50,10 +50,10 @@ def digest(*values: Any, strict: bool = True) -> str:
     Raises:
         RaysysError: A value's content is unknown, and `strict` is set.
     """
-    return _Content(strict).digest(values)
+    return _ContentWalk(strict).digest(values)
 
 
-class _Content:
+class _ContentWalk:
     """The content of values as byte strings, each container with its length."""
 
     def __init__(self, strict: bool) -> None:
