@@ -36,8 +36,8 @@ _HEAVY_TAILED = (
 
 FEATURIZER = Featurizer(
     [
-        Binned(NUMBERS, bins=100, by="quantile", encode="ordinal"),
-        Numeric(_HEAVY_TAILED, impute="mean", indicator=False, scale="standard"),
+        Binned(NUMBERS, n_bins=100, strategy="quantile", encode="ordinal"),
+        Numeric(_HEAVY_TAILED, impute="mean", add_indicator=False, scale="standard"),
     ]
 )
 

@@ -120,7 +120,9 @@ class Models:
 
     def network(self, features: np.ndarray) -> np.ndarray:
         """Log-odds of the network, float32 `(n,)`."""
-        numbers = self._featurizer.matrix({n: features[:, at] for at, n in enumerate(FEATURES)})
+        numbers = self._featurizer.transform_batch(
+            {n: features[:, at] for at, n in enumerate(FEATURES)}
+        )
         return self._network.late_log_odds(numbers, codes_of(features[:, -len(CODES) :]))
 
 

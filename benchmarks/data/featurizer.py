@@ -27,10 +27,10 @@ from raysys.features import (
 _NUMBERS = [f"number_{n}" for n in range(8)]
 _FEATURIZER = Featurizer(
     [
-        Numeric(_NUMBERS[:4], impute="median", indicator=True, scale="standard"),
+        Numeric(_NUMBERS[:4], impute="median", add_indicator=True, scale="standard"),
         Numeric(_NUMBERS[4:], impute="mean", log=True, scale="standard"),
-        Binned(["amount"], bins=8),
-        OneHot(["carrier", "origin", "kind", "colour"], most=20),
+        Binned(["amount"], n_bins=8),
+        OneHot(["carrier", "origin", "kind", "colour"], max_categories=20),
         Hashed(["tailnum", "user"], buckets=64),
         Crossed(["origin", "dest"], buckets=256),
         TargetEncoded(["dest"], target="label"),
@@ -53,11 +53,11 @@ def run(report: Report, quick: bool) -> None:
     requests = table.arrow().select(_FIELDS).slice(0, asked).to_pylist()
     assert len(requests[0]) == 20
     for request in requests[:200]:
-        fitted.one(request)
+        fitted.transform_one(request)
     seconds, online = [], []
     for request in requests:
         started = time.perf_counter()
-        online.append(fitted.one(request))
+        online.append(fitted.transform_one(request))
         seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
     bulk = fitted.transform(table)
@@ -65,7 +65,7 @@ def run(report: Report, quick: bool) -> None:
     matrix = np.stack([column.to_numpy() for column in bulk.arrow().slice(0, asked).columns], 1)
     different = int((np.stack(online).view(np.uint32) != matrix.view(np.uint32)).any(axis=1).sum())
     p50, p99 = (float(np.percentile(seconds, share)) * 1e6 for share in (50, 99))
-    size = f"20 fields to {len(fitted.names)} features"
+    size = f"20 fields to {len(fitted.feature_names)} features"
     report.add(f"featurizer, {size}: one request, p50", p50, "us", below=200)
     report.add("featurizer: one request, p99", p99, "us")
     report.add("featurizer: mean of all requests", statistics.mean(seconds) * 1e6, "us")

@@ -1,4 +1,4 @@
-"""Features: fitted on a Table once, then made of a Table in bulk and of a request the same way."""
+"""Features: fitted on a Table once, the same for Tables, batches and single requests."""
 
 from raysys.features._featurizer import Featurizer
 from raysys.features._fitted_featurizer import FittedFeaturizer

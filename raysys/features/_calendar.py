@@ -15,12 +15,12 @@ _HOUR_US, _MINUTE_US = 3_600_000_000, 60_000_000
 
 
 def _since(unit: str, days: np.ndarray) -> np.ndarray:
-    """Whole months ("M") or years ("Y") since 1970, of days since then."""
+    """Months ("M") or years ("Y") since 1970 that have passed after so many days."""
     return days.view("datetime64[D]").astype(f"datetime64[{unit}]").view(np.int64)
 
 
 def _start(unit: str, days: np.ndarray) -> np.ndarray:
-    """The day on which the month or year began."""
+    """First day of the month or year."""
     began = days.view("datetime64[D]").astype(f"datetime64[{unit}]")
     return began.astype("datetime64[D]").view(np.int64)
 
@@ -34,7 +34,7 @@ def _week(days: np.ndarray) -> np.ndarray:
     return (thursday - _start("Y", thursday)) // 7 + 1
 
 
-# Each of (days since 1970-01-01, microseconds of the day).
+# Functions of days since 1970-01-01 and microseconds of the day.
 FIELDS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "year": lambda days, _: _since("Y", days) + 1970,
     "quarter": lambda days, _: _since("M", days) % 12 // 3 + 1,
@@ -44,8 +44,8 @@ FIELDS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "day_of_year": lambda days, _: days - _start("Y", days) + 1,
     "weekday": lambda days, _: _weekday(days),
     "weekend": lambda days, _: _weekday(days) >= 5,
-    "hour": lambda _, rest: rest // _HOUR_US,
-    "minute": lambda _, rest: rest % _HOUR_US // _MINUTE_US,
+    "hour": lambda _, time: time // _HOUR_US,
+    "minute": lambda _, time: time % _HOUR_US // _MINUTE_US,
     "epoch_day": lambda days, _: days,
 }
 

@@ -1,6 +1,6 @@
 """Arithmetic on groups of columns; the same code for one row as for many.
 
-Each group fills rows of a matrix that is seen transposed, `(d, n)`: an output column is a row.
+Each group fills rows of a transposed matrix `(d, n)`: an output column is a row.
 """
 
 from __future__ import annotations
@@ -23,35 +23,38 @@ class NumericGroup:
     """All numeric columns at once: imputation, logarithm, scale."""
 
     def __init__(self, parts: Sequence[tuple[Numeric, int, Sequence[State]]], rows: dict[str, int]):
-        every = [
-            (not transform.log, rows[name], first + place, transform, state)
+        columns = [
+            (rows[name], first + place, transform, state)
             for transform, first, states in parts
             for place, (name, state) in enumerate(zip(transform.columns, states, strict=True))
         ]
-        every.sort(key=lambda one: one[0])  # those on a logarithmic scale first, to be a slice
-        self.logs = sum(transform.log for *_, transform, _ in every)
-        self.rows = np.array([row for _, row, *_ in every])
-        self.out = np.array([out for _, _, out, *_ in every])
-        flags = [k for k, (*_, transform, _) in enumerate(every) if transform.indicator]
-        self.flags = np.array(flags, np.int64)
-        self.flags_out = np.array([every[k][2] + len(every[k][3].columns) for k in flags], np.int64)
+        columns.sort(key=lambda column: not column[2].log)  # logarithmic ones first, as a slice
+        self.logs = sum(transform.log for _, _, transform, _ in columns)
+        self.rows = np.array([row for row, *_ in columns])
+        self.out = np.array([out for _, out, *_ in columns])
+        flags = [
+            (k, out + len(transform.columns))
+            for k, (_, out, transform, _) in enumerate(columns)
+            if transform.add_indicator
+        ]
+        self.flags, self.flags_out = np.array(flags, np.int64).reshape(-1, 2).T
         self.fill, self.center, self.scale = (
-            np.array([[state[key]] for *_, state in every], np.float64)
+            np.array([[state[key]] for *_, state in columns], np.float64)
             for key in ("fill", "center", "scale")
         )
 
-    def many(self, numbers: np.ndarray, out: np.ndarray) -> None:
-        """Of numbers float64 `(k, n)`."""
+    def fill_rows(self, numbers: np.ndarray, out: np.ndarray) -> None:
+        """Fill `out` from numbers, float64 `(k, n)`."""
         values = numbers[self.rows]
-        there = np.isfinite(values)
-        values = np.where(there, values, self.fill)
+        present = np.isfinite(values)
+        values = np.where(present, values, self.fill)
         if self.logs:
             values[: self.logs] = signed_log(values[: self.logs])
         values -= self.center
         values /= self.scale
         out[self.out] = values
         if len(self.flags):
-            out[self.flags_out] = ~there[self.flags]
+            out[self.flags_out] = ~present[self.flags]
 
 
 def signed_log(values: np.ndarray) -> np.ndarray:
@@ -63,31 +66,32 @@ class CyclicGroup:
     """All columns on circles at once."""
 
     def __init__(self, parts: Sequence[tuple[Cyclic, int]], rows: dict[str, int]):
-        every = [
+        waves = [
             (rows[name], transform.period, turn, first + place * transform.harmonics + turn - 1,
              len(transform.columns) * transform.harmonics)
             for transform, first in parts
             for place, name in enumerate(transform.columns)
             for turn in range(1, transform.harmonics + 1)
         ]  # fmt: skip
-        self.rows = np.array([one[0] for one in every])
-        self.period = np.array([[one[1]] for one in every], np.float64)
-        self.turns = np.array([[one[2] * 2 * np.pi] for one in every], np.float64)
-        self.sines = np.array([one[3] for one in every])
-        self.cosines = np.array([one[3] + one[4] for one in every])
+        row, period, turn, sine, cosine_offset = (
+            np.array(column) for column in zip(*waves, strict=True)
+        )
+        self.rows, self.sines, self.cosines = row, sine, sine + cosine_offset
+        self.period = period.astype(np.float64)[:, None]
+        self.turns = (turn * 2 * np.pi)[:, None]
 
-    def many(self, numbers: np.ndarray, out: np.ndarray) -> None:
-        """Of numbers float64 `(k, n)`."""
+    def fill_rows(self, numbers: np.ndarray, out: np.ndarray) -> None:
+        """Fill `out` from numbers, float64 `(k, n)`."""
         values = numbers[self.rows]
-        there = np.isfinite(values)
-        values = np.where(there, values, 0.0)
+        present = np.isfinite(values)
+        values = np.where(present, values, 0.0)
         angles = np.remainder(values, self.period) / self.period * self.turns
         out[self.sines] = np.sin(angles)
-        out[self.cosines] = np.where(there, np.cos(angles), 0.0)
+        out[self.cosines] = np.where(present, np.cos(angles), 0.0)
 
 
-class Dates:
-    """The calendar fields of columns of times."""
+class CalendarGroup:
+    """Calendar fields of columns of times."""
 
     def __init__(self, rows: Sequence[int], first: int, transform: Calendar):
         self.rows = np.array(rows)
@@ -96,10 +100,10 @@ class Dates:
             for place, field in enumerate(transform.fields)
         ]
 
-    def many(self, times: np.ndarray, out: np.ndarray) -> None:
-        """Of times int64 `(k, n)`."""
-        taken = times[self.rows]
-        there = taken != NO_TIME
-        days, rest = split(np.where(there, taken, 0))
+    def fill_rows(self, times: np.ndarray, out: np.ndarray) -> None:
+        """Fill `out` from times, int64 `(k, n)`."""
+        chosen = times[self.rows]
+        present = chosen != NO_TIME
+        days, time_of_day = split(np.where(present, chosen, 0))
         for field, columns in self.fields:
-            out[columns] = np.where(there, field(days, rest), -1)
+            out[columns] = np.where(present, field(days, time_of_day), -1)

@@ -1,4 +1,4 @@
-"""The definition of all features of a model, and how it is fitted."""
+"""The definition of all features of a model, and its fit."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ import ray
 from pydantic import BaseModel, Field, ValidationError
 
 from raysys.errors import DataError
-from raysys.features import _fitting as _fit
+from raysys.features import _fitting
 from raysys.features import _target_encoding as _target
 from raysys.features._fitted_featurizer import FittedFeaturizer, featurize
-from raysys.features._transform_base import Transform, first_fault
+from raysys.features._transform_base import Transform, check_unique, first_fault
 from raysys.features._transforms import AnyTransform, TargetEncoded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raysys.data import Table
-    from raysys.features._target_encoding import Counts
+    from raysys.features._target_encoding import TargetCounts
 
 
 class Featurizer(BaseModel, frozen=True, extra="forbid"):
-    """Which features are made of which columns; knows no data until it is fitted.
+    """The features of a model as transforms of columns, without data until it is fitted.
 
     Attributes:
-        transforms: What is made, in the order of the features.
+        transforms: The transforms, in the order of the features.
 
     Example:
+        >>> from raysys.features import *
         >>> featurizer = Featurizer(
         ...     [
         ...         Numeric(["distance", "seats"], impute="median", log=True, scale="standard"),
-        ...         Binned(["delay"], bins=8),
-        ...         OneHot(["carrier"], most=20),
+        ...         Binned(["delay"], n_bins=8),
+        ...         OneHot(["carrier"], max_categories=20),
         ...         Hashed(["tailnum"], buckets=64),
         ...         Crossed(["origin", "dest"], buckets=256),
         ...         TargetEncoded(["dest"], target="late", time="time_hour"),
@@ -43,7 +44,7 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
         ... )
         >>> fitted, training = featurizer.fit_transform(train, keep=["late"])  # doctest: +SKIP
         >>> fitted.transform(test, keep=["late"])  # doctest: +SKIP
-        >>> fitted.one({"distance": 733.0, "carrier": "UA", "seats": None})  # doctest: +SKIP
+        >>> fitted.transform_one({"distance": 733.0, "carrier": "UA"})  # doctest: +SKIP
     """
 
     transforms: tuple[AnyTransform, ...] = Field(min_length=1)
@@ -57,46 +58,45 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
     def fit(self, table: Table) -> FittedFeaturizer:
         """Learn from a Table, by tasks over its blocks.
 
-        One pass, and four more if medians or quantiles are asked for. How rows lie in blocks does
-        not matter, but for the rounding of sums of a target that is no integer, and for columns
-        with more than 100,000 categories in one block, of which the most frequent are counted.
+        One pass, and up to five more for medians or quantiles. The result does not depend on the
+        blocks, except for the rounding of sums of a target that is not an integer, and for
+        columns with more than 100,000 categories in one block, of which the most frequent count.
 
         Raises:
             DataError: The table lacks a column, or a value has the wrong type.
         """
-        table.materialize()  # what is planned would be done in each of the passes
+        table.materialize()  # or each of the passes would compute the plan
         return self._fit(table, table, None)[0]
 
     def fit_transform(
         self, table: Table, keep: Sequence[str] = ()
     ) -> tuple[FittedFeaturizer, Table]:
-        """Learn from a Table, and make the features that a model is to be trained on.
+        """Learn from a Table, and compute the features for training a model.
 
         They differ from those of `transform` in the target encodings only: a row does not see its
         own target, see `TargetEncoded`.
 
         Args:
-            table: Rows with the inputs, and the targets that are encoded.
-            keep: Columns to carry along as they are, such as labels and ids.
+            table: Rows with the inputs, and the targets of the encodings.
+            keep: Columns to copy unchanged, such as labels and ids.
 
         Returns:
-            The fitted featurizer, as of `fit`; and the features, as of its `transform`.
+            The fitted featurizer, as `fit` returns it, and the Table of features.
 
         Raises:
             DataError: The table lacks a column, or a value has the wrong type.
         """
-        table.materialize()  # what is planned would be done in each of the passes
-        encoded = [made for made in self.transforms if isinstance(made, TargetEncoded)]
-        folds = any(made.time is None for made in encoded)
+        table.materialize()  # or each of the passes would compute the plan
+        folds = any(isinstance(t, TargetEncoded) and t.time is None for t in self.transforms)
         rows = table.with_row_number(_target.ROW) if folds else table
         fitted, counts = self._fit(table, rows, _target.ROW if folds else None)
-        fitted.check(table.schema.names, keep)
+        fitted.check_columns(table.schema.names, keep)
         out_of_fold, by_time = {}, {}
-        for key, found in counts.items():
+        for key, target_counts in counts.items():
             transform = self.transforms[key[0]]
             assert isinstance(transform, TargetEncoded)
             if transform.time is None:
-                out_of_fold[key] = _target.out_of_fold(found, transform)
+                out_of_fold[key] = _target.out_of_fold(target_counts, transform)
             else:
                 by_time[key] = table.map_blocks(
                     _target.by_time, transform, key[1], name="target_by_time"
@@ -109,10 +109,12 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
 
     def _fit(
         self, table: Table, rows: Table, row_number: str | None
-    ) -> tuple[FittedFeaturizer, dict[tuple[int, str], Counts]]:
-        inputs = _fit.check_columns(table.schema, self.transforms)
-        states, counts = rows.coordinate(_fit.fit, self.transforms, row_number, name="fit_features")
-        learned: Any = tuple(tuple(of) for of in states)
+    ) -> tuple[FittedFeaturizer, dict[tuple[int, str], TargetCounts]]:
+        inputs = _fitting.check_columns(table.schema, self.transforms)
+        states, counts = rows.coordinate(
+            _fitting.fit, self.transforms, row_number, name="fit_features"
+        )
+        learned: Any = tuple(tuple(columns) for columns in states)
         fitted = FittedFeaturizer(self, learned, inputs, table.fingerprint, table.rows)
-        _ = fitted.names  # no two the same
+        check_unique(fitted.feature_names)
         return fitted, counts

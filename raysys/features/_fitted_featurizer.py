@@ -1,4 +1,4 @@
-"""A featurizer that has seen its table: names, matrices, and its state on disk."""
+"""A fitted featurizer: features of tables, batches and requests, and its state on disk."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pyarrow as pa
 import ray
 
 from raysys.errors import DataError, StorageError
-from raysys.features._operations import Program
-from raysys.features._transform_base import checked_names
+from raysys.features import _target_encoding as _target
+from raysys.features._operations import FeatureProgram
+from raysys.features._transform_base import check_unique
 from raysys.features._transforms import TargetEncoded
 
 if TYPE_CHECKING:
@@ -24,27 +25,34 @@ if TYPE_CHECKING:
     from raysys.features._featurizer import Featurizer
     from raysys.features._transform_base import State
 
-FORMAT = 1
+FORMAT = 2
 STATE_FILE, ARRAYS_FILE = "featurizer.json", "arrays.npz"
 # Up to this many rows, one after the other is faster than by arrays.
-_FEW = 8
-# Rows filled at a time: look-ups write all over the matrix, which is to stay in the cache.
-_AT_ONCE = 8_192
+_FEW_ROWS = 8
+# Rows filled at a time: look-ups write all over the matrix, which should stay in the cache.
+_ROWS_AT_ONCE = 8_192
+# Options that format 1 named otherwise, by kind of transform.
+_RENAMED_IN_2 = {
+    "numeric": {"indicator": "add_indicator"},
+    "binned": {"bins": "n_bins", "by": "strategy"},
+    "onehot": {"most": "max_categories"},
+    "target_encoded": {"smoothing": "smooth", "folds": "cv", "most": "max_categories"},
+}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FittedFeaturizer:
-    """Turns raw fields into float32 features: of a Table, of a batch, of one request.
+    """Turns raw fields of a Table, of a batch or of one request into float32 features.
 
-    All three give the same to the last bit. Instances pickle cheaply enough for tasks; on disk
-    they are JSON and arrays, see `save`.
+    The three give the same features to the last bit. Instances pickle cheaply enough for tasks; on
+    disk they are JSON and arrays, see `save`.
 
     Attributes:
-        definition: What was fitted.
-        states: What each transform learned of each of its columns: numbers, texts and arrays.
-        inputs: The columns that a request may have, with their Arrow types in the fitted table.
-        fitted_on: Fingerprint of the Table that it was fitted on.
-        rows: Number of rows of it.
+        definition: The featurizer that was fitted.
+        states: State of each transform for each of its columns: numbers, texts and arrays.
+        inputs: Arrow types of the input columns in the fitted table, by name.
+        fitted_on: Fingerprint of the fitted Table.
+        rows: Number of rows of the fitted Table.
     """
 
     definition: Featurizer
@@ -54,42 +62,48 @@ class FittedFeaturizer:
     rows: int
 
     @functools.cached_property
-    def names(self) -> tuple[str, ...]:
-        """The output columns, in order."""
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the features, in order."""
         pairs = zip(self.definition.transforms, self.states, strict=True)
-        return tuple(checked_names([n for made, state in pairs for n in made.names(state)]))
+        return tuple(n for transform, state in pairs for n in transform.feature_names(state))
 
     @functools.cached_property
-    def _program(self) -> Program:
-        return Program(self.definition.transforms, self.states)
+    def _program(self) -> FeatureProgram:
+        return FeatureProgram(self.definition.transforms, self.states)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without what is derived from it: look-ups are functions, which do not pickle.
+        # Without cached properties: look-ups are functions, which do not pickle.
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
-    def one(self, request: Mapping[str, Any]) -> np.ndarray:
-        """The features of one request.
+    def __repr__(self) -> str:
+        kinds = ", ".join(
+            f"{type(t).__name__}({', '.join(t.columns)})" for t in self.definition.transforms
+        )
+        return f"<FittedFeaturizer {kinds}: {len(self.feature_names)} features, {self.rows} rows>"
+
+    def transform_one(self, request: Mapping[str, Any]) -> np.ndarray:
+        """Features of one request.
 
         Args:
             request: Plain values by field: numbers, text, booleans, times (datetime, date,
                 datetime64, ISO 8601 text). A field that is None, NaN or absent is missing; fields
-                that are no input are left alone.
+                that are not an input are ignored.
 
         Returns:
-            float32 `(d,)`, in the order of `names`.
+            float32 `(d,)`, in the order of `feature_names`.
 
         Raises:
-            DataError: A value has the wrong type; the field and the value are named.
+            DataError: A value has the wrong type; the message names the field and the value.
         """
-        return self._program.one(request)
+        return self._program.row(request)
 
-    def matrix(self, batch: Mapping[str, Any]) -> np.ndarray:
-        """The features of a batch of requests, what a node of a serving graph calls.
+    def transform_batch(self, batch: Mapping[str, Any]) -> np.ndarray:
+        """Features of a batch of requests, for a node of a serving graph.
 
         Args:
             batch: Columns of n values each: NumPy arrays (numbers with NaN for missing ones,
                 datetime64, objects), Arrow arrays, or lists with None. An absent column is
-                missing in every row; columns that are no input are left alone.
+                missing in every row; columns that are not an input are ignored.
 
         Returns:
             float32 `(n, d)`, C-contiguous.
@@ -98,78 +112,82 @@ class FittedFeaturizer:
             DataError: A value has the wrong type, no column is an input, or lengths differ.
 
         Example:
-            A node whose parameters are its columns:
+            A node with its columns as parameters:
 
             >>> class Features:
             ...     def __init__(self, folder):
             ...         self.featurizer = FittedFeaturizer.load(folder)
             ...
             ...     def __call__(self, distance, carrier):
-            ...         return self.featurizer.matrix({"distance": distance, "carrier": carrier})
+            ...         columns = {"distance": distance, "carrier": carrier}
+            ...         return self.featurizer.transform_batch(columns)
         """
         columns = {name: batch[name] for name in self.inputs if name in batch}
         if not columns:
             raise DataError(
-                f"the batch has no column that is an input; given: {', '.join(batch) or 'none'}; "
+                f"no column of the batch is an input; given: {', '.join(batch) or 'none'}; "
                 f"inputs: {', '.join(self.inputs)}"
             )
         rows = _common_length(columns)
-        if rows <= _FEW and not any(_is_arrow(column) for column in columns.values()):
-            out = np.empty((rows, len(self.names)), np.float32)
+        if rows <= _FEW_ROWS and not any(_is_arrow(column) for column in columns.values()):
+            out = np.empty((rows, len(self.feature_names)), np.float32)
             for row in range(rows):
-                out[row] = self.one({name: column[row] for name, column in columns.items()})
+                out[row] = self.transform_one({name: c[row] for name, c in columns.items()})
             return out
-        out = np.zeros((rows, len(self.names)), np.float32)
-        self._program.many(columns, rows, out.T)
+        out = np.zeros((rows, len(self.feature_names)), np.float32)
+        self._program.fill(columns, rows, out.T)
         return out
 
     def transform(self, table: Table, keep: Sequence[str] = ()) -> Table:
-        """The features of a Table, in one task a block.
+        """Features of a Table, in one task a block.
 
         Args:
-            table: Has the inputs among its columns; rows stay in order.
-            keep: Columns to carry along as they are, such as labels and ids.
+            table: Rows with the inputs among their columns; they stay in order.
+            keep: Columns to copy unchanged, such as labels and ids.
 
         Returns:
-            The kept columns and one float32 column for each of `names`.
+            The kept columns and one float32 column for each of `feature_names`.
 
         Raises:
-            DataError: A value has the wrong type, or a kept column has the name of an output.
+            DataError: A value has the wrong type, or a kept column has the name of a feature.
         """
-        self.check(table.schema.names, keep)
+        self.check_columns(table.schema.names, keep)
         return table.map_blocks(
             featurize, ray.put(self), {}, {}, list(keep), name="transform_features"
         )
 
-    def check(self, given: Sequence[str], keep: Sequence[str]) -> None:
-        """Refuse a table that lacks an input, or columns to keep that would be two of a name."""
+    def check_columns(self, names: Sequence[str], keep: Sequence[str]) -> None:
+        """Refuse a table that lacks an input, and kept columns with the name of a feature."""
         for name in (*self.inputs, *keep):
-            if name not in given:
-                raise DataError(f"the table has no column {name!r}; it has: {', '.join(given)}")
-        checked_names(self.names, keep)
+            if name not in names:
+                raise DataError(f"the table has no column {name!r}; it has: {', '.join(names)}")
+        check_unique(self.feature_names, keep)
 
     def save(self, folder: Path) -> None:
         """Write the state: `featurizer.json`, and float64 arrays in `arrays.npz`.
 
-        Nothing is pickled. `Storage.new_dir` gives a folder that appears whole or not at all.
+        Nothing is pickled. Use a folder of `Storage.new_dir` to write atomically.
 
         Args:
-            folder: Made if it is not there.
+            folder: Target folder; created if missing.
         """
         arrays: dict[str, np.ndarray] = {}
         plain: list[list[State]] = []
         for number, states in enumerate(self.states):
             plain.append([])
             for place, state in enumerate(states):
-                held = {key: v for key, v in state.items() if isinstance(v, np.ndarray)}
-                arrays |= {f"{number}.{place}.{key}": value for key, value in held.items()}
-                plain[-1].append({key: v for key, v in state.items() if key not in held})
+                plain[-1].append({})
+                for key, value in state.items():
+                    if isinstance(value, np.ndarray):
+                        arrays[f"{number}.{place}.{key}"] = value
+                    else:
+                        plain[-1][-1][key] = value
         content = {
             "format": FORMAT,
             "fitted_on": self.fitted_on,
             "rows": self.rows,
             "inputs": self.inputs,
-            "names": self.names,
+            "names": self.feature_names,
             "definition": self.definition.model_dump(mode="json"),
             "states": plain,
         }
@@ -180,22 +198,24 @@ class FittedFeaturizer:
 
     @classmethod
     def load(cls, folder: Path) -> FittedFeaturizer:
-        """Read what `save` wrote, now or with an earlier version of raysys.
+        """Read a featurizer that this or an earlier version of raysys saved.
 
         Raises:
-            StorageError: There is none, or it was written by a later version.
+            StorageError: The folder has no featurizer, or one of a later version.
         """
         from raysys.features._featurizer import Featurizer
 
         file = Path(folder) / STATE_FILE
         if not file.exists():
-            raise StorageError(f"no fitted featurizer in {folder}: {STATE_FILE} is not there")
+            raise StorageError(f"no fitted featurizer in {folder}: {STATE_FILE} is missing")
         content = json.loads(file.read_text("utf-8"))
         if content["format"] > FORMAT:
             raise StorageError(
                 f"the featurizer in {folder} has format {content['format']}, and this raysys "
                 f"reads up to {FORMAT}: upgrade raysys, or fit the featurizer again"
             )
+        if content["format"] == 1:
+            _migrate_1(content["definition"]["transforms"])
         states: list[list[State]] = content["states"]
         with np.load(Path(folder) / ARRAYS_FILE, allow_pickle=False) as arrays:
             for key in arrays.files:
@@ -203,7 +223,7 @@ class FittedFeaturizer:
                 states[int(number)][int(place)][name] = arrays[key]
         return cls(
             Featurizer.model_validate(content["definition"]),
-            tuple(tuple(of) for of in states),
+            tuple(tuple(columns) for columns in states),
             content["inputs"],
             content["fitted_on"],
             content["rows"],
@@ -217,16 +237,22 @@ def featurize(
     times: Mapping[tuple[int, str], Table],
     keep: Sequence[str],
 ) -> pa.Table:
-    """A block's features; with the values that a training row may see, where there are any."""
-    from raysys.features import _target_encoding as _target
+    """Features of a block, with target means that are safe for training where given.
 
-    out = np.empty((len(fitted.names), len(block)), np.float32)
-    filled = np.zeros((len(out), min(len(block), _AT_ONCE)), np.float32)
-    for start in range(0, len(block), _AT_ONCE):
-        rows = block.slice(start, _AT_ONCE)
+    Args:
+        block: The rows.
+        fitted: The featurizer.
+        training: Out-of-fold means by number of the transform and column.
+        times: Results of `by_time`, by the same.
+        keep: Columns to copy unchanged.
+    """
+    out = np.empty((len(fitted.feature_names), len(block)), np.float32)
+    filled = np.zeros((len(out), min(len(block), _ROWS_AT_ONCE)), np.float32)
+    for start in range(0, len(block), _ROWS_AT_ONCE):
+        rows = block.slice(start, _ROWS_AT_ONCE)
         part = filled[:, : len(rows)]
         part[:] = 0
-        fitted._program.many({name: rows[name] for name in fitted.inputs}, len(rows), part)
+        fitted._program.fill({name: rows[name] for name in fitted.inputs}, len(rows), part)
         out[:, start : start + len(rows)] = part
     first = 0
     pairs = zip(fitted.definition.transforms, fitted.states, strict=True)
@@ -239,20 +265,27 @@ def featurize(
                 )
             elif isinstance(transform, TargetEncoded) and key in times:
                 out[first + place] = _target.encode_by_time(block, transform, name, times[key])
-        first += len(transform.names(states))
-    kept = {name: block[name] for name in keep}
-    made = {name: pa.array(column) for name, column in zip(fitted.names, out, strict=True)}
-    return pa.table(kept | made)
+        first += len(transform.feature_names(states))
+    columns = {name: block[name] for name in keep}
+    columns |= {n: pa.array(column) for n, column in zip(fitted.feature_names, out, strict=True)}
+    return pa.table(columns)
+
+
+def _migrate_1(transforms: list[dict[str, Any]]) -> None:
+    """Rename the options of a definition in format 1, in place."""
+    for transform in transforms:
+        for old, new in _RENAMED_IN_2.get(transform["kind"], {}).items():
+            if old in transform:
+                transform[new] = transform.pop(old)
 
 
 def _common_length(columns: Mapping[str, Any]) -> int:
-    first, *others = columns
-    rows = len(columns[first])
-    for name in others:
-        if len(columns[name]) != rows:
+    first, rows = next((name, len(column)) for name, column in columns.items())
+    for name, column in columns.items():
+        if len(column) != rows:
             raise DataError(
-                f"{first} has {rows} values and {name} {len(columns[name])}: columns of a batch "
-                "have one length"
+                f"{first} has {rows} values and {name} {len(column)}: columns of a batch must have "
+                "one length"
             )
     return rows
 

@@ -1,68 +1,77 @@
-"""Fitting by passes over the blocks: one for all statistics, four more where quantiles are asked.
+"""Fitting by passes over the blocks: one for all statistics, a few more for quantiles.
 
-A pass is one task a block that gives small values, merged here in block order. Moments, quantiles
-and counts are exact: the blocks do not matter. Sums of a target are exact when it is integers or
-booleans, and rounded in block order otherwise. Of a column of categories a block reports its
-100,000 most frequent, so that counts are exact while no block has more distinct ones.
+A pass is one task a block that returns small values, merged in block order. Moments, quantiles and
+counts are exact and independent of the blocks. Sums of a target are exact for integers and
+booleans, and rounded in block order otherwise. A block reports the 100,000 most frequent categories
+of a column, so that counts are exact while no block has more distinct ones.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.data import quantiles
 from raysys.errors import DataError
-from raysys.features import _exact_statistics as _exact
 from raysys.features import _raw_inputs as _inputs
 from raysys.features import _target_encoding as _target
 from raysys.features._column_groups import signed_log
+from raysys.features._exact_moments import Moments, merge_moments, moments
 from raysys.features._transforms import Binned, Numeric, OneHot, TargetEncoded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pyarrow as pa
 
     from raysys.data import Table
-    from raysys.features._target_encoding import Counts
+    from raysys.features._target_encoding import TargetCounts
     from raysys.features._transform_base import State, Transform
 
 
 def fit(
     table: Table, transforms: Sequence[Transform], row_number: str | None
-) -> tuple[list[list[State]], dict[tuple[int, str], Counts]]:
-    """What each transform learns of each of its columns, and the counts behind target means.
+) -> tuple[list[list[State]], dict[tuple[int, str], TargetCounts]]:
+    """State of each transform for each of its columns, and the counts behind target means.
 
     Args:
         table: The rows to learn from.
-        transforms: What to fit.
-        row_number: The column to make folds of; None makes none.
+        transforms: The transforms to fit.
+        row_number: Column that numbers the rows, for folds; None makes no folds.
     """
     parts = table.gather(_statistics, transforms, row_number, name="fit_features")
-    found = _Found(
-        {key: _exact.merged(p["moments"][key] for p in parts) for key in parts[0]["moments"]},
+    learned = _Statistics(
+        {
+            key: merge_moments(part["moments"][key] for part in parts)
+            for key in parts[0]["moments"]
+        },
         _quantiles(table, transforms),
         {name: _added(p["categories"][name] for p in parts) for name in parts[0]["categories"]},
-        {key: _target.merged([p["targets"][key] for p in parts]) for key in parts[0]["targets"]},
+        {
+            key: _target.merge_counts([p["targets"][key] for p in parts])
+            for key in parts[0]["targets"]
+        },
     )
     states = [
-        [found.state(number, transform, name) for name in transform.columns]
+        [learned.state(number, transform, name) for name in transform.columns]
         for number, transform in enumerate(transforms)
     ]
-    return states, found.targets
+    return states, learned.targets
 
 
 def check_columns(schema: pa.Schema, transforms: Sequence[Transform]) -> dict[str, str]:
-    """The Arrow types of the columns that requests give.
+    """Arrow types of the input columns, by name.
 
     Raises:
         DataError: The table lacks a column that a transform needs.
     """
     kinds: dict[str, str] = {}
     for transform in transforms:
-        for name in transform.needs():
+        for name in transform.required_columns():
             if name not in schema.names:
                 raise DataError(
                     f"{type(transform).__name__} needs the column {name!r}; the table has: "
@@ -75,38 +84,38 @@ def check_columns(schema: pa.Schema, transforms: Sequence[Transform]) -> dict[st
 def _statistics(
     block: pa.Table, transforms: Sequence[Transform], row_number: str | None
 ) -> dict[str, Any]:
-    """What one pass learns of a block."""
-    moments: dict[tuple[str, bool], _exact.Moments] = {}
+    """Moments, categories and target counts of a block."""
+    column_moments: dict[tuple[str, bool], Moments] = {}
     categories: dict[str, dict[str, int]] = {}
-    targets: dict[tuple[int, str], Counts] = {}
+    targets: dict[tuple[int, str], TargetCounts] = {}
     for number, transform in enumerate(transforms):
         for name in transform.columns:
             if isinstance(transform, Numeric | Binned):
                 for log in {False, isinstance(transform, Numeric) and transform.log}:
-                    if (name, log) not in moments:
-                        taken = _inputs.numbers(name, block[name])
+                    if (name, log) not in column_moments:
+                        column = _inputs.numbers(name, block[name])
                         with np.errstate(over="ignore", invalid="ignore"):
-                            taken = signed_log(taken) if log else taken
-                            moments[name, log] = _exact.moments(taken, name)
+                            column = signed_log(column) if log else column
+                            column_moments[name, log] = moments(column, name)
             elif isinstance(transform, OneHot) and name not in categories:
                 values, codes = _inputs.categories(name, block[name])
                 counts = np.bincount(codes[codes >= 0], minlength=len(values))
                 counted: Counter[str] = Counter()
                 for value, count in zip(values, counts.tolist(), strict=True):
                     counted[value] += count
-                categories[name] = dict(_most(counted, _target.CATEGORY_CAP))
+                categories[name] = dict(_most_frequent(counted, _target.CATEGORY_CAP))
             elif isinstance(transform, TargetEncoded):
-                targets[number, name] = _target.counts(block, transform, name, row_number)
-    return {"moments": moments, "categories": categories, "targets": targets}
+                targets[number, name] = _target.target_counts(block, transform, name, row_number)
+    return {"moments": column_moments, "categories": categories, "targets": targets}
 
 
-def _most(counts: dict[str, int], most: int) -> list[tuple[str, int]]:
-    """The most frequent categories; of equally frequent ones the first by text."""
-    there = [(value, count) for value, count in counts.items() if count]
-    return sorted(there, key=lambda item: (-item[1], item[0]))[:most]
+def _most_frequent(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
+    """The most frequent categories; the first by text among equally frequent ones."""
+    present = [(value, count) for value, count in counts.items() if count]
+    return sorted(present, key=lambda item: (-item[1], item[0]))[:limit]
 
 
-def _added(parts: Any) -> dict[str, int]:
+def _added(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for part in parts:
         total.update(part)
@@ -114,52 +123,38 @@ def _added(parts: Any) -> dict[str, int]:
 
 
 def _quantiles(table: Table, transforms: Sequence[Transform]) -> dict[str, dict[float, float]]:
-    """Of each column that wants any, its quantiles."""
-    wanted: dict[str, set[float]] = {}
+    """Values of the quantiles that transforms need, by column and quantile."""
+    levels: dict[str, set[float]] = {}
     for transform in transforms:
         for name in transform.columns:
             if isinstance(transform, Numeric) and transform.impute == "median":
-                wanted.setdefault(name, set()).add(0.5)
-            elif isinstance(transform, Binned) and transform.by == "quantile":
-                wanted.setdefault(name, set()).update(_steps(transform))
-    if not wanted:
-        return {}
-    asked = {name: sorted(given) for name, given in wanted.items()}
-
-    def count(prefixes: dict[str, list[int]], level: int) -> list[dict[str, list[np.ndarray]]]:
-        return table.gather(_bit_counts, prefixes, level, name="fit_quantiles")
-
-    found = _exact.quantiles(asked, count)
+                levels.setdefault(name, set()).add(0.5)
+            elif isinstance(transform, Binned) and transform.strategy == "quantile":
+                levels.setdefault(name, set()).update(_edge_quantiles(transform))
+    ordered = {name: sorted(column) for name, column in levels.items()}
+    gather = functools.partial(table.gather, name="fit_quantiles")
     return {
-        name: dict(zip(asked[name], values.tolist(), strict=True)) for name, values in found.items()
+        name: dict(zip(ordered[name], values.tolist(), strict=True))
+        for name, values in quantiles(gather, _numbers, ordered).items()
     }
 
 
-def _steps(transform: Binned) -> list[float]:
-    return np.linspace(0.0, 1.0, transform.bins + 1).tolist()
+def _edge_quantiles(transform: Binned) -> list[float]:
+    return np.linspace(0.0, 1.0, transform.n_bins + 1).tolist()
 
 
-def _bit_counts(
-    block: pa.Table, prefixes: dict[str, list[int]], level: int
-) -> dict[str, list[np.ndarray]]:
-    return {
-        name: _exact.bit_counts(_inputs.numbers(name, block[name]), given, level)
-        for name, given in prefixes.items()
-    }
+def _numbers(block: pa.Table, name: str) -> np.ndarray:
+    return _inputs.numbers(name, block[name])
 
 
-class _Found:
-    """All statistics, merged; what each transform makes of them."""
+@dataclass
+class _Statistics:
+    """Merged statistics of all blocks, from which each transform's state follows."""
 
-    def __init__(
-        self,
-        moments: dict[tuple[str, bool], _exact.Moments],
-        quantiles: dict[str, dict[float, float]],
-        categories: dict[str, dict[str, int]],
-        targets: dict[tuple[int, str], Counts],
-    ):
-        self.moments, self.quantiles = moments, quantiles
-        self.categories, self.targets = categories, targets
+    moments: dict[tuple[str, bool], Moments]
+    quantiles: dict[str, dict[float, float]]
+    categories: dict[str, dict[str, int]]
+    targets: dict[tuple[int, str], TargetCounts]
 
     def state(self, number: int, transform: Transform, name: str) -> State:
         if isinstance(transform, Numeric):
@@ -167,39 +162,39 @@ class _Found:
         if isinstance(transform, Binned):
             return {"edges": self._edges(transform, name)}
         if isinstance(transform, OneHot):
-            most = _most(self.categories[name], transform.most)
-            return {"categories": sorted(value for value, _ in most)}
+            frequent = _most_frequent(self.categories[name], transform.max_categories)
+            return {"categories": sorted(value for value, _ in frequent)}
         if isinstance(transform, TargetEncoded):
             return _target.means(self.targets[number, name], transform)
         return {}
 
     def _numeric(self, transform: Numeric, name: str) -> State:
-        raw, taken = self.moments[name, False], self.moments[name, transform.log]
+        raw, scaled = self.moments[name, False], self.moments[name, transform.log]
         fill: float | None
         if transform.impute == "mean":
-            fill = raw.mean() if raw.known else 0.0
+            fill = raw.mean() if raw.present else 0.0
         elif transform.impute == "median":
-            fill = self.quantiles[name][0.5] if raw.known else 0.0
+            fill = self.quantiles[name][0.5] if raw.present else 0.0
         else:
             fill = transform.impute
         if fill is not None:
             array = np.array([fill], np.float64)
-            taken = taken.filled(float((signed_log(array) if transform.log else array)[0]))
+            scaled = scaled.filled(float((signed_log(array) if transform.log else array)[0]))
         center, scale = 0.0, 1.0
-        if transform.scale and taken.known:
-            center, scale = taken.low, taken.high - taken.low
+        if transform.scale and scaled.present:
+            center, scale = scaled.low, scaled.high - scaled.low
             if transform.scale == "standard" and scale:
-                center, scale = taken.mean(), float(np.sqrt(taken.variance()))
+                center, scale = scaled.mean(), float(np.sqrt(scaled.variance()))
         # None is stored as such: JSON has no NaN.
         return {"fill": fill, "center": center, "scale": scale or 1.0}
 
     def _edges(self, transform: Binned, name: str) -> np.ndarray:
         """The inner edges, increasing."""
         raw = self.moments[name, False]
-        if not raw.known:
+        if not raw.present:
             return np.zeros(0)
-        if transform.by == "uniform":
-            edges = np.linspace(raw.low, raw.high, transform.bins + 1)
+        if transform.strategy == "uniform":
+            edges = np.linspace(raw.low, raw.high, transform.n_bins + 1)
         else:
-            edges = np.array([self.quantiles[name][step] for step in _steps(transform)])
+            edges = np.array([self.quantiles[name][step] for step in _edge_quantiles(transform)])
         return np.unique(edges)[1:-1]

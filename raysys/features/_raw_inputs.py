@@ -1,13 +1,13 @@
-"""Raw values as a featurizer computes with them, from Arrow, NumPy, lists or one request.
+"""Raw values of Arrow, NumPy, lists or one request in the types that a featurizer computes with.
 
 number    float64, NaN where missing: integers, floats, booleans, decimals
 category  text; integers are written in decimal digits, booleans as true and false
-time      int64, microseconds since 1970-01-01: times, dates, ISO 8601 text; with a zone as UTC,
-          without one as they read; an empty text is a missing time
-text      as it is
+time      int64, microseconds since 1970-01-01: times, dates, ISO 8601 text; converted to UTC if
+          they have a zone; an empty text is a missing time
+text      unchanged
 
-What a value becomes is decided by `number_of`, `category_of`, `time_of` and `text_of`; a column
-of a type that needs no decision takes a short cut.
+`number_of`, `category_of`, `time_of` and `text_of` convert one value; a column of a type that
+needs no decision by value is converted at once.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ DAY_US = 86_400_000_000
 _EPOCH = dt.datetime(1970, 1, 1)
 _MICROSECOND = dt.timedelta(microseconds=1)
 _TICKS_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
-# From this many values on, finding the distinct ones first is faster.
-_MANY = 64
+# From this many values on, dictionary encoding first is faster.
+_ENCODED_FROM = 64
 
 
-class Coded(NamedTuple):
+class CodedColumn(NamedTuple):
     """A column of texts.
 
     Attributes:
-        values: Those that occur, mostly once each.
-        codes: int64 `(n,)`, each row's place in `values`; -1 where missing.
+        values: Occurring texts, mostly once each.
+        codes: Place of each row's text in `values`, int64 `(n,)`; -1 where missing.
     """
 
     values: list[str]
@@ -48,7 +48,7 @@ class Coded(NamedTuple):
 
 
 def number_of(name: str, value: Any) -> float:
-    """One number; NaN if missing."""
+    """A value as a number; NaN if missing."""
     if value is None:
         return np.nan
     if isinstance(value, float | int | abstract.Real | decimal.Decimal | np.bool_):
@@ -56,11 +56,11 @@ def number_of(name: str, value: Any) -> float:
             return float(value)
         except OverflowError:
             pass
-    raise _refused(name, value, "number")
+    raise _invalid(name, value, "number")
 
 
 def category_of(name: str, value: Any) -> str | None:
-    """One category as text; None if missing."""
+    """A value as a category; None if missing."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool | np.bool_):
@@ -72,20 +72,18 @@ def category_of(name: str, value: Any) -> str | None:
             return None
         if float(value).is_integer():  # integers with a missing one among them
             return str(int(value))
-    raise _refused(
-        name, value, "category: give text, an integer or a boolean; Binned takes other numbers"
-    )
+    raise _invalid(name, value, "category: give text, an integer or a boolean; Binned takes floats")
 
 
 def time_of(name: str, value: Any) -> int:
-    """One time in microseconds since 1970-01-01; `NO_TIME` if missing."""
+    """A value as microseconds since 1970-01-01; `NO_TIME` if missing."""
     if value is None or (isinstance(value, str) and not value):
         return NO_TIME
     if isinstance(value, str):
         try:
             value = dt.datetime.fromisoformat(value)
         except ValueError:
-            raise _refused(name, value, "time as of ISO 8601") from None
+            raise _invalid(name, value, "ISO 8601 time") from None
     if value != value:  # NaN, NaT
         return NO_TIME
     if isinstance(value, np.datetime64):
@@ -96,22 +94,22 @@ def time_of(name: str, value: Any) -> int:
         return (plain - _EPOCH) // _MICROSECOND
     if isinstance(value, dt.date):
         return (value.toordinal() - _EPOCH.toordinal()) * DAY_US
-    raise _refused(name, value, "time: give a datetime, date, datetime64 or text as of ISO 8601")
+    raise _invalid(name, value, "time: give a datetime, date, datetime64 or ISO 8601 text")
 
 
 def text_of(name: str, value: Any) -> str | None:
-    """One text; None if missing."""
+    """A value as text; None if missing."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, float | np.floating) and value != value:
         return None
-    raise _refused(name, value, "text")
+    raise _invalid(name, value, "text")
 
 
-def _refused(name: str, value: Any, wanted: str) -> DataError:
+def _invalid(name: str, value: Any, expected: str) -> DataError:
     shown = repr(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return DataError(f"{name}: {shown} ({type(value).__name__}) is no {wanted}")
+    return DataError(f"{name}: {shown} ({type(value).__name__}) is not a valid {expected}")
 
 
 # --- columns ---
@@ -121,7 +119,7 @@ def numbers(name: str, column: Any) -> np.ndarray:
     """A column of numbers, float64 `(n,)`, contiguous.
 
     Raises:
-        DataError: A value is no number.
+        DataError: A value is not a number.
     """
     if _is_arrow(column):
         kind, t = column.type, pa.types
@@ -136,20 +134,20 @@ def numbers(name: str, column: Any) -> np.ndarray:
     return np.array([number_of(name, value) for value in column], np.float64)
 
 
-def categories(name: str, column: Any) -> Coded:
+def categories(name: str, column: Any) -> CodedColumn:
     """A column of categories.
 
     Raises:
-        DataError: A value is no category.
+        DataError: A value is not a category.
     """
     return _coded(name, column, category_of)
 
 
-def texts(name: str, column: Any) -> Coded:
+def texts(name: str, column: Any) -> CodedColumn:
     """A column of texts.
 
     Raises:
-        DataError: A value is no text.
+        DataError: A value is not text.
     """
     return _coded(name, column, text_of)
 
@@ -158,7 +156,7 @@ def times(name: str, column: Any) -> np.ndarray:
     """A column of times, int64 `(n,)`, in microseconds since 1970-01-01; `NO_TIME` if missing.
 
     Raises:
-        DataError: A value is no time.
+        DataError: A value is not a time.
     """
     if _is_arrow(column):
         return _arrow_times(name, column)
@@ -183,30 +181,30 @@ def _arrow_times(name: str, column: Any) -> np.ndarray:
         return np.where(ticks == NO_TIME, NO_TIME, ticks * factor)
     if t.is_string(kind) or t.is_large_string(kind):
         coded = texts(name, column)
-        known = [time_of(name, value) for value in coded.values]
-        return np.array([*known, NO_TIME], np.int64)[coded.codes]
+        ticks = [time_of(name, value) for value in coded.values]
+        return np.array([*ticks, NO_TIME], np.int64)[coded.codes]
     return np.array([time_of(name, value) for value in column.to_pylist()], np.int64)
 
 
-def _coded(name: str, column: Any, convert: Callable[[str, Any], str | None]) -> Coded:
+def _coded(name: str, column: Any, convert: Callable[[str, Any], str | None]) -> CodedColumn:
     if _is_arrow(column):
         return _arrow_coded(name, column, convert)
     if isinstance(column, np.ndarray) and column.dtype.kind in "OUiufb":
         column = column.tolist()
-    if len(column) >= _MANY:
+    if len(column) >= _ENCODED_FROM:
         try:
             return _arrow_coded(name, pa.array(column, from_pandas=True), convert)
         except (pa.ArrowException, OverflowError, UnicodeError):
             pass  # values of several types
     values = [convert(name, value) for value in column]
     codes = np.array([-1 if value is None else row for row, value in enumerate(values)], np.int64)
-    return Coded([value or "" for value in values], codes)
+    return CodedColumn([value or "" for value in values], codes)
 
 
-def _arrow_coded(name: str, column: Any, convert: Callable[[str, Any], str | None]) -> Coded:
+def _arrow_coded(name: str, column: Any, convert: Callable[[str, Any], str | None]) -> CodedColumn:
     kind = column.type
     if pa.types.is_null(kind):
-        return Coded([], np.full(len(column), -1))
+        return CodedColumn([], np.full(len(column), -1))
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
     elif pa.types.is_string_view(kind):
@@ -215,12 +213,12 @@ def _arrow_coded(name: str, column: Any, convert: Callable[[str, Any], str | Non
     codes = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
     values = encoded.dictionary.to_pylist()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return Coded(values, codes)
+        return CodedColumn(values, codes)
     values = [convert(name, value) for value in values]
     if None in values:
         places = [-1 if value is None else row for row, value in enumerate(values)]
         codes = np.array([*places, -1], np.int64)[codes]
-    return Coded([value or "" for value in values], codes)
+    return CodedColumn([value or "" for value in values], codes)
 
 
 def _is_arrow(column: Any) -> bool:

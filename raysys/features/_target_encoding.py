@@ -1,4 +1,4 @@
-"""Target means: of all rows for what is served, without a row's own target for training."""
+"""Target means: over all rows for serving, without a row's own target for training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysys.features import _raw_inputs as _inputs
-from raysys.features._hashing import hashes_of, joined_arrays
+from raysys.features._hashing import hashes_of, pair_hashes
 from raysys.features._raw_inputs import NO_TIME
 
 if TYPE_CHECKING:
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from raysys.features._transform_base import State
     from raysys.features._transforms import TargetEncoded
 
-# Categories that one block reports, so that the driver holds little.
+# Limit of the categories that one block reports, which bounds the driver's memory.
 CATEGORY_CAP = 100_000
 ROW = "_raysys_row"
 
 
-class Counts(NamedTuple):
-    """Rows with a target and the sum of it, by category and fold.
+class TargetCounts(NamedTuple):
+    """Rows with a target and the sum of the targets, by category and fold.
 
     Attributes:
-        values: The categories; two more rows of the arrays are that of missing ones, and that of
-            all that are not reported.
-        rows: float64 `(categories + 2, folds + 1)`; the last column is that of all folds.
-        sums: As `rows`.
+        values: Categories. The arrays have two more rows: missing categories, then unreported
+            ones.
+        rows: Number of rows, float64 `(categories + 2, folds + 1)`; the last column is the total.
+        sums: Sum of the targets, shaped as `rows`.
     """
 
     values: list[str]
@@ -38,36 +38,38 @@ class Counts(NamedTuple):
     sums: np.ndarray
 
 
-def counts(block: pa.Table, transform: TargetEncoded, name: str, row_number: str | None) -> Counts:
-    """Of one block.
+def target_counts(
+    block: pa.Table, transform: TargetEncoded, name: str, row_number: str | None
+) -> TargetCounts:
+    """Counts of one block.
 
     Args:
-        block: Rows.
-        transform: Its target, and how folds are made.
-        name: The column of categories.
-        row_number: The column that numbers the rows, for folds; None makes none.
+        block: The rows.
+        transform: Definition of the target and the folds.
+        name: Column of categories.
+        row_number: Column that numbers the rows, for folds; None makes no folds.
     """
     values, codes = _inputs.categories(name, block[name])
     target = _inputs.numbers(transform.target, block[transform.target])
-    there = np.flatnonzero(np.isfinite(target))
-    known = np.where(codes < 0, len(values), codes)[there]
-    folds = 0 if row_number is None else transform.folds
+    present = np.flatnonzero(np.isfinite(target))
+    category = np.where(codes < 0, len(values), codes)[present]
+    folds = 0 if row_number is None else transform.cv
     rows, sums = np.zeros((2, len(values) + 2, folds + 1))
-    rows[:, -1] = np.bincount(known, minlength=len(rows))
-    sums[:, -1] = np.bincount(known, weights=target[there], minlength=len(rows))
+    rows[:, -1] = np.bincount(category, minlength=len(rows))
+    sums[:, -1] = np.bincount(category, weights=target[present], minlength=len(rows))
     if row_number is not None:
-        cell = known * folds + folds_of(block, transform, row_number)[there]
+        cell = category * folds + folds_of(block, transform, row_number)[present]
         size = len(rows) * folds
         rows[:, :-1] = np.bincount(cell, minlength=size).reshape(-1, folds)
-        sums[:, :-1] = np.bincount(cell, target[there], minlength=size).reshape(-1, folds)
+        sums[:, :-1] = np.bincount(cell, target[present], minlength=size).reshape(-1, folds)
     if len(values) <= CATEGORY_CAP:
-        return Counts(values, rows, sums)
+        return TargetCounts(values, rows, sums)
     order = np.argsort(-rows[:-2, -1], kind="stable")
-    kept, dropped = order[:CATEGORY_CAP], order[CATEGORY_CAP:]
+    frequent, dropped = order[:CATEGORY_CAP], order[CATEGORY_CAP:]
     for array in (rows, sums):
         array[-1] = array[dropped].sum(axis=0)
-    both = [*kept.tolist(), -2, -1]
-    return Counts([values[place] for place in kept], rows[both], sums[both])
+    places = [*frequent.tolist(), -2, -1]
+    return TargetCounts([values[place] for place in frequent], rows[places], sums[places])
 
 
 def folds_of(block: pa.Table, transform: TargetEncoded, row_number: str) -> np.ndarray:
@@ -77,12 +79,12 @@ def folds_of(block: pa.Table, transform: TargetEncoded, row_number: str) -> np.n
     else:
         values, codes = _inputs.categories(transform.group, block[transform.group])
         hashes = hashes_of(values)[codes]
-    mixed = joined_arrays(hashes, np.full(len(hashes), transform.seed, np.uint64))
-    return (mixed % np.uint64(transform.folds)).astype(np.int64)
+    mixed = pair_hashes(hashes, np.full(len(hashes), transform.seed, np.uint64))
+    return (mixed % np.uint64(transform.cv)).astype(np.int64)
 
 
-def merged(parts: Sequence[Counts]) -> Counts:
-    """The counts of all blocks, added in their order."""
+def merge_counts(parts: Sequence[TargetCounts]) -> TargetCounts:
+    """Counts of all blocks, added in their order."""
     index: dict[str, int] = {}
     places = [[index.setdefault(value, len(index)) for value in part.values] for part in parts]
     rows, sums = np.zeros((2, len(index) + 2, parts[0].rows.shape[1]))
@@ -90,32 +92,32 @@ def merged(parts: Sequence[Counts]) -> Counts:
         at = np.array([*place, -2, -1], np.int64)
         np.add.at(rows, at, part.rows)
         np.add.at(sums, at, part.sums)
-    return Counts(list(index), rows, sums)
+    return TargetCounts(list(index), rows, sums)
 
 
-def smoothed(rows: Any, sums: Any, prior: Any, smoothing: float) -> np.ndarray:
-    """The mean of a target, drawn towards the prior as if `smoothing` rows had it."""
-    weight = np.asarray(rows + smoothing, np.float64)
+def smoothed(rows: Any, sums: Any, prior: Any, smooth: float) -> np.ndarray:
+    """Mean of a target, shrunk towards the prior as if `smooth` rows had it."""
+    weight = np.asarray(rows + smooth, np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(weight > 0, (sums + smoothing * prior) / weight, prior)
+        return np.where(weight > 0, (sums + smooth * prior) / weight, prior)
 
 
 def _prior(rows: Any, sums: Any) -> np.ndarray:
-    """The mean of the target; 0 where no row counts."""
+    """Mean of the target; 0 without rows."""
     return np.divide(sums, rows, out=np.zeros(np.shape(sums)), where=np.asarray(rows) > 0)
 
 
-def means(found: Counts, transform: TargetEncoded) -> State:
-    """What is served: the means over all rows."""
-    rows, sums = found.rows[:, -1], found.sums[:, -1]
+def means(counts: TargetCounts, transform: TargetEncoded) -> State:
+    """State for serving: the means over all rows."""
+    rows, sums = counts.rows[:, -1], counts.sums[:, -1]
     prior = float(_prior(rows.sum(keepdims=True), sums.sum(keepdims=True))[0])
-    encoded = smoothed(rows, sums, prior, transform.smoothing)
-    known = [place for place in range(len(found.values)) if rows[place]]
-    known.sort(key=lambda place: (-rows[place], found.values[place]))
-    kept = sorted(known[: transform.most], key=found.values.__getitem__)
+    encoded = smoothed(rows, sums, prior, transform.smooth)
+    places = [place for place in range(len(counts.values)) if rows[place]]
+    places.sort(key=lambda place: (-rows[place], counts.values[place]))
+    frequent = sorted(places[: transform.max_categories], key=counts.values.__getitem__)
     return {
-        "categories": [found.values[place] for place in kept],
-        "means": encoded[kept],
+        "categories": [counts.values[place] for place in frequent],
+        "means": encoded[frequent],
         "missing": float(encoded[-2]),
         "prior": prior,
     }
@@ -125,25 +127,25 @@ def means(found: Counts, transform: TargetEncoded) -> State:
 
 
 class OutOfFold(NamedTuple):
-    """Means of the rows of the other folds.
+    """Means over the rows outside each fold.
 
     Attributes:
-        places: Of each category, its row in `means`.
-        means: float64 `(categories + 2, folds)`; the last row is for categories that have none,
-            the one before for missing ones.
+        places: Row of each category in `means`.
+        means: Means by category and fold, float64 `(categories + 2, folds)`; the last row is for
+            categories without a row of their own, the one before for missing ones.
     """
 
     places: dict[str, int]
     means: np.ndarray
 
 
-def out_of_fold(found: Counts, transform: TargetEncoded) -> OutOfFold:
-    """Of the counts by fold."""
-    rows = found.rows[:, -1:] - found.rows[:, :-1]
-    sums = found.sums[:, -1:] - found.sums[:, :-1]
+def out_of_fold(counts: TargetCounts, transform: TargetEncoded) -> OutOfFold:
+    """Out-of-fold means from the counts by fold."""
+    rows = counts.rows[:, -1:] - counts.rows[:, :-1]
+    sums = counts.sums[:, -1:] - counts.sums[:, :-1]
     prior = _prior(rows.sum(axis=0), sums.sum(axis=0))
-    encoded = smoothed(rows, sums, prior, transform.smoothing)
-    places = {value: place for place, value in enumerate(found.values)}
+    encoded = smoothed(rows, sums, prior, transform.smooth)
+    places = {value: place for place, value in enumerate(counts.values)}
     encoded[-1] = prior
     return OutOfFold(places, encoded)
 
@@ -151,7 +153,7 @@ def out_of_fold(found: Counts, transform: TargetEncoded) -> OutOfFold:
 def encode_out_of_fold(
     block: pa.Table, transform: TargetEncoded, name: str, learned: OutOfFold
 ) -> np.ndarray:
-    """A block's training values, float64 `(n,)`."""
+    """Training values of a block, float64 `(n,)`."""
     values, codes = _inputs.categories(name, block[name])
     last = len(learned.means) - 1
     places = np.array([*(learned.places.get(v, last) for v in values), last - 1], np.int64)
@@ -159,53 +161,54 @@ def encode_out_of_fold(
 
 
 def by_time(block: pa.Table, transform: TargetEncoded, name: str) -> pa.Table:
-    """Rows with a target and the sum of it, by category and time."""
+    """Rows with a target and the sum of the targets, by category and time."""
     assert transform.time is not None
     values, codes = _inputs.categories(name, block[name])
     times = _inputs.times(transform.time, block[transform.time])
     target = _inputs.numbers(transform.target, block[transform.target])
-    there = np.isfinite(target) & (times != NO_TIME)
+    present = np.isfinite(target) & (times != NO_TIME)
     category = pa.array(values, pa.large_string()).take(
-        pa.array(codes[there], mask=codes[there] < 0)
+        pa.array(codes[present], mask=codes[present] < 0)
     )
-    rows = pa.table({"category": category, "time": times[there], "target": target[there]})
-    made = rows.group_by(["category", "time"], use_threads=False).aggregate(
+    rows = pa.table({"category": category, "time": times[present], "target": target[present]})
+    counted = rows.group_by(["category", "time"], use_threads=False).aggregate(
         [("target", "count"), ("target", "sum")]
     )
-    return made.rename_columns(["category", "time", "rows", "sums"])
+    return counted.rename_columns(["category", "time", "rows", "sums"])
 
 
 def encode_by_time(
     block: pa.Table, transform: TargetEncoded, name: str, learned: Table
 ) -> np.ndarray:
-    """A block's training values by rows of strictly earlier times, float64 `(n,)`.
+    """Training values of a block from rows of strictly earlier times, float64 `(n,)`.
 
     Args:
-        block: Rows.
-        transform: Its target and its time.
-        name: The column of categories.
-        learned: What `by_time` gives, of all blocks. This task holds it whole: one row for each
-            category and time that occur together.
+        block: The rows.
+        transform: Definition of the target and the time.
+        name: Column of categories.
+        learned: Results of `by_time` for all blocks. The task loads all of it: one row for each
+            pair of category and time.
     """
     assert transform.time is not None
     counted = learned.arrow()
-    known, of = _inputs.categories(name, counted["category"])
-    of = np.where(of < 0, len(known), of)
+    categories, category = _inputs.categories(name, counted["category"])
+    category = np.where(category < 0, len(categories), category)
     moments, moment = np.unique(counted["time"].to_numpy(), return_inverse=True)
     rows = counted["rows"].to_numpy().astype(np.float64)
     sums = counted["sums"].to_numpy()
 
     values, codes = _inputs.categories(name, block[name])
-    index = {value: place for place, value in enumerate(known)}
-    place = np.array([*(index.get(v, len(known) + 1) for v in values), len(known)], np.int64)[codes]
+    index = {value: place for place, value in enumerate(categories)}
+    last = len(categories)
+    place = np.array([*(index.get(v, last + 1) for v in values), last], np.int64)[codes]
     times = _inputs.times(transform.time, block[transform.time])
     delay = round(transform.delay_s * 1e6)
-    # A missing time is before all others: nothing is known to be earlier.
+    # A missing time precedes all times: no row is earlier.
     rank = np.searchsorted(moments, np.maximum(times, NO_TIME + delay) - delay, side="left")
 
-    # All pairs of (category, time) in order: what is earlier within a category is a slice.
+    # All pairs of (category, time) in order: the earlier rows of a category are a slice.
     width = len(moments) + 1
-    key = of * width + moment
+    key = category * width + moment
     order = np.argsort(key, kind="stable")
     key = key[order]
     first = np.searchsorted(key, place * width)
@@ -216,9 +219,9 @@ def encode_by_time(
     )
     prior = _prior(all_rows, all_sums)
     in_category = row_runs[until] - row_runs[first], sum_runs[until] - sum_runs[first]
-    return smoothed(*in_category, prior, transform.smoothing)
+    return smoothed(*in_category, prior, transform.smooth)
 
 
 def _before(weights: np.ndarray) -> np.ndarray:
-    """Running sums, each without its own."""
+    """Exclusive running sums."""
     return np.concatenate([[0.0], np.cumsum(weights)])

@@ -1,4 +1,4 @@
-"""What every transform is: columns, options that are checked, names of what it makes."""
+"""Base of the transforms: columns, validated options, names of the features."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pydantic import BaseModel, Field, ValidationError
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
-# What a transform learns of one of its columns: numbers, lists of texts, float64 arrays.
+# Learned from one column by a transform: numbers, lists of texts, float64 arrays.
 State = dict[str, Any]
 
 
 class Transform(BaseModel, frozen=True, extra="forbid"):
     """Base of the transforms.
 
-    Each has an initializer of its own that hands on to this one: type checkers would otherwise
-    take `columns` for a keyword.
+    Subclasses define an initializer that calls this one: type checkers would otherwise take
+    `columns` for a keyword.
 
     Attributes:
-        columns: Columns of the table, fields of a request, that it reads.
+        columns: Input columns of the table, fields of a request.
     """
 
     columns: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -33,34 +33,33 @@ class Transform(BaseModel, frozen=True, extra="forbid"):
         except ValidationError as error:
             raise DataError(f"{type(self).__name__}({columns!r}): {first_fault(error)}") from error
 
-    def needs(self) -> list[str]:
-        """The columns that a table must have for it to be fitted."""
+    def required_columns(self) -> list[str]:
+        """Columns that a table must have to fit the transform."""
         return list(self.columns)
 
-    def names(self, states: Sequence[State]) -> list[str]:
-        """Names of the columns that it makes, in order."""
+    def feature_names(self, states: Sequence[State]) -> list[str]:
+        """Names of the output columns, in order."""
         raise NotImplementedError
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first thing that a definition gets wrong, with the option named."""
+    """First error of a definition, with the option named."""
     fault = error.errors()[0]
     place = ".".join(str(part) for part in fault["loc"]) or "options"
     return f"{place}: {fault['msg']}; given: {fault['input']!r}"
 
 
-def checked_names(names: Sequence[str], kept: Mapping[str, Any] | Sequence[str] = ()) -> list[str]:
-    """The names, if no two are the same.
+def check_unique(names: Iterable[str], keep: Iterable[str] = ()) -> None:
+    """Refuse names that occur twice, or in `keep`.
 
     Raises:
-        DataError: Two are.
+        DataError: A name occurs twice.
     """
-    seen = set(kept)
+    seen = set(keep)
     for name in names:
         if name in seen:
             raise DataError(
-                f"two columns would be named {name!r}: each column may be in one transform of a "
-                "kind, and be kept only under another name"
+                f"two columns would be named {name!r}: use each column in one transform of a kind, "
+                "and rename a column to keep that has the name of a feature"
             )
         seen.add(name)
-    return list(names)

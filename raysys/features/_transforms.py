@@ -1,4 +1,4 @@
-"""The transforms that a featurizer is made of: plain, validated definitions."""
+"""The transforms of a featurizer: plain, validated definitions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CalendarField = Literal[
     "minute", "epoch_day",
 ]  # fmt: skip
 Encode = Literal["onehot", "ordinal"]
-# A column of buckets is float32, which holds every integer up to here.
-Buckets = Annotated[int, Field(ge=2, le=1 << 24)]
+# A column of buckets is float32, which holds every integer up to this limit.
+BucketCount = Annotated[int, Field(ge=2, le=1 << 24)]
 
 
 class Numeric(Transform, frozen=True):
@@ -28,49 +28,49 @@ class Numeric(Transform, frozen=True):
     NaN and infinities count as missing; a result beyond the range of float32 is infinite.
 
     Attributes:
-        impute: What stands for a missing value: the "mean" or "median" of those that are there,
-            or a number. None leaves NaN, for models that know what to do with it.
-        indicator: Adds a column `<column>_missing` of 0 and 1.
-        log: Takes sign(x) * log(1 + abs(x)), which is log1p for what is not negative.
+        impute: Replacement of missing values: the "mean" or "median" of the present ones, or a
+            number. None leaves NaN, for models that handle it.
+        add_indicator: Adds a column `<column>_missing` of 0 and 1.
+        log: Applies sign(x) * log(1 + abs(x)), which is log1p for values from 0 on.
         scale: "standard" gives mean 0 and variance 1, "minmax" values from 0 to 1, over the
-            imputed values that it is fitted on. A column with one value is only shifted.
+            imputed values of the fitted table. A constant column is only shifted.
     """
 
     kind: Literal["numeric"] = "numeric"
     impute: Literal["mean", "median"] | FiniteFloat | None = "mean"
-    indicator: bool = True
+    add_indicator: bool = True
     log: bool = False
     scale: Literal["standard", "minmax"] | None = None
 
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.names`."""
-        flags = [f"{name}_missing" for name in self.columns] if self.indicator else []
+    def feature_names(self, states: Sequence[State]) -> list[str]:
+        """See `Transform.feature_names`."""
+        flags = [f"{name}_missing" for name in self.columns] if self.add_indicator else []
         return [*self.columns, *flags]
 
 
 class Binned(Transform, frozen=True):
-    """Numbers cut into bins; a bin holds its lower edge, not its upper one.
+    """Numbers cut into bins that include their lower edge and exclude their upper one.
 
     Attributes:
-        bins: How many; fewer where edges coincide.
-        by: "quantile" for bins of equally many rows, "uniform" for bins of equal width.
+        n_bins: Number of bins; fewer result where edges coincide.
+        strategy: "quantile" for bins of equally many rows, "uniform" for bins of equal width.
         encode: "onehot" gives a column a bin, all 0 for a missing value; "ordinal" the number
             of the bin, -1 for a missing value.
     """
 
     kind: Literal["binned"] = "binned"
-    bins: int = Field(8, ge=2, le=4096)
-    by: Literal["quantile", "uniform"] = "quantile"
+    n_bins: int = Field(8, ge=2, le=4096)
+    strategy: Literal["quantile", "uniform"] = "quantile"
     encode: Encode = "onehot"
 
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.names`."""
+    def feature_names(self, states: Sequence[State]) -> list[str]:
+        """See `Transform.feature_names`."""
         if self.encode == "ordinal":
             return [f"{name}_bin" for name in self.columns]
         pairs = zip(self.columns, states, strict=True)
@@ -81,11 +81,11 @@ class Cyclic(Transform, frozen=True):
     """Numbers on a circle, as sines and cosines of 1, 2, ... turns; 0 for a missing value.
 
     Positional features as in Vaswani et al., "Attention is all you need" (2017, section 3.5),
-    with harmonics of a known period for frequencies.
+    with harmonics of a given period for frequencies.
 
     Attributes:
-        period: After which the values start again: 24 for hours, 1440 for minutes of a day.
-        harmonics: How many frequencies.
+        period: Length after which values repeat: 24 for hours, 1440 for minutes of a day.
+        harmonics: Number of frequencies.
     """
 
     kind: Literal["cyclic"] = "cyclic"
@@ -95,8 +95,8 @@ class Cyclic(Transform, frozen=True):
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.names`."""
+    def feature_names(self, states: Sequence[State]) -> list[str]:
+        """See `Transform.feature_names`."""
         turns = range(1, self.harmonics + 1)
         return [
             f"{name}_{wave}{turn}"
@@ -107,7 +107,7 @@ class Cyclic(Transform, frozen=True):
 
 
 class Calendar(Transform, frozen=True):
-    """What a calendar says of times; -1 for a missing one.
+    """Calendar fields of times; -1 for a missing time.
 
     Attributes:
         fields: `weekday` is 0 on Monday, `weekend` 1 on Saturday and Sunday, `week` the ISO one,
@@ -120,79 +120,80 @@ class Calendar(Transform, frozen=True):
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.names`."""
+    def feature_names(self, states: Sequence[State]) -> list[str]:
+        """See `Transform.feature_names`."""
         return [f"{name}_{field}" for name in self.columns for field in self.fields]
 
 
 class OneHot(Transform, frozen=True):
-    """Categories, a column for each of the frequent ones: of all of them one is 1.
+    """Categories as one column of 0 and 1 for each frequent one.
 
     Attributes:
-        most: How many categories get a column of their own, the most frequent. All others,
-            unseen ones among them, share `<column>_other`; a missing one is `<column>_missing`.
+        max_categories: Categories with a column of their own, the most frequent ones.
+            Infrequent and unseen ones share `<column>_other`, and a missing value is
+            `<column>_missing`; scikit-learn counts these two in its `max_categories`.
     """
 
     kind: Literal["onehot"] = "onehot"
-    most: int = Field(20, ge=1, le=10_000)
+    max_categories: int = Field(20, ge=1, le=10_000)
 
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.names`."""
-        made = []
+    def feature_names(self, states: Sequence[State]) -> list[str]:
+        """See `Transform.feature_names`."""
+        names = []
         for name, state in zip(self.columns, states, strict=True):
-            made += [f"{name}={category}" for category in state["categories"]]
-            made += [f"{name}_other", f"{name}_missing"]
-        return made
+            names += [f"{name}={category}" for category in state["categories"]]
+            names += [f"{name}_other", f"{name}_missing"]
+        return names
 
 
 class Hashed(Transform, frozen=True):
-    """Categories without a list of them, for those that nobody has seen yet.
+    """Categories by their hash, for those that may be unseen when fitting.
 
     The hashing trick (Weinberger et al., "Feature hashing for large scale multitask learning",
     2009), without signs.
 
     Attributes:
-        buckets: How many; categories in one bucket are the same to the model.
+        buckets: Number of buckets; a model cannot tell the categories in one bucket apart.
         encode: "onehot" gives a column a bucket, all 0 for a missing value; "ordinal" the
             number of the bucket, for an embedding or trees, -1 for a missing value.
     """
 
     kind: Literal["hashed"] = "hashed"
-    buckets: Buckets
+    buckets: BucketCount
     encode: Encode = "onehot"
 
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.names`."""
+    def feature_names(self, states: Sequence[State]) -> list[str]:
+        """See `Transform.feature_names`."""
         return [
             bucket for n in self.columns for bucket in bucket_names(n, self.buckets, self.encode)
         ]
 
 
 class Crossed(Transform, frozen=True):
-    """Combinations of categories, hashed; a missing one combines like any other.
+    """Combinations of categories, hashed; a missing value combines like any category.
 
     Attributes:
-        columns: Two or more that are combined with each other.
-        buckets: As of `Hashed`.
-        encode: As of `Hashed`.
+        columns: Two or more columns to combine with each other.
+        buckets: Number of buckets, as for `Hashed`.
+        encode: Output encoding, as for `Hashed`.
     """
 
     kind: Literal["crossed"] = "crossed"
     columns: tuple[str, ...] = Field(min_length=2)
-    buckets: Buckets
+    buckets: BucketCount
     encode: Encode = "onehot"
 
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.names`."""
+    def feature_names(self, states: Sequence[State]) -> list[str]:
+        """See `Transform.feature_names`."""
         return bucket_names("*".join(self.columns), self.buckets, self.encode)
 
 
@@ -202,79 +203,80 @@ class TextHashed(Transform, frozen=True):
     Words are runs of letters, digits and underscores, in lower case.
 
     Attributes:
-        buckets: How many.
-        ngrams: The longest run of words that counts as one.
+        buckets: Number of buckets.
+        ngrams: Longest n-gram to count; all shorter ones count too.
     """
 
     kind: Literal["text_hashed"] = "text_hashed"
-    buckets: Buckets
+    buckets: BucketCount
     ngrams: int = Field(1, ge=1, le=8)
 
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.names`."""
+    def feature_names(self, states: Sequence[State]) -> list[str]:
+        """See `Transform.feature_names`."""
         return [bucket for n in self.columns for bucket in bucket_names(n, self.buckets, "onehot")]
 
 
 class TargetEncoded(Transform, frozen=True):
-    """Categories as the mean of a target over their rows, drawn towards the mean of all.
+    """Categories as the mean of a target over their rows, shrunk towards the overall mean.
 
-    (sum + smoothing * mean of all) / (count + smoothing): Micci-Barreca, "A preprocessing scheme
-    for high-cardinality categorical attributes" (2001), equations 3 and 4 with the weight of the
-    m-estimate. A missing value is a category of its own; an unseen one gets the mean of all.
+    (sum + smooth * overall mean) / (count + smooth): Micci-Barreca, "A preprocessing scheme for
+    high-cardinality categorical attributes" (2001), equations 3 and 4 with the weight of the
+    m-estimate. A missing value is a category of its own; an unseen one gets the overall mean.
 
     A training row must not see its own target: use `Featurizer.fit_transform`. It encodes a row
-    out-of-fold, with the statistics of the other folds; or, with `time`, by the ordered
-    statistics of CatBoost (Prokhorenkova et al., 2018, section 3.2) with time for the order: only
-    rows of strictly earlier times count, those of the same time not.
+    out-of-fold, with the statistics of the remaining folds; or, with `time`, by the ordered
+    statistics of CatBoost (Prokhorenkova et al., 2018, section 3.2) in the order of time: only
+    rows of strictly earlier times count.
 
     Attributes:
-        target: Column of numbers or booleans; rows without it do not count.
-        smoothing: Rows that the mean of all weighs.
-        folds: Of `fit_transform`. A row's fold is a hash of its number.
-        group: Rows that are equal in this column share a fold (people, sessions).
-        time: Column of times; goes without folds. Where nothing is earlier, as for a row without
-            a time, the mean of all is 0.
-        delay_s: Seconds after a row's time at which its target is known: earlier by more counts.
-        seed: Of the folds.
-        most: Categories kept, the most frequent.
+        target: Column of numbers or booleans; rows without a target do not count.
+        smooth: Weight of the overall mean, in rows.
+        cv: Number of folds of `fit_transform`. A row's fold is a hash of its number.
+        group: Column of groups (people, sessions); the rows of a group share a fold.
+        time: Column of times; replaces the folds. Where nothing is earlier, as for a row without
+            a time, the overall mean is 0.
+        delay_s: Seconds after a row's time at which its target is known: rows count only if they
+            are earlier by more than this.
+        seed: Seed of the folds.
+        max_categories: Number of stored categories, the most frequent ones.
     """
 
     kind: Literal["target_encoded"] = "target_encoded"
     target: str
-    smoothing: float = Field(20.0, ge=0, allow_inf_nan=False)
-    folds: int = Field(5, ge=2, le=100)
+    smooth: float = Field(20.0, ge=0, allow_inf_nan=False)
+    cv: int = Field(5, ge=2, le=100)
     group: str | None = None
     time: str | None = None
     delay_s: float = Field(0.0, ge=0, le=1e11)
     seed: int = Field(0, ge=0)
-    most: int = Field(100_000, ge=1, le=100_000)
+    max_categories: int = Field(100_000, ge=1, le=100_000)
 
     @model_validator(mode="after")
-    def _one_way(self) -> TargetEncoded:
+    def _check_order(self) -> TargetEncoded:
         if self.group is not None and self.time is not None:
-            raise ValueError("group= makes folds and time= goes without them: give one of them")
+            raise ValueError("group= makes folds and time= replaces folds: give one of them")
         if self.delay_s and self.time is None:
             raise ValueError("delay_s= is counted from a row's time: give time= as well")
         return self
 
-    def needs(self) -> list[str]:
-        """See `Transform.needs`."""
-        also = (self.target, self.group, self.time)
-        return [*self.columns, *(name for name in also if name is not None)]
+    def required_columns(self) -> list[str]:
+        """See `Transform.required_columns`."""
+        extra = (self.target, self.group, self.time)
+        return [*self.columns, *(name for name in extra if name is not None)]
 
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.names`."""
+    def feature_names(self, states: Sequence[State]) -> list[str]:
+        """See `Transform.feature_names`."""
         return [f"{name}_mean_{self.target}" for name in self.columns]
 
 
 def bucket_names(name: str, buckets: int, encode: Encode) -> list[str]:
-    """Names of a hashed column's columns."""
+    """Names of the features of a hashed column."""
     if encode == "ordinal":
         return [f"{name}_bucket"]
     return [f"{name}#{bucket}" for bucket in range(buckets)]

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
+from raysys.data import splitmix64
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -314,14 +315,9 @@ def with_id(ids: np.ndarray, attributes: pa.Table) -> pa.Table:
 
 
 def shard_of(ids: np.ndarray, shards: int) -> np.ndarray:
-    """The shard that a row belongs to, int64 `(n,)`, whatever pattern the ids have.
-
-    The mixing function is SplitMix64's finaliser (Steele, Lea & Flood, 2014, fig. 16).
-    """
-    mixed = np.asarray(ids, np.int64).view(np.uint64).copy()
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(shards)).astype(np.int64)
+    """Shard of each id, int64 `(n,)`; any pattern of ids spreads evenly."""
+    mixed = splitmix64(np.asarray(ids, np.int64).view(np.uint64), increment=0)
+    return (mixed % np.uint64(shards)).astype(np.int64)
 
 
 def vector_column(vectors: np.ndarray) -> pa.Array:

@@ -1,4 +1,4 @@
-"""A stand-in for a Table, of blocks in this process: the fit's own work, without a cluster."""
+"""A substitute for a Table with blocks in this process: fits without a cluster."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -21,7 +21,7 @@ class Local:
         self.schema, self.rows = rows.schema, len(rows)
 
     def materialize(self) -> None:
-        """Its blocks are there."""
+        """Do nothing: the blocks are in memory."""
 
     def gather(self, function: Callable[..., Any], *args: Any, name: str) -> list[Any]:
         return [function(block, *args) for block in self.blocks]
@@ -38,9 +38,9 @@ def fit(
 
 
 def bulk(fitted: FittedFeaturizer, rows: pa.Table | dict[str, Any]) -> dict[str, np.ndarray]:
-    """The features of rows as a Table's blocks make them, by name."""
+    """Features of rows as a task computes them for a block, by name."""
     table = rows if isinstance(rows, pa.Table) else pa.table(rows)
-    made = featurize(table, fitted, {}, {}, [])
-    assert made.column_names == list(fitted.names)
-    assert set(made.schema.types) == {pa.float32()}
-    return {name: made[name].to_numpy() for name in made.column_names}
+    features = featurize(table, fitted, {}, {}, [])
+    assert features.column_names == list(fitted.feature_names)
+    assert set(features.schema.types) == {pa.float32()}
+    return {name: features[name].to_numpy() for name in features.column_names}

@@ -9,13 +9,13 @@ import pytest
 
 from raysys.errors import DataError
 from raysys.features import _raw_inputs as _inputs
-from raysys.features._raw_inputs import NO_TIME, Coded
+from raysys.features._raw_inputs import NO_TIME, CodedColumn
 
 MOMENT = dt.datetime(2013, 5, 17, 6, 30, 0, 250)
 MICROS = int(pd.Timestamp(MOMENT).value // 1000)
 
 
-def _decoded(coded: Coded) -> list[str | None]:
+def _decoded(coded: CodedColumn) -> list[str | None]:
     return [None if code < 0 else coded.values[code] for code in coded.codes]
 
 
@@ -41,9 +41,9 @@ def test_numbers_of_booleans_and_of_no_type() -> None:
     assert np.isnan(_inputs.numbers("x", pa.nulls(3))).all()
 
 
-@pytest.mark.parametrize("repeat", [1, 40])  # value by value, and by distinct values
+@pytest.mark.parametrize("repeat", [1, 40])  # one by one, and dictionary-encoded
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("raw", "expected"),
     [
         (["a", None, "", "a"], ["a", None, "", "a"]),
         ([5, None, -3, 5], ["5", None, "-3", "5"]),
@@ -52,11 +52,11 @@ def test_numbers_of_booleans_and_of_no_type() -> None:
         ([2**70, "x"], [str(2**70), "x"]),
     ],
 )
-def test_categories(given: list[Any], expected: list[str | None], repeat: int) -> None:
-    assert _decoded(_inputs.categories("c", given * repeat)) == expected * repeat
-    objects = np.array(given * repeat, object)
+def test_categories(raw: list[Any], expected: list[str | None], repeat: int) -> None:
+    assert _decoded(_inputs.categories("c", raw * repeat)) == expected * repeat
+    objects = np.array(raw * repeat, object)
     assert _decoded(_inputs.categories("c", objects)) == expected * repeat
-    assert [_inputs.category_of("c", value) for value in given] == expected
+    assert [_inputs.category_of("c", value) for value in raw] == expected
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
@@ -65,7 +65,7 @@ def test_categories_of_arrow_text(kind: pa.DataType) -> None:
     assert _decoded(_inputs.categories("c", column)) == ["a", None, "b", "a"]
 
 
-def test_categories_of_other_arrow_types() -> None:
+def test_categories_of_arrow_types() -> None:
     encoded = pa.array(["a", None, "b"]).dictionary_encode()
     assert _decoded(_inputs.categories("c", encoded)) == ["a", None, "b"]
     assert _decoded(_inputs.categories("c", pa.nulls(2))) == [None, None]
@@ -98,29 +98,29 @@ def test_times(column: Any) -> None:
 
 def test_times_before_1970_and_dates() -> None:
     past = np.array([-1, -1_000_000_001], "datetime64[ns]")
-    expected = [-1, -1_000_001]  # towards the past, never to the next microsecond
+    expected = [-1, -1_000_001]  # rounded down
     assert _inputs.times("t", past).tolist() == expected
     assert _inputs.times("t", pa.array(past)).tolist() == expected
     assert [_inputs.time_of("t", value) for value in past] == expected
     day = dt.date(1969, 12, 30)
     for column in ([day], pa.array([day]), pa.array([day], pa.date64()), np.array([day], "M8[D]")):
         assert _inputs.times("t", column).tolist() == [-2 * 86_400_000_000]
-    whole = pa.array([dt.datetime(1969, 12, 31, 23, 59, 59)], pa.timestamp("s"))
-    assert _inputs.times("t", whole).tolist() == [-1_000_000]
+    seconds = pa.array([dt.datetime(1969, 12, 31, 23, 59, 59)], pa.timestamp("s"))
+    assert _inputs.times("t", seconds).tolist() == [-1_000_000]
 
 
 @pytest.mark.parametrize(
     ("read", "value", "message"),
     [
-        (_inputs.numbers, "12", r"f: '12' \(str\) is no number"),
-        (_inputs.numbers, MOMENT, "f: datetime.datetime.* is no number"),
-        (_inputs.numbers, 10**400, "f: 1000.*is no number"),
-        (_inputs.categories, 1.5, r"f: 1.5 \(float\) is no category"),
-        (_inputs.categories, b"a", r"f: b'a' \(bytes\) is no category"),
-        (_inputs.categories, MOMENT, "f: datetime.datetime.* is no category"),
-        (_inputs.times, 1368772200, r"f: 1368772200 \(int\) is no time"),
-        (_inputs.times, "yesterday", r"f: 'yesterday' \(str\) is no time as of ISO 8601"),
-        (_inputs.texts, 7, r"f: 7 \(int\) is no text"),
+        (_inputs.numbers, "12", r"f: '12' \(str\) is not a valid number"),
+        (_inputs.numbers, MOMENT, "f: datetime.datetime.* is not a valid number"),
+        (_inputs.numbers, 10**400, "f: 1000.*is not a valid number"),
+        (_inputs.categories, 1.5, r"f: 1.5 \(float\) is not a valid category"),
+        (_inputs.categories, b"a", r"f: b'a' \(bytes\) is not a valid category"),
+        (_inputs.categories, MOMENT, "f: datetime.datetime.* is not a valid category"),
+        (_inputs.times, 1368772200, r"f: 1368772200 \(int\) is not a valid time"),
+        (_inputs.times, "yesterday", r"f: 'yesterday' \(str\) is not a valid ISO 8601 time"),
+        (_inputs.texts, 7, r"f: 7 \(int\) is not a valid text"),
     ],
 )
 def test_a_wrong_type_names_field_and_value(read: Any, value: Any, message: str) -> None:

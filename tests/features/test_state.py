@@ -14,48 +14,48 @@ FORMAT_1 = Path(__file__).parent / "format_1"
 
 
 @pytest.mark.parametrize("cuts", [(150,), (0, 0, 1, 7, 100, 299)])
-def test_the_blocks_do_not_matter(cuts: tuple[int, ...]) -> None:
-    exact = [made for made in ALL if getattr(made, "target", "late") == "late"]
+def test_a_fit_does_not_depend_on_the_blocks(cuts: tuple[int, ...]) -> None:
+    exact = [t for t in ALL if getattr(t, "target", "late") == "late"]
     assert len(exact) == len(ALL) - 1
-    whole, cut = fit(rows(), *exact), fit(rows(), *exact, cuts=cuts)
-    np.testing.assert_equal(cut.states, whole.states)
-    # Sums of targets that are no integers are rounded in block order.
-    whole, cut = fit(rows(), *ALL), fit(rows(), *ALL, cuts=cuts)
-    made = [np.stack([f.one(row) for row in rows().to_pylist()]) for f in (whole, cut)]
-    np.testing.assert_allclose(*made, rtol=1e-6)
+    uncut, cut = fit(rows(), *exact), fit(rows(), *exact, cuts=cuts)
+    np.testing.assert_equal(cut.states, uncut.states)
+    # Sums of targets that are not integers are rounded in block order.
+    pair = fit(rows(), *ALL), fit(rows(), *ALL, cuts=cuts)
+    features = [np.stack([f.transform_one(row) for row in rows().to_pylist()]) for f in pair]
+    np.testing.assert_allclose(*features, rtol=1e-6)
 
 
-def test_what_was_saved_answers_as_before(tmp_path: Path) -> None:
+def test_a_loaded_featurizer_gives_the_same_features(tmp_path: Path) -> None:
     fitted = fit(rows(), *ALL)
-    fitted.save(tmp_path / "made" / "here")
-    loaded = FittedFeaturizer.load(tmp_path / "made" / "here")
+    fitted.save(tmp_path / "new" / "folder")
+    loaded = FittedFeaturizer.load(tmp_path / "new" / "folder")
     copied = pickle.loads(pickle.dumps(fitted))
-    for other in (loaded, copied):
-        assert other.definition == fitted.definition
-        assert (other.names, other.inputs) == (fitted.names, fitted.inputs)
-        assert (other.fitted_on, other.rows) == ("local", 300)
+    for copy in (loaded, copied):
+        assert copy.definition == fitted.definition
+        assert (copy.feature_names, copy.inputs) == (fitted.feature_names, fitted.inputs)
+        assert (copy.fitted_on, copy.rows) == ("local", 300)
         for request in [*rows(50).to_pylist(), {}]:
-            assert other.one(request).tobytes() == fitted.one(request).tobytes()
-    content = json.loads((tmp_path / "made" / "here" / "featurizer.json").read_text())
+            assert copy.transform_one(request).tobytes() == fitted.transform_one(request).tobytes()
+    content = json.loads((tmp_path / "new" / "folder" / "featurizer.json").read_text())
     assert content["inputs"]["when"] == "timestamp[us]"
-    assert content["names"] == list(fitted.names)
+    assert content["names"] == list(fitted.feature_names)
 
 
-def test_format_1_is_read_and_answers_as_it_did() -> None:
+def test_format_1_loads_and_gives_the_same_features() -> None:
     fitted = FittedFeaturizer.load(FORMAT_1)
-    known = json.loads((FORMAT_1 / "answers.json").read_text())
-    assert list(fitted.names) == known["names"]
-    for request, answer in zip(known["requests"], known["answers"], strict=True):
+    stored = json.loads((FORMAT_1 / "answers.json").read_text())
+    assert list(fitted.feature_names) == stored["names"]
+    for request, answer in zip(stored["requests"], stored["answers"], strict=True):
         expected = np.array([np.nan if value is None else value for value in answer])
         # NumPy's log1p may differ in the last bit of a float64 between kinds of CPU.
-        np.testing.assert_allclose(fitted.one(request), expected, rtol=2e-7, atol=1e-7)
+        np.testing.assert_allclose(fitted.transform_one(request), expected, rtol=2e-7, atol=1e-7)
 
 
-def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"featurizer\.json is not there"):
+def test_an_unreadable_featurizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"featurizer\.json is missing"):
         FittedFeaturizer.load(tmp_path)
     fit(rows(), *ALL).save(tmp_path)
     file = tmp_path / "featurizer.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
-    with pytest.raises(StorageError, match="has format 2, and this raysys reads up to 1: upgrade"):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 3}))
+    with pytest.raises(StorageError, match="has format 3, and this raysys reads up to 2: upgrade"):
         FittedFeaturizer.load(tmp_path)
