@@ -45,10 +45,7 @@ def fit(
     """
     parts = table.gather(_statistics, transforms, row_number, name="fit_features")
     learned = _Statistics(
-        {
-            key: merge_moments(part["moments"][key] for part in parts)
-            for key in parts[0]["moments"]
-        },
+        {key: merge_moments(part["moments"][key] for part in parts) for key in parts[0]["moments"]},
         _quantiles(table, transforms),
         {name: _added(p["categories"][name] for p in parts) for name in parts[0]["categories"]},
         {

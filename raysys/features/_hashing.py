@@ -1,7 +1,7 @@
 """Hashes of categories and words, part of the format of a stored featurizer: they never change.
 
-CRC-32 (ISO 3309) of the UTF-8 bytes, spread over 64 bits by `splitmix64`. One text costs less than a
-microsecond, which a hash in NumPy does not reach.
+CRC-32 (ISO 3309) of the UTF-8 bytes, spread over 64 bits by `splitmix64`. One text costs less than
+a microsecond, which a hash in NumPy does not reach.
 """
 
 from __future__ import annotations
