@@ -67,7 +67,7 @@ class Config(BaseModel):
 
 def make_job(config: Config) -> workflow.Job:
     """The steps, each with what it is told and whose results it takes."""
-    job = workflow.Job("flight_delays", config, Storage(config.storage))
+    job = workflow.Job("flight_delays", config, Storage(config.storage), measure_traffic=True)
     data = config.data and workflow.InputFiles(config.data)
     workers, seed = config.workers, config.seed
     tables = job.step(etl, data)

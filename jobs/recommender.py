@@ -73,7 +73,7 @@ class Config(Training):
 
 def make_job(config: Config) -> workflow.Job:
     """The steps, each with what it is told and whose results it takes."""
-    job = workflow.Job("recommender", config, Storage(config.storage))
+    job = workflow.Job("recommender", config, Storage(config.storage), measure_traffic=True)
     ratings = config.ratings and workflow.InputFiles(config.ratings)
     training = Training(**config.model_dump(include=set(Training.model_fields)))
     tables = job.step(etl, ratings, blocks=2 * config.workers)

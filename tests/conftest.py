@@ -24,7 +24,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     os.environ["RAYSYS_STORAGE"] = str(tmp_path_factory.mktemp("storage"))
     os.environ.pop("RAY_ADDRESS", None)
-    cluster.connect()
+    cluster.connect(measure_traffic=True)
     yield
     ray.shutdown()
 

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 
+from raysys.ray_internals import process
 from raysys.secrets import cluster_token
 
 # Metadata of a submitted job, given by `raysys submit`: Ray keeps it with the job, and it reaches
@@ -22,8 +23,7 @@ def job_metadata() -> dict[str, str]:
     """What was given with the submission of the job that this process is in; empty outside."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
-        config = ray._private.worker.global_worker.core_worker.get_job_config()
-        return {str(key): str(value) for key, value in config.metadata.items()}
+        return process.job_metadata()
     return dict(json.loads(os.environ.get(_JOB_CONFIG, "{}")).get("metadata", {}))
 
 

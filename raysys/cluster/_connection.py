@@ -11,7 +11,7 @@ from raysys import audit
 from raysys.cluster._autoscaler_limits import ceiling
 from raysys.errors import ResourceError
 from raysys.storage import Storage
-from raysys.telemetry import WORKER_HOOK, set_up
+from raysys.telemetry import set_up, worker_hook
 
 # Modin, Ray Data and the index need a CPU to run a task on while trainers hold theirs: a
 # trainer that takes every CPU starves them for ever, without an error.
@@ -50,19 +50,21 @@ class _Share:
 _share: ContextVar[_Share | None] = ContextVar("share", default=None)
 
 
-def connect(address: str | None = None) -> None:
+def connect(address: str | None = None, *, measure_traffic: bool = False) -> None:
     """Connect this process to Ray; a no-op when it is connected.
 
     Args:
         address: A cluster's address. None takes RAY_ADDRESS (set inside a submitted job),
             else starts one that ends with this process.
+        measure_traffic: Count the bytes that every process of this job reads from the object
+            store; it patches Ray's deserialiser, see `raysys.telemetry.object_store`.
     """
     import ray
 
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "warning",
-        "runtime_env": {"worker_process_setup_hook": WORKER_HOOK},
+        "runtime_env": {"worker_process_setup_hook": worker_hook(measure_traffic=measure_traffic)},
     }
     if not ray.is_initialized():
         audit.record_start(Storage())
@@ -71,7 +73,7 @@ def connect(address: str | None = None) -> None:
             ray.init(address=address, **options)
         else:
             ray.init(address="local", num_cpus=logical_cpus(), **options)
-    set_up()
+    set_up(measure_traffic=measure_traffic)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 from raysys.cluster import raise_priority
 from raysys.errors import RaysysError
@@ -28,6 +27,7 @@ from raysys.gateway._haproxy_process import HAProxy, new_token
 from raysys.gateway._holding_proxy import WaitingRoom
 from raysys.gateway._metrics import GatewayMetrics
 from raysys.gateway._wire import GATEWAY_NAME, GATEWAY_NAMESPACE
+from raysys.ray_internals import key_value
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ANNOUNCE_S = 1.0
 _FORGET_S = 6.0
 _HEAD_AWAY_S = 60.0
-_STATE_KEY = b"raysys-gateway"
+_STATE_KEY = b"gateway"
 _log = logging.getLogger("raysys.gateway")
 
 
@@ -195,7 +195,7 @@ class Gateway:
         self._main.cancel()
         if self._haproxy:
             self._haproxy.stop()
-        _internal_kv_del(_STATE_KEY)
+        key_value.delete(_STATE_KEY)
 
     def _admit(self, server: _Server) -> None:
         """Give a replica of the current version a slot."""
@@ -366,10 +366,10 @@ class Gateway:
         return all(self._live(name) for name in self._state.backends)
 
     def _save(self) -> None:
-        _internal_kv_put(_STATE_KEY, json.dumps(dataclasses.asdict(self._state)).encode())
+        key_value.put(_STATE_KEY, json.dumps(dataclasses.asdict(self._state)).encode())
 
     def _restored(self) -> _State | None:
-        saved = _internal_kv_get(_STATE_KEY)
+        saved = key_value.get(_STATE_KEY)
         if not saved:
             return None
         state = json.loads(saved)

@@ -7,13 +7,11 @@ from raysys.telemetry._metrics import (
     Metric,
 )
 from raysys.telemetry._resource_meters import NodeMeter, ProcessMeter
-from raysys.telemetry._worker_setup import WORKER_HOOK, set_up
+from raysys.telemetry._worker_setup import set_up, worker_hook
 from raysys.telemetry.logs import log_context
-from raysys.telemetry.object_store import READ_HOOK, DriverMeter, count_reads, store_bytes
+from raysys.telemetry.object_store import DriverMeter, counts_reads, store_bytes
 
 __all__ = [
-    "READ_HOOK",
-    "WORKER_HOOK",
     "Counter",
     "DriverMeter",
     "Gauge",
@@ -21,8 +19,9 @@ __all__ = [
     "Metric",
     "NodeMeter",
     "ProcessMeter",
-    "count_reads",
+    "counts_reads",
     "log_context",
     "set_up",
     "store_bytes",
+    "worker_hook",
 ]

@@ -26,8 +26,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysys.imports import lazy_import
+from raysys.ray_internals import process
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+ray = lazy_import("ray")
 
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 _ids: ContextVar[Mapping[str, str] | None] = ContextVar("raysys_log_ids", default=None)
@@ -76,8 +81,7 @@ class JsonFormatter(logging.Formatter):
 
 def ray_ids() -> dict[str, str]:
     """Where this process stands in Ray: job, submission, node, and task or actor by name."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    if "ray" not in sys.modules or not ray.is_initialized():
         return {}
     context = ray.get_runtime_context()
     found = {
@@ -85,7 +89,7 @@ def ray_ids() -> dict[str, str]:
         "submission": _submission(context.get_job_id()),
         "node": context.get_node_id(),
     }
-    if _is_worker():
+    if process.is_worker():
         found |= {
             "worker": context.get_worker_id(),
             "actor": context.get_actor_name(),
@@ -100,7 +104,7 @@ def start() -> None:
     A driver's warnings are also said on its terminal, as without this.
     """
     logger = logging.getLogger("raysys")
-    file = None if _is_worker() else _driver_file()
+    file = None if process.is_worker() else _driver_file()
     ours = [one for one in logger.handlers if isinstance(one.formatter, JsonFormatter)]
     if ours and (file is None or getattr(ours[0], "baseFilename", "") == str(file)):
         return
@@ -126,26 +130,12 @@ class _Terminal(logging.Handler):
             logging.lastResort.handle(record)
 
 
-def _is_worker() -> bool:
-    import ray
-    from ray._private.worker import global_worker
-
-    return global_worker.mode == ray.WORKER_MODE
-
-
 def _driver_file() -> Path:
-    import ray
-    from ray._private.worker import _global_node
-
-    node: Any = _global_node
     job = ray.get_runtime_context().get_job_id()
-    return Path(node.get_session_dir_path()) / "logs" / f"raysys-driver-{job}-{os.getpid()}.log"
+    return process.session_folder() / "logs" / f"raysys-driver-{job}-{os.getpid()}.log"
 
 
 @functools.cache
 def _submission(job: str) -> str:
     """The submission id of a job; empty of one that was not submitted."""
-    from ray._private.worker import global_worker
-
-    config: Any = global_worker.core_worker.get_job_config()
-    return str(dict(config.metadata).get("job_submission_id", "")) if job else ""
+    return process.job_metadata().get("job_submission_id", "") if job else ""

@@ -8,10 +8,9 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ray import PlacementGroupID
-
 from raysys import cluster
 from raysys.errors import RaysysError
+from raysys.ray_internals import process
 from raysys.tune._trial import CPU_SECONDS, SECONDS, Goal, Trial
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def run_trial(
 
     trial = Trial(**config["trial"])
     report = _Report(trial, folder, goal, tune.report)
-    _leave_placement_group()
+    process.leave_placement_group()
     try:
         arrays = {name: table.arrow() for name, table in tables.items()}
         with cluster.share(nested):
@@ -177,14 +176,3 @@ class _Report:
         for old in saved_rounds(self._folder, number):
             if old not in keep:
                 self._folder.remove(saved_path(number, old))
-
-
-def _leave_placement_group() -> None:
-    """Let tasks and actors that this trial starts be placed on the whole cluster.
-
-    Ray Tune places a trial into a group of its own size, and what it starts would have to find
-    room in there. There is no public way out, so this process forgets its group.
-    """
-    from ray._private.worker import Worker
-
-    Worker.placement_group_id = property(lambda _: PlacementGroupID.nil())

@@ -188,15 +188,17 @@ class Execution:
         job.storage.write_json(f"{job.folder_of(step, progress.key)}/step.json", kept)
         self._leases.pop(step.name).end()
         number = list(job.steps).index(step.name) + 1
-        self._tracked.log(
-            {f"step/{step.name}/{name}": cost for name, cost in asdict(costs).items()}, number
-        )
+        measured = {name: cost for name, cost in asdict(costs).items() if cost is not None}
+        self._tracked.log({f"step/{step.name}/{name}": measured[name] for name in measured}, number)
         _metrics.record(job.name, step.name, "done", costs.seconds, costs.driver_table_bytes)
-        say(
-            f"[{step.name}] {costs.seconds:.1f} s; object store: put {_mebibytes(costs.put_bytes)},"
-            f" read {_mebibytes(costs.read_bytes)}; through the driver: tables "
-            f"{costs.driver_table_bytes} bytes, row labels {costs.driver_label_bytes} bytes"
-        )
+        text = f"[{step.name}] {costs.seconds:.1f} s"
+        if costs.put_bytes is not None:
+            text += (
+                f"; object store: put {_mebibytes(costs.put_bytes)}, read "
+                f"{_mebibytes(costs.read_bytes)}; through the driver: tables "
+                f"{costs.driver_table_bytes} bytes, row labels {costs.driver_label_bytes} bytes"
+            )
+        say(text)
         job.write("RUNNING")
 
     def _failed(self, one: _Try, error: Exception) -> None:

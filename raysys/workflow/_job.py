@@ -80,15 +80,25 @@ class Job:
         run_id: Of the run, once it has begun.
     """
 
-    def __init__(self, name: str, config: BaseModel, storage: Storage | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: BaseModel,
+        storage: Storage | None = None,
+        *,
+        measure_traffic: bool = False,
+    ) -> None:
         """Begin with no steps.
 
         Args:
             name: The job's name.
             config: Its settings.
             storage: The storage root; the default one if it is left out.
+            measure_traffic: Record each step's bytes through the object store and of tables
+                through its process; it patches Ray's serialiser in all of the job's workers.
         """
         check_name(name)
+        self._measures_traffic = measure_traffic
         self.name, self.config = name, config
         self.storage = storage or Storage()
         self.steps: dict[str, Step] = {}
@@ -137,7 +147,7 @@ class Job:
             Exception: What a step raised.
         """
         forced = self._from(start)
-        cluster.connect()
+        cluster.connect(measure_traffic=self._measures_traffic)
         for step in self.steps.values():
             if needs := step.how.needs:
                 cluster.require(f"step {step.name!r}", cpus=needs.cpus, gpus=needs.gpus)
@@ -275,10 +285,11 @@ class Job:
         for name, one in self.progress.items():
             by_state.setdefault(one.state, []).append(name)
         costs = [one.costs for one in self.progress.values() if one.costs and one.state == "done"]
-        tables = sum(one.driver_table_bytes for one in costs)
+        tables = [one.driver_table_bytes for one in costs if one.driver_table_bytes is not None]
         counted = ", ".join(f"{len(names)} {state}" for state, names in by_state.items())
         text = f"{counted}; {sum(one.seconds for one in costs):.0f} s of steps"
-        text += f"; tables through the driver: {tables} bytes"
+        if tables:
+            text += f"; tables through the driver: {sum(tables)} bytes"
         if by_state.get("failed"):
             text += f"; the same command goes on at [{by_state['failed'][0]}]"
         return text

@@ -6,7 +6,7 @@ from raysys.telemetry import metrics
 
 
 def record(
-    job: str, step: str, state: str, seconds: float | None = None, table_bytes: int = 0
+    job: str, step: str, state: str, seconds: float | None = None, table_bytes: int | None = None
 ) -> None:
     """Count that a step came to a state; of one that is done, what it cost.
 
@@ -23,4 +23,5 @@ def record(
         metrics.STEP_RUNNING.set(float(state == "running"), tags)
     if seconds is not None:
         metrics.STEP_SECONDS.set(seconds, tags)
+    if table_bytes is not None:
         metrics.STEP_TABLE_BYTES.set(table_bytes, tags)

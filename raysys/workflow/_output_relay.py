@@ -11,12 +11,10 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ray.experimental import internal_kv
+from raysys.ray_internals import key_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_NAMESPACE = b"raysys"
 
 
 class _Lines(io.TextIOBase):
@@ -36,7 +34,7 @@ class _Lines(io.TextIOBase):
             if mark:
                 key = f"{self._channel}:{self._number:08d}".encode()
                 self._number += 1
-                internal_kv._internal_kv_put(key, f"{whole}\n".encode(), namespace=_NAMESPACE)
+                key_value.put(key, f"{whole}\n".encode())
         return len(text)
 
     def flush(self) -> None:
@@ -58,9 +56,9 @@ def relayed(channel: str) -> Iterator[None]:
 
 def take(channel: str) -> str:
     """What was printed since the last time; lines of one sender are in order."""
-    keys = sorted(internal_kv._internal_kv_list(f"{channel}:".encode(), namespace=_NAMESPACE))
+    keys = sorted(key_value.keys(f"{channel}:".encode()))
     said = []
     for key in keys:
-        said.append(internal_kv._internal_kv_get(key, namespace=_NAMESPACE) or b"")
-        internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
+        said.append(key_value.get(key) or b"")
+        key_value.delete(key)
     return b"".join(said).decode()

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.experimental import internal_kv
 
 from raysys import cluster
 from raysys.errors import RaysysError
 from raysys.identity import digest
+from raysys.ray_internals import key_value
 from raysys.workflow import _schedule
 
 if TYPE_CHECKING:
@@ -135,11 +135,7 @@ def _dashboard_url() -> str:
     Raises:
         RaysysError: It has none.
     """
-    from ray._private import ray_constants
-
-    found = internal_kv._internal_kv_get(
-        ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD
-    )
-    if not found:
+    address = key_value.dashboard_address()
+    if address is None:
         raise RaysysError("this cluster has no dashboard, which takes jobs: start one with it")
-    return f"http://{found.decode()}"
+    return f"http://{address}"

@@ -15,14 +15,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 from raysys import cluster
 from raysys.console import say
 from raysys.storage import Storage
-from raysys.telemetry import DriverMeter, logs, store_bytes
+from raysys.telemetry import DriverMeter, counts_reads, logs, store_bytes
 from raysys.workflow import _output_relay as _relay
 from raysys.workflow._run_context import Notes, Run
 from raysys.workflow._step import Step, filled
 from raysys.workflow._step_results import Result, keep, load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from ray import ObjectRef
 
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a step cost.
+    """Time and traffic of a step; the traffic is None unless the job measures it.
 
     Attributes:
-        seconds: From its start to its result, kept.
-        put_bytes: Created in the cluster's object stores meanwhile.
-        read_bytes: Read from them.
-        driver_table_bytes: Of tables that passed between the step's own process and Ray, where
-            references should.
-        driver_label_bytes: Of row labels that did.
+        seconds: Time from its start until its result is stored.
+        put_bytes: Bytes created in the cluster's object stores meanwhile.
+        read_bytes: Bytes read from them.
+        driver_table_bytes: Bytes of tables that passed between the step's own process and Ray,
+            where references should.
+        driver_label_bytes: Bytes of row labels that did.
     """
 
     seconds: float
-    put_bytes: int
-    read_bytes: int
-    driver_table_bytes: int
-    driver_label_bytes: int
+    put_bytes: int | None = None
+    read_bytes: int | None = None
+    driver_table_bytes: int | None = None
+    driver_label_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,24 +126,40 @@ def _run(call: Call) -> tuple[Any, Outcome]:
         cluster.connect()
         around.enter_context(logs.log_context(run=run.id, step=step.name))
         call.tracked.nest(work)
-        meter, before, started = DriverMeter(), store_bytes(), time.perf_counter()
-        meter.install()
-        around.callback(meter.uninstall)
+        traffic = around.enter_context(_measured_traffic(step.name))
+        started = time.perf_counter()
         values = {name: _value(call.storage, one) for name, one in call.inputs.items()}
         made = step.function(run, *filled(step.args, values), **filled(step.kwargs, values))
         result = keep(call.storage, f"{call.path}/result", made)
-        seconds, after = time.perf_counter() - started, store_bytes()
-        costs = Costs(
-            seconds=seconds,
-            put_bytes=max(0, after.put - before.put),  # less, if a node was lost
-            read_bytes=max(0, (after.read or 0) - (before.read or 0)),
-            driver_table_bytes=meter.table_bytes,
-            driver_label_bytes=meter.label_bytes,
-        )
-        for what, size in meter.take_biggest():
-            if what.startswith("table"):
-                say(f"[{step.name}]   {size} bytes through the step's process: {what}")
+        costs = Costs(time.perf_counter() - started, **traffic())
         return made, Outcome(result, run.notes, costs)
+
+
+@contextmanager
+def _measured_traffic(step: str) -> Iterator[Callable[[], dict[str, int]]]:
+    """A function that gives the traffic so far, as `Costs` has it; {} where it is not measured."""
+    if not counts_reads():
+        yield dict
+        return
+    meter, before = DriverMeter(), store_bytes()
+
+    def traffic() -> dict[str, int]:
+        after = store_bytes()
+        for content, size in meter.take_biggest():
+            if content.startswith("table"):
+                say(f"[{step}]   {size} bytes through the step's process: {content}")
+        return {
+            "put_bytes": max(0, after.put - before.put),  # less, if a node was lost
+            "read_bytes": max(0, (after.read or 0) - (before.read or 0)),
+            "driver_table_bytes": meter.table_bytes,
+            "driver_label_bytes": meter.label_bytes,
+        }
+
+    meter.install()
+    try:
+        yield traffic
+    finally:
+        meter.uninstall()
 
 
 def _value(storage: Storage, given: Input) -> Any:

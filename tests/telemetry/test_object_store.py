@@ -32,8 +32,7 @@ def meter() -> Iterator[DriverMeter]:
     meter = DriverMeter()
     meter.install()
     yield meter
-    if meter in DriverMeter.installed:
-        meter.uninstall()
+    meter.uninstall()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ what would start a cluster that is open to everybody or runs another Ray than th
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import re
@@ -20,6 +19,7 @@ import yaml
 
 from raysys.cluster.config._schemas import PROVIDERS, RAY_LABELS, RAY_RESOURCES
 from raysys.errors import RaysysError
+from raysys.ray_internals import autoscaler
 
 _VARIABLES = (
     "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USE_TLS",
@@ -158,13 +158,8 @@ def _launcher_schema(provider: str) -> dict[str, Any]:
 
 def _as_ray_sees_it(config: Mapping[str, Any]) -> Iterator[str]:
     """What Ray says of the file when it has filled in its defaults."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    given = copy.deepcopy(dict(config))
-    try:
-        validate_config(prepare_config(given))
-    except Exception as error:  # Ray raises what comes to hand, from KeyError to click's
-        yield f"Ray refuses it: {str(error) or repr(error)}"
+    if error := autoscaler.config_error(config):
+        yield f"Ray refuses it: {error}"
 
 
 def _commands(config: Mapping[str, Any]) -> Iterator[str]:

@@ -1,0 +1,38 @@
+"""The cluster's key-value store, in the namespace of raysys; it lives as long as the head's GCS."""
+
+from __future__ import annotations
+
+from raysys.imports import lazy_import
+
+internal_kv = lazy_import("ray.experimental.internal_kv")
+_NAMESPACE = b"raysys"
+
+
+def put(key: bytes, value: bytes, *, overwrite: bool = True) -> bool:
+    """Write a value; whether the key is new. Without `overwrite` an existing value stays."""
+    existed = internal_kv._internal_kv_put(key, value, overwrite, namespace=_NAMESPACE)
+    return not existed
+
+
+def get(key: bytes) -> bytes | None:
+    """The value of a key; None without one."""
+    return internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
+
+
+def delete(key: bytes, *, by_prefix: bool = False) -> None:
+    """Remove a key, or all keys that begin so."""
+    internal_kv._internal_kv_del(key, del_by_prefix=by_prefix, namespace=_NAMESPACE)
+
+
+def keys(prefix: bytes) -> list[bytes]:
+    """Keys that begin so, in no order."""
+    return internal_kv._internal_kv_list(prefix, namespace=_NAMESPACE)
+
+
+def dashboard_address() -> str | None:
+    """Host and port of the cluster's dashboard now; it changes when the head restarts."""
+    constants = lazy_import("ray._private.ray_constants")
+    address = internal_kv._internal_kv_get(
+        constants.DASHBOARD_ADDRESS, namespace=constants.KV_NAMESPACE_DASHBOARD
+    )
+    return address.decode() if address else None

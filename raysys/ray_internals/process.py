@@ -1,0 +1,42 @@
+"""This process and the cluster's jobs, as Ray knows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raysys.imports import lazy_import
+
+worker = lazy_import("ray._private.worker")
+state = lazy_import("ray._private.state")
+
+
+def is_worker() -> bool:
+    """Whether this process runs tasks or an actor; a driver does not."""
+    return worker.global_worker.mode == worker.WORKER_MODE
+
+
+def job_metadata() -> dict[str, str]:
+    """Metadata of the submitted job that this process belongs to."""
+    config: Any = worker.global_worker.core_worker.get_job_config()
+    return {str(key): str(value) for key, value in config.metadata.items()}
+
+
+def session_folder() -> Path:
+    """Ray's session folder on this node."""
+    return Path(worker._global_node.get_session_dir_path())
+
+
+def live_jobs() -> set[str]:
+    """Ids of the jobs whose driver lives; submission ids are others."""
+    return {str(job["JobID"]) for job in state.state.job_table() if not job["IsDead"]}
+
+
+def leave_placement_group() -> None:
+    """Let tasks and actors that this process starts be placed on the whole cluster.
+
+    Ray Tune places a trial into a placement group of its own size, and what the trial starts would
+    have to find room in there. There is no public way out, so this process forgets its group.
+    """
+    nil = lazy_import("ray").PlacementGroupID.nil()
+    worker.Worker.placement_group_id = property(lambda _: nil)
