@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raysys.index import VectorIndex
     from raysys.models import StoredModel
     from raysys.storage import Storage
-    from raysys.train import Parameters
+    from raysys.train import StateDict
 
 
 class RecommendRequest(BaseModel):
@@ -159,7 +159,7 @@ class FilmGraph:
 
 
 def write_model(
-    tables: Mapping[str, Table], parameters: Parameters, ranker: bytes, folder: Path
+    tables: Mapping[str, Table], parameters: StateDict, ranker: bytes, folder: Path
 ) -> None:
     """Fill a model's folder with what `FilmGraph` loads."""
     for name, table in tables.items():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raysys.data import Table
-    from raysys.train import Parameters
+    from raysys.train import StateDict
     from raysys.tune import Report
 
 ROUNDS, ROUNDS_A_REPORT = 150, 30
@@ -35,7 +35,7 @@ _FOLDS = 5  # one in five people measures a trial
 
 
 def labelled_candidates(
-    block: pa.Table, tables: Mapping[str, Table], parameters: Parameters
+    block: pa.Table, tables: Mapping[str, Table], parameters: StateDict
 ) -> pa.Table:
     """Candidates at the validation cut for the people of a block that have a validation set.
 

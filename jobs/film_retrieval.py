@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from jobs.film_features import FilmFeatures
     from raysys.data import Table
-    from raysys.train import Parameters
+    from raysys.train import StateDict
 
 CANDIDATES = 100
 # Queries float32 (n, dim), and films to leave out for each, to the best other films int64
@@ -25,7 +25,7 @@ CANDIDATES = 100
 Search = Callable[[np.ndarray, Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]
 
 
-def build_towers(films: pa.Table, parameters: Parameters) -> Towers:
+def build_towers(films: pa.Table, parameters: StateDict) -> Towers:
     """The towers with trained parameters, ready to ask."""
     genres, years = film_content(films)
     towers = Towers(genres, years, parameters["film.weight"].shape[1], 0.0, 0.0)
@@ -33,7 +33,7 @@ def build_towers(films: pa.Table, parameters: Parameters) -> Towers:
     return towers.eval()
 
 
-def film_vectors(films: Table, parameters: Parameters) -> pa.Table:
+def film_vectors(films: Table, parameters: StateDict) -> pa.Table:
     """What the index is built from: `id`, the film's row, and `vector`."""
     vectors = build_towers(films.arrow(), parameters).index_vectors()
     return rows(np.arange(len(vectors)), vectors)

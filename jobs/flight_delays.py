@@ -185,21 +185,21 @@ def train_network(
     workers: int,
     epochs: int,
     seed: int,
-) -> train.Parameters:
+) -> train.StateDict:
     """Train the network beside the trees, on the same features."""
     kept = [*flight_features.CODES, "arr_delay", "late"]
     tables = {n: featurizer.transform(splits[n], keep=kept) for n in ("train", "validation")}
     settings = train.TrainSettings(
-        workers=workers, epochs=epochs, batch_size=1024,
-        learning_rate=2e-3, weight_decay=1e-2, warmup=0.2, seed=seed,
+        num_workers=workers, epochs=epochs, batch_size=1024,
+        learning_rate=2e-3, weight_decay=1e-2, warmup_ratio=0.2, seed=seed,
     )  # fmt: skip
     fitted = train.fit("network", DelayTask(), tables, settings, run.work)
     run.log_curve("network", {"train loss": [epoch["train_loss"] for epoch in fitted.history]})
-    return fitted.parameters()
+    return fitted.state_dict()
 
 
 def put_together(
-    run: Run, booster: bytes, featurizer: FittedFeaturizer, network: train.Parameters
+    run: Run, booster: bytes, featurizer: FittedFeaturizer, network: train.StateDict
 ) -> ObjectRef:
     """Both models as one object, which every task that asks them maps."""
     return ray.put(Trained(booster, featurizer, network))

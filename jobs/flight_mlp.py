@@ -18,7 +18,7 @@ from raysys.train import TrainingTask
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raysys.train import Parameters
+    from raysys.train import StateDict
 
 # The first is what is asked for; the others teach the network the shape of the delay.
 THRESHOLDS = (LATE, -15, -5, 5, 30, 60, 120)
@@ -161,7 +161,7 @@ class DelayTask(TrainingTask):
         return pa.table({"probability": probability, "late": self._late[some]})
 
 
-def build_network(parameters: Parameters) -> DelayNetwork:
+def build_network(parameters: StateDict) -> DelayNetwork:
     """The network with trained parameters, ready to ask."""
     embedded = [parameters[f"embeddings.{at}.weight"] for at in range(len(CODES))]
     width = parameters["layers.0.weight"].shape[1] - len(NUMBERS) - sum(_EMBEDDED)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from raysys.data import Splits, Table
     from raysys.features import FittedFeaturizer
-    from raysys.train import Parameters
+    from raysys.train import StateDict
     from raysys.tune import Report
 
 _SOFT_MINUTES = 6.0
@@ -96,7 +96,7 @@ class Trained(NamedTuple):
 
     booster: bytes
     featurizer: FittedFeaturizer
-    network: Parameters
+    network: StateDict
 
 
 class Models:

@@ -132,7 +132,7 @@ def retrieval_task(
 
 def train_retrieval(
     run: Run, training: Training, tables: Tables, found: tune.Found
-) -> train.Fitted:
+) -> train.FitResult:
     """Train the towers with the best trial's settings on all that precedes the test set."""
     task, how = retrieval_task(training, film_etl.TEST, found.settings)
     fitted = train.fit("retrieval", task, tables, how, run.work)
@@ -146,7 +146,7 @@ def make_candidates(run: Run, tables: Tables, found: tune.Found) -> Table:
     That trial's towers know nothing of the set, so to the ranker its candidates are much like
     those of the final towers for films that are yet to be chosen.
     """
-    parameters = ray.put(train.load_parameters(found.checkpoint))
+    parameters = ray.put(train.load_state_dict(found.checkpoint))
     return tables["people"].map_blocks(film_ranker.labelled_candidates, tables, parameters)
 
 
@@ -180,15 +180,15 @@ def train_ranker(run: Run, candidates: Table, best: tune.Found, actors: int, see
     return bytes(boosted.booster.save_raw("ubj"))
 
 
-def store_model(run: Run, tables: Tables, towers: train.Fitted, ranker: bytes) -> StoredModel:
+def store_model(run: Run, tables: Tables, towers: train.FitResult, ranker: bytes) -> StoredModel:
     """Put towers, ranker and the tables that they ask into the model store."""
-    write = functools.partial(film_graph.write_model, tables, towers.parameters(), ranker)
+    write = functools.partial(film_graph.write_model, tables, towers.state_dict(), ranker)
     return run.store_model("recommender", write, signature=film_graph.SIGNATURE)
 
 
-def build_index(run: Run, tables: Tables, towers: train.Fitted, shards: int | None) -> str:
+def build_index(run: Run, tables: Tables, towers: train.FitResult, shards: int | None) -> str:
     """Index the films' vectors on actors; the index's name."""
-    vectors = Table.load(film_retrieval.film_vectors, tables["films"], towers.parameters())
+    vectors = Table.load(film_retrieval.film_vectors, tables["films"], towers.state_dict())
     name = f"{run.id}/films"
     VectorIndex.build(name, vectors, run.storage, metric="ip", shards=shards, ef=400)
     return name

@@ -23,7 +23,9 @@ def training() -> None:
     from raysys.data import Table
     from raysys.storage import Storage
 
-    settings = train.TrainSettings(workers=2, threads=2, epochs=1, max_steps=40, batch_size=64)
+    settings = train.TrainSettings(
+        num_workers=2, threads_per_worker=2, epochs=1, max_steps=40, batch_size=64
+    )
     tables = {"text": Table.load(lambda: text())}
     fitted = train.fit("grown", LanguageTask(layers=2), tables, settings, Storage())
     assert fitted.history

@@ -24,8 +24,8 @@ from benchmarks.train.tasks import LanguageTask, text
 from raysys.storage import Storage
 from raysys.train import TrainSettings
 from raysys.train._checkpoint import newest
-from raysys.train._run_state import Record
-from raysys.train._worker import work
+from raysys.train._run_state import RunState
+from raysys.train._worker import run_worker
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,13 +104,13 @@ def _worker(rank: int, world: int, root: str, group: str, legs: list[_Leg]) -> N
     for leg in legs:
         task = _Stopping(width=64, layers=2)
         settings = TrainSettings.model_validate({
-            "strategy": leg.strategy, "workers": world, "batch_size": 64, "epochs": 100,
+            "strategy": leg.strategy, "num_workers": world, "batch_size": 64, "epochs": 100,
             "max_steps": _STEPS, "evaluate": False, "checkpoint_steps": _STEPS // 2,
-            "precision": "fp32", "threads": 1,
+            "precision": "fp32", "threads_per_worker": 1,
         })  # fmt: skip
         task.stop = leg.stop
         try:
-            work(task, tables, settings, Record(Storage(root), leg.name), group, "cpu")
+            run_worker(task, tables, settings, RunState(Storage(root), leg.name), group, "cpu")
         except ConnectionResetError:
             while newest(Storage(root), f"training/{leg.name}") is None:
                 time.sleep(0.05)  # until it is written
@@ -119,7 +119,7 @@ def _worker(rank: int, world: int, root: str, group: str, legs: list[_Leg]) -> N
 
 def _losses(root: Path, name: str) -> np.ndarray:
     """Of each epoch."""
-    result = Record(Storage(root), name).read("result")
+    result = RunState(Storage(root), name).read("result")
     if result is None:
         raise RuntimeError(f"{name} did not end")
     return np.array([epoch["train_loss"] for epoch in result["history"]])

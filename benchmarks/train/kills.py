@@ -219,7 +219,7 @@ def _drive(folder: str, strategy: str, address: str) -> None:
     cluster.connect(address)
     settings = train.TrainSettings.model_validate({
         "strategy": strategy, "batch_size": 16, "epochs": 100, "max_steps": _STEPS,
-        "checkpoint_steps": _CHECKPOINT_STEPS, "evaluate": False, "threads": 1,
+        "checkpoint_steps": _CHECKPOINT_STEPS, "evaluate": False, "threads_per_worker": 1,
     })  # fmt: skip
     task = Watched(width=64, layers=2, folder=Path(folder))
     table = Table.from_arrow(text(0.03))

@@ -71,8 +71,8 @@ def measure(report: Report, quick: bool) -> None:
         settings = _settings(strategy)
         peaks[strategy] = _peak(size, table, settings)
         report.add(f"peak memory a worker, {strategy}", peaks[strategy] / 1e9, "GB")
-        known = train.plan(task, {"text": table}, settings, memory_bytes=1 << 40)
-        estimated = next(one for one in known.estimates if one.strategy == strategy)
+        plan = train.plan(task, {"text": table}, settings, memory_limit_bytes=1 << 40)
+        estimated = next(e for e in plan.estimates if e.strategy == strategy)
         report.add(
             f"estimate of plan over that, {strategy}",
             estimated.memory_bytes / peaks[strategy],
@@ -84,7 +84,7 @@ def measure(report: Report, quick: bool) -> None:
     report.add("a worker's limit", limit / 1e9, "GB")
     for strategy, wanted in (("ddp", 0), ("zero3", 1), ("pipeline", 1)):
         with tempfile.TemporaryDirectory() as folder:
-            settings = _settings(strategy).model_copy(update={"memory_bytes": limit})
+            settings = _settings(strategy).model_copy(update={"memory_limit_bytes": limit})
             try:
                 train.fit("limited", task, {"text": table}, settings, Storage(folder))
                 trains = 1
@@ -98,7 +98,7 @@ def measure(report: Report, quick: bool) -> None:
 def _settings(strategy: str) -> train.TrainSettings:
     return train.TrainSettings.model_validate({
         "strategy": strategy, "batch_size": 8, "max_steps": 3, "epochs": 1, "evaluate": False,
-        "accumulate": 2, "checkpoint_steps": 1000,
+        "gradient_accumulation_steps": 2, "checkpoint_steps": 1000,
     })  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def bare_trainer(
     trainer = TorchTrainer(
         _bare_worker,
         train_loop_config={"task": task, "tables": tables, "settings": settings},
-        scaling_config=ScalingConfig(num_workers=settings.workers),
+        scaling_config=ScalingConfig(num_workers=settings.num_workers),
         torch_config=TorchConfig(backend="gloo"),
         run_config=RunConfig(name="bare", storage_path=str(folder)),
     )

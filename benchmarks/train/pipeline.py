@@ -16,8 +16,8 @@ import torch.multiprocessing as mp
 from benchmarks._figures import Report, run
 from benchmarks.train.tasks import LanguageModel
 from raysys.train import TrainSettings
-from raysys.train.pipeline._strategy import Pipeline
-from raysys.train.strategies._base import MicroBatch, Plain
+from raysys.train.pipeline._pipeline_strategy import PipelineStrategy
+from raysys.train.strategies._strategy import MicroBatch, SingleDeviceStrategy
 
 _STAGES, _MICRO = 2, 16
 _LAYERS, _WIDTH, _TOKENS = 8, 256, 512
@@ -52,14 +52,14 @@ def _work(rank: int, folder: Path, quick: bool) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=_STAGES)
     rows, length, rounds = _SIZES[quick]
     settings = TrainSettings(
-        strategy="pipeline", workers=_STAGES, stages=_STAGES, accumulate=_MICRO,
-        batch_size=_MICRO * rows, precision="fp32",
+        strategy="pipeline", num_workers=_STAGES, num_stages=_STAGES, precision="fp32",
+        gradient_accumulation_steps=_MICRO, batch_size=_MICRO * rows,
     )  # fmt: skip
-    plain, apart = (Plain(_model(length), settings, "cpu") for _ in range(2))
+    plain, apart = (SingleDeviceStrategy(_model(length), settings, "cpu") for _ in range(2))
     plain.start()
     apart.start()
     micro = _micro(rows, length)
-    pipeline = Pipeline(_model(length), settings, "cpu", micro[0].batch)
+    pipeline = PipelineStrategy(_model(length), settings, "cpu", micro[0].batch)
     losses: tuple[list[float], list[float]] = ([], [])
     seconds = []
     for _ in range(rounds + 1):  # the first is not counted

@@ -107,7 +107,7 @@ def _peers(
     tables: dict[str, Table], defaults: train.TrainSettings, budget_s: float
 ) -> dict[str, train.TrainSettings]:
     """What a grid recommends, and the largest batch."""
-    with train.Measuring(TwoTower(), tables, defaults) as session:
+    with train.TrialSession(TwoTower(), tables, defaults) as session:
         started = time.monotonic()
         grid = _grid(session, defaults, started + budget_s)
         largest = _largest_batch(session, defaults)
@@ -115,7 +115,7 @@ def _peers(
 
 
 def _grid(
-    session: train.Measuring, defaults: train.TrainSettings, ends: float
+    session: train.TrialSession, defaults: train.TrainSettings, ends: float
 ) -> train.TrainSettings:
     """The fastest point of the product of all values, as far as the time goes.
 
@@ -123,8 +123,8 @@ def _grid(
     """
     values: dict[str, list[Any]] = {
         "batch_size": [512, 1024, 2048, 4096], "precision": ["fp32", "bf16"],
-        "workers": [2, 1], "prefetch": [0, 2], "accumulate": [1, 2],
-        "compression": ["none", "fp16"],
+        "num_workers": [2, 1], "prefetch_batches": [0, 2], "gradient_accumulation_steps": [1, 2],
+        "gradient_compression": ["none", "fp16"],
     }  # fmt: skip
     best, fastest = defaults, 0.0
     for point in itertools.product(*values.values()):
@@ -132,7 +132,7 @@ def _grid(
             break
         changed = dict(zip(values, point, strict=True)) | {"base_batch_size": 512}
         # All cores, in threads where there is one worker.
-        changed["threads"] = 1 if changed["workers"] == 2 else 2
+        changed["threads_per_worker"] = 1 if changed["num_workers"] == 2 else 2
         settings = defaults.model_copy(update=changed)
         speed = _speed(session, settings)
         if speed > fastest:
@@ -140,7 +140,9 @@ def _grid(
     return best
 
 
-def _largest_batch(session: train.Measuring, defaults: train.TrainSettings) -> train.TrainSettings:
+def _largest_batch(
+    session: train.TrialSession, defaults: train.TrainSettings
+) -> train.TrainSettings:
     """Doubled while it fits: on CPUs, up to the number of examples."""
     best = defaults
     while best.batch_size * 2 <= session.machine.examples:
@@ -151,10 +153,10 @@ def _largest_batch(session: train.Measuring, defaults: train.TrainSettings) -> t
     return best
 
 
-def _speed(session: train.Measuring, settings: train.TrainSettings) -> float:
+def _speed(session: train.TrialSession, settings: train.TrainSettings) -> float:
     try:
-        opened = session.open(settings)
-        measured = session.steps(opened, _STEPS)
+        opened = session.prepare(settings)
+        measured = session.run_steps(opened, _STEPS)
         session.close(opened)
     except TrainError:
         return 0.0

@@ -11,17 +11,20 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import StorageError
-from raysys.train import _metrics
+from raysys.imports import lazy_import
+from raysys.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from raysys.storage import Storage
-    from raysys.train._task import Parameters
-    from raysys.train.strategies._base import Replica, TensorState
+    from raysys.train._task import StateDict
+    from raysys.train.strategies._strategy import Strategy, TensorState
 
-_KEPT = 2  # complete ones; the second is for a reader that the writers overtake
+torch = lazy_import("torch")
+
+_TO_KEEP = 2  # complete checkpoints; the second is for a reader that the writers overtake
 _CHUNK_BYTES = 32 << 20
 _CHUNKS_WAITING = 2
 
@@ -35,14 +38,14 @@ class _Chunk:
 
 
 @dataclass
-class Progress:
-    """How far a run has come.
+class TrainingProgress:
+    """Position of a run.
 
     Attributes:
         step: Optimizer steps taken.
-        history: What each finished epoch measured.
-        loss_sum: Of the steps of the epoch that is under way.
-        examples: Number of training examples, which decides what a step takes.
+        history: Metrics of the finished epochs.
+        loss_sum: Sum of the losses of the current epoch's steps.
+        examples: Number of training examples, which decides the examples of a step.
     """
 
     step: int = 0
@@ -51,24 +54,23 @@ class Progress:
     examples: int = 0
 
 
-class Checkpoints:
-    """The checkpoints of a run: a folder each, with a part of every worker.
+class CheckpointWriter:
+    """Writes checkpoints of a run: a folder each, with a part of every worker.
 
-    A part appears whole, and its name says of how many it is one, so a checkpoint is complete when
-    all parts are there: nobody has to wait for the others to say so. A part holds parameters and
-    optimizer state by name, whole tensors, which is what makes it a matter of the reader's own
-    strategy and number how they are spread again.
+    A part appears atomically, and its name has the number of parts, so a checkpoint is complete
+    when all parts exist; no worker waits for the others. A part holds parameters and optimizer
+    state by name, as full tensors, so that a reader may have another strategy and world size.
     """
 
     def __init__(self, storage: Storage, folder: str, *, attempt: str, rank: int, world: int):
-        """Open them for one worker.
+        """Start the writing thread of one worker.
 
         Args:
-            storage: Where they are.
+            storage: Storage for the checkpoints.
             folder: Storage path of the run's folder.
-            attempt: The same for workers that write together and for no others, since what a
-                dead group left must not be taken for a part of what the next one writes.
-            rank: Number of this worker.
+            attempt: Id of the worker group, so that parts of a dead group do not complete a
+                checkpoint of the next.
+            rank: Rank of this worker.
             world: Number of workers.
         """
         self._storage, self._folder = storage, f"{folder}/checkpoints"
@@ -78,22 +80,20 @@ class Checkpoints:
         self._failure: BaseException | None = None
         threading.Thread(target=self._write_all, daemon=True).start()
 
-    def save(self, replica: Replica, progress: Progress) -> None:
-        """Copy the state; a thread writes it while training goes on.
+    def save(self, strategy: Strategy, progress: TrainingProgress) -> None:
+        """Copy the state; a thread writes it while training continues.
 
         A large state is handed over in chunks, and waits for the thread when more than two are
-        not yet written, so that the copy never takes the memory of a second state.
+        unwritten, so that the copy never needs the memory of a second state.
 
         Raises:
-            StorageError: An earlier one could not be written.
+            StorageError: An earlier checkpoint could not be written.
         """
-        import torch
-
         self._check()
         path = f"{self._folder}/{progress.step:010d}-{self._attempt}/{self._rank}-of-{self._world}"
         tensors: dict[str, TensorState] = {}
         count = size = 0
-        for name, state in replica.states():
+        for name, state in strategy.tensor_states():
             if size > _CHUNK_BYTES:
                 self._chunks.put(_Chunk(f"{path}.{count}.pt", {"tensors": tensors}))
                 tensors, count, size = {}, count + 1, 0
@@ -106,7 +106,7 @@ class Checkpoints:
         """Wait until this worker's parts are on disk.
 
         Raises:
-            StorageError: One could not be written.
+            StorageError: A part could not be written.
         """
         self._chunks.join()
         self._check()
@@ -114,27 +114,27 @@ class Checkpoints:
     def _check(self) -> None:
         if self._failure:
             raise StorageError(
-                f"a checkpoint could not be written to {self._storage.uri(self._folder)}: "
-                f"{str(self._failure).splitlines()[0]}. Make room or give it access; the same "
-                "call goes on from the checkpoint before"
+                f"cannot write a checkpoint to {self._storage.uri(self._folder)}: "
+                f"{str(self._failure).splitlines()[0]}. Free space or grant access; the same call "
+                "resumes from the previous checkpoint"
             ) from self._failure
 
     def _write_all(self) -> None:
-        import torch
-
         started = None
         while True:
             chunk = self._chunks.get()
             started = started or time.perf_counter()
+            is_last = "progress" in chunk.content  # of a part
             try:
-                # A part whose chunks are not all there must not appear.
+                # A part must not appear without all of its chunks.
                 if self._failure is None:
                     with self._storage.new_file(chunk.path) as file:
                         torch.save(chunk.content, file)
-                    if self._rank == 0 and "progress" in chunk.content:
-                        prune(self._storage, self._folder, _KEPT)
-                if "progress" in chunk.content:  # the last of a part
-                    _metrics.checkpoint(self._run, time.perf_counter() - started)
+                    if self._rank == 0 and is_last:
+                        prune(self._storage, self._folder, _TO_KEEP)
+                if is_last:
+                    elapsed = time.perf_counter() - started
+                    metrics.TRAIN_CHECKPOINT_SECONDS.observe(elapsed, {"run": self._run})
                     started = None
             except Exception as error:
                 self._failure = error
@@ -142,54 +142,54 @@ class Checkpoints:
                 self._chunks.task_done()
 
 
-def prune(storage: Storage, folder: str, kept: int) -> None:
-    """Remove all that is older than the newest complete ones to keep, complete or not."""
-    found = complete(storage, folder)
-    if len(found) < kept:
+def prune(storage: Storage, folder: str, count: int) -> None:
+    """Remove everything older than the newest `count` complete checkpoints."""
+    names = complete(storage, folder)
+    if len(names) < count:
         return
     for name in storage.names(folder):
-        if name < found[-kept]:
+        if name < names[-count]:
             # A worker of a group that is being ended may remove the same.
             with contextlib.suppress(FileNotFoundError):
                 storage.remove(f"{folder}/{name}")
 
 
 def complete(storage: Storage, folder: str) -> list[str]:
-    """Names of the complete checkpoints in a folder, the newest last."""
-    found = []
+    """Names of the complete checkpoints in a folder, oldest first."""
+    names = []
     for name in storage.names(folder):
         files = storage.names(f"{folder}/{name}")
         parts = {file for file in files if re.fullmatch(r"\d+-of-\d+\.pt", file)}
         worlds = {int(part.removesuffix(".pt").rpartition("-")[2]) for part in parts}
         if any(parts >= {f"{rank}-of-{world}.pt" for rank in range(world)} for world in worlds):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
-class Saved:
+class CheckpointReader:
     """A checkpoint to read."""
 
     def __init__(self, parts: list[dict[str, Any]]) -> None:
-        self.progress = Progress(**next(p["progress"] for p in parts if "progress" in p))
+        self.progress = TrainingProgress(**next(p["progress"] for p in parts if "progress" in p))
         self._tensors = {name: state for part in parts for name, state in part["tensors"].items()}
 
     def read(self, name: str) -> TensorState:
-        """The state of one parameter or buffer; a dict of the caller's own."""
+        """State of one parameter or buffer, in a new dict."""
         try:
             return dict(self._tensors[name])
         except KeyError:
             raise StorageError(
-                f"the checkpoint has no tensor {name!r}: the module is another than the one that "
-                "was saved. Train under another name, or build the same module"
+                f"the checkpoint has no tensor {name!r}: it is of another module. Train under "
+                "another name, or build the same module"
             ) from None
 
-    def parameters(self) -> Parameters:
+    def state_dict(self) -> StateDict:
         """All values by name."""
         return {name: state["value"] for name, state in self._tensors.items()}
 
 
 def keep_newest(storage: Storage, folder: str) -> None:
-    """Of a run that has ended, remove all checkpoints but the newest complete one."""
+    """Remove all checkpoints of a finished run but the newest complete one."""
     folder = f"{folder}/checkpoints"
     prune(storage, folder, 1)
     for name in set(storage.names(folder)) - set(complete(storage, folder)[-1:]):
@@ -197,21 +197,19 @@ def keep_newest(storage: Storage, folder: str) -> None:
 
 
 def newest(storage: Storage, folder: str) -> str | None:
-    """Name of the newest complete checkpoint of a run, if there is one."""
-    found = complete(storage, f"{folder}/checkpoints")
-    return found[-1] if found else None
+    """Name of the newest complete checkpoint of a run, if any."""
+    names = complete(storage, f"{folder}/checkpoints")
+    return names[-1] if names else None
 
 
 def step_of(name: str | None) -> int:
-    """The step after which a checkpoint was written; 0 of none."""
+    """Step of a checkpoint; 0 for None."""
     return int(name.partition("-")[0]) if name else 0
 
 
 @contextlib.contextmanager
-def opened(storage: Storage, folder: str, name: str) -> Iterator[Saved]:
-    """A checkpoint, its tensors mapped from the files for as long as the context lasts."""
-    import torch
-
+def opened(storage: Storage, folder: str, name: str) -> Iterator[CheckpointReader]:
+    """A checkpoint, its tensors mapped from the files within the context."""
     path = f"{folder}/checkpoints/{name}"
     with contextlib.ExitStack() as stack:
         files = [
@@ -223,15 +221,15 @@ def opened(storage: Storage, folder: str, name: str) -> Iterator[Saved]:
                 parts.append(torch.load(file, mmap=True, weights_only=True, map_location="cpu"))
             except Exception as error:
                 raise StorageError(
-                    f"{file} cannot be read: {str(error).splitlines()[0]}. Remove "
-                    f"{storage.uri(path)}: the checkpoint before it is taken then"
+                    f"cannot read {file}: {str(error).splitlines()[0]}. Remove "
+                    f"{storage.uri(path)} to resume from the previous checkpoint"
                 ) from error
-        yield Saved(parts)
+        yield CheckpointReader(parts)
 
 
 @contextlib.contextmanager
 def _local(storage: Storage, path: str) -> Iterator[Path]:
-    """A file to map; a remote one's copy goes when it has been read."""
+    """A file to map; the copy of a remote one is removed at the end."""
     local = storage.fetch(path)
     yield local
     if not storage.is_local:

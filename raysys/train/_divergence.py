@@ -1,4 +1,4 @@
-"""Which layer is to blame when a step's loss or gradient is not finite, or explodes."""
+"""Location of the layer that made a step's loss or gradient diverge."""
 
 from __future__ import annotations
 
@@ -9,91 +9,85 @@ import torch
 import torch.distributed as dist
 
 from raysys.errors import TrainError
-from raysys.train.strategies._base import whole
+from raysys.train.strategies._strategy import full_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raysys.train.strategies._base import MicroBatch, Replica
+    from raysys.train.strategies._strategy import MicroBatch, Strategy
 
 _T = TypeVar("_T")
 
 
-def suspect(replica: Replica, micro: Sequence[MicroBatch], step: int, fact: str) -> TrainError:
+def divergence_error(
+    strategy: Strategy, micro: Sequence[MicroBatch], step: int, fact: str
+) -> TrainError:
     """The error that names the step and the layer; called by all workers together.
 
-    The parameters are still those before the step, so the forward pass is run once more and each
-    layer's output looked at; if all are finite, the gradients are.
+    The parameters are still those before the step, so the forward pass runs again with a look at
+    each layer's output; if all are finite, the gradients are compared.
     """
-    # An output that is not finite on one worker explains the gradients of all, so it goes first.
-    found = _first(_first_output(replica, micro)) or _worst(_largest_gradient(replica))
-    layer = found.split(" ")[-1] if found else None
-    where = f": {found}" if found else ""
+    # A non-finite output on one worker explains the gradients of all, so it goes first.
+    outputs = _from_all_workers(_first_non_finite_output(strategy, micro))
+    layer = next(filter(None, outputs), None)
+    if layer:
+        where = f": the first non-finite output is that of layer {layer}"
+    else:
+        norms = _from_all_workers(_largest_gradient(strategy))
+        norm, layer = max(filter(None, norms), default=(0.0, None))
+        what = "is largest at" if math.isfinite(norm) else "is not finite at"
+        where = f": the gradient {what} {layer}" if layer else ""
     return TrainError(
-        f"step {step}: {fact}{where}. Look at that step's examples, lower learning_rate, lengthen "
-        "warmup, or set clip_norm; the checkpoint before it is kept",
+        f"step {step}: {fact}{where}. Check that step's examples, lower learning_rate, raise "
+        "warmup_ratio, or set max_grad_norm; the checkpoint before it is kept",
         step=step,
         layer=layer,
     )
 
 
-def _first_output(replica: Replica, micro: Sequence[MicroBatch]) -> str | None:
-    """The first layer, in the order of their calls, that gives something not finite."""
-    first: list[str] = []
+def _first_non_finite_output(strategy: Strategy, micro: Sequence[MicroBatch]) -> str | None:
+    """Name of the first layer, in call order, with a non-finite output."""
+    layers: list[str] = []
     handles = []
 
     def hook(name: str):  # type: ignore[no-untyped-def]
-        def look(module: torch.nn.Module, inputs: object, output: object) -> None:
-            if not first and isinstance(output, torch.Tensor) and not _finite(output):
-                first.append(name)
+        def check(module: torch.nn.Module, inputs: object, output: object) -> None:
+            if not layers and isinstance(output, torch.Tensor) and not _finite(output):
+                layers.append(name)
 
-        return look
+        return check
 
-    for name, module in replica.module.named_modules():
+    for name, module in strategy.module.named_modules():
         if name and not list(module.children()):
             handles.append(module.register_forward_hook(hook(name.removeprefix("module."))))
     try:
         with torch.no_grad():
             for part in micro:
-                replica.forward(part)
+                strategy.forward(part)
     finally:
         for handle in handles:
             handle.remove()
-    return f"the first output that is not finite is that of layer {first[0]}" if first else None
+    return layers[0] if layers else None
 
 
-def _largest_gradient(replica: Replica) -> tuple[float, str] | None:
-    """Norm and name of the largest gradient; infinite where one is not finite."""
-    found: list[tuple[float, str]] = []
-    for name, parameter in replica.module.named_parameters():
-        gradient = replica.gradient(parameter)
+def _largest_gradient(strategy: Strategy) -> tuple[float, str] | None:
+    """Norm and name of the largest gradient; a non-finite one counts as infinite."""
+    norms: list[tuple[float, str]] = []
+    for name, parameter in strategy.module.named_parameters():
+        gradient = strategy.gradient(parameter)
         if gradient is not None:
-            norm = float(whole(torch.linalg.vector_norm(gradient)))
+            norm = float(full_tensor(torch.linalg.vector_norm(gradient)))
             norm = norm if math.isfinite(norm) else math.inf
-            found.append((norm, name.removeprefix("module.")))
-    return max(found, key=lambda one: one[0]) if found else None
+            norms.append((norm, name.removeprefix("module.")))
+    return max(norms, key=lambda pair: pair[0]) if norms else None
 
 
-def _first(found: str | None) -> str | None:
-    """What the first worker found that found something."""
-    return next((one for one in _gathered(found) if one), None)
-
-
-def _worst(found: tuple[float, str] | None) -> str | None:
-    norm, name = max(filter(None, _gathered(found)), default=(0.0, ""))
-    if not name:
-        return None
-    what = "is largest at" if math.isfinite(norm) else "is not finite at"
-    return f"the gradient {what} {name}"
-
-
-def _gathered(found: _T) -> list[_T]:
-    """What every worker found."""
+def _from_all_workers(value: _T) -> list[_T]:
     if not dist.is_initialized():
-        return [found]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, found)
-    return everyone
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _finite(tensor: torch.Tensor) -> bool:

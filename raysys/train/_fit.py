@@ -1,4 +1,4 @@
-"""Training on the workers of the cluster, through Ray Train, from wherever it was left."""
+"""Training on the workers of the cluster through Ray Train, resumed from the newest checkpoint."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
+from raysys.console import text_table
 from raysys.errors import TrainError
 from raysys.identity import RunIdentity
-from raysys.train import _checkpoint, _metrics
-from raysys.train._progress import followed
-from raysys.train._run_state import Record
+from raysys.imports import lazy_import
+from raysys.telemetry import metrics
+from raysys.train import _checkpoint
+from raysys.train._progress import reported_progress
+from raysys.train._run_state import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,7 +30,11 @@ if TYPE_CHECKING:
     from raysys.data import Table
     from raysys.storage import Storage
     from raysys.train._settings import TrainSettings
-    from raysys.train._task import Epoch, Parameters, TrainingTask
+    from raysys.train._task import EpochMetrics, StateDict, TrainingTask
+
+torch = lazy_import("torch")
+ray_train = lazy_import("ray.train")
+ray_train_torch = lazy_import("ray.train.torch")
 
 _PARAMETERS = "parameters.pt"
 _RESIZE_S = 20.0
@@ -35,40 +42,48 @@ _log = logging.getLogger("raysys.train")
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """A finished training run.
 
     Attributes:
-        record: Its files.
-        history: What each epoch measured.
+        state: Files of the run.
+        history: Metrics of each epoch.
     """
 
-    record: Record
-    history: list[Epoch]
+    state: RunState
+    history: list[EpochMetrics]
 
-    def parameters(self) -> Parameters:
+    def state_dict(self) -> StateDict:
         """The trained module's `state_dict`, on the CPU."""
-        storage, folder = self.record.storage, self.record.folder
+        storage, folder = self.state.storage, self.state.folder
         name = _checkpoint.newest(storage, folder)
-        done = self.record.read("done")
+        done = self.state.read("done")
         if name is None or done is None:
             raise TrainError(f"no finished run under {storage.uri(folder)}: train it")
         with _checkpoint.opened(storage, folder, name) as saved:
-            found = {key: value.clone() for key, value in saved.parameters().items()}
-        return found | {second: found[first] for second, first in done["aliases"].items()}
+            parameters = {key: value.clone() for key, value in saved.state_dict().items()}
+        return parameters | {alias: parameters[name] for alias, name in done["aliases"].items()}
+
+    def __repr__(self) -> str:
+        last = ", ".join(f"{name}={value:.4g}" for name, value in self.history[-1].items())
+        return f"FitResult({self.state.name!r}, {last})"
+
+    def __str__(self) -> str:
+        """The metrics of all epochs, as a table."""
+        names = list(self.history[-1])
+        rows = [
+            [f"{epoch.get(name, float('nan')):.4g}" for name in names] for epoch in self.history
+        ]
+        return text_table([f">{name}" for name in names], rows)
 
 
-def save_parameters(parameters: Parameters, folder: Path) -> None:
-    """Write a `state_dict` where `load_parameters` finds it."""
-    import torch
-
+def save_state_dict(parameters: StateDict, folder: Path) -> None:
+    """Write a `state_dict` for `load_state_dict`."""
     torch.save(parameters, folder / _PARAMETERS)
 
 
-def load_parameters(checkpoint: Checkpoint) -> Parameters:
-    """The `state_dict` that a search's trial left in its checkpoint."""
-    import torch
-
+def load_state_dict(checkpoint: Checkpoint) -> StateDict:
+    """The `state_dict` in the checkpoint of a search's trial."""
     with checkpoint.as_directory() as folder:
         return torch.load(Path(folder) / _PARAMETERS, weights_only=True, map_location="cpu")
 
@@ -79,94 +94,94 @@ def fit(
     tables: Mapping[str, Table],
     settings: TrainSettings,
     storage: Storage,
-) -> Fitted:
-    """Train a task on `settings.workers` workers, from wherever a run of this name was left.
+) -> FitResult:
+    """Train a task on `settings.num_workers` workers, from the newest checkpoint of this name.
 
     Workers receive references and map the tables' blocks from the object store. They write
-    checkpoints in the background; when one of them or its node is lost, Ray Train starts the
-    group anew and it goes on from the newest. The same call after the driver was lost, or with
-    another strategy or number of workers, goes on from there too; after the run has finished it
-    returns what came out. Of two such calls at once the later one takes over. Ctrl-C ends the
-    workers and leaves what the same call goes on from.
+    checkpoints in the background; when a worker or its node is lost, Ray Train restarts the group,
+    which resumes from the newest. The same call resumes too after its driver was lost, also with
+    another strategy or number of workers; of a finished run it returns the result. Of two such
+    calls at once the later one takes over. Ctrl-C ends the workers; the same call resumes.
 
     Args:
-        name: The run's name.
-        task: What to train.
-        tables: Given to the task's `prepare` as Arrow tables.
+        name: Name of the run.
+        task: Task to train.
+        tables: Tables for the task's `prepare`, which receives them as Arrow tables.
         settings: Strategy, workers, epochs and optimizer.
-        storage: Where checkpoints are written.
+        storage: Storage for checkpoints.
 
     Raises:
         ResourceError: The workers do not fit on the cluster.
-        TrainError: The loss is not finite or explodes, a worker needs more memory than it may
-            hold, the task's own methods fail, the name is that of a run with other settings or
+        TrainError: The loss or the gradient is not finite or too large, a worker exceeds its
+            memory limit, the task's own methods fail, a run of this name has other settings or
             examples, another call has taken the run over, or it failed too often.
         StorageError: The storage root cannot be written to.
     """
-    record = Record(storage, name)
-    newest = _checkpoint.newest(storage, record.folder)
+    state = RunState(storage, name)
+    newest = _checkpoint.newest(storage, state.folder)
     if newest:
-        identity = RunIdentity(settings.trajectory)
-        identity.claim(storage, record.folder, f"training {name!r}", error=TrainError)
-    if done := record.read("done"):
-        return Fitted(record, done["history"])
+        identity = RunIdentity(settings.identity_facts)
+        identity.claim(storage, state.folder, f"training {name!r}", error=TrainError)
+    if done := state.read("done"):
+        return FitResult(state, done["history"])
     if not newest:
-        record.remove("progress")  # of a run that did not come to its first checkpoint
-    with followed(record, tables, settings, _checkpoint.step_of(newest)) as tracked:
-        result = record.read("result")
+        state.remove("progress")  # of a run that ended before its first checkpoint
+    with reported_progress(state, tables, settings, _checkpoint.step_of(newest)) as reported:
+        result = state.read("result")
         if result is None:
-            result = _run(record, task, tables, settings)
-        tracked.update(result)
-    # Only now: a driver that dies before ends the tracked run and tidies when it is back.
-    _checkpoint.keep_newest(storage, record.folder)
-    record.tidy()
-    record.write("done", result)
-    return Fitted(record, result["history"])
+            result = _run(state, task, tables, settings)
+        reported.update(result)
+    # Last: a driver that dies before this ends the tracked run and cleans up when it is back.
+    _checkpoint.keep_newest(storage, state.folder)
+    state.clean_up()
+    state.write("done", result)
+    return FitResult(state, result["history"])
 
 
 def _run(
-    record: Record, task: TrainingTask, tables: Mapping[str, Table], settings: TrainSettings
+    state: RunState, task: TrainingTask, tables: Mapping[str, Table], settings: TrainSettings
 ) -> dict[str, Any]:
-    """Let Ray Train's workers come to the end; what rank 0 wrote then."""
+    """Train to the end with Ray Train; returns the result that rank 0 wrote."""
     submission = secrets.token_hex(4)
-    trainer = _trainer(record, task, tables, settings, submission)
-    record.write("plan", {"settings": settings.model_dump(), "submission": submission})
-    RunIdentity(settings.trajectory).write(record.storage, record.folder)
+    trainer = _trainer(state, task, tables, settings, submission)
+    state.write("plan", {"settings": settings.model_dump(), "submission": submission})
+    RunIdentity(settings.identity_facts).write(state.storage, state.folder)
     try:
         with _interruptible():
             trainer.fit()
     except Exception as error:
-        failure = _told(record, submission)
-        _metrics.failed(record.name, _reason(failure))
-        _log.info("training %s ends, max_failures=%d", record.name, settings.max_failures)
+        failure = _failure(state, submission)
+        _count_failure(state, failure)
+        _log.info("training %s ends, max_failures=%d", state.name, settings.max_failures)
         raise failure or TrainError(
-            f"training {record.name} gave up after max_failures={settings.max_failures} failures; "
-            f"the last: {error}. The same call goes on from the newest checkpoint"
+            f"training {state.name} failed more than max_failures={settings.max_failures} times; "
+            f"the last failure: {error}. The same call resumes from the newest checkpoint"
         ) from error
     finally:
         with suppress(OSError):
-            record.storage.remove(f"{record.folder}/ray/{record.name}-{submission}")
-    if failure := _told(record, submission):
-        _metrics.failed(record.name, _reason(failure))
+            state.storage.remove(f"{state.folder}/ray/{state.name}-{submission}")
+    if failure := _failure(state, submission):
+        _count_failure(state, failure)
         raise failure
-    # `done` if another call had taken the run over and brought it to its end.
-    result = record.read("result") or record.read("done")
+    # `done` if another call had taken the run over and finished it.
+    result = state.read("result") or state.read("done")
     assert result is not None
     return result
 
 
-def _reason(failure: TrainError | None) -> str:
-    """Of a run's end, for the metrics: only a step that cannot be taken has a number."""
-    return "not_finite" if failure and failure.step is not None else "error"
+def _count_failure(state: RunState, failure: TrainError | None) -> None:
+    # Only a step that cannot be taken has a number.
+    reason = "not_finite" if failure and failure.step is not None else "error"
+    metrics.TRAIN_FAILURES.inc(1, {"run": state.name, "reason": reason})
 
 
-def _told(record: Record, submission: str) -> TrainError | None:
-    """The error of a worker that would come again, with what its remedies mean for the name."""
-    failure = record.failure(submission)
-    if failure and failure.step and _checkpoint.newest(record.storage, record.folder):
+def _failure(state: RunState, submission: str) -> TrainError | None:
+    """A worker's error that would recur, with the consequence of its remedies for the name."""
+    failure = state.failure(submission)
+    if failure and failure.step and _checkpoint.newest(state.storage, state.folder):
         return TrainError(
             f"{failure}. Other settings need another name, or remove "
-            f"{record.storage.uri(record.folder)}",
+            f"{state.storage.uri(state.folder)}",
             step=failure.step,
             layer=failure.layer,
         )
@@ -175,7 +190,7 @@ def _told(record: Record, submission: str) -> TrainError | None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Make Ctrl-C what it is elsewhere; Ray Train takes it, exits, and would keep it for good."""
+    """Make Ctrl-C raise KeyboardInterrupt; Ray Train replaces the handler, and exits."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -191,52 +206,49 @@ def _interruptible() -> Iterator[None]:
 
 
 def _trainer(
-    record: Record,
+    state: RunState,
     task: TrainingTask,
     tables: Mapping[str, Table],
     settings: TrainSettings,
     submission: str,
 ) -> TorchTrainer:
     """Ray Train's trainer for a submission."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    least = settings.min_workers or settings.workers
-    gpu = cluster.limits().gpus >= least
-    threads = settings.threads or 1
+    min_workers = settings.min_workers or settings.num_workers
+    gpu = cluster.limits().gpus >= min_workers
+    threads = settings.threads_per_worker or 1
     cluster.require(
-        f"training {record.name}", cpus=least * threads, gpus=float(least) if gpu else 0.0
+        f"training {state.name}",
+        cpus=min_workers * threads,
+        gpus=float(min_workers) if gpu else 0.0,
     )
-    elastic = (least, settings.workers) if settings.min_workers else settings.workers
-    return TorchTrainer(
+    elastic = (min_workers, settings.num_workers)
+    return ray_train_torch.TorchTrainer(
         _run_worker,
         train_loop_config={
             "task": task,
-            # Here and once: a worker that is started anew finds the blocks.
+            # Computed once, in this process: a restarted worker finds the blocks.
             "tables": {key: table.materialize() for key, table in tables.items()},
             "settings": settings,
-            "record": record,
+            "state": state,
             "submission": submission,
         },
-        scaling_config=ScalingConfig(
-            num_workers=elastic,
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=elastic if settings.min_workers else settings.num_workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": threads, **({"GPU": 1} if gpu else {})},
             elastic_resize_monitor_interval_s=_RESIZE_S,
         ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        run_config=RunConfig(
-            name=f"{record.name}-{submission}",
-            storage_path=record.storage.uri(f"{record.folder}/ray"),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
+        torch_config=ray_train_torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=ray_train.RunConfig(
+            name=f"{state.name}-{submission}",
+            storage_path=state.storage.uri(f"{state.folder}/ray"),
+            failure_config=ray_train.FailureConfig(max_failures=settings.max_failures),
         ),
     )
 
 
 def _run_worker(config: dict[str, Any]) -> None:
     """Called by Ray Train in each worker, inside the process group."""
-    from ray import train
+    from raysys.train._worker import run_worker
 
-    from raysys.train._worker import work
-
-    work(**config, device=str(train.torch.get_device()))
+    run_worker(**config, device=str(ray_train_torch.get_device()))

@@ -1,45 +1,55 @@
-"""Training in one process, as a search's trial does."""
+"""Training in one process, as in a search's trial."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import pyarrow as pa
 
-    from raysys.train._checkpoint import Progress
+    from raysys.train._checkpoint import TrainingProgress
     from raysys.train._settings import TrainSettings
-    from raysys.train._task import Epoch, Parameters, TrainingTask
+    from raysys.train._task import EpochMetrics, StateDict, TrainingTask
+
+torch = lazy_import("torch")
 
 
 def train_in_process(
     task: TrainingTask,
     tables: Mapping[str, pa.Table],
     settings: TrainSettings,
-    on_epoch: Callable[[Epoch, Parameters], None],
+    on_epoch_end: Callable[[EpochMetrics, StateDict], None],
 ) -> None:
-    """Train in this process alone, whatever the settings say of strategy and workers.
+    """Train in this process alone; strategy and number of workers are ignored.
+
+    Args:
+        task: Task to train.
+        tables: Tables for the task's `prepare`.
+        settings: Epochs, batch size, optimizer.
+        on_epoch_end: Called with the metrics and the parameters after each epoch.
 
     Raises:
-        TrainError: The loss or the gradient is not finite or explodes.
+        TrainError: The loss or the gradient is not finite or too large.
     """
-    import torch
-
-    from raysys.train._checkpoint import Progress
+    from raysys.train._checkpoint import TrainingProgress
     from raysys.train._loop import run_steps
-    from raysys.train.strategies._base import Plain
+    from raysys.train.strategies._strategy import SingleDeviceStrategy
 
-    class Reporter:
-        def on_epoch(self, measured: Epoch, parameters: Parameters) -> None:
-            on_epoch(measured, parameters)
+    class Callback:
+        def on_epoch_end(self, metrics: EpochMetrics, parameters: StateDict) -> None:
+            on_epoch_end(metrics, parameters)
 
-        def on_step(self, progress: Progress, point: Mapping[str, float] | None) -> None:
+        def on_step_end(
+            self, progress: TrainingProgress, point: Mapping[str, float] | None
+        ) -> None:
             pass
 
     examples = task.prepare(tables)
     torch.manual_seed(settings.seed)
-    replica = Plain(task.build(), settings, "cpu")
-    replica.start()
-    run_steps(task, settings, replica, examples, Progress(), Reporter())
+    strategy = SingleDeviceStrategy(task.build(), settings, "cpu")
+    strategy.start()
+    run_steps(task, settings, strategy, examples, TrainingProgress(), Callback())

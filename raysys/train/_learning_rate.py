@@ -1,4 +1,4 @@
-"""The learning rate, by the step and by the batch size."""
+"""Learning rate by step and by batch size."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def learning_rate_at(
     *,
     steps: int,
     peak: float,
-    warmup: float,
+    warmup_ratio: float,
     kind: Literal["cosine", "linear", "constant"],
 ) -> float:
-    """The learning rate of one step: up in a line, then down to zero, or level.
+    """Learning rate of one step: linear warm-up, then decay to zero or constant.
 
     Args:
-        step: From 0.
-        steps: Of the whole run; from there on the rate stays what it was at the end.
-        peak: Reached at the end of the warm-up.
-        warmup: Share of the steps, at least one of them.
-        kind: What follows: half a cosine (Loshchilov & Hutter, "SGDR", 2017, equation 5), a
-            straight line down, or the peak.
+        step: Step number, from 0.
+        steps: Number of steps of the run; after it the rate stays at its last value.
+        peak: Rate at the end of the warm-up.
+        warmup_ratio: Share of the steps for the warm-up, at least one step.
+        kind: Half a cosine (Loshchilov & Hutter, "SGDR", 2017, equation 5), a linear decay, or
+            constant.
     """
-    rising = max(1, round(warmup * steps))
+    rising = max(1, round(warmup_ratio * steps))
     if step < rising:
         return peak * ((step + 1) / rising)
     done = min(1.0, (step - rising) / max(1, steps - rising))
@@ -40,12 +40,12 @@ def learning_rate_at(
 def scaled_learning_rate(
     learning_rate: float, batch_size: int, base_batch_size: int | None, optimizer: OptimizerName
 ) -> float:
-    """A learning rate found with `base_batch_size`, for `batch_size`; None leaves it.
+    """A learning rate of `base_batch_size`, scaled to `batch_size`; unchanged for None.
 
-    It grows with the batch for SGD and LARS (Goyal et al., "Accurate, Large Minibatch SGD", 2017,
-    section 2.1). Where steps are divided by the gradient's spread, it grows with the square root
-    (Krizhevsky, "One weird trick", 2014; You et al., 2020, section 4; for Adam Malladi et al.,
-    "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022).
+    Linear in the batch for SGD and LARS (Goyal et al., "Accurate, Large Minibatch SGD", 2017,
+    section 2.1). With its square root for Adam and LAMB, whose steps are divided by the
+    gradient's spread (Krizhevsky, "One weird trick", 2014; You et al., 2020, section 4; for Adam
+    Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022).
     """
     if base_batch_size is None:
         return learning_rate

@@ -1,4 +1,4 @@
-"""Batches for one worker, made ahead in a thread if asked for."""
+"""Batches for one worker, optionally prepared ahead in a thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysys.errors import TrainError
-from raysys.train.strategies._base import MicroBatch
+from raysys.train.strategies._strategy import MicroBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,73 +23,71 @@ def micro_batches(
     settings: TrainSettings,
     examples: int,
     *,
-    share: tuple[int, int],
+    data_shard: tuple[int, int],
     steps: range,
     device: str,
 ) -> Iterator[list[MicroBatch]]:
-    """The micro-batches of a worker's share of each step.
+    """Micro-batches of a worker's shard of each step.
 
-    Which examples a step takes, and what the task draws for it, is a function of (seed, epoch,
-    step) alone: a run that goes on, with however many workers, takes the steps that an
-    undisturbed one would have taken.
+    The examples of a step, and what the task draws for it, are a function of (seed, epoch, step)
+    alone: a resumed run, with any number of workers, takes the steps of an undisturbed one.
 
     Args:
-        task: Makes the batches.
+        task: Task that makes the batches.
         settings: Batch size, micro-batches, seed.
-        examples: Their number.
-        share: Place and number of shares; see `Replica`.
-        steps: Numbers of the steps.
-        device: Where the module is.
+        examples: Number of training examples.
+        data_shard: Index and number of shards; see `Strategy`.
+        steps: Step numbers.
+        device: Device of the module.
     """
-    made = _made(task, settings, examples, share, steps, device)
-    return _ahead(made, settings.prefetch) if settings.prefetch else made
+    batches = _batches(task, settings, examples, data_shard, steps, device)
+    return _prefetched(batches, settings.prefetch_batches) if settings.prefetch_batches else batches
 
 
 def steps_per_epoch(examples: int, settings: TrainSettings) -> int:
-    """Whole global batches in an epoch; the incomplete rest waits for the next shuffle."""
+    """Full global batches in an epoch; the remainder is dropped until the next shuffle."""
     return max(1, examples // settings.batch_size)
 
 
-def _made(
+def _batches(
     task: TrainingTask,
     settings: TrainSettings,
     examples: int,
-    share: tuple[int, int],
+    data_shard: tuple[int, int],
     steps: range,
     device: str,
 ) -> Iterator[list[MicroBatch]]:
-    place, count = share
-    an_epoch = steps_per_epoch(examples, settings)
+    shard, shards = data_shard
+    epoch_steps = steps_per_epoch(examples, settings)
     smallest = min(settings.batch_size, examples)
-    if smallest < count * settings.accumulate:
+    if smallest < shards * settings.gradient_accumulation_steps:
         raise TrainError(
-            f"{smallest} examples a step cannot be shared by {count} workers in "
-            f"accumulate={settings.accumulate} micro-batches each: lower one of them, or make "
-            "batch_size larger"
+            f"{smallest} examples per step are too few for {shards} workers with "
+            f"gradient_accumulation_steps={settings.gradient_accumulation_steps} micro-batches "
+            "each: lower one of them, or raise batch_size"
         )
     order = np.empty(0, np.int64)
     for step in steps:
-        epoch, within = divmod(step, an_epoch)
+        epoch, within = divmod(step, epoch_steps)
         if within == 0 or not len(order):
             order = np.random.default_rng([settings.seed, epoch]).permutation(examples)
         rows = order[within * settings.batch_size : (within + 1) * settings.batch_size]
-        mine = np.array_split(rows[place::count], settings.accumulate)
-        made = []
-        for part in mine:
-            # A generator of their own for each: what is drawn for a step is drawn alike.
+        micro = []
+        for part in np.array_split(rows[shard::shards], settings.gradient_accumulation_steps):
+            # A fresh generator per micro-batch: all of a step draw the same.
             rng = np.random.default_rng([settings.seed, epoch, within])
             try:
                 batch = {name: value.to(device) for name, value in task.batch(part, rng).items()}
             except OSError:
-                raise  # of a file or a connection: new workers may well succeed
+                raise  # from a file or a connection: new workers may well succeed
             except Exception as error:
                 raise TrainError(f"{type(task).__name__}.batch failed: {error!r}") from error
-            made.append(MicroBatch(batch, len(part) * count / len(rows)))
-        yield made
+            micro.append(MicroBatch(batch, len(part) * shards / len(rows)))
+        yield micro
 
 
-def _ahead(made: Iterator[list[MicroBatch]], depth: int) -> Iterator[list[MicroBatch]]:
-    """The same, made in a thread up to `depth` steps ahead."""
+def _prefetched(batches: Iterator[list[MicroBatch]], depth: int) -> Iterator[list[MicroBatch]]:
+    """The same batches, prepared in a thread up to `depth` steps ahead."""
     waiting: queue.Queue[list[MicroBatch] | BaseException | None] = queue.Queue(depth)
     ended = threading.Event()
 
@@ -103,8 +101,8 @@ def _ahead(made: Iterator[list[MicroBatch]], depth: int) -> Iterator[list[MicroB
 
     def fill() -> None:
         try:
-            for batches in made:
-                put(batches)
+            for micro in batches:
+                put(micro)
                 if ended.is_set():
                     return
             put(None)

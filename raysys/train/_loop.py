@@ -11,40 +11,40 @@ import torch
 
 from raysys.errors import TrainError
 from raysys.telemetry import ProcessMeter
-from raysys.train._divergence import suspect
+from raysys.train._divergence import divergence_error
 from raysys.train._learning_rate import learning_rate_at, scaled_learning_rate
 from raysys.train._loader import micro_batches, steps_per_epoch
-from raysys.train.strategies._base import NotFiniteError, Replica, tensors_of
+from raysys.train.strategies._strategy import NotFiniteError, Strategy, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from raysys.train._checkpoint import Progress
+    from raysys.train._checkpoint import TrainingProgress
     from raysys.train._settings import TrainSettings
-    from raysys.train._task import Epoch, Parameters, TrainingTask
+    from raysys.train._task import EpochMetrics, StateDict, TrainingTask
 
-_NORMS = 50  # of the last steps, whose median tells what is usual
-_NORMS_NEEDED = 10
+_NORMS = 50  # recent gradient norms, for their median
+_MIN_NORMS = 10
 _SAMPLE_S = 1.0
 
 
-class Watcher(Protocol):
-    """Told by the loop what happens, in every worker alike."""
+class TrainCallback(Protocol):
+    """Hooks of the loop, called in every worker alike."""
 
-    def on_epoch(self, measured: Epoch, parameters: Parameters) -> None:
-        """An epoch has ended, the run's last one perhaps earlier."""
+    def on_epoch_end(self, metrics: EpochMetrics, parameters: StateDict) -> None:
+        """An epoch has ended; the run's last one may be shorter."""
 
-    def on_step(self, progress: Progress, point: Mapping[str, float] | None) -> None:
-        """A step was taken, and all that belongs to it; now and then with a point of the curves."""
+    def on_step_end(self, progress: TrainingProgress, point: Mapping[str, float] | None) -> None:
+        """A step was taken; about once a second with a point of the curves."""
 
 
 def run_steps(
     task: TrainingTask,
     settings: TrainSettings,
-    replica: Replica,
+    strategy: Strategy,
     examples: int,
-    progress: Progress,
-    watcher: Watcher,
+    progress: TrainingProgress,
+    callback: TrainCallback,
     *,
     rank: int = 0,
     device: str = "cpu",
@@ -52,82 +52,81 @@ def run_steps(
     """Train from `progress.step` to the end.
 
     Raises:
-        TrainError: The loss or the gradient is not finite or explodes, or the task fails.
+        TrainError: The loss or the gradient is not finite or too large, or the task fails.
     """
     torch.use_deterministic_algorithms(settings.deterministic)
-    an_epoch = steps_per_epoch(examples, settings)
+    epoch_steps = steps_per_epoch(examples, settings)
     steps = total_steps(examples, settings)
     peak = scaled_learning_rate(
         settings.learning_rate, settings.batch_size, settings.base_batch_size, settings.optimizer
     )
-    made = micro_batches(
-        task,
-        settings,
-        examples,
-        share=replica.share,
-        steps=range(progress.step, steps),
-        device=device,
-    )
+    batches = micro_batches(
+        task, settings, examples,
+        data_shard=strategy.data_shard, steps=range(progress.step, steps), device=device,
+    )  # fmt: skip
     norms: deque[float] = deque(maxlen=_NORMS)
-    points = _Points(settings.batch_size)
-    replica.module.train()
+    points = _CurvePoints(settings.batch_size)
+    strategy.module.train()
     started, first = time.perf_counter(), progress.step
-    for micro in made:
+    for micro in batches:
         step = progress.step
-        # By the step, so that dropout is the same in a run that goes on.
+        # By the step, so that dropout is the same in a resumed run.
         torch.manual_seed((settings.seed * 1_000_003 + step) * 1009 + rank)
         rate = learning_rate_at(
-            step, steps=steps, peak=peak, warmup=settings.warmup, kind=settings.schedule
+            step,
+            steps=steps,
+            peak=peak,
+            warmup_ratio=settings.warmup_ratio,
+            kind=settings.lr_scheduler_type,
         )
-        if settings.explosion and len(norms) >= _NORMS_NEEDED:
-            replica.norm_limit = settings.explosion * statistics.median(norms)
+        if settings.max_grad_norm_ratio and len(norms) >= _MIN_NORMS:
+            strategy.grad_norm_limit = settings.max_grad_norm_ratio * statistics.median(norms)
         try:
-            loss = replica.step(micro, rate)
+            loss = strategy.step(micro, rate)
         except NotFiniteError as error:
-            raise suspect(replica, micro, step + 1, str(error)) from None
-        if replica.norm is not None:
-            norms.append(replica.norm)
+            raise divergence_error(strategy, micro, step + 1, str(error)) from None
+        if strategy.grad_norm is not None:
+            norms.append(strategy.grad_norm)
         progress.step += 1
         progress.loss_sum += loss
-        point = points.add(loss, rate, replica.norm)
-        if progress.step % an_epoch == 0 or progress.step == steps:
-            within = (progress.step - 1) % an_epoch + 1
-            now = time.perf_counter()
-            taken = progress.step - first
-            measured: Epoch = {
+        point = points.add(loss, rate, strategy.grad_norm)
+        if progress.step % epoch_steps == 0 or progress.step == steps:
+            epoch_s = time.perf_counter() - started
+            samples = (progress.step - first) * min(settings.batch_size, examples)
+            metrics: EpochMetrics = {
                 "epoch": float(len(progress.history) + 1),
                 "step": float(progress.step),
-                "train_loss": progress.loss_sum / within,
+                "train_loss": progress.loss_sum / ((progress.step - 1) % epoch_steps + 1),
                 "last_loss": loss,
-                "samples_per_s": taken * min(settings.batch_size, examples) / (now - started),
-                "epoch_s": now - started,
+                "samples_per_s": samples / epoch_s,
+                "epoch_s": epoch_s,
             }
-            parameters = replica.full_parameters() if settings.evaluate else {}
+            parameters = strategy.full_state_dict() if settings.evaluate else {}
             if rank == 0 and settings.evaluate:
-                measured |= evaluate(task, parameters)
-            progress.history.append(measured)
+                metrics |= evaluate(task, parameters)
+            progress.history.append(metrics)
             progress.loss_sum = 0.0
-            watcher.on_epoch(measured, parameters)
-            replica.module.train()
+            callback.on_epoch_end(metrics, parameters)
+            strategy.module.train()
             started, first = time.perf_counter(), progress.step
-        watcher.on_step(progress, point)
+        callback.on_step_end(progress, point)
 
 
 def total_steps(examples: int, settings: TrainSettings) -> int:
-    """Optimizer steps of a whole run."""
+    """Optimizer steps of the run."""
     return min(settings.epochs * steps_per_epoch(examples, settings), settings.max_steps or 1 << 62)
 
 
-def evaluate(task: TrainingTask, parameters: Parameters) -> dict[str, float]:
-    """The task's measurements of a plain module with these parameters."""
+def evaluate(task: TrainingTask, parameters: StateDict) -> dict[str, float]:
+    """The task's metrics of a plain module with these parameters."""
     with torch.no_grad():
         try:
-            return task.evaluate(rebuilt(task, parameters))
+            return task.evaluate(module_with(task, parameters))
         except Exception as error:
             raise TrainError(f"{type(task).__name__}.evaluate failed: {error!r}") from error
 
 
-def rebuilt(task: TrainingTask, parameters: Parameters) -> torch.nn.Module:
+def module_with(task: TrainingTask, parameters: StateDict) -> torch.nn.Module:
     """A plain module with these parameters, in evaluation mode."""
     module = task.build()
     with torch.no_grad():
@@ -136,14 +135,14 @@ def rebuilt(task: TrainingTask, parameters: Parameters) -> torch.nn.Module:
     return module.eval()
 
 
-class _Points:
-    """Points of the curves, one a second at most: means since the last."""
+class _CurvePoints:
+    """Points of the curves, at most one a second: means since the last."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size, self._losses, self._since = batch_size, list[float](), time.perf_counter()
         self._meter = ProcessMeter()
 
-    def add(self, loss: float, rate: float, norm: float | None) -> dict[str, float] | None:
+    def add(self, loss: float, rate: float, grad_norm: float | None) -> dict[str, float] | None:
         self._losses.append(loss)
         now = time.perf_counter()
         if now - self._since < _SAMPLE_S:
@@ -152,7 +151,7 @@ class _Points:
             "loss": statistics.fmean(self._losses),
             "learning_rate": rate,
             "samples_per_s": len(self._losses) * self._batch_size / (now - self._since),
-            **({} if norm is None else {"gradient_norm": norm}),
+            **({} if grad_norm is None else {"gradient_norm": grad_norm}),
             **self._meter.read(),
         }
         self._losses, self._since = [], now

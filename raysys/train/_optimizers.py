@@ -1,4 +1,4 @@
-"""Optimizers by name, among them those that give each layer a rate of its own."""
+"""Optimizers by name, among them LARS and LAMB."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from raysys.train._settings import OptimizerName
+    from raysys.train._settings import OptimizerName, TrainSettings
 
-# What an optimizer keeps of a parameter, in its shape; without momentum there is no buffer.
+# State tensors of a parameter's shape; without momentum there is no buffer.
 STATE_KEYS: dict[OptimizerName, tuple[str, ...]] = {
     "adamw": ("exp_avg", "exp_avg_sq"),
     "sgd": ("momentum_buffer",),
@@ -24,33 +25,28 @@ STATE_KEYS: dict[OptimizerName, tuple[str, ...]] = {
 
 
 def make_optimizer(
-    parameters: Iterable[tuple[str, torch.nn.Parameter]],
-    *,
-    kind: OptimizerName,
-    learning_rate: float,
-    weight_decay: float,
-    momentum: float,
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]], settings: TrainSettings
 ) -> Optimizer:
-    """The optimizer of a module's `named_parameters`.
+    """The optimizer of a module.
+
+    AdamW and SGD are PyTorch's own and decay all parameters; LARS and LAMB decay those of two
+    dimensions and more.
 
     Args:
-        parameters: Names and parameters, which may be spread as DTensors.
-        kind: AdamW and SGD are PyTorch's own and decay all parameters; `LARS` and `LAMB` decay
-            those of two dimensions and more.
-        learning_rate: Until the loop sets another.
-        weight_decay: Of all kinds.
-        momentum: Of sgd and lars.
+        named_parameters: Names and parameters, which may be DTensors.
+        settings: Optimizer, learning rate, weight decay and momentum.
     """
-    held = [parameter for _, parameter in parameters]
-    if kind == "adamw":
-        # On CPUs the fused one takes a third of the time. On GPUs PyTorch's choice is left to it.
-        fused = True if all(one.device.type == "cpu" for one in held) else None
-        return torch.optim.AdamW(held, lr=learning_rate, weight_decay=weight_decay, fused=fused)
-    if kind == "sgd":
-        return torch.optim.SGD(held, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
-    if kind == "lars":
-        return LARS(held, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
-    return LAMB(held, lr=learning_rate, weight_decay=weight_decay)
+    parameters = [parameter for _, parameter in named_parameters]
+    rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adamw":
+        # On CPUs the fused one takes a third of the time. On GPUs the choice is PyTorch's.
+        fused = True if all(p.device.type == "cpu" for p in parameters) else None
+        return torch.optim.AdamW(parameters, fused=fused, **rates)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=settings.momentum, **rates)
+    if settings.optimizer == "lars":
+        return LARS(parameters, momentum=settings.momentum, **rates)
+    return LAMB(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 class _LayerWise(Optimizer):
@@ -58,40 +54,40 @@ class _LayerWise(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step with the gradients that are there."""
+        """Take one step with the current gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            held = [one for one in group["params"] if one.grad is not None]
-            steps = [self._unscaled(one, group) for one in held]
-            weights = [at for at, one in enumerate(held) if one.ndim > 1]
-            # Of all at once, since norms of what is spread must cross the network.
-            norms = _norms([held[at] for at in weights] + [steps[at] for at in weights])
-            ratios = [1.0] * len(held)
-            for at, norm, of_step in zip(
+            parameters = [p for p in group["params"] if p.grad is not None]
+            updates = [self._unscaled(p, group) for p in parameters]
+            weights = [at for at, p in enumerate(parameters) if p.ndim > 1]
+            # All at once, since norms of sharded tensors cross the network.
+            norms = _norms([parameters[at] for at in weights] + [updates[at] for at in weights])
+            ratios = [1.0] * len(parameters)
+            for at, norm, update_norm in zip(
                 weights, norms[: len(weights)], norms[len(weights) :], strict=True
             ):
-                if norm > 0 and of_step > 0:
-                    ratios[at] = self._ratio(norm, of_step, group)
-            for one, unscaled, ratio in zip(held, steps, ratios, strict=True):
-                self._apply(one, unscaled, group["lr"] * ratio, group)
+                if norm > 0 and update_norm > 0:
+                    ratios[at] = self._ratio(norm, update_norm, group)
+            for parameter, update, ratio in zip(parameters, updates, ratios, strict=True):
+                self._apply(parameter, update, group["lr"] * ratio, group)
         return loss
 
     @abstractmethod
     def _unscaled(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        """What the weight's norm is held against."""
+        """The update to compare with the weight's norm."""
 
     @abstractmethod
-    def _ratio(self, norm: float, of_step: float, group: dict[str, Any]) -> float:
-        """The trust ratio of a weight and `_unscaled` with these norms, neither of them 0."""
+    def _ratio(self, norm: float, update_norm: float, group: dict[str, Any]) -> float:
+        """Trust ratio of a weight and its update with these norms, neither of them 0."""
 
     @abstractmethod
     def _apply(
-        self, parameter: torch.Tensor, unscaled: torch.Tensor, rate: float, group: dict[str, Any]
+        self, parameter: torch.Tensor, update: torch.Tensor, rate: float, group: dict[str, Any]
     ) -> None:
-        """Move a parameter at the rate that is its own."""
+        """Move a parameter at its own rate."""
 
 
 class LARS(_LayerWise):
@@ -118,13 +114,13 @@ class LARS(_LayerWise):
         assert parameter.grad is not None
         return parameter.grad
 
-    def _ratio(self, norm: float, of_step: float, group: dict[str, Any]) -> float:
-        return float(group["trust"] * norm / (of_step + group["weight_decay"] * norm))
+    def _ratio(self, norm: float, update_norm: float, group: dict[str, Any]) -> float:
+        return float(group["trust"] * norm / (update_norm + group["weight_decay"] * norm))
 
     def _apply(
-        self, parameter: torch.Tensor, unscaled: torch.Tensor, rate: float, group: dict[str, Any]
+        self, parameter: torch.Tensor, update: torch.Tensor, rate: float, group: dict[str, Any]
     ) -> None:
-        step = unscaled.add(parameter, alpha=_decay(parameter, group)).mul_(rate)
+        step = update.add(parameter, alpha=_decay(parameter, group)).mul_(rate)
         if group["momentum"]:
             state = self.state[parameter]
             if "momentum_buffer" not in state:
@@ -160,20 +156,20 @@ class LAMB(_LayerWise):
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
-        taken = int(state["step"])
+        count = int(state["step"])
         state["exp_avg"].mul_(first).add_(parameter.grad, alpha=1 - first)
         state["exp_avg_sq"].mul_(second).addcmul_(parameter.grad, parameter.grad, value=1 - second)
-        spread = state["exp_avg_sq"].div(1 - second**taken).sqrt_().add_(group["eps"])
-        step = state["exp_avg"].div(spread).div_(1 - first**taken)
+        spread = state["exp_avg_sq"].div(1 - second**count).sqrt_().add_(group["eps"])
+        step = state["exp_avg"].div(spread).div_(1 - first**count)
         return step.add_(parameter, alpha=_decay(parameter, group))
 
-    def _ratio(self, norm: float, of_step: float, group: dict[str, Any]) -> float:
-        return norm / of_step
+    def _ratio(self, norm: float, update_norm: float, group: dict[str, Any]) -> float:
+        return norm / update_norm
 
     def _apply(
-        self, parameter: torch.Tensor, unscaled: torch.Tensor, rate: float, group: dict[str, Any]
+        self, parameter: torch.Tensor, update: torch.Tensor, rate: float, group: dict[str, Any]
     ) -> None:
-        parameter.sub_(unscaled, alpha=rate)
+        parameter.sub_(update, alpha=rate)
 
 
 def _decay(parameter: torch.Tensor, group: dict[str, Any]) -> float:
@@ -181,23 +177,22 @@ def _decay(parameter: torch.Tensor, group: dict[str, Any]) -> float:
 
 
 def _norms(tensors: Sequence[torch.Tensor]) -> list[float]:
-    """2-norms, of the whole where a tensor is spread; all workers call it together."""
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
-    found = [0.0] * len(tensors)
-    alike: dict[Any, list[int]] = defaultdict(list)
-    for at, one in enumerate(tensors):
-        spread = (one.device_mesh, one.placements) if isinstance(one, DTensor) else one.device
-        alike[spread].append(at)
-    for spread, places in alike.items():
-        if isinstance(spread, torch.device):
+    """2-norms, of the full tensor where one is sharded; all workers call it together."""
+    by_layout: dict[Any, list[int]] = defaultdict(list)
+    for at, tensor in enumerate(tensors):
+        sharded = isinstance(tensor, DTensor)
+        layout = (tensor.device_mesh, tensor.placements) if sharded else tensor.device
+        by_layout[layout].append(at)
+    results = [0.0] * len(tensors)
+    for layout, places in by_layout.items():
+        if isinstance(layout, torch.device):
             norms = torch.stack(torch._foreach_norm([tensors[at] for at in places]))
         else:
-            mesh, placements = spread
+            mesh, placements = layout
             parts = [tensors[at].to_local() for at in places]
             squares = torch.stack(torch._foreach_norm(parts)).square()
-            summed = [Replicate() if one.is_replicate() else Partial() for one in placements]
+            summed = [Replicate() if p.is_replicate() else Partial() for p in placements]
             norms = DTensor.from_local(squares, mesh, summed).full_tensor().sqrt()
         for at, norm in zip(places, norms.tolist(), strict=True):
-            found[at] = norm
-    return found
+            results[at] = norm
+    return results

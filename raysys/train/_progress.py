@@ -1,4 +1,4 @@
-"""Saying and tracking a training run from what its workers write."""
+"""Progress lines and tracking of a training run, from the files that its workers write."""
 
 from __future__ import annotations
 
@@ -9,79 +9,77 @@ from typing import TYPE_CHECKING, Any
 from raysys import tracking
 from raysys.console import say
 from raysys.errors import RaysysError
-from raysys.train import _metrics
+from raysys.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from raysys.data import Table
-    from raysys.train._run_state import Record
+    from raysys.train._run_state import RunState
     from raysys.train._settings import TrainSettings
 
 _POLL_S = 1.0
 
 
 @contextmanager
-def followed(
-    record: Record, tables: Mapping[str, Table], settings: TrainSettings, first: int
+def reported_progress(
+    state: RunState, tables: Mapping[str, Table], settings: TrainSettings, first_step: int
 ) -> Iterator[dict[str, Any]]:
-    """Say each epoch and track the run, from what rank 0 writes; in a thread of this process.
+    """Print each epoch and track the run, in a thread of this process.
 
     Args:
-        record: The run's files.
-        tables: Tracked with it, by what they hold.
-        settings: Tracked with it.
-        first: Step of the checkpoint that the run goes on from; 0 of a new one.
+        state: Files of the run.
+        tables: Tables to track with it, by content.
+        settings: Settings to track with it.
+        first_step: Step of the checkpoint that the run resumes from; 0 for a new run.
 
     Yields:
-        A dict to fill with the run's result; one that stays empty has failed.
+        A dict for the run's result; a run that leaves it empty has failed.
     """
     ended = threading.Event()
     result: dict[str, Any] = {}
-    earlier = record.read("progress")
+    earlier = state.read("progress")
 
     def follow() -> None:
         try:
             track()
         except RaysysError as error:
-            say(f"[{record.name}] is not tracked: {error}")
+            say(f"[{state.name}] not tracked: {error}")
 
     def track() -> None:
         tracked: tracking.TrackedRun | None = None
-        said, step = len(earlier["history"]) if earlier else 0, 0.0
-        if first:
-            say(f"[{record.name}] goes on after step {first}")
+        printed, step = len(earlier["history"]) if earlier else 0, 0.0
+        if first_step:
+            say(f"[{state.name}] resumes after step {first_step}")
         while True:
             last = ended.wait(_POLL_S)
-            progress = record.read("progress")
+            progress = state.read("progress")
             if progress and (progress != earlier or (last and result)):
-                for measured in progress["history"][said:]:
-                    text = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
-                    say(f"[{record.name}] {text}")
-                said = max(said, len(progress["history"]))
-                # Only now: opening a database would make the workers' start slower.
+                for epoch in progress["history"][printed:]:
+                    text = ", ".join(f"{key} {value:.4g}" for key, value in epoch.items())
+                    say(f"[{state.name}] {text}")
+                printed = max(printed, len(progress["history"]))
+                # Not earlier: opening a database would slow down the workers' start.
                 tracked = tracked or tracking.open_run(
-                    record.storage, "training", record.name, settings=settings.model_dump(),
-                    tables=tables, fresh=not first,
+                    state.storage, "training", state.name, settings=settings.model_dump(),
+                    tables=tables, fresh=not first_step,
                 )  # fmt: skip
                 for point in progress["points"]:
                     if point["step"] > step:
                         step = point["step"]
-                        rest = {key: value for key, value in point.items() if key != "step"}
-                        tracked.log(rest, step=int(step))
+                        tracked.log(_without(point, "step"), step=int(step))
             if last:
                 break
         if tracked is None:
             return
-        for measured in result.get("history", []):
-            rest = {key: value for key, value in measured.items() if key not in ("epoch", "step")}
-            tracked.log(rest, step=int(measured["step"]))
+        for epoch in result.get("history", []):
+            tracked.log(_without(epoch, "epoch", "step"), step=int(epoch["step"]))
         if result:
-            # Only now: a pass over the data would make the training slower.
+            # Not earlier: a pass over the data would slow down the training.
             tracked.log_tags({
                 f"data.{name}.fingerprint": table.fingerprint for name, table in tables.items()
             })  # fmt: skip
-            rows = record.rows("predictions")
+            rows = state.rows("predictions")
             if rows is not None:
                 tracked.log_rows("predictions", rows)
         finals = result["history"][-1] if result else {}
@@ -89,10 +87,14 @@ def followed(
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
-    _metrics.running(record.name, True)
+    metrics.TRAIN_RUNNING.set(1, {"run": state.name})
     try:
         yield result
     finally:
         ended.set()
         follower.join()
-        _metrics.running(record.name, False)
+        metrics.TRAIN_RUNNING.set(0, {"run": state.name})
+
+
+def _without(values: Mapping[str, float], *names: str) -> dict[str, float]:
+    return {key: value for key, value in values.items() if key not in names}

@@ -1,4 +1,4 @@
-"""What a training run keeps under the storage root besides its checkpoints."""
+"""Files of a training run under the storage root, besides its checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Record:
+class RunState:
     """The files of a run, below `training/<name>`."""
 
     storage: Storage
@@ -29,62 +29,62 @@ class Record:
         """Storage path of the run's folder."""
         return f"training/{self.name}"
 
-    def read(self, what: str) -> dict[str, Any] | None:
-        """`plan`, `progress`, `result` or `done`; None if it has not been written."""
-        found = self.storage.read_bytes(f"{self.folder}/{what}.json")
-        return None if found is None else json.loads(found)
+    def read(self, file: str) -> dict[str, Any] | None:
+        """`plan`, `progress`, `result` or `done`; None before it is written."""
+        content = self.storage.read_bytes(f"{self.folder}/{file}.json")
+        return None if content is None else json.loads(content)
 
-    def write(self, what: str, value: dict[str, Any]) -> None:
-        """Write one of them whole.
+    def write(self, file: str, value: dict[str, Any]) -> None:
+        """Write one of the files atomically.
 
         Raises:
-            StorageError: The storage root does not take it.
+            StorageError: The storage root cannot be written to.
         """
-        path = f"{self.folder}/{what}.json"
+        path = f"{self.folder}/{file}.json"
         try:
             self.storage.write_json(path, value)
         except OSError as error:
             raise StorageError(
-                f"{self.storage.uri(path)} cannot be written: {error}. Make room or give access; "
-                "the same call goes on from the newest checkpoint"
+                f"cannot write {self.storage.uri(path)}: {error}. Free space or grant access; "
+                "the same call resumes from the newest checkpoint"
             ) from error
 
-    def write_rows(self, what: str, rows: pa.Table) -> None:
-        """Write a few rows whole."""
-        with self.storage.new_file(f"{self.folder}/{what}.parquet") as file:
-            pq.write_table(rows, file)
+    def write_rows(self, file: str, rows: pa.Table) -> None:
+        """Write a few rows atomically."""
+        with self.storage.new_file(f"{self.folder}/{file}.parquet") as parquet:
+            pq.write_table(rows, parquet)
 
-    def rows(self, what: str) -> pa.Table | None:
-        """What `write_rows` wrote."""
-        found = self.storage.read_bytes(f"{self.folder}/{what}.parquet")
-        return None if found is None else pq.read_table(pa.BufferReader(found))
+    def rows(self, file: str) -> pa.Table | None:
+        """Rows of `write_rows`."""
+        content = self.storage.read_bytes(f"{self.folder}/{file}.parquet")
+        return None if content is None else pq.read_table(pa.BufferReader(content))
 
-    def remove(self, what: str) -> None:
-        """Remove one of them, if it is there."""
-        if self.storage.exists(f"{self.folder}/{what}.json"):
-            self.storage.remove(f"{self.folder}/{what}.json")
+    def remove(self, file: str) -> None:
+        """Remove one of the files, if it exists."""
+        if self.storage.exists(f"{self.folder}/{file}.json"):
+            self.storage.remove(f"{self.folder}/{file}.json")
 
     def write_failure(self, submission: str, error: TrainError) -> None:
-        """Keep an error that would come again, for the driver of this submission."""
+        """Store an error that would recur, for the driver of this submission."""
         self.write(f"failure-{submission}", {
             "message": str(error), "step": error.step, "layer": error.layer,
         })  # fmt: skip
 
     def failure(self, submission: str) -> TrainError | None:
-        """The error that a worker of this submission left."""
-        found = self.read(f"failure-{submission}")
-        if found is None:
+        """The error that a worker of this submission stored."""
+        failure = self.read(f"failure-{submission}")
+        if failure is None:
             return None
-        return TrainError(found["message"], step=found["step"], layer=found["layer"])
+        return TrainError(failure["message"], step=failure["step"], layer=failure["layer"])
 
-    def tidy(self) -> None:
-        """Remove what only a run that may go on needs, and what killed writers left."""
+    def clean_up(self) -> None:
+        """Remove what only a resumed run needs, and the remains of killed writers."""
         for name in self.storage.names(self.folder):
             if name in ("ray", "result.json") or name.startswith("failure-"):
                 self.storage.remove(f"{self.folder}/{name}")
         if self.storage.is_local:
-            for left in [*Path(self.storage.uri(self.folder)).rglob(".*")]:
-                if left.suffix == ".partial":
-                    left.unlink(missing_ok=True)
-                elif left.suffix == ".old":
-                    shutil.rmtree(left, ignore_errors=True)
+            for path in [*Path(self.storage.uri(self.folder)).rglob(".*")]:
+                if path.suffix == ".partial":
+                    path.unlink(missing_ok=True)
+                elif path.suffix == ".old":
+                    shutil.rmtree(path, ignore_errors=True)

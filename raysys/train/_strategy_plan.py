@@ -1,4 +1,4 @@
-"""Which strategy a task needs: memory a worker under each, and the cheapest that fits."""
+"""Choice of a strategy: memory and traffic under each, and the cheapest that fits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import psutil
 import ray
 
 from raysys import cluster
+from raysys.console import text_table
 from raysys.errors import ResourceError
+from raysys.imports import lazy_import
 from raysys.train._settings import StrategyName, TrainSettings
 
 if TYPE_CHECKING:
@@ -19,24 +21,28 @@ if TYPE_CHECKING:
     from raysys.data import Table
     from raysys.train._task import TrainingTask
 
-_VALUE = 4  # bytes: parameters and optimizer state are float32, also where bf16 computes
-# Tensors of a parameter's size that the optimizer keeps.
+torch = lazy_import("torch")
+zero12 = lazy_import("deepspeed.runtime.zero.stage_1_and_2")
+zero3 = lazy_import("deepspeed.runtime.zero.stage3")
+
+_VALUE_BYTES = 4  # parameters and optimizer state are float32, also where bf16 computes
+# Tensors of a parameter's size in the optimizer's state.
 _STATES = {"adamw": 2, "lamb": 2, "sgd": 1, "lars": 1}
-# Workers that wait for each other longer than this share of a step are no bargain.
-_IDLE = 0.1
-# Beyond what its formulas count, a process needs room to work in.
+# A pipeline whose workers wait for a larger share of a step comes last.
+_MAX_BUBBLE = 0.1
+# Memory of a process beyond what the formulas count.
 _MARGIN = 1.1
 
 
 @dataclass(frozen=True)
-class Module:
-    """What is known of a task's module.
+class ModuleSummary:
+    """Sizes of a task's module.
 
     Attributes:
-        parameters: Their number.
-        largest_layer: Parameters of the largest layer.
-        activation_bytes: Kept for backward by a worker's micro-batch.
-        process_bytes: Of a worker's process with its data, before it has a module.
+        parameters: Number of parameters.
+        largest_layer: Number of parameters of the largest layer.
+        activation_bytes: Activations kept for the backward pass of a worker's micro-batch.
+        process_bytes: Memory of a worker's process with its data, before it has a module.
     """
 
     parameters: int
@@ -46,55 +52,63 @@ class Module:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a strategy needs.
+class MemoryEstimate:
+    """Needs of a strategy.
 
     Attributes:
-        strategy: Its name.
-        memory_bytes: A worker's, at its most.
-        traffic_bytes: Sent by a worker in a step.
-        idle: Share of a step that a worker waits for others: of a pipeline, which fills and
+        strategy: Name of the strategy.
+        memory_bytes: Peak memory of a worker.
+        traffic_bytes: Bytes sent by a worker in a step.
+        bubble_fraction: Share of a step that a worker of a pipeline waits while it fills and
             empties.
-        fits: Whether the memory is there.
+        fits: Whether the memory is available.
     """
 
     strategy: StrategyName
     memory_bytes: int
     traffic_bytes: int
-    idle: float
+    bubble_fraction: float
     fits: bool
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Strategies beside each other.
+class StrategyPlan:
+    """Comparison of the strategies.
 
     Attributes:
-        module: What they were estimated for.
-        limit_bytes: What a worker may hold.
-        estimates: Of all strategies, the cheapest first: those that send least, and after them a
+        module: Sizes of the module.
+        limit_bytes: Memory available to a worker.
+        estimates: Estimates of all strategies, the cheapest first: by traffic, and after them a
             pipeline whose workers would wait.
-        settings: The given ones with the cheapest strategy that fits.
+        settings: The settings with the cheapest strategy that fits.
     """
 
-    module: Module
+    module: ModuleSummary
     limit_bytes: int
-    estimates: list[Estimate]
+    estimates: list[MemoryEstimate]
     settings: TrainSettings
+
+    def __repr__(self) -> str:
+        fitting = [estimate.strategy for estimate in self.estimates if estimate.fits]
+        return f"StrategyPlan({self.settings.strategy!r}, fitting: {', '.join(fitting)})"
 
     def __str__(self) -> str:
         head = (
-            f"{self.module.parameters:,} parameters, {self.settings.workers} workers of "
-            f"{_gib(self.limit_bytes)}: {self.settings.strategy}, the cheapest of those that fit"
+            f"{self.module.parameters:,} parameters, {self.settings.num_workers} workers of "
+            f"{_gib(self.limit_bytes)}: {self.settings.strategy}, the cheapest strategy that fits"
         )
-        lines = [
-            f"  {one.strategy:<9}{_gib(one.memory_bytes):>11} a worker"
-            f"{one.traffic_bytes / 2**20:>12,.1f} MiB a step   "
-            + ("fits" if one.fits else "does not fit")
-            + (f", waits {one.idle:.0%} of the time" if one.idle else "")
-            for one in self.estimates
+        columns = ("strategy", ">memory a worker", ">traffic a step", "fits", ">waiting")
+        rows = [
+            (
+                estimate.strategy,
+                _gib(estimate.memory_bytes),
+                f"{estimate.traffic_bytes / 2**20:,.1f} MiB",
+                "yes" if estimate.fits else "no",
+                f"{estimate.bubble_fraction:.0%}",
+            )
+            for estimate in self.estimates
         ]
-        return "\n".join([head, *lines])
+        return f"{head}\n{text_table(columns, rows)}"
 
 
 def plan(
@@ -102,126 +116,122 @@ def plan(
     tables: Mapping[str, Table],
     settings: TrainSettings | None = None,
     *,
-    memory_bytes: int | None = None,
-) -> Plan:
-    """Estimate each strategy's memory on the connected cluster, and choose.
+    memory_limit_bytes: int | None = None,
+) -> StrategyPlan:
+    """Estimate each strategy's memory on the connected cluster, and choose one.
 
-    The module is built and a micro-batch sent through it once, in a task. Of the states of ZeRO 2
-    and 3 DeepSpeed's own estimators tell the size, for 16-bit parameters, to which the other half
-    is added; FSDP spreads the same. The rest is counting: parameters, gradients and the optimizer's
-    tensors, activations, and what a process is without them.
+    The module is built, and a micro-batch sent through it once, in an actor. DeepSpeed's own
+    estimators give the state of ZeRO 2 and 3 for 16-bit parameters, to which the other half is
+    added; FSDP shards the same. The rest is counting: parameters, gradients and the optimizer's
+    tensors, activations, and the memory of a process without them.
 
     Args:
-        task: What to train.
-        tables: Given to its `prepare`.
-        settings: Workers, batch and optimizer; their strategy rests.
-        memory_bytes: That a worker may hold. None takes `settings.memory_bytes`, else the GPU's or
-            the nodes' memory, shared by the workers on them.
+        task: Task to train.
+        tables: Tables for the task's `prepare`.
+        settings: Workers, batch and optimizer; the strategy is ignored.
+        memory_limit_bytes: Memory of a worker. By default `settings.memory_limit_bytes`, else the
+            memory of the GPU, or that of the nodes divided by the workers on them.
 
     Raises:
         ResourceError: No strategy fits.
     """
     settings = settings or TrainSettings()
-    gpu = cluster.limits().gpus >= settings.workers
-    limit = memory_bytes or settings.memory_bytes or _memory_of(settings.workers, gpu)
-    # An actor has a process of its own, whose memory tells what a worker's will be.
+    workers = settings.num_workers
+    gpu = cluster.limits().gpus >= workers
+    limit = memory_limit_bytes or settings.memory_limit_bytes or _worker_memory(workers, gpu)
+    # An actor has a process of its own, whose memory is that of a worker.
     inspector = ray.remote(_Inspector).options(num_cpus=1).remote()
     module = ray.get(inspector.inspect.remote(task, dict(tables), settings))
-    estimates = [estimate(name, module, settings, limit) for name in get_args(StrategyName)]
-    if settings.workers % settings.stages:
-        estimates = [one for one in estimates if one.strategy != "pipeline"]
-    estimates.sort(key=lambda one: (one.idle > _IDLE, one.traffic_bytes))
-    cheapest = next((one for one in estimates if one.fits), None)
+    estimates = [
+        estimate(strategy, module, settings, limit)
+        for strategy in get_args(StrategyName)
+        if strategy != "pipeline" or workers % settings.num_stages == 0
+    ]
+    estimates.sort(key=lambda e: (e.bubble_fraction > _MAX_BUBBLE, e.traffic_bytes))
+    cheapest = next((e for e in estimates if e.fits), None)
     if cheapest is None:
-        least = min(estimates, key=lambda one: one.memory_bytes)
+        smallest = min(estimates, key=lambda e: e.memory_bytes)
         raise ResourceError(
-            f"{module.parameters:,} parameters on {settings.workers} workers of {_gib(limit)}: "
-            f"even {least.strategy} needs {_gib(least.memory_bytes)}. Use more workers, a smaller "
-            "batch_size, accumulate, checkpoint_activations, or workers with more memory"
+            f"{module.parameters:,} parameters on {workers} workers of {_gib(limit)}: even "
+            f"{smallest.strategy} needs {_gib(smallest.memory_bytes)}. Use more workers, a smaller "
+            "batch_size, gradient_accumulation_steps, activation_checkpointing, or workers with "
+            "more memory"
         )
-    chosen = TrainSettings.model_validate(
-        settings.model_dump() | {"strategy": cheapest.strategy, "compression": "none"}
-        if cheapest.strategy != "ddp"
-        else settings.model_dump() | {"strategy": "ddp", "offload": False}
-    )
-    return Plan(module, limit, estimates, chosen)
+    dropped = {"cpu_offload": False} if cheapest.strategy == "ddp" else {
+        "gradient_compression": "none"
+    }  # fmt: skip
+    chosen = settings.model_dump() | {"strategy": cheapest.strategy} | dropped
+    return StrategyPlan(module, limit, estimates, TrainSettings.model_validate(chosen))
 
 
 def estimate(
-    strategy: StrategyName, module: Module, settings: TrainSettings, limit: int
-) -> Estimate:
+    strategy: StrategyName, module: ModuleSummary, settings: TrainSettings, limit: int
+) -> MemoryEstimate:
     """Memory and traffic of one strategy."""
-    count, workers = module.parameters, settings.workers
-    states = _STATES[settings.optimizer] * _VALUE * count
-    values = gradients = _VALUE * count
-    activations = module.activation_bytes
-    idle = 0.0
-    around = 2 * _VALUE * (workers - 1) / workers * count  # an all-reduce in a ring
+    count, workers = module.parameters, settings.num_workers
+    states = _STATES[settings.optimizer] * _VALUE_BYTES * count
+    values = gradients = _VALUE_BYTES * count
+    bubble = 0.0
+    all_reduce = 2 * _VALUE_BYTES * (workers - 1) / workers * count  # in a ring
+    traffic = all_reduce
     if strategy == "ddp":
-        held, sent = values + gradients + states, around
+        memory = values + gradients + states
     elif strategy == "zero1":
-        held, sent = values + gradients + (values + states) // workers, around
+        memory = values + gradients + (values + states) // workers
     elif strategy == "zero2":
-        held, sent = _zero2(count, workers) + values // 2, around
+        needs = zero12.estimate_zero2_model_states_mem_needs(count, workers, 1, cpu_offload=False)
+        memory = needs[1] + values // 2
     elif strategy == "zero3":
-        held = _zero3(count, module.largest_layer, workers) + values // 2 // workers
-        sent = 1.5 * around
+        needs = zero3.estimate_zero3_model_states_mem_needs(
+            count, module.largest_layer, workers, 1, cpu_offload=False, cpu_offload_params=False
+        )
+        memory = needs[1] + values // 2 // workers
+        traffic = 1.5 * all_reduce
     elif strategy == "fsdp":
-        held = (values + gradients + states) // workers + 2 * _VALUE * module.largest_layer
-        sent = 1.5 * around
+        memory = (values + gradients + states) // workers + 2 * _VALUE_BYTES * module.largest_layer
+        traffic = 1.5 * all_reduce
     else:
-        stages = settings.stages
-        idle = (stages - 1) / (settings.accumulate + stages - 1)
-        held = (values + gradients + states) // stages
-        # A stage holds its share of the activations of as many micro-batches as there are stages.
+        stages = settings.num_stages
+        bubble = (stages - 1) / (settings.gradient_accumulation_steps + stages - 1)
+        memory = (values + gradients + states) // stages
+        # A stage keeps its share of the activations of as many micro-batches as there are stages.
         replicas = workers // stages
         between = 2 * module.activation_bytes / max(1, stages)
-        sent = between + 2 * _VALUE * (replicas - 1) / replicas * count / stages
-    total = int(_MARGIN * (held + activations) + module.process_bytes)
-    return Estimate(strategy, total, int(sent), idle, total <= limit)
-
-
-def _zero2(count: int, workers: int) -> int:
-    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as needs
-
-    return needs(count, workers, 1, cpu_offload=False)[1]
-
-
-def _zero3(count: int, largest_layer: int, workers: int) -> int:
-    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as needs
-
-    return needs(count, largest_layer, workers, 1, cpu_offload=False, cpu_offload_params=False)[1]
+        traffic = between + 2 * _VALUE_BYTES * (replicas - 1) / replicas * count / stages
+    total = int(_MARGIN * (memory + module.activation_bytes) + module.process_bytes)
+    return MemoryEstimate(strategy, total, int(traffic), bubble, total <= limit)
 
 
 class _Inspector:
-    def __repr__(self) -> str:  # its name in the dashboard
+    def __repr__(self) -> str:  # name in the dashboard
         return "plan a training"
 
     def inspect(
         self, task: TrainingTask, tables: dict[str, Table], settings: TrainSettings
-    ) -> Module:
+    ) -> ModuleSummary:
         """Build a task's module and send a micro-batch through it."""
         from raysys.train.strategies._layer_blocks import (
             activation_bytes,
+            apply_activation_checkpointing,
             blocks,
-            checkpoint_activations,
         )
 
         examples = task.prepare({name: table.arrow() for name, table in tables.items()})
         process = psutil.Process().memory_info().rss
         module = task.build()
-        size = -(-settings.batch_size // (settings.workers * settings.accumulate))
+        micro_batches = settings.num_workers * settings.gradient_accumulation_steps
+        size = -(-settings.batch_size // micro_batches)
         batch = task.batch(np.arange(size) % examples, np.random.default_rng(0))
         activations = activation_bytes(module, batch)
-        if settings.checkpoint_activations and blocks(module):
-            # Besides what is kept, one block at a time is computed again.
-            once = activations // len(blocks(module))
-            checkpoint_activations(module)
-            activations = activation_bytes(module, batch) + once
-        return Module(
-            parameters=sum(one.numel() for one in module.parameters()),
+        if settings.activation_checkpointing and blocks(module):
+            # Besides the activations kept, those of one block at a time are recomputed.
+            one_block = activations // len(blocks(module))
+            apply_activation_checkpointing(module)
+            activations = activation_bytes(module, batch) + one_block
+        return ModuleSummary(
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
             largest_layer=max(
-                sum(one.numel() for one in layer.parameters(recurse=False))
+                sum(parameter.numel() for parameter in layer.parameters(recurse=False))
                 for layer in module.modules()
             ),
             activation_bytes=activations,
@@ -229,17 +239,15 @@ class _Inspector:
         )
 
 
-def _memory_of(workers: int, gpu: bool) -> int:
-    """What a worker may hold, if the cluster's nodes share theirs among the workers."""
-    if gpu:
+def _worker_memory(workers: int, gpu: bool) -> int:
+    """Memory of a worker, if the cluster's nodes share theirs among the workers."""
+    if not gpu:
+        return int(ray.cluster_resources()["memory"] / workers)
 
-        def of_the_gpu() -> int:
-            import torch
+    def gpu_memory() -> int:
+        return int(torch.cuda.get_device_properties(0).total_memory)
 
-            return int(torch.cuda.get_device_properties(0).total_memory)
-
-        return ray.get(ray.remote(of_the_gpu).options(name="look at the GPU", num_gpus=1).remote())
-    return int(ray.cluster_resources()["memory"] / workers)
+    return ray.get(ray.remote(gpu_memory).options(name="look at the GPU", num_gpus=1).remote())
 
 
 def _gib(count: int) -> str:

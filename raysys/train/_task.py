@@ -1,4 +1,4 @@
-"""What is trained, without a word on how it is spread."""
+"""The training task: data, module and loss, without a word on workers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-# What one pass over the training examples measured, `epoch` among it.
-Epoch = dict[str, float]
+# Metrics of one epoch, with its number as "epoch".
+EpochMetrics = dict[str, float]
 # A module's `state_dict`, on the CPU.
-Parameters = dict[str, "torch.Tensor"]
+StateDict = dict[str, "torch.Tensor"]
 # The arguments of a module's `forward`.
 Batch = dict[str, "torch.Tensor"]
 
@@ -30,8 +30,8 @@ class TrainingTask(ABC):
     3. `batch` turns example numbers into the arguments of `forward`.
     4. `evaluate` measures a module that holds the full parameters; called on rank 0.
 
-    Whatever a batch draws at random (negatives, say) must come from the generator that it is
-    given: it is the same on every worker, so that W workers take the step that one would.
+    Random draws of a batch (negatives, say) must come from the given generator: it is the same on
+    every worker, so that many workers take the step that one would.
     """
 
     @abstractmethod
@@ -48,11 +48,8 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def evaluate(self, module: torch.nn.Module) -> dict[str, float]:
-        """Named measurements of a module in evaluation mode."""
+        """Named metrics of a module in evaluation mode."""
 
     def predictions(self, module: torch.nn.Module) -> pa.Table | None:
-        """A few rows of what the trained module says, beside what was true; tracked with the run.
-
-        None, as here, where there is nothing to show.
-        """
+        """A few predictions beside the true values, tracked with the run; None for no such rows."""
         return None

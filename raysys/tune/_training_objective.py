@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from raysys.train import Epoch, Parameters, save_parameters, train_in_process
+from raysys.train import EpochMetrics, StateDict, save_state_dict, train_in_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,15 +22,15 @@ def training(
     """An objective for `search` that trains a task in the trial's process.
 
     Each epoch is a round; the parameters of the best are the trial's checkpoint, for
-    `raysys.train.load_parameters`.
+    `raysys.train.load_state_dict`.
 
     Args:
         make: Turns proposed settings into a task and how it is trained.
     """
 
     def objective(settings: dict[str, Any], tables: Mapping[str, pa.Table], report: Report) -> None:
-        def on_epoch(measured: Epoch, parameters: Parameters) -> None:
-            report(measured, save=functools.partial(save_parameters, parameters))
+        def on_epoch(measured: EpochMetrics, parameters: StateDict) -> None:
+            report(measured, save=functools.partial(save_state_dict, parameters))
 
         task, how = make(settings)
         train_in_process(task, tables, how, on_epoch)

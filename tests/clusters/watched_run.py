@@ -52,7 +52,7 @@ def make(run: Run) -> pa.Table:
 
 
 def fit(run: Run, made: pa.Table) -> float:
-    settings = train.TrainSettings(epochs=30, batch_size=8, workers=1, checkpoint_steps=200)
+    settings = train.TrainSettings(epochs=30, batch_size=8, num_workers=1, checkpoint_steps=200)
     fitted = train.fit("watched", Regression(), {"rows": Table.from_arrow(made)}, settings,
                        run.storage)  # fmt: skip
     return fitted.history[-1]["loss"]

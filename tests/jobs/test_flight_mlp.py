@@ -7,7 +7,7 @@ import torch
 
 from jobs.flight_features import CODES, NUMBERS
 from jobs.flight_mlp import THRESHOLDS, DelayNetwork, DelayTask, build_network, columns_of
-from raysys.train import Epoch, Parameters, TrainSettings, train_in_process
+from raysys.train import EpochMetrics, StateDict, TrainSettings, train_in_process
 
 
 def made_up(rows: int, seed: int) -> pa.Table:
@@ -26,22 +26,22 @@ def made_up(rows: int, seed: int) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def trained() -> tuple[list[Epoch], Parameters]:
-    history: list[Epoch] = []
-    last: Parameters = {}
+def trained() -> tuple[list[EpochMetrics], StateDict]:
+    history: list[EpochMetrics] = []
+    last: StateDict = {}
 
-    def keep(measured: Epoch, parameters: Parameters) -> None:
+    def keep(measured: EpochMetrics, parameters: StateDict) -> None:
         history.append(measured)
         last.update(parameters)
 
     tables = {"train": made_up(4000, 0), "validation": made_up(1000, 1)}
-    settings = TrainSettings(workers=1, epochs=4, batch_size=128, learning_rate=2e-3)
+    settings = TrainSettings(num_workers=1, epochs=4, batch_size=128, learning_rate=2e-3)
     train_in_process(DelayTask(), tables, settings, keep)
     return history, last
 
 
 def test_the_network_learns_ranks_missing_ones_and_codes(
-    trained: tuple[list[Epoch], Parameters],
+    trained: tuple[list[EpochMetrics], StateDict],
 ) -> None:
     history, _ = trained
     assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
@@ -50,7 +50,7 @@ def test_the_network_learns_ranks_missing_ones_and_codes(
 
 
 def test_a_network_is_built_anew_from_its_parameters(
-    trained: tuple[list[Epoch], Parameters],
+    trained: tuple[list[EpochMetrics], StateDict],
 ) -> None:
     network = build_network(trained[1])
     numbers, codes = columns_of(made_up(50, 2))
@@ -62,7 +62,7 @@ def test_a_network_is_built_anew_from_its_parameters(
 
 
 def test_codes_that_training_has_not_seen_are_all_the_same(
-    trained: tuple[list[Epoch], Parameters],
+    trained: tuple[list[EpochMetrics], StateDict],
 ) -> None:
     network = build_network(trained[1])
     numbers, _ = columns_of(made_up(1, 3))

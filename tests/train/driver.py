@@ -11,7 +11,7 @@ import pyarrow as pa
 from raysys import cluster
 from raysys.data import Table
 from raysys.storage import Storage
-from raysys.train import Fitted, TrainSettings, fit
+from raysys.train import FitResult, TrainSettings, fit
 from tests.train.tasks import Regression, SlowRegression, rows
 
 
@@ -26,11 +26,11 @@ class Observed(SlowRegression):
 def settings(**changed: Any) -> TrainSettings:
     return TrainSettings.model_validate({
         "epochs": 12, "batch_size": 500, "learning_rate": 0.05, "checkpoint_steps": 4,
-        "threads": 1, **changed,
+        "threads_per_worker": 1, **changed,
     })  # fmt: skip
 
 
-def run(folder: Path, slow: bool, **changed: Any) -> Fitted:
+def run(folder: Path, slow: bool, **changed: Any) -> FitResult:
     """A run of the folder's name."""
     task = Observed(folder / "log") if slow else Regression()
     tables = {"rows": Table.from_arrow(rows())}

@@ -13,11 +13,16 @@ from torch.nn import functional
 
 from jobs.two_tower import HISTORY, Towers
 from raysys.errors import TrainError
-from raysys.train._divergence import suspect
+from raysys.train._divergence import divergence_error
 from raysys.train._settings import TrainSettings
 from raysys.train._task import Batch
-from raysys.train.pipeline._strategy import Pipeline
-from raysys.train.strategies._base import MicroBatch, NotFiniteError, Plain, TensorState
+from raysys.train.pipeline._pipeline_strategy import PipelineStrategy
+from raysys.train.strategies._strategy import (
+    MicroBatch,
+    NotFiniteError,
+    SingleDeviceStrategy,
+    TensorState,
+)
 
 MICRO = 4
 STEPS = 3
@@ -112,8 +117,9 @@ class Case:
 
     def how(self) -> TrainSettings:
         return TrainSettings.model_validate({
-            "strategy": "pipeline", "workers": self.world, "stages": self.stages,
-            "accumulate": MICRO, "batch_size": 64, "learning_rate": 0.02, **self.settings,
+            "strategy": "pipeline", "num_workers": self.world, "num_stages": self.stages,
+            "gradient_accumulation_steps": MICRO, "batch_size": 64, "learning_rate": 0.02,
+            **self.settings,
         })  # fmt: skip
 
     def module(self) -> nn.Module:
@@ -130,12 +136,12 @@ class Case:
 
 CASES = {
     "skipping, 3 stages": Case(Skipping, numbers, world=3, stages=3),
-    "tied, clipped": Case(Tied, sentences, settings={"clip_norm": 0.3}),
+    "tied, clipped": Case(Tied, sentences, settings={"max_grad_norm": 0.3}),
     "tied, lamb": Case(Tied, sentences, settings={"optimizer": "lamb"}),
     "towers": Case(towers, people),
     "normed": Case(Normed, numbers, settings={"optimizer": "sgd"}),
-    "normed, recomputed": Case(Normed, numbers, settings={"checkpoint_activations": True}),
-    "skipping, 2 x 2": Case(Skipping, numbers, world=4, settings={"clip_norm": 0.5}),
+    "normed, recomputed": Case(Normed, numbers, settings={"activation_checkpointing": True}),
+    "skipping, 2 x 2": Case(Skipping, numbers, world=4, settings={"max_grad_norm": 0.5}),
 }
 
 
@@ -156,17 +162,19 @@ def work(rank: int, folder: Path) -> None:
 
 def _train(case: Case, plain: Path) -> dict[str, Any]:
     start: dict[str, TensorState] = torch.load(plain)
-    pipeline = Pipeline(case.module(), case.how(), "cpu", case.batch(np.random.default_rng(0)))
-    replica = pipeline.share[0]
+    pipeline = PipelineStrategy(
+        case.module(), case.how(), "cpu", case.batch(np.random.default_rng(0))
+    )
+    replica = pipeline.data_shard[0]
     rates = [0.02 / (step + 1) for step in range(STEPS)]
     found: dict[str, Any] = {
         "losses": [pipeline.step(case.micro(at, replica), rates[at]) for at in range(STEPS)],
-        "norm": pipeline.norm,
-        "states": {name: _copied(state) for name, state in pipeline.states()},
-        "parameters": _copied(pipeline.full_parameters()),
+        "norm": pipeline.grad_norm,
+        "states": {name: _copied(state) for name, state in pipeline.tensor_states()},
+        "parameters": _copied(pipeline.full_state_dict()),
         "bytes": sum(p.nbytes for p in pipeline.inner.parameters()),
     }
-    pipeline.load(lambda name: dict(start[name]), 1)
+    pipeline.load_tensor_states(lambda name: dict(start[name]), 1)
     found["resumed"] = [pipeline.step(case.micro(at, replica), rates[at]) for at in range(1, STEPS)]
     return found
 
@@ -174,8 +182,8 @@ def _train(case: Case, plain: Path) -> dict[str, Any]:
 def _spoiled() -> dict[str, Any]:
     """What a batch with a missing number does, and one of another shape."""
     case = CASES["skipping, 3 stages"]
-    how = case.how().model_copy(update={"workers": 2, "stages": 2})
-    pipeline = Pipeline(case.module(), how, "cpu", case.batch(np.random.default_rng(0)))
+    how = case.how().model_copy(update={"num_workers": 2, "num_stages": 2})
+    pipeline = PipelineStrategy(case.module(), how, "cpu", case.batch(np.random.default_rng(0)))
     before = _copied(dict(pipeline.inner.named_parameters()))
     micro = case.micro(0, 0)
     micro[1].batch["x"][0, 0] = torch.nan
@@ -184,7 +192,7 @@ def _spoiled() -> dict[str, Any]:
         pipeline.step(micro, 0.1)
     except NotFiniteError as error:
         found["refused"] = str(error)
-        found["suspect"] = suspect(pipeline, micro, 7, str(error)).layer
+        found["divergence_error"] = divergence_error(pipeline, micro, 7, str(error)).layer
     found["changed"] = [
         name
         for name, value in pipeline.inner.named_parameters()
@@ -198,9 +206,9 @@ def _spoiled() -> dict[str, Any]:
     return found
 
 
-def plainly(case: Case) -> tuple[Plain, list[float], dict[str, TensorState]]:
+def plainly(case: Case) -> tuple[SingleDeviceStrategy, list[float], dict[str, TensorState]]:
     """One process with the micro-batches of all replicas; its state after the first step too."""
-    plain = Plain(case.module(), case.how(), "cpu")
+    plain = SingleDeviceStrategy(case.module(), case.how(), "cpu")
     plain.start()
     replicas = case.world // case.stages
     losses, after = [], {}
@@ -208,7 +216,7 @@ def plainly(case: Case) -> tuple[Plain, list[float], dict[str, TensorState]]:
         micro = [part for one in range(replicas) for part in case.micro(at, one)]
         micro = [MicroBatch(part.batch, part.weight / replicas) for part in micro]
         losses.append(plain.step(micro, 0.02 / (at + 1)))
-        after = after or {name: _copied(state) for name, state in plain.states()}
+        after = after or {name: _copied(state) for name, state in plain.tensor_states()}
     return plain, losses, after
 
 

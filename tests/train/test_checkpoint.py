@@ -13,15 +13,15 @@ import torch
 
 from raysys.errors import StorageError
 from raysys.storage import Storage
-from raysys.train._checkpoint import Checkpoints, Progress, complete, newest, opened
+from raysys.train._checkpoint import CheckpointWriter, TrainingProgress, complete, newest, opened
 from tests.train.writers import State
 
 FOLDER = "run/checkpoints"
 
 
-def save(storage: Storage, step: int, attempt: str, rank: int, world: int) -> Checkpoints:
-    checkpoints = Checkpoints(storage, "run", attempt=attempt, rank=rank, world=world)
-    checkpoints.save(State(rank, step), Progress(step))  # type: ignore[arg-type]
+def save(storage: Storage, step: int, attempt: str, rank: int, world: int) -> CheckpointWriter:
+    checkpoints = CheckpointWriter(storage, "run", attempt=attempt, rank=rank, world=world)
+    checkpoints.save(State(rank, step), TrainingProgress(step))  # type: ignore[arg-type]
     checkpoints.wait()
     return checkpoints
 
@@ -61,12 +61,12 @@ def no_file_above(size: int) -> Iterator[None]:
 def test_a_full_disk_is_said_at_once_and_keeps_the_checkpoint_before(storage: Storage) -> None:
     checkpoints = save(storage, 1, "a", 0, 1)
     with no_file_above(10_000):
-        checkpoints.save(State(0, 2), Progress(2))  # type: ignore[arg-type]
-        with pytest.raises(StorageError, match=r"could not be written to .*run/checkpoints: "):
+        checkpoints.save(State(0, 2), TrainingProgress(2))  # type: ignore[arg-type]
+        with pytest.raises(StorageError, match=r"cannot write a checkpoint to .*run/checkpoints: "):
             checkpoints.wait()
     # The next call, not the end of the run, says so.
-    with pytest.raises(StorageError, match="goes on from the checkpoint before"):
-        checkpoints.save(State(0, 3), Progress(3))  # type: ignore[arg-type]
+    with pytest.raises(StorageError, match="resumes from the previous checkpoint"):
+        checkpoints.save(State(0, 3), TrainingProgress(3))  # type: ignore[arg-type]
     assert newest(storage, "run") == "0000000001-a"
     with opened(storage, "run", "0000000001-a") as saved:
         assert torch.equal(saved.read("0-0")["value"], torch.full((5000,), 1.0))
@@ -78,7 +78,7 @@ def test_a_damaged_file_is_named_with_what_to_remove(storage: Storage) -> None:
     file = Path(storage.uri(f"{FOLDER}/0000000001-a/0-of-1.pt"))
     file.write_bytes(file.read_bytes()[:-2000])
     with (
-        pytest.raises(StorageError, match=r"0-of-1.pt cannot be read.*Remove .*0000000001-a:"),
+        pytest.raises(StorageError, match=r"cannot read .*0-of-1.pt: .*Remove .*0000000001-a to"),
         opened(storage, "run", "0000000001-a"),
     ):
         pass

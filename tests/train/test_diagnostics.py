@@ -22,7 +22,7 @@ from tests.train.tasks import Regression, rows
 
 def settings(**changed: object) -> TrainSettings:
     return TrainSettings.model_validate(
-        {"epochs": 2, "batch_size": 100, "learning_rate": 0.02, "workers": 1, **changed}
+        {"epochs": 2, "batch_size": 100, "learning_rate": 0.02, "num_workers": 1, **changed}
     )
 
 
@@ -90,9 +90,9 @@ def test_a_module_that_can_learn_learns_a_batch_by_heart_and_a_cut_one_does_not(
 @pytest.mark.usefixtures("ray_cluster")
 def test_more_examples_help_and_all_are_what_a_whole_training_gives() -> None:
     table = Table.load(rows)
-    points = learning_curve(Regression(), {"rows": table}, settings(), shares=(1.0, 0.02, 0.2))
+    points = learning_curve(Regression(), {"rows": table}, settings(), train_sizes=(1.0, 0.02, 0.2))
     assert [point.examples for point in points] == [30, 300, 1500]
-    losses = [point.measured["loss"] for point in points]
+    losses = [point.metrics["loss"] for point in points]
     assert losses[0] > losses[-1]
     # The same steps over the same examples in another order.
     whole: list[dict[str, float]] = []
@@ -124,7 +124,7 @@ class Bursting(Regression):
 
 
 def test_an_exploding_gradient_stops_at_its_step_and_names_the_largest() -> None:
-    how = settings(explosion=50.0)
+    how = settings(max_grad_norm_ratio=50.0)
     with pytest.raises(TrainError, match=r"norm of the gradient is .* more than") as caught:
         train_in_process(Bursting(), {"rows": rows()}, how, lambda epoch, _: None)
     assert caught.value.step == 13
@@ -151,14 +151,20 @@ def test_the_same_seed_gives_the_same_parameters_and_another_does_not() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"strategy": "pipeline", "workers": 3}, "3 workers cannot make pipelines of 2 stages"),
-        ({"strategy": "pipeline", "workers": 4, "accumulate": 3}, "multiple of accumulate"),
+        (
+            {"strategy": "pipeline", "num_workers": 3},
+            "num_workers=3 does not divide into pipelines of 2 stages",
+        ),
+        (
+            {"strategy": "pipeline", "num_workers": 4, "gradient_accumulation_steps": 3},
+            "multiple of gradient_accumulation_steps",
+        ),
         ({"strategy": "zero2", "optimizer": "lamb"}, "lamb needs each layer's norm"),
-        ({"strategy": "fsdp", "compression": "fp16"}, "works under ddp, not fsdp"),
-        ({"workers": 2, "min_workers": 3}, "min_workers=3 is more than workers=2"),
-        ({"workers": 101}, "a batch of 100 cannot be shared by 101 workers"),
+        ({"strategy": "fsdp", "gradient_compression": "fp16"}, "works under ddp, not fsdp"),
+        ({"num_workers": 2, "min_workers": 3}, "min_workers=3 is more than num_workers=2"),
+        ({"num_workers": 101}, "batch_size=100 is less than num_workers=101"),
         ({"strategie": "ddp"}, "strategie"),
-        ({"offload": True}, "under fsdp or ZeRO, not ddp"),
+        ({"cpu_offload": True}, "under fsdp or ZeRO, not ddp"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(

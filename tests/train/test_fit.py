@@ -18,7 +18,7 @@ from raysys.data import Table
 from raysys.errors import ResourceError, TrainError
 from raysys.storage import Storage
 from raysys.tracking import Runs
-from raysys.train import Epoch, Fitted, fit, train_in_process
+from raysys.train import EpochMetrics, FitResult, fit, train_in_process
 from tests.train.driver import run, settings
 from tests.train.tasks import Regression, SlowRegression, rows
 
@@ -28,9 +28,9 @@ EVERY = 4  # steps between checkpoints
 
 
 @pytest.fixture(scope="module")
-def alone() -> list[Epoch]:
+def alone() -> list[EpochMetrics]:
     """What one process measures."""
-    measured: list[Epoch] = []
+    measured: list[EpochMetrics] = []
     train_in_process(
         Regression(), {"rows": rows()}, settings(), lambda epoch, _: measured.append(epoch)
     )
@@ -39,13 +39,13 @@ def alone() -> list[Epoch]:
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fitted, Path]:
+def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[FitResult, Path]:
     """A run on two workers that nothing disturbs, and its folder."""
     folder = tmp_path_factory.mktemp("calm")
     return run(folder, slow=False), folder
 
 
-def losses(history: list[Epoch]) -> list[tuple[float, float]]:
+def losses(history: list[EpochMetrics]) -> list[tuple[float, float]]:
     return [(epoch["train_loss"], epoch["loss"]) for epoch in history]
 
 
@@ -69,7 +69,7 @@ def until(folder: Path, steps: int) -> None:
 
 
 def test_a_run_has_the_losses_of_one_process_and_leaves_its_newest_checkpoint(
-    calm: tuple[Fitted, Path], alone: list[Epoch]
+    calm: tuple[FitResult, Path], alone: list[EpochMetrics]
 ) -> None:
     fitted, folder = calm
     for ours, wanted in zip(losses(fitted.history), losses(alone), strict=True):
@@ -84,21 +84,21 @@ def test_a_run_has_the_losses_of_one_process_and_leaves_its_newest_checkpoint(
 
 
 def test_a_finished_run_starts_nothing_and_refuses_other_steps(
-    calm: tuple[Fitted, Path],
+    calm: tuple[FitResult, Path],
 ) -> None:
     fitted, folder = calm
     # A task that cannot even be pickled would show that a worker was started.
     task: Any = threading.Lock()
-    again = fit(folder.name, task, {}, settings(strategy="zero2", workers=4), Storage(folder))
+    again = fit(folder.name, task, {}, settings(strategy="zero2", num_workers=4), Storage(folder))
     assert again.history == fitted.history
-    for name, value in fitted.parameters().items():
-        assert torch.equal(value, again.parameters()[name])
-    with pytest.raises(TrainError, match=r"started with epochs 12, now 13: give another name"):
+    for name, value in fitted.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    with pytest.raises(TrainError, match=r"epochs 12, now 13. Give this one another name"):
         fit(folder.name, task, {}, settings(epochs=13), Storage(folder))
 
 
 def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_no_bit(
-    calm: tuple[Fitted, Path], tmp_path: Path
+    calm: tuple[FitResult, Path], tmp_path: Path
 ) -> None:
     def kill() -> None:
         until(tmp_path, 2 * 17)
@@ -113,12 +113,12 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_no_bit
     # One more may have been begun while the group was dying, and a checkpoint be under way.
     assert 2 * STEPS < said(tmp_path, "step") <= 2 * (STEPS + 2 * EVERY + 1)
     assert losses(disturbed.history) == losses(calm[0].history)
-    for name, value in calm[0].parameters().items():
+    for name, value in calm[0].state_dict().items():
         assert torch.equal(value, disturbed.parameters()[name])
 
 
 def test_the_same_call_goes_on_after_its_driver_ended_under_another_strategy(
-    alone: list[Epoch], tmp_path: Path
+    alone: list[EpochMetrics], tmp_path: Path
 ) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     for end, steps in ((signal.SIGKILL, 2 * 11), (signal.SIGINT, 2 * 11 + 2 * 14)):
@@ -135,7 +135,7 @@ def test_the_same_call_goes_on_after_its_driver_ended_under_another_strategy(
     assert b"KeyboardInterrupt" in printed
     before = said(tmp_path, "step")
     assert not (tmp_path / "training" / tmp_path.name / "done.json").exists()
-    fitted = run(tmp_path, slow=True, strategy="zero3", workers=1)
+    fitted = run(tmp_path, slow=True, strategy="zero3", num_workers=1)
     # From the second driver's last checkpoint: of the three, none began at the beginning.
     assert said(tmp_path, "step") - before <= STEPS - 16
     for ours, wanted in zip(losses(fitted.history), losses(alone), strict=True):
@@ -157,7 +157,7 @@ def test_a_step_that_cannot_be_taken_ends_the_run_after_one_restart_until_it_is_
     tmp_path: Path,
 ) -> None:
     task, tables = Exploding(tmp_path / "log"), {"rows": Table.from_arrow(rows())}
-    how = settings(workers=1, max_failures=3)
+    how = settings(num_workers=1, max_failures=3)
     with pytest.raises(TrainError, match="step 2: the loss is ") as raised:
         fit("mended", task, tables, how, Storage(tmp_path))
     assert raised.value.step == 2
@@ -173,4 +173,4 @@ def test_a_step_that_cannot_be_taken_ends_the_run_after_one_restart_until_it_is_
 
 def test_more_workers_than_fit_are_refused_at_once(storage: Storage) -> None:
     with pytest.raises(ResourceError, match="needs 64 CPUs beside 1"):
-        fit("big", Regression(), {}, settings(workers=64), storage)
+        fit("big", Regression(), {}, settings(num_workers=64), storage)

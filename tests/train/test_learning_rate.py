@@ -8,7 +8,7 @@ from raysys.train._learning_rate import learning_rate_at, scaled_learning_rate
 
 def rates(kind: str, *, steps: int, warmup: float) -> list[float]:
     return [
-        learning_rate_at(step, steps=steps, peak=0.3, warmup=warmup, kind=kind)
+        learning_rate_at(step, steps=steps, peak=0.3, warmup_ratio=warmup, kind=kind)
         for step in range(steps)
     ]
 
@@ -42,7 +42,7 @@ def test_it_is_a_line_up_and_pytorchs_scheduler_down(kind: str, warmup: float, r
 @pytest.mark.parametrize(("kind", "end"), [("cosine", 0.0), ("linear", 0.0), ("constant", 0.3)])
 def test_past_the_end_it_stays(kind: str, end: float) -> None:
     for step in (40, 41, 1000):
-        rate = learning_rate_at(step, steps=40, peak=0.3, warmup=0.1, kind=kind)
+        rate = learning_rate_at(step, steps=40, peak=0.3, warmup_ratio=0.1, kind=kind)
         assert rate == pytest.approx(end)
 
 

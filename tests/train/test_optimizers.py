@@ -8,10 +8,20 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing, nn
 
+from raysys.train import TrainSettings
 from raysys.train._optimizers import STATE_KEYS, make_optimizer
+from raysys.train._settings import OptimizerName
 
 RATES = (0.1, 0.2, 0.05)  # of three steps
 DECAY = 0.1
+
+
+def settings(
+    kind: OptimizerName, learning_rate: float, weight_decay: float, momentum: float
+) -> TrainSettings:
+    return TrainSettings(
+        optimizer=kind, learning_rate=learning_rate, weight_decay=weight_decay, momentum=momentum
+    )
 
 
 def norm(values: np.ndarray) -> float:
@@ -54,9 +64,7 @@ def test_three_steps_are_those_of_the_formula(kind: str, momentum: float) -> Non
              "bias": rng.normal(size=5), "scale": np.array(0.7)}  # fmt: skip
     gradients = {name: rng.normal(size=(3, *value.shape)) for name, value in start.items()}
     parameters = {name: nn.Parameter(torch.tensor(value)) for name, value in start.items()}
-    optimizer = make_optimizer(
-        parameters.items(), kind=kind, learning_rate=9.0, weight_decay=DECAY, momentum=momentum
-    )
+    optimizer = make_optimizer(parameters.items(), settings(kind, 9.0, DECAY, momentum))
     for at, rate in enumerate(RATES):
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -78,9 +86,8 @@ def test_without_a_norm_the_trust_ratio_is_1(kind: str) -> None:
     still = nn.Parameter(torch.ones(2, 2))
     unused = nn.Parameter(torch.ones(2, 2))
     optimizer = make_optimizer(
-        [("zero", zero), ("still", still), ("unused", unused)],
-        kind=kind, learning_rate=0.5, weight_decay=0.0, momentum=0.0,
-    )  # fmt: skip
+        [("zero", zero), ("still", still), ("unused", unused)], settings(kind, 0.5, 0.0, 0.0)
+    )
     zero.grad, still.grad = torch.tensor([[3.0, 0.0], [0.0, -4.0]]), torch.zeros(2, 2)
     optimizer.step()
     # Adam's first step is the gradient's sign.
@@ -94,9 +101,7 @@ def test_lamb_ignores_the_gradients_scale_and_moves_by_the_weights() -> None:
     moved = []
     for weight, gradient in ((1.0, 1.0), (1.0, 1000.0), (5.0, 1.0)):
         parameter = nn.Parameter(weight * torch.ones(4, 4))
-        optimizer = make_optimizer(
-            [("weight", parameter)], kind="lamb", learning_rate=0.01, weight_decay=0, momentum=0
-        )
+        optimizer = make_optimizer([("weight", parameter)], settings("lamb", 0.01, 0.0, 0.0))
         parameter.grad = gradient * torch.ones(4, 4)
         optimizer.step()
         moved.append(float((weight - parameter.detach()).norm()))
@@ -113,9 +118,7 @@ def trained(kind: str, *, sharded: bool) -> dict[str, torch.Tensor]:
 
         fully_shard(module[0])
         fully_shard(module)
-    optimizer = make_optimizer(
-        module.named_parameters(), kind=kind, learning_rate=0.5, weight_decay=DECAY, momentum=0.9
-    )
+    optimizer = make_optimizer(module.named_parameters(), settings(kind, 0.5, DECAY, 0.9))
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
         x = torch.randn(8, 6, generator=generator)

@@ -17,8 +17,8 @@ from raysys.errors import StorageError, TrainError
 from raysys.storage import Storage
 from raysys.train import TrainSettings
 from raysys.train._checkpoint import newest
-from raysys.train._run_state import Record
-from raysys.train._worker import work
+from raysys.train._run_state import RunState
+from raysys.train._worker import run_worker
 from tests.train.tasks import Regression, rows
 
 
@@ -69,7 +69,7 @@ def alone(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-Train = Callable[..., Record]
+Train = Callable[..., RunState]
 
 
 @pytest.fixture
@@ -77,15 +77,15 @@ def train(alone: None, storage: Storage) -> Train:
     def train(
         task: Regression | None = None, submission: str = "mine", examples: int = 1500,
         **changed: Any,
-    ) -> Record:  # fmt: skip
-        record = Record(storage, "run")
+    ) -> RunState:  # fmt: skip
+        state = RunState(storage, "run")
         settings = TrainSettings.model_validate({
-            "workers": 1, "epochs": 4, "batch_size": 500, "learning_rate": 0.05,
+            "num_workers": 1, "epochs": 4, "batch_size": 500, "learning_rate": 0.05,
             "checkpoint_steps": 2, **changed,
         })  # fmt: skip
         tables: Any = {"rows": Held(rows()[:examples])}
-        work(task or Regression(), tables, settings, record, submission, "cpu")
-        return record
+        run_worker(task or Regression(), tables, settings, state, submission, "cpu")
+        return state
 
     return train
 
@@ -97,11 +97,11 @@ def test_an_error_of_the_task_is_told_to_the_driver_and_not_tried_again(
     said = f"Failing.{method} failed: ZeroDivisionError"
     with pytest.raises(TrainError, match=said):
         train(Failing(method))
-    failure = Record(storage, "run").failure("mine")
+    failure = RunState(storage, "run").failure("mine")
     assert said in str(failure)
     # What Ray Train starts again, since it knows no better, ends at once.
-    record = train(Failing(method))
-    assert record.read("result") is None
+    state = train(Failing(method))
+    assert state.read("result") is None
     # Another call tries.
     assert train(Regression(), submission="next").read("result") is not None
 
@@ -111,7 +111,7 @@ def test_a_step_that_cannot_be_taken_is_named_with_its_layer(
 ) -> None:
     with pytest.raises(TrainError, match="step 1: the loss is nan"):
         train(Failing("not a number"))
-    failure = Record(storage, "run").failure("mine")
+    failure = RunState(storage, "run").failure("mine")
     assert failure is not None
     assert failure.step == 1
 
@@ -119,13 +119,13 @@ def test_a_step_that_cannot_be_taken_is_named_with_its_layer(
 def test_a_run_whose_name_was_taken_over_ends_at_its_next_checkpoint(
     train: Train, storage: Storage
 ) -> None:
-    record = Record(storage, "run")
-    record.write("plan", {"submission": "later"})
+    state = RunState(storage, "run")
+    state.write("plan", {"submission": "later"})
     with pytest.raises(TrainError, match="another call has taken over run 'run'"):
         train()
     assert newest(storage, "run") is None
     assert train(submission="later").read("result") is not None
-    assert newest(storage, record.folder) == sorted(storage.names("training/run/checkpoints"))[-1]
+    assert newest(storage, state.folder) == sorted(storage.names("training/run/checkpoints"))[-1]
 
 
 def test_a_run_goes_on_with_its_own_number_of_examples_only(train: Train) -> None:
@@ -161,20 +161,20 @@ def test_a_killed_and_restarted_run_gives_the_same_bits(train: Train, storage: S
 def test_a_storage_root_that_takes_nothing_is_named(tmp_path: Path) -> None:
     root = tmp_path / "file"
     root.write_text("no folder")
-    with pytest.raises(StorageError, match=r"training/run/plan.json cannot be written: .*"):
-        Record(Storage(root), "run").write("plan", {})
+    with pytest.raises(StorageError, match=r"cannot write .*training/run/plan.json: .*"):
+        RunState(Storage(root), "run").write("plan", {})
 
 
 def test_what_a_killed_writer_left_goes_when_the_run_has_ended(storage: Storage) -> None:
-    record = Record(storage, "run")
-    record.write("plan", {})
-    record.write("failure-1", {})
-    folder = Path(storage.uri(record.folder))
+    state = RunState(storage, "run")
+    state.write("plan", {})
+    state.write("failure-1", {})
+    folder = Path(storage.uri(state.folder))
     (folder / ".progress.json.1.partial").write_text("{")
     (folder / "checkpoints/.0001.2.old").mkdir(parents=True)
     (folder / "checkpoints/.0001.2.old/0-of-1.pt").write_text("")
     (folder / "ray/run-1").mkdir(parents=True)
-    record.tidy()
+    state.clean_up()
     assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {
         "plan.json", "checkpoints"
     }  # fmt: skip

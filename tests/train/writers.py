@@ -12,8 +12,8 @@ import torch
 
 from raysys.storage import Storage
 from raysys.train import _checkpoint
-from raysys.train._checkpoint import Checkpoints, Progress, newest, opened
-from raysys.train.strategies._base import TensorState
+from raysys.train._checkpoint import CheckpointWriter, TrainingProgress, newest, opened
+from raysys.train.strategies._strategy import TensorState
 
 WORLD, ROUNDS, SIZE = 2, 25, 5000
 
@@ -24,19 +24,19 @@ class State:
     def __init__(self, rank: int, value: float) -> None:
         self.rank, self.value = rank, value
 
-    def states(self) -> list[tuple[str, TensorState]]:
+    def tensor_states(self) -> list[tuple[str, TensorState]]:
         made = {"value": torch.full((SIZE,), self.value), "exp_avg": torch.full((9,), self.value)}
         return [(f"{self.rank}-{at}", dict(made)) for at in range(4)]
 
 
 def write_until_killed(storage: Storage, attempt: int, rank: int, first: int) -> None:
     _checkpoint._CHUNK_BYTES = SIZE  # several chunks to a part
-    checkpoints = Checkpoints(storage, "run", attempt=f"{attempt:04d}", rank=rank, world=WORLD)
+    checkpoints = CheckpointWriter(storage, "run", attempt=f"{attempt:04d}", rank=rank, world=WORLD)
     step = first
     while True:
         step += 1
         state = State(rank, attempt * 1e4 + step)
-        checkpoints.save(state, Progress(step, [{"epoch": 1.0}]))  # type: ignore[arg-type]
+        checkpoints.save(state, TrainingProgress(step, [{"epoch": 1.0}]))  # type: ignore[arg-type]
 
 
 def main(folder: Path) -> None:
@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
             assert not seen, "a complete checkpoint is lost"
             continue
         with opened(storage, "run", name) as saved:
-            values = [value.unique().tolist() for value in saved.parameters().values()]
+            values = [value.unique().tolist() for value in saved.state_dict().values()]
             step = saved.progress.step
         assert len(values) == 4 * WORLD, f"parts are missing from {name}"
         # All of one group and one step, which are those that the name says.

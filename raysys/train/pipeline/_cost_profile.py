@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from raysys.train._task import Batch
-    from raysys.train.pipeline._trace import Traced
+    from raysys.train.pipeline._trace import TracedModule
 
 # Of one core, and of one GPU in bfloat16: what matters are the ratios.
 _FLOPS_A_SECOND = {"cpu": 60e9, "cuda": 300e12}
@@ -32,7 +32,7 @@ _PARAMETER_PASSES, _OPTIMIZER_PASSES = 3, 8
 
 
 @dataclass
-class Profile:
+class CostProfile:
     """By node of a traced graph.
 
     Attributes:
@@ -53,11 +53,11 @@ class Profile:
 
 
 def profile(
-    traced: Traced,
+    traced: TracedModule,
     example: Batch,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     accumulate: int = 1,
-) -> Profile:
+) -> CostProfile:
     """Run a graph forward and backward on fake tensors.
 
     Args:
@@ -66,7 +66,7 @@ def profile(
         autocast: Makes the context of the forward pass, which decides dtypes.
         accumulate: Micro-batches that share the cost of an optimizer step.
     """
-    found = Profile(accumulate)
+    found = CostProfile(accumulate)
     module = fx.GraphModule(torch.nn.ModuleDict(traced.modules), traced.graph)
     with FakeTensorMode() as fake:
         inputs = [
@@ -89,7 +89,7 @@ def profile(
     return found
 
 
-def _gradients(run: _Run, traced: Traced, found: Profile) -> None:
+def _gradients(run: _Run, traced: TracedModule, found: CostProfile) -> None:
     wanted = [
         node
         for node, value in run.env.items()
@@ -102,7 +102,7 @@ def _gradients(run: _Run, traced: Traced, found: Profile) -> None:
 
 
 class _Run(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, found: Profile) -> None:
+    def __init__(self, module: fx.GraphModule, found: CostProfile) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.found = found
         self.counter = FlopCounterMode(display=False)

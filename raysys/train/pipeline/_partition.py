@@ -11,17 +11,17 @@ import torch
 from torch import fx
 
 from raysys.errors import TrainError
-from raysys.train.pipeline._cost_profile import Profile, is_random
+from raysys.train.pipeline._cost_profile import CostProfile, is_random
 
 if TYPE_CHECKING:
-    from raysys.train.pipeline._trace import Traced
+    from raysys.train.pipeline._trace import TracedModule
 
 _BETWEEN_BYTES_A_SECOND = {"cpu": 1.5e9, "cuda": 20e9}  # from one stage to the next
 _NEAR = 1.03  # cuts within this of the fastest are judged by what they send
 
 
 @dataclass(frozen=True)
-class Value:
+class StageValue:
     """A tensor that one stage gives to the next.
 
     Attributes:
@@ -38,7 +38,7 @@ class Value:
 
 
 @dataclass
-class Stage:
+class PipelineStage:
     """What one worker of a pipeline computes.
 
     What depends on parameters alone is the same for all micro-batches of a step: it is computed
@@ -59,15 +59,15 @@ class Stage:
 
     once: list[fx.Node]
     each: list[fx.Node]
-    receives_once: list[Value]
-    receives_each: list[Value]
-    sends_once: list[Value]
-    sends_each: list[Value]
+    receives_once: list[StageValue]
+    receives_each: list[StageValue]
+    sends_once: list[StageValue]
+    sends_each: list[StageValue]
     holds: list[str]
     seconds: float
 
 
-def partition(traced: Traced, profile: Profile, stages: int) -> list[Stage]:
+def partition(traced: TracedModule, profile: CostProfile, stages: int) -> list[PipelineStage]:
     """Cut a traced module into stages; a function of the graph alone, so workers agree.
 
     Raises:
@@ -95,7 +95,7 @@ def partition(traced: Traced, profile: Profile, stages: int) -> list[Stage]:
         )
     edges = [0, *cuts, len(order)]
     sent = [_crossing(profile, spans, cut) for cut in edges]
-    found: list[Stage] = []
+    found: list[PipelineStage] = []
     held: set[str] = set()
     for at in range(stages):
         nodes = set(order[edges[at] : edges[at + 1]])
@@ -111,7 +111,7 @@ def partition(traced: Traced, profile: Profile, stages: int) -> list[Stage]:
             if node.name in traced.names and node in read and node not in received
         ]
         found.append(
-            Stage(
+            PipelineStage(
                 once=once,
                 each=each,
                 receives_once=[value for value in sent[at] if kinds[value.node] == "once"],
@@ -180,7 +180,7 @@ def _best_path(costs: np.ndarray, join: np.ufunc, stages: int) -> list[int] | No
     return path[::-1]
 
 
-def _kinds(traced: Traced, profile: Profile) -> dict[fx.Node, str]:
+def _kinds(traced: TracedModule, profile: CostProfile) -> dict[fx.Node, str]:
     """Whether a node is "free", for each stage to make, done "once" a step, or for "each"."""
     sources: dict[fx.Node, set[str]] = {}
     for node in traced.graph.nodes:
@@ -200,7 +200,7 @@ def _kinds(traced: Traced, profile: Profile) -> dict[fx.Node, str]:
 
 
 def _spans(
-    traced: Traced, kinds: dict[fx.Node, str], order: list[fx.Node]
+    traced: TracedModule, kinds: dict[fx.Node, str], order: list[fx.Node]
 ) -> dict[fx.Node, tuple[int, int]]:
     """Where a value is made and where it is used last, as places in the order.
 
@@ -217,7 +217,7 @@ def _spans(
     return found
 
 
-def _between_s(profile: Profile, node: fx.Node, kind: str) -> float:
+def _between_s(profile: CostProfile, node: fx.Node, kind: str) -> float:
     """Seconds to send a value, and its gradient back; infinite for what cannot be sent."""
     tensor = profile.values[node]
     if not isinstance(tensor, torch.Tensor):
@@ -227,7 +227,9 @@ def _between_s(profile: Profile, node: fx.Node, kind: str) -> float:
     return seconds / profile.accumulate if kind == "once" else seconds
 
 
-def _unbroken(traced: Traced, profile: Profile, order: list[fx.Node]) -> list[tuple[int, int]]:
+def _unbroken(
+    traced: TracedModule, profile: CostProfile, order: list[fx.Node]
+) -> list[tuple[int, int]]:
     """First and last places of what must stay in one stage, because it changes in place."""
     given = {
         storage: node
@@ -253,10 +255,12 @@ def _unbroken(traced: Traced, profile: Profile, order: list[fx.Node]) -> list[tu
     return found
 
 
-def _crossing(profile: Profile, spans: dict[fx.Node, tuple[int, int]], cut: int) -> list[Value]:
+def _crossing(
+    profile: CostProfile, spans: dict[fx.Node, tuple[int, int]], cut: int
+) -> list[StageValue]:
     """What is made before a cut and used after it."""
     return [
-        Value(
+        StageValue(
             node,
             tuple(profile.values[node].shape),
             profile.values[node].dtype,
@@ -267,7 +271,9 @@ def _crossing(profile: Profile, spans: dict[fx.Node, tuple[int, int]], cut: int)
     ]
 
 
-def _complete(traced: Traced, kinds: dict[fx.Node, str], nodes: set[fx.Node]) -> list[fx.Node]:
+def _complete(
+    traced: TracedModule, kinds: dict[fx.Node, str], nodes: set[fx.Node]
+) -> list[fx.Node]:
     """Operations in their order, with those that each stage makes for itself."""
     wanted, waiting = set(nodes), list(nodes)
     while waiting:

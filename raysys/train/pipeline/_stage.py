@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from raysys.train._task import Batch
-    from raysys.train.pipeline._cost_profile import Profile
-    from raysys.train.pipeline._partition import Stage, Value
-    from raysys.train.pipeline._trace import Traced
+    from raysys.train.pipeline._cost_profile import CostProfile
+    from raysys.train.pipeline._partition import PipelineStage, StageValue
+    from raysys.train.pipeline._trace import TracedModule
 
 
 class Layer(torch.nn.Module):
@@ -37,7 +37,7 @@ class _Piece:
 
 
 @dataclass
-class Passed:
+class PendingMicroBatch:
     """A micro-batch that has gone forward and waits for its gradients."""
 
     received: list[torch.Tensor]
@@ -45,7 +45,7 @@ class Passed:
     graded: list[torch.Tensor]
 
 
-class Worker:
+class StageWorker:
     """A stage with its tensors.
 
     In a step: `begin` once, `forward` and `backward` for each micro-batch, `end` once.
@@ -53,9 +53,9 @@ class Worker:
 
     def __init__(
         self,
-        stage: Stage,
-        traced: Traced,
-        profile: Profile,
+        stage: PipelineStage,
+        traced: TracedModule,
+        profile: CostProfile,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]],
         *,
         checkpointed: bool,
@@ -117,7 +117,7 @@ class Worker:
 
     def forward(
         self, received: Sequence[torch.Tensor], batch: Batch, weight: float
-    ) -> tuple[Passed, torch.Tensor | None]:
+    ) -> tuple[PendingMicroBatch, torch.Tensor | None]:
         """Send a micro-batch through; the last stage gives its weighted loss too."""
         known, inputs = self._inputs(received, batch)
         with self._autocast():
@@ -132,7 +132,7 @@ class Worker:
 
     def look(
         self, received: Sequence[torch.Tensor], batch: Batch, weight: float
-    ) -> tuple[Passed, torch.Tensor | None]:
+    ) -> tuple[PendingMicroBatch, torch.Tensor | None]:
         """The same, one operation after the other; layers of `holder` are given what they give."""
         known, inputs = self._inputs(received, batch)
         with self._autocast():
@@ -170,18 +170,20 @@ class Worker:
 
     def _passed(
         self, known: dict[fx.Node, torch.Tensor], made: Sequence[torch.Tensor], weight: float
-    ) -> tuple[Passed, torch.Tensor | None]:
+    ) -> tuple[PendingMicroBatch, torch.Tensor | None]:
         given = [known[value.node] for value in self.stage.receives_each]
         # What skips this stage is passed on as it came.
         known |= dict(zip(self._each.outputs, made, strict=True))
         sent = [known[value.node] for value in self.stage.sends_each]
         if self._loss is None:
             graded = [t for v, t in zip(self.stage.sends_each, sent, strict=True) if v.graded]
-            return Passed(given, [tensor.detach() for tensor in sent], graded), None
+            return PendingMicroBatch(given, [tensor.detach() for tensor in sent], graded), None
         loss = known[self._loss] * weight
-        return Passed(given, [], [loss]), loss.detach()
+        return PendingMicroBatch(given, [], [loss]), loss.detach()
 
-    def backward(self, passed: Passed, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def backward(
+        self, passed: PendingMicroBatch, gradients: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
         """Take the gradients of what was sent; returns those of what was received."""
         if passed.graded:  # The loss has no gradient but 1.
             torch.autograd.backward(passed.graded, gradients or None)
@@ -222,7 +224,7 @@ def layer_of(node: fx.Node) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
-def _holder(stage: Stage, traced: Traced) -> torch.nn.Module:
+def _holder(stage: PipelineStage, traced: TracedModule) -> torch.nn.Module:
     """A module with the stage's own parameters and buffers at their names, and its layers."""
     holder = Layer()
 
@@ -247,7 +249,7 @@ def _holder(stage: Stage, traced: Traced) -> torch.nn.Module:
     return holder
 
 
-def _piece(nodes: list[fx.Node], outputs: list[fx.Node], traced: Traced) -> _Piece:
+def _piece(nodes: list[fx.Node], outputs: list[fx.Node], traced: TracedModule) -> _Piece:
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     own = set(nodes)
     inputs = list(dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in own))
@@ -266,7 +268,7 @@ def _leaf(tensor: torch.Tensor, graded: bool) -> torch.Tensor:
     return tensor.requires_grad_() if graded and torch.is_grad_enabled() else tensor
 
 
-def _gradients(values: list[Value], tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _gradients(values: list[StageValue], tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [
         torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.contiguous()
         for value, tensor in zip(values, tensors, strict=True)

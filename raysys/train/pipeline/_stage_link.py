@@ -11,13 +11,13 @@ import torch.distributed as dist
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raysys.train.pipeline._partition import Value
+    from raysys.train.pipeline._partition import StageValue
 
 # Receives that are posted before they are needed: what a neighbour is at most ahead.
 _AHEAD = 2
 
 
-class Link:
+class StageLink:
     """The way to one neighbour and back; each direction is a process group of its own.
 
     Both sides send and receive the same values in the same order. At either end of a pipeline
@@ -48,7 +48,7 @@ class Link:
         for work, _ in self._under_way.popleft():
             work.wait()
 
-    def receive(self, values: Sequence[Value], count: int = 1) -> Incoming:
+    def receive(self, values: Sequence[StageValue], count: int = 1) -> Incoming:
         """Ask for the values of so many micro-batches."""
         return Incoming(self._peer, self._receiving, self._device, values, count)
 
@@ -57,7 +57,7 @@ class Incoming:
     """Values that arrive, micro-batch after micro-batch."""
 
     def __init__(
-        self, peer: int, group: Any, device: str, values: Sequence[Value], count: int
+        self, peer: int, group: Any, device: str, values: Sequence[StageValue], count: int
     ) -> None:
         self._peer, self._group, self._device, self._values = peer, group, device, values
         self._left = count

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_unflatten
 
 from raysys.errors import TrainError
-from raysys.train.strategies._base import aliases_of, tensors_of
+from raysys.train.strategies._strategy import aliases_of, tensors_of
 
 if TYPE_CHECKING:
     from raysys.train._task import Batch
@@ -23,7 +23,7 @@ _ATEN = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedModule:
     """What `forward` computes in training, as a graph.
 
     Attributes:
@@ -45,7 +45,7 @@ class Traced:
     loss: fx.Node
 
 
-def trace(module: torch.nn.Module, example: Batch) -> Traced:
+def trace(module: torch.nn.Module, example: Batch) -> TracedModule:
     """Trace a module in training mode, without computing anything.
 
     Args:
@@ -74,7 +74,7 @@ def trace(module: torch.nn.Module, example: Batch) -> Traced:
     for place, name in signature.inputs_to_lifted_tensor_constants.items():
         tensors[place] = exported.constants[name]
     first = aliases_of(module)
-    traced = Traced(
+    traced = TracedModule(
         graph=graph,
         modules=dict(exported.graph_module.named_children()),
         tensors=tensors,
@@ -162,7 +162,7 @@ def _origin(node: fx.Node) -> fx.Node:
     return node
 
 
-def _share(traced: Traced) -> None:
+def _share(traced: TracedModule) -> None:
     """Give a tensor that has several names one placeholder."""
     first: dict[int, fx.Node] = {}
     for node in traced.graph.find_nodes(op="placeholder"):

@@ -1,1 +1,1 @@
-"""Training strategies: DDP, FSDP, ZeRO."""
+"""Training strategies: one device, DDP, FSDP, ZeRO."""

@@ -1,4 +1,4 @@
-"""Replicas that average gradients through PyTorch itself: DDP and FSDP."""
+"""DDP and FSDP: strategies that average gradients through PyTorch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
-from raysys.train.strategies._base import Plain
 from raysys.train.strategies._layer_blocks import blocks
+from raysys.train.strategies._strategy import SingleDeviceStrategy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,79 +20,74 @@ if TYPE_CHECKING:
     from raysys.train._settings import TrainSettings
 
 _POWER_SGD_RANK = 4
-_POWER_SGD_START = 10  # steps whose gradients go whole, while they change most
+_POWER_SGD_START = 10  # first steps without compression, while gradients change fastest
 
 
-class Spread(Plain):
-    """What the strategies with one worker a share have in common."""
+class DataParallelStrategy(SingleDeviceStrategy):
+    """Base of the strategies with one data shard per worker."""
 
     def __init__(self, module: torch.nn.Module, settings: TrainSettings, device: str) -> None:
         super().__init__(module, settings, device)
-        self.share = (dist.get_rank(), dist.get_world_size())
+        self.data_shard = (dist.get_rank(), dist.get_world_size())
 
     def _mean(self, loss: torch.Tensor) -> Callable[[], float]:
-        return mean_of(loss)
+        return mean_over_workers(loss)
 
 
-def mean_of(loss: torch.Tensor) -> Callable[[], float]:
-    """Begin to average a loss over the workers; what is returned waits for it.
+def mean_over_workers(loss: torch.Tensor) -> Callable[[], float]:
+    """Begin to average a loss over the workers; returns a function that waits for it.
 
     It travels while gradients are computed, so it costs next to nothing.
     """
     shared = loss.clone()
-    arriving = dist.all_reduce(shared, async_op=True)
+    work = dist.all_reduce(shared, async_op=True)
 
     def wait() -> float:
-        arriving.wait()
+        work.wait()
         return float(shared) / dist.get_world_size()
 
     return wait
 
 
-class DataParallel(Spread):
-    """PyTorch DDP: whole parameters on every worker, gradients averaged during backward."""
+class DDPStrategy(DataParallelStrategy):
+    """PyTorch DDP: full parameters on every worker, gradients averaged during backward."""
 
     def __init__(self, module: torch.nn.Module, settings: TrainSettings, device: str) -> None:
-        from torch.nn.parallel import DistributedDataParallel
-
         super().__init__(module, settings, device)
         # As views of the buckets, gradients are in memory once.
         self._ddp = DistributedDataParallel(self.inner, gradient_as_bucket_view=True)
         self.module = self._ddp
-        if settings.compression == "fp16":
+        if settings.gradient_compression == "fp16":
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
             self._ddp.register_comm_hook(None, fp16_compress_hook)
-        elif settings.compression == "powersgd":
+        elif settings.gradient_compression == "powersgd":
             # Vogels et al., "PowerSGD", 2019.
-            from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power
+            from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 
-            state = power.PowerSGDState(
+            state = powerSGD_hook.PowerSGDState(
                 None,
                 matrix_approximation_rank=_POWER_SGD_RANK,
                 start_powerSGD_iter=_POWER_SGD_START,
             )
-            self._ddp.register_comm_hook(state, power.powerSGD_hook)
+            self._ddp.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
 
-    def _communicating(self, last: bool) -> contextlib.AbstractContextManager[None]:
+    def _synchronizing(self, last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if last else self._ddp.no_sync()
 
 
-class FullySharded(Spread):
-    """PyTorch FSDP (Zhao et al., 2023): every parameter in parts, gathered layer by layer.
+class FSDPStrategy(DataParallelStrategy):
+    """PyTorch FSDP (Zhao et al., 2023): every parameter sharded, gathered layer by layer.
 
-    Gradients are exchanged after each micro-batch: kept until the last, they would be whole on
-    every worker.
+    Gradients are exchanged after each micro-batch: accumulated until the last, they would be
+    unsharded on every worker.
     """
 
     def __init__(self, module: torch.nn.Module, settings: TrainSettings, device: str) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
-
         super().__init__(module, settings, device)
         kind = device.partition(":")[0]
         mesh = init_device_mesh(kind, (dist.get_world_size(),))
-        offload = settings.offload and kind != "cpu"
+        offload = settings.cpu_offload and kind != "cpu"
         policy = CPUOffloadPolicy() if offload else OffloadPolicy()
         for _, block in blocks(self.inner):
             fully_shard(block, mesh=mesh, offload_policy=policy)

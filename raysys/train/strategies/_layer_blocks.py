@@ -1,4 +1,4 @@
-"""A module's repeated layers: found, and made to keep less for the backward pass."""
+"""Repeated layers of a module, and activation checkpointing of each."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,28 +19,28 @@ if TYPE_CHECKING:
 def blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """The layers of a module that can be gathered, or recomputed, one by one.
 
-    They are the children of its outermost `nn.Sequential`s and `nn.ModuleList`s, as far as they
-    hold parameters, are called (a list in a list is not, its children are), and share none with
-    the rest of the module: what is shared belongs to no layer.
+    They are the children of its outermost `nn.Sequential`s and `nn.ModuleList`s that have
+    parameters, are called (a list in a list is not, its children are), and share no parameter
+    with the rest of the module: a shared one belongs to no layer.
 
     Returns:
         Names and layers in the module's order, each layer once.
     """
-    found: dict[nn.Module, str] = {}
+    names: dict[nn.Module, str] = {}
     for name, child in _candidates(module, "", inside=False):
-        found.setdefault(child, name)
-    within = {inner for child in found for inner in child.modules()}
-    owners = Counter(id(one) for child in found for one in child.parameters())
+        names.setdefault(child, name)
+    within = {inner for child in names for inner in child.modules()}
+    owners = Counter(id(parameter) for child in names for parameter in child.parameters())
     owners.update(
-        id(one)
+        id(parameter)
         for outer in module.modules()
         if outer not in within
-        for one in outer.parameters(recurse=False)
+        for parameter in outer.parameters(recurse=False)
     )
     return [
         (name, child)
-        for child, name in found.items()
-        if {owners[id(one)] for one in child.parameters()} == {1}
+        for child, name in names.items()
+        if {owners[id(parameter)] for parameter in child.parameters()} == {1}
     ]
 
 
@@ -53,15 +54,13 @@ def _candidates(module: nn.Module, prefix: str, *, inside: bool) -> Iterator[tup
             yield from _candidates(child, f"{prefix}{name}.", inside=inside)
 
 
-def checkpoint_activations(module: nn.Module) -> None:
-    """Make each block keep its inputs alone, and compute the rest again in the backward pass.
+def apply_activation_checkpointing(module: nn.Module) -> None:
+    """Make each block keep its inputs alone, and recompute the rest in the backward pass.
 
-    The second time draws what the first drew, so that gradients stay the same (Chen et al.,
-    "Training Deep Nets with Sublinear Memory Cost", 2016). Names, hooks on the block, and what
-    it gives in evaluation stay as they are. A module without blocks stays as it is.
+    The second pass draws the same random numbers, so that gradients stay the same (Chen et al.,
+    "Training Deep Nets with Sublinear Memory Cost", 2016). Names, hooks on the block, and its
+    output in evaluation do not change. A module without blocks does not change.
     """
-    from torch.utils.checkpoint import checkpoint
-
     for _, block in blocks(module):
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
@@ -69,24 +68,24 @@ def checkpoint_activations(module: nn.Module) -> None:
 def activation_bytes(module: nn.Module, batch: Batch) -> int:
     """Bytes that a forward pass keeps for the backward pass, beside parameters and buffers.
 
-    Inputs that it keeps count, storages that several tensors view count once. What a checkpointed
-    block computes again is not among them: backward holds that of one block at a time.
+    Inputs that it keeps count; storages that several tensors view count once. What a checkpointed
+    block recomputes does not count: the backward pass has that of one block at a time.
 
     Args:
-        module: Called once, in the mode that it is in.
-        batch: The arguments of its `forward`.
+        module: Module, called once in its current mode.
+        batch: Arguments of its `forward`.
     """
-    held = [*module.parameters(), *module.buffers()]
-    known = {tensor.untyped_storage().data_ptr() for tensor in held}
-    kept: dict[int, int] = {}
+    own = [*module.parameters(), *module.buffers()]
+    own_storages = {tensor.untyped_storage().data_ptr() for tensor in own}
+    sizes: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in own_storages:
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = module(**batch)
-    del loss  # until here it holds what was kept, so that no storage is another's successor
-    return sum(kept.values())
+    del loss  # until here it keeps the tensors alive, so that no storage is reused
+    return sum(sizes.values())

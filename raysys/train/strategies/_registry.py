@@ -6,6 +6,9 @@ import contextlib
 import ctypes
 from typing import TYPE_CHECKING
 
+from raysys.train.strategies._data_parallel import DDPStrategy, FSDPStrategy
+from raysys.train.strategies._layer_blocks import apply_activation_checkpointing
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -13,54 +16,51 @@ if TYPE_CHECKING:
 
     from raysys.train._settings import TrainSettings
     from raysys.train._task import Batch
-    from raysys.train.strategies._base import Replica
+    from raysys.train.strategies._strategy import Strategy
 
 
-def make_replica(
+def make_strategy(
     module: torch.nn.Module,
     settings: TrainSettings,
     device: str,
     example: Callable[[int], Batch],
-) -> Replica:
+) -> Strategy:
     """Spread a module over the workers as the settings say; called by all of them together.
 
     Args:
-        module: The same on every worker.
-        settings: Strategy and what it needs.
-        device: Of this worker.
-        example: Makes a batch of so many examples.
+        module: The module, the same on every worker.
+        settings: Strategy and its options.
+        device: Device of this worker.
+        example: Function that makes a batch of a given size.
     """
-    strategy = settings.strategy
-    if strategy != "ddp":
-        _give_memory_back()
-    if strategy == "pipeline":
-        from raysys.train.pipeline._strategy import Pipeline
+    name = settings.strategy
+    if name != "ddp":
+        _return_freed_memory()
+    if name == "pipeline":
+        from raysys.train.pipeline._pipeline_strategy import PipelineStrategy
 
-        share = settings.batch_size * settings.stages // settings.workers
-        return Pipeline(module, settings, device, example(share // settings.accumulate))
-    if settings.checkpoint_activations:
-        from raysys.train.strategies._layer_blocks import checkpoint_activations
-
-        checkpoint_activations(module)
+        replica_batch = settings.batch_size * settings.num_stages // settings.num_workers
+        micro_batch = replica_batch // settings.gradient_accumulation_steps
+        return PipelineStrategy(module, settings, device, example(micro_batch))
+    if settings.activation_checkpointing:
+        apply_activation_checkpointing(module)
     if settings.compile:
         module.compile()
-    if strategy.startswith("zero"):
-        from raysys.train.strategies._zero import Zero
+    if name.startswith("zero"):
+        from raysys.train.strategies._zero import ZeroStrategy
 
-        return Zero(module, settings, device, stage=int(strategy[-1]))
-    from raysys.train.strategies._data_parallel import DataParallel, FullySharded
-
-    replica = (DataParallel if strategy == "ddp" else FullySharded)(module, settings, device)
-    replica.start()
-    return replica
+        return ZeroStrategy(module, settings, device, stage=int(name[-1]))
+    strategy = (DDPStrategy if name == "ddp" else FSDPStrategy)(module, settings, device)
+    strategy.start()
+    return strategy
 
 
-def _give_memory_back() -> None:
-    """Make the C library return what is freed to the system, for strategies that save memory.
+def _return_freed_memory() -> None:
+    """Make the C library return freed memory to the system, for strategies that save memory.
 
-    Otherwise it learns to keep blocks of up to 32 MiB, and a worker that has taken its module to
-    pieces goes on holding the memory of the whole.
+    Otherwise it learns to keep blocks of up to 32 MiB, and a worker that has taken its module
+    apart keeps the memory of the whole.
     """
-    m_mmap_threshold, least = -3, 128 << 10
-    with contextlib.suppress(AttributeError, OSError):  # not of every C library
-        ctypes.CDLL(None).mallopt(m_mmap_threshold, least)
+    m_mmap_threshold, threshold_bytes = -3, 128 << 10
+    with contextlib.suppress(AttributeError, OSError):  # not in every C library
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, threshold_bytes)

@@ -1,4 +1,4 @@
-"""A replica under DeepSpeed's ZeRO: optimizer state, gradients, parameters in parts."""
+"""ZeRO through DeepSpeed: sharded optimizer state, gradients and parameters."""
 
 from __future__ import annotations
 
@@ -9,61 +9,57 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from raysys.imports import lazy_import
 from raysys.train._optimizers import STATE_KEYS, make_optimizer
-from raysys.train.strategies._base import (
+from raysys.train.strategies._data_parallel import mean_over_workers
+from raysys.train.strategies._strategy import (
     MicroBatch,
-    Replica,
+    Strategy,
     TensorState,
     autocast,
-    shares_of,
+    shards_of,
     tensors_of,
 )
-from raysys.train.strategies._data_parallel import mean_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from raysys.train._settings import TrainSettings
-    from raysys.train._task import Parameters
+    from raysys.train._task import StateDict
 
-# Elements of DeepSpeed's buffers: a share of the model's, within bounds. Its own are 5e8, which is
-# 2 GB a worker whatever the model.
-_BUCKET_SHARE, _BUCKET_LEAST, _BUCKET_MOST = 0.01, 500_000, 50_000_000
+deepspeed = lazy_import("deepspeed")
+deepspeed_utils = lazy_import("deepspeed.utils")
+
+# Elements of DeepSpeed's buffers: a share of the model's, within bounds. Its default of 5e8 is
+# 2 GB a worker for any model.
+_BUCKET_SHARE, _BUCKET_MIN, _BUCKET_MAX = 0.01, 500_000, 50_000_000
 
 
-class Zero(Replica):
+class ZeroStrategy(Strategy):
     """DeepSpeed ZeRO (Rajbhandari et al., 2020).
 
-    Stage 1 spreads the optimizer's state over the workers, stage 2 the gradients too, stage 3
+    Stage 1 shards the optimizer's state over the workers, stage 2 the gradients too, stage 3
     the parameters.
     """
 
     def __init__(
         self, module: torch.nn.Module, settings: TrainSettings, device: str, stage: int
     ) -> None:
-        # DeepSpeed chooses its accelerator once, on import.
+        # DeepSpeed chooses its accelerator once, on import: at its first use below.
         os.environ["DS_ACCELERATOR"] = "cuda" if device.startswith("cuda") else "cpu"
-        import deepspeed
-
-        self._deepspeed, self._stage, self._settings = deepspeed, stage, settings
+        self._stage, self._settings = stage, settings
         self._autocast = autocast(settings, device)
         self.device = device
-        self.share = (dist.get_rank(), dist.get_world_size())
-        optimizer = make_optimizer(
-            module.named_parameters(),
-            kind=settings.optimizer,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-        )
+        self.data_shard = (dist.get_rank(), dist.get_world_size())
+        optimizer = make_optimizer(module.named_parameters(), settings)
         self._keys = STATE_KEYS[settings.optimizer]
         size = sum(parameter.numel() for parameter in module.parameters())
-        bucket = int(min(_BUCKET_MOST, max(_BUCKET_LEAST, _BUCKET_SHARE * size)))
+        bucket = int(min(_BUCKET_MAX, max(_BUCKET_MIN, _BUCKET_SHARE * size)))
         self.engine, _, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=self._config(bucket), dist_init_required=False
         )
-        if stage == 3 and not settings.offload:
-            # DeepSpeed keeps float32 masters beside parameters of 16 bits. Ours have 32: one copy.
+        if stage == 3 and not settings.cpu_offload:
+            # DeepSpeed keeps float32 masters beside 16-bit parameters. Ours have 32: one copy.
             wrapper = self.engine.optimizer
             for low, master in zip(
                 wrapper.fp16_partitioned_groups_flat,
@@ -88,17 +84,17 @@ class Zero(Replica):
                 "stage3_max_reuse_distance": 2 * bucket,
                 "sub_group_size": 2 * bucket,
             }
-        if settings.offload:
+        if settings.cpu_offload:
             zero["offload_optimizer"] = {"device": "cpu"}
             if self._stage == 3:
                 zero["offload_param"] = {"device": "cpu"}
         return {
-            "train_micro_batch_size_per_gpu": 1,  # not used: batches come weighted
-            "gradient_accumulation_steps": settings.accumulate,
-            # Its default of 1 would train something else than the other strategies.
-            "gradient_clipping": settings.clip_norm or 0.0,
+            "train_micro_batch_size_per_gpu": 1,  # unused: batches are weighted
+            "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+            # Its default of 1 would differ from the other strategies.
+            "gradient_clipping": settings.max_grad_norm or 0.0,
             "zero_optimization": zero,
-            # The optimizers of the other strategies: DeepSpeed's own Adam is compiled on first use.
+            # The same optimizers as elsewhere: DeepSpeed's own Adam is compiled on first use.
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         }
@@ -112,17 +108,17 @@ class Zero(Replica):
             loss = self.forward(part)
             total += loss.detach()
             if at == len(micro) - 1:
-                # Waited for at once: DeepSpeed's own collectives must not come between.
-                result = mean_of(total)()
-            # DeepSpeed divides by the number of micro-batches; the weights have done so.
+                # Waits at once: DeepSpeed's own collectives must not come between.
+                result = mean_over_workers(total)()
+            # DeepSpeed divides by the number of micro-batches; the weights did already.
             self.engine.backward(loss * len(micro))
             if at == len(micro) - 1:
-                self.norm = None  # known only when the step is taken
-                self.check(result)
+                self.grad_norm = None  # available only after the step
+                self.check_finite(result)
             self.engine.step()
-        if self._settings.clip_norm or self._settings.explosion:
-            self.norm = float(self.engine.get_global_grad_norm())
-            self.check(result)
+        if self._settings.max_grad_norm or self._settings.max_grad_norm_ratio:
+            self.grad_norm = float(self.engine.get_global_grad_norm())
+            self.check_finite(result)
         return result
 
     def forward(self, part: MicroBatch) -> torch.Tensor:
@@ -130,19 +126,15 @@ class Zero(Replica):
             return self.module(**part.batch) * part.weight
 
     def gradient(self, parameter: torch.Tensor) -> torch.Tensor | None:
-        from deepspeed.utils import safe_get_full_grad
+        return deepspeed_utils.safe_get_full_grad(parameter)
 
-        return safe_get_full_grad(parameter)
-
-    def states(self) -> Iterator[tuple[str, TensorState]]:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        mine = shares_of(self._inner, self.share[1])[self.share[0]]
+    def tensor_states(self) -> Iterator[tuple[str, TensorState]]:
+        mine = shards_of(self._inner, self.data_shard[1])[self.data_shard[0]]
         for name, tensor in tensors_of(self._inner).items():
             if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad:
-                state = {"value": safe_get_full_fp32_param(tensor)}
+                state = {"value": deepspeed_utils.safe_get_full_fp32_param(tensor)}
                 for key in self._keys:
-                    value = safe_get_full_optimizer_state(tensor, key)
+                    value = deepspeed_utils.safe_get_full_optimizer_state(tensor, key)
                     if value is not None:
                         state[key] = value.view(state["value"].shape)
                 state = {key: value.detach().cpu() for key, value in state.items()}
@@ -151,13 +143,13 @@ class Zero(Replica):
             if name in mine:
                 yield name, state
 
-    def load(self, read: Callable[[str], TensorState], steps: int) -> None:
+    def load_tensor_states(self, read: Callable[[str], TensorState], steps: int) -> None:
         started = False
         for name, tensor in tensors_of(self._inner).items():
             state = {key: value.to(self.device) for key, value in read(name).items()}
             value = state["value"]
             if self._stage == 3 and isinstance(tensor, torch.nn.Parameter):
-                with self._deepspeed.zero.GatheredParameters([tensor], modifier_rank=0):
+                with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0):
                     tensor.data.copy_(value)
             else:
                 tensor.data.copy_(value)
@@ -165,38 +157,36 @@ class Zero(Replica):
                 if len(state) > 1 and not started:
                     self._start_states(steps, [key for key in state if key != "value"])
                     started = True
-                for key, held in state.items():
-                    self._set(tensor, held, None if key == "value" else key)
+                for key, part in state.items():
+                    self._set(tensor, part, None if key == "value" else key)
 
     def _set(self, parameter: torch.Tensor, value: torch.Tensor, key: str | None) -> None:
-        """Write this worker's part of a parameter that the optimizer holds, or of its state."""
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
+        """Write this worker's part of a parameter in the optimizer, or of its state."""
         if self._stage < 3:
             parameter.set_full_hp_param(value, key)
             return
-        # Parts are of one size; the last is filled up.
+        # Parts have one size; the last is padded.
         size = parameter.ds_tensor.numel()
-        flat = torch.zeros(size * self.share[1], dtype=value.dtype, device=value.device)
+        flat = torch.zeros(size * self.data_shard[1], dtype=value.dtype, device=value.device)
         flat[: value.numel()] = value.flatten()
-        mine = flat[self.share[0] * size :][:size]
+        mine = flat[self.data_shard[0] * size :][:size]
         if key is None:
-            safe_set_local_fp32_param(parameter, mine)
+            deepspeed_utils.safe_set_local_fp32_param(parameter, mine)
         else:
-            safe_set_local_optimizer_state(parameter, mine, key)
+            deepspeed_utils.safe_set_local_optimizer_state(parameter, mine, key)
 
-    def full_parameters(self) -> Parameters:
-        found = {name: self._gathered(tensor) for name, tensor in tensors_of(self._inner).items()}
-        return found if self.share[0] == 0 else {}
+    def full_state_dict(self) -> StateDict:
+        parameters = {n: self._gathered(tensor) for n, tensor in tensors_of(self._inner).items()}
+        return parameters if self.data_shard[0] == 0 else {}
 
     def _gathered(self, tensor: torch.Tensor) -> torch.Tensor:
         if self._stage < 3 or not isinstance(tensor, torch.nn.Parameter):
             return tensor.detach().cpu()
-        with self._deepspeed.zero.GatheredParameters([tensor]):
+        with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().cpu().clone()
 
     def _start_states(self, steps: int, keys: Sequence[str]) -> None:
-        """Give each flat part the state that a first step would have made, to be filled."""
+        """Give each flat part the empty state that a first step makes."""
         wrapper = self.engine.optimizer
         flats = (
             wrapper.fp32_partitioned_groups_flat
@@ -208,5 +198,5 @@ class Zero(Replica):
                 key: torch.zeros_like(flat) for key in keys
             }
         if self._stage < 3:
-            # As after a first step, each parameter learns where its part of the state is.
+            # As after a first step, each parameter is linked to its part of the state.
             wrapper._lazy_init_hp_params_optimizer_state()

@@ -1,1 +1,1 @@
-"""Worker processes that try training settings one after another."""
+"""Short runs of many settings in processes that stay."""

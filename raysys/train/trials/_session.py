@@ -1,4 +1,4 @@
-"""Trying settings in worker processes that stay: speed side by side, loss by short runs."""
+"""Trials of settings in worker processes that stay: speed side by side, loss by short runs."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysys import cluster
 from raysys.errors import TrainError
-from raysys.train.trials._process_group import START_S, Gang
+from raysys.train.trials._worker_group import START_S, WorkerGroup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     from raysys.data import Table
     from raysys.train._settings import TrainSettings
     from raysys.train._task import TrainingTask
 
-_GPU_SHARE = 0.1  # of a GPU for each process, so that those of several groups can stay
+_GPU_SHARE = 0.1  # of a GPU per process, so that the processes of several groups fit
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the workers found.
+    """Facts about the workers' hardware and data.
 
     Attributes:
-        examples: That the task's `prepare` counted.
-        cpus: That the workers of one try may use together.
-        gpus: Of the cluster.
-        bf16: The hardware computes in bfloat16.
+        examples: Number of training examples.
+        cpus: CPUs of all workers of a trial together.
+        gpus: GPUs of the cluster.
+        bf16: Whether the hardware computes in bfloat16.
     """
 
     examples: int
@@ -46,15 +45,15 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Opened:
+class PreparedTrial:
     """Settings that are ready to take steps.
 
     Attributes:
-        key: Names them to the session.
-        settings: As given.
-        step_s: Of a step, from a few.
-        start_s: Until the first step was taken, beside that step; compiling counts.
-        memory_bytes: That a worker holds at most.
+        key: Number within the session.
+        settings: The settings.
+        step_s: Time of a step, estimated from a few.
+        start_s: Time before the first step, such as for compiling.
+        memory_bytes: Peak memory of a worker.
     """
 
     key: int
@@ -65,31 +64,31 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Round:
-    """Some steps of one setting.
+class TrialRound:
+    """Timing of some steps.
 
     Attributes:
-        step_s: The median step.
-        cpu_s: CPU-seconds of a step, of all workers together.
+        step_s: Median time of a step.
+        cpu_s: CPU-seconds of a step, over all workers.
     """
 
     step_s: float
     cpu_s: float
 
 
-class Measuring:
+class TrialSession:
     """A session that tries settings of a task in worker processes that stay.
 
-    There is one process group for each number of workers, started when it is first needed; only
-    one of them works at a time. Settings that fail, or workers that die or hang, end that try
-    with a TrainError and nothing else.
+    There is one process group for each number of workers, started at its first use; one of them
+    works at a time. Settings that fail, or workers that die or hang, end that trial alone with a
+    TrainError.
 
     Example:
-        with train.Measuring(task, tables, settings) as session:
-            one, two = session.open(settings), session.open(other)
+        with train.TrialSession(task, tables, settings) as session:
+            first, second = session.prepare(settings), session.prepare(candidate)
             for _ in range(3):  # side by side, so that a slow minute harms both
-                print(session.steps(one, 20).step_s, session.steps(two, 20).step_s)
-            print(session.train(other, samples=100_000, measure=True)["validation_loss"])
+                print(session.run_steps(first, 20).step_s, session.run_steps(second, 20).step_s)
+            print(session.train(candidate, samples=100_000, evaluate=True)["validation_loss"])
     """
 
     def __init__(
@@ -98,170 +97,169 @@ class Measuring:
         tables: Mapping[str, Table],
         settings: TrainSettings,
         *,
-        cpus: int | None = None,
-        workers: int | None = None,
+        max_cpus: int | None = None,
+        max_workers: int | None = None,
     ) -> None:
-        """Reserve what the largest try needs, and start the first group.
+        """Reserve resources for the largest trial, and start the first group.
 
         Args:
-            task: What is trained.
-            tables: Given to its `prepare` in each process.
-            settings: Whose workers are started first.
-            cpus: That any try may use, workers times threads; as many as the settings by default.
-            workers: The most that any try may have; those of the settings by default.
+            task: Task to train.
+            tables: Tables for the task's `prepare`, in each process.
+            settings: Settings with the number of workers to start.
+            max_cpus: CPUs of a trial, workers times threads; by default those of the settings.
+            max_workers: Workers of a trial; by default those of the settings.
 
         Raises:
             ResourceError: The workers do not fit on the cluster.
             TrainError: The task's `prepare` fails.
         """
-        workers = workers or settings.workers
-        cpus = cpus or workers * (settings.threads or 1)
-        self._task, self._tables, self._workers = task, dict(tables), workers
-        self._gpu = cluster.limits().gpus >= workers
-        each = math.ceil(cpus / workers)
+        self._max_workers = max_workers or settings.num_workers
+        max_cpus = max_cpus or self._max_workers * (settings.threads_per_worker or 1)
+        self._task, self._tables = task, dict(tables)
+        self._gpu = cluster.limits().gpus >= self._max_workers
+        cpus_per_worker = math.ceil(max_cpus / self._max_workers)
+        reserved = cpus_per_worker * self._max_workers
         cluster.require(
             "trying training settings",
-            cpus=each * workers,
-            gpus=float(workers) if self._gpu else 0.0,
+            cpus=reserved,
+            gpus=float(self._max_workers) if self._gpu else 0.0,
         )
-        bundle = {"CPU": float(each), **({"GPU": 1.0} if self._gpu else {})}
-        self._group = placement_group([bundle] * workers, strategy="PACK")
-        self._gangs: dict[int, Gang] = {}
+        bundle = {"CPU": float(cpus_per_worker), **({"GPU": 1.0} if self._gpu else {})}
+        self._placement_group = placement_group([bundle] * self._max_workers, strategy="PACK")
+        self._groups: dict[int, WorkerGroup] = {}
         self._keys = itertools.count()
-        self._opened: dict[int, tuple[Gang, int]] = {}  # and the key that the gang knows
+        # The group of a prepared trial, and its key there.
+        self._prepared: dict[int, tuple[WorkerGroup, int]] = {}
         try:
-            ray.get(self._group.ready(), timeout=START_S)
-            first = self._gang(settings.workers)
+            ray.get(self._placement_group.ready(), timeout=START_S)
+            facts = self._group(settings.num_workers).facts
         except BaseException as error:
             self.shutdown()
             if isinstance(error, ray.exceptions.GetTimeoutError):
                 raise TrainError(
-                    f"{each * workers} CPUs to try settings on did not become free in "
-                    f"{START_S:g} s: end what holds them"
+                    f"{reserved} CPUs for trials did not become free within {START_S:g} s: "
+                    "stop other work, or give fewer workers"
                 ) from None
             raise
-        known = first.facts
         self.machine = Machine(
-            examples=known["examples"],
-            cpus=cpus,
+            examples=facts["examples"],
+            cpus=max_cpus,
             gpus=int(cluster.resources().gpus) if self._gpu else 0,
-            bf16=known["bf16"],
+            bf16=facts["bf16"],
         )
 
-    def open(self, settings: TrainSettings, *, timeout_s: float = 60.0) -> Opened:
+    def prepare(self, settings: TrainSettings, *, timeout_s: float = 60.0) -> PreparedTrial:
         """Make the settings ready to take steps.
 
         Raises:
-            TrainError: They do not work, need more than their `memory_bytes`, or time is up.
+            TrainError: They fail, need more than `memory_limit_bytes`, or time out.
         """
         key = next(self._keys)
-        gang = self._gang(settings.workers)
-        answers = gang.ask("open", timeout_s, key, settings)
+        group = self._group(settings.num_workers)
+        answers = group.ask("prepare", timeout_s, key, settings)
         memory = int(max(answer["memory_bytes"] for answer in answers))
-        opened = Opened(
+        trial = PreparedTrial(
             key=key,
             settings=settings,
             step_s=max(answer["step_s"] for answer in answers),
             start_s=max(answer["start_s"] for answer in answers),
             memory_bytes=memory,
         )
-        self._opened[key] = gang, key
-        if settings.memory_bytes and memory > settings.memory_bytes:
-            self.close(opened)
+        self._prepared[key] = group, key
+        if settings.memory_limit_bytes and memory > settings.memory_limit_bytes:
+            self.close(trial)
             raise TrainError(
-                f"a worker holds {memory / 2**20:,.0f} MiB, more than "
-                f"memory_bytes={settings.memory_bytes}"
+                f"a worker needs {memory / 2**20:,.0f} MiB, more than "
+                f"memory_limit_bytes={settings.memory_limit_bytes}"
             )
-        return opened
+        return trial
 
-    def steps(self, opened: Opened, count: int, *, timeout_s: float = 60.0) -> Round:
+    def run_steps(self, trial: PreparedTrial, count: int, *, timeout_s: float = 60.0) -> TrialRound:
         """Take steps, with a learning rate of 0.
 
         Raises:
-            TrainError: They fail, or time is up.
+            TrainError: They fail or time out.
         """
-        gang, key = self._opened[opened.key]
-        if gang.lost:
-            # Its workers were lost over other settings since.
-            again = self.open(opened.settings, timeout_s=timeout_s)
-            self._opened[opened.key] = gang, key = self._opened.pop(again.key)
-        answers = gang.ask("steps", timeout_s, key, count)
-        # Workers wait for each other in every step: the first one's clock is that of all.
+        group, key = self._prepared[trial.key]
+        if group.lost:  # in a later trial
+            again = self.prepare(trial.settings, timeout_s=timeout_s)
+            self._prepared[trial.key] = group, key = self._prepared.pop(again.key)
+        answers = group.ask("run_steps", timeout_s, key, count)
+        # Workers wait for each other in every step, so rank 0's clock is that of all.
         seconds = statistics.median(answers[0][0])
-        return Round(seconds, sum(cpu for _, cpu in answers) / count)
+        return TrialRound(seconds, sum(cpu for _, cpu in answers) / count)
 
-    def close(self, opened: Opened) -> None:
-        """Forget settings."""
-        gang, key = self._opened.pop(opened.key)
-        if not gang.lost:
-            gang.ask("close", START_S, key)
+    def close(self, trial: PreparedTrial) -> None:
+        """Free the memory of a trial."""
+        group, key = self._prepared.pop(trial.key)
+        if not group.lost:
+            group.ask("close", START_S, key)
 
     def train(
-        self, settings: TrainSettings, samples: int, *, measure: bool, timeout_s: float = 120.0
+        self, settings: TrainSettings, samples: int, *, evaluate: bool, timeout_s: float = 120.0
     ) -> dict[str, float]:
-        """Train from the beginning through a whole schedule of so many samples.
+        """Train from the beginning through a whole schedule.
 
         All settings of one seed see the same examples in the same order. The steps are those of
         `fit` with `max_steps` of `samples // batch_size`.
 
         Args:
-            settings: Whose `epochs`, `max_steps` and `evaluate` rest.
-            samples: To train on.
-            measure: Call the task's `evaluate` at the end.
-            timeout_s: Until the workers are given up.
+            settings: Settings; `epochs`, `max_steps` and `evaluate` are ignored.
+            samples: Number of samples to train on.
+            evaluate: Whether to call the task's `evaluate` at the end.
+            timeout_s: Time limit of the training.
 
         Returns:
-            `train_loss` of the last quarter of the steps, `samples` trained on, `memory_bytes` of
-            a worker at most, `seconds` and what `evaluate` measured.
+            `train_loss` of the last quarter of the steps, `samples` trained on, peak
+            `memory_bytes` of a worker, `seconds`, and the results of `evaluate`.
 
         Raises:
-            TrainError: The training fails, or time is up.
+            TrainError: The training fails or times out.
         """
         started = time.perf_counter()
-        answers = self._gang(settings.workers).ask("train", timeout_s, settings, samples, measure)
+        group = self._group(settings.num_workers)
+        answers = group.ask("train", timeout_s, settings, samples, evaluate)
         seconds = time.perf_counter() - started
         memory = max(answer["memory_bytes"] for answer in answers)
         return {**answers[0], "memory_bytes": memory, "seconds": seconds}
 
     def shutdown(self) -> None:
-        """End the processes and give back what was reserved."""
-        for gang in self._gangs.values():
-            gang.end()
-        self._gangs.clear()
-        remove_placement_group(self._group)
+        """End the processes and release the reserved resources."""
+        for group in self._groups.values():
+            group.end()
+        self._groups.clear()
+        remove_placement_group(self._placement_group)
 
-    def __enter__(self) -> Measuring:
+    def __enter__(self) -> TrialSession:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.shutdown()
 
-    def _gang(self, workers: int) -> Gang:
-        gang = self._gangs.get(workers)
-        if gang is None or gang.lost:
-            if workers > self._workers:
-                raise TrainError(
-                    f"workers={workers}, and this session has room for {self._workers}: open it "
-                    "with more"
-                )
-            gang = Gang(self._make, workers)
-            self._gangs[workers] = gang
-        return gang
+    def __repr__(self) -> str:
+        machine = getattr(self, "machine", "starting")
+        return f"TrialSession({machine}, {len(self._prepared)} prepared trials)"
 
-    def _make(self, rank: int, world: int) -> Any:
+    def _group(self, num_workers: int) -> WorkerGroup:
+        group = self._groups.get(num_workers)
+        if group is None or group.lost:
+            if num_workers > self._max_workers:
+                raise TrainError(
+                    f"num_workers={num_workers}, and the session has room for "
+                    f"max_workers={self._max_workers}: give the session more"
+                )
+            group = self._groups[num_workers] = WorkerGroup(self._start, num_workers)
+        return group
+
+    def _start(self, rank: int, world: int) -> Any:
         """A worker's actor, on the bundle that has its share of the reserved CPUs."""
-        from raysys.train.trials._worker import Worker
+        from raysys.train.trials._worker import TrialWorker
 
         place = PlacementGroupSchedulingStrategy(
-            self._group, placement_group_bundle_index=rank * self._workers // world
+            self._placement_group, placement_group_bundle_index=rank * self._max_workers // world
         )
         options = {"num_cpus": 0, "scheduling_strategy": place, "max_restarts": 0}
         if self._gpu:
             options["num_gpus"] = _GPU_SHARE
-        actor = ray.remote(Worker).options(**options)
+        actor = ray.remote(TrialWorker).options(**options)
         return actor.remote(self._task, self._tables, rank, world, self._gpu)

@@ -1,4 +1,4 @@
-"""What a worker process does that tries one setting after another."""
+"""The worker actor of trials: one setting after another in one process."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ import torch
 import torch.distributed as dist
 
 from raysys.errors import TrainError
-from raysys.train._checkpoint import Progress
+from raysys.train._checkpoint import TrainingProgress
 from raysys.train._loader import micro_batches, steps_per_epoch
 from raysys.train._loop import evaluate, run_steps
-from raysys.train.strategies._registry import make_replica
+from raysys.train.strategies._registry import make_strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from raysys.data import Table
     from raysys.train._settings import TrainSettings
-    from raysys.train._task import Epoch, Parameters, TrainingTask
-    from raysys.train.strategies._base import MicroBatch, Replica
+    from raysys.train._task import EpochMetrics, StateDict, TrainingTask
+    from raysys.train.strategies._strategy import Strategy
 
-_FIRST_STEPS = 3  # in which buffers are made and kernels chosen
-_LAST_SHARE = 4  # the training loss is that of the last quarter
+_FIRST_STEPS = 3  # in which buffers are allocated and kernels chosen
+_LAST_SHARE = 4  # the training loss is the mean of the last quarter of the steps
 
 
-class Worker:
-    """An actor: one rank of a process group that stays."""
+class TrialWorker:
+    """Actor: one rank of a process group that stays."""
 
     def __init__(
         self, task: TrainingTask, tables: Mapping[str, Table], rank: int, world: int, gpu: bool
@@ -47,20 +47,20 @@ class Worker:
         self._device = "cuda:0" if gpu else "cpu"
         self._examples = task.prepare({name: table.arrow() for name, table in tables.items()})
         if self._examples < 1:
-            raise TrainError(f"{type(task).__name__}.prepare found no training examples")
-        self._opened: dict[int, _Opened] = {}
+            raise TrainError(f"{type(task).__name__}.prepare returned no training examples")
+        self._runners: dict[int, _StepRunner] = {}
 
-    def __repr__(self) -> str:  # its name in the dashboard
+    def __repr__(self) -> str:  # name in the dashboard
         return f"measure a step:{self._rank}"
 
     def address(self) -> str:
-        """Where the others find rank 0."""
+        """Address of rank 0 for the process group."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
     def join(self, address: str) -> dict[str, Any]:
-        """Enter the process group; say what this process has."""
+        """Enter the process group; returns facts about this process."""
         dist.init_process_group(
             "gloo" if self._device == "cpu" else "nccl",
             init_method=address,
@@ -68,74 +68,73 @@ class Worker:
             world_size=self._world,
         )
         self._free()
-        self._bytes = psutil.Process().memory_info().rss
-        return {
-            "examples": self._examples,
-            "bf16": self._fast_bf16(),
-        }
+        self._process_bytes = psutil.Process().memory_info().rss
+        return {"examples": self._examples, "bf16": self._has_fast_bf16()}
 
     def leave(self) -> None:
         """Leave the process group."""
-        self._opened.clear()
+        self._runners.clear()
         dist.destroy_process_group()
 
-    def open(self, key: int, settings: TrainSettings) -> dict[str, float]:
-        """Make a replica that can take steps, and let it take its first ones."""
+    def prepare(self, key: int, settings: TrainSettings) -> dict[str, float]:
+        """Build a strategy and take its first steps."""
         self._free()
-        before = self._watch_memory()
+        before = self._start_memory_peak()
         started = time.perf_counter()
-        replica = self._replica(settings)
-        opened = _Opened(self._task, settings, replica, self._examples, self._rank, self._device)
-        opened.steps(1)
+        strategy = self._make_strategy(settings)
+        runner = _StepRunner(
+            self._task, settings, strategy, self._examples, self._rank, self._device
+        )
+        runner.run(1)
         first = time.perf_counter() - started
-        seconds, _ = opened.steps(_FIRST_STEPS)
-        self._opened[key] = opened
+        seconds, _ = runner.run(_FIRST_STEPS)
+        self._runners[key] = runner
         step = statistics.median(seconds)
         return {
             "step_s": step,
             "start_s": max(0.0, first - step),
-            "memory_bytes": self._peak(before),
+            "memory_bytes": self._memory_peak(before),
         }
 
-    def steps(self, key: int, count: int) -> tuple[list[float], float]:
+    def run_steps(self, key: int, count: int) -> tuple[list[float], float]:
         """Seconds of each step, and CPU-seconds of this process in all of them."""
-        return self._opened[key].steps(count)
+        return self._runners[key].run(count)
 
     def close(self, key: int) -> None:
-        """Forget a replica."""
-        self._opened.pop(key, None)
-        if not any(one.settings.compile for one in self._opened.values()):
+        """Free a strategy."""
+        self._runners.pop(key, None)
+        if not any(runner.settings.compile for runner in self._runners.values()):
             torch.compiler.reset()
 
     def train(self, settings: TrainSettings, samples: int, measure: bool) -> dict[str, float]:
-        """Train from the beginning to the end of a schedule of so many samples."""
+        """Train through a whole schedule of `samples` samples."""
         steps = max(1, samples // settings.batch_size)
         epochs = math.ceil(steps / steps_per_epoch(self._examples, settings))
         settings = settings.model_copy(
             update={"epochs": epochs, "max_steps": steps, "evaluate": False}
         )
         self._free()
-        before = self._watch_memory()
-        replica = self._replica(settings)
-        losses = _Losses()
+        before = self._start_memory_peak()
+        strategy = self._make_strategy(settings)
+        losses = _StepLosses()
         run_steps(
-            self._task, settings, replica, self._examples, Progress(), losses,
+            self._task, settings, strategy, self._examples, TrainingProgress(), losses,
             rank=self._rank, device=self._device,
         )  # fmt: skip
         last = losses.values[-max(1, len(losses.values) // _LAST_SHARE) :]
-        measured = {
+        metrics = {
             "train_loss": statistics.fmean(last),
-            "memory_bytes": self._peak(before),
+            "memory_bytes": self._memory_peak(before),
             "samples": float(steps * min(settings.batch_size, self._examples)),
         }
         if measure:
-            parameters = replica.full_parameters()
+            parameters = strategy.full_state_dict()
             if self._rank == 0:
-                measured |= evaluate(self._task, parameters)
-        return measured
+                metrics |= evaluate(self._task, parameters)
+        return metrics
 
-    def _replica(self, settings: TrainSettings) -> Replica:
-        torch.set_num_threads(settings.threads or 1)
+    def _make_strategy(self, settings: TrainSettings) -> Strategy:
+        torch.set_num_threads(settings.threads_per_worker or 1)
         torch.use_deterministic_algorithms(settings.deterministic)
         torch.manual_seed(settings.seed)
         module = self._task.build()
@@ -145,68 +144,69 @@ class Worker:
                 np.arange(count) % self._examples, np.random.default_rng(settings.seed)
             )
 
-        return make_replica(module, settings, self._device, example)
+        return make_strategy(module, settings, self._device, example)
 
-    def _fast_bf16(self) -> bool:
+    def _has_fast_bf16(self) -> bool:
         if self._device != "cpu":
             return torch.cuda.is_bf16_supported()
         flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         return "amx_bf16" in flags or "avx512_bf16" in flags
 
     def _free(self) -> None:
-        """Give back what earlier replicas held, so that they do not count for the next."""
+        """Return the memory of earlier strategies, so that it does not count for the next."""
         gc.collect()
         if self._device == "cpu":
             ctypes.CDLL(None).malloc_trim(0)
         else:
             torch.cuda.empty_cache()
 
-    def _watch_memory(self) -> int:
-        """Begin a new peak; what is held now, in bytes."""
+    def _start_memory_peak(self) -> int:
+        """Reset the peak; returns the bytes in use now."""
         if self._device != "cpu":
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated()
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak of the process
         return psutil.Process().memory_info().rss
 
-    def _peak(self, before: int) -> float:
-        """Bytes that a process with this replica alone would hold at most."""
+    def _memory_peak(self, before: int) -> float:
+        """Peak bytes of a process with this strategy alone."""
         if self._device != "cpu":
             return float(torch.cuda.max_memory_allocated() - before)
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return float(self._bytes + max(0, int(line.split()[1]) * 1024 - before))
-        return float(self._bytes)
+                return float(self._process_bytes + max(0, int(line.split()[1]) * 1024 - before))
+        return float(self._process_bytes)
 
 
-class _Opened:
-    """A replica that takes steps when it is told to."""
+class _StepRunner:
+    """A strategy that takes steps on request."""
 
     def __init__(
         self,
         task: TrainingTask,
         settings: TrainSettings,
-        replica: Replica,
+        strategy: Strategy,
         examples: int,
         rank: int,
         device: str,
     ) -> None:
-        self.settings, self._replica, self._rank = settings, replica, rank
-        self._made: Iterator[list[MicroBatch]] = micro_batches(
-            task, settings, examples, share=replica.share, steps=range(1 << 40), device=device
-        )
+        self.settings, self._strategy, self._rank = settings, strategy, rank
+        self._batches = micro_batches(
+            task, settings, examples,
+            data_shard=strategy.data_shard, steps=range(1 << 40), device=device,
+        )  # fmt: skip
         self._step = 0
-        replica.module.train()
+        strategy.module.train()
 
-    def steps(self, count: int) -> tuple[list[float], float]:
-        torch.set_num_threads(self.settings.threads or 1)
+    def run(self, count: int) -> tuple[list[float], float]:
+        torch.set_num_threads(self.settings.threads_per_worker or 1)
         seconds, cpu = [], time.process_time()
         at = time.perf_counter()
         for _ in range(count):
-            micro = next(self._made)
+            micro = next(self._batches)
             torch.manual_seed(self._step * 1009 + self._rank)
-            # Nothing is learned: what is measured should not depend on how far it has come.
-            self._replica.step(micro, 0.0)
+            # Nothing is learned: a measurement must not depend on earlier ones.
+            self._strategy.step(micro, 0.0)
             self._step += 1
             now = time.perf_counter()
             seconds.append(now - at)
@@ -214,18 +214,18 @@ class _Opened:
         return seconds, time.process_time() - cpu
 
 
-class _Losses:
-    """Watches a run for the loss of each step."""
+class _StepLosses:
+    """Callback that collects the loss of each step."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
         self._sum = 0.0
 
-    def on_epoch(self, measured: Epoch, parameters: Parameters) -> None:
-        self.values.append(measured["last_loss"])
+    def on_epoch_end(self, metrics: EpochMetrics, parameters: StateDict) -> None:
+        self.values.append(metrics["last_loss"])
         self._sum = math.nan  # the step is counted
 
-    def on_step(self, progress: Progress, point: Mapping[str, float] | None) -> None:
+    def on_step_end(self, progress: TrainingProgress, point: Mapping[str, float] | None) -> None:
         if not math.isnan(self._sum):
             self.values.append(progress.loss_sum - self._sum)
         self._sum = progress.loss_sum

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 # In the order in which they are tried: what may bring most comes first. Workers and threads are
 # one choice, since they share the cores.
 NAMES = (
-    "workers", "threads", "strategy", "stages", "precision", "prefetch", "compression",
-    "accumulate", "checkpoint_activations", "offload", "batch_size", "compile",
+    "num_workers", "threads_per_worker", "strategy", "num_stages", "precision", "prefetch_batches",
+    "gradient_compression", "gradient_accumulation_steps", "activation_checkpointing",
+    "cpu_offload", "batch_size", "compile",
 )  # fmt: skip
 _LARGEST = 16  # times the defaults' batch size
 
@@ -47,15 +48,17 @@ def default_space(settings: TrainSettings, machine: Machine) -> dict[str, list[A
     """
     most = machine.gpus or machine.cpus
     workers = [2**power for power in range(most.bit_length()) if 2**power <= most]
-    space: dict[str, list[Any]] = {"workers": workers}
+    space: dict[str, list[Any]] = {"num_workers": workers}
     if not machine.gpus:
-        space["threads"] = sorted({max(1, machine.cpus // count) for count in workers} | {1})
+        space["threads_per_worker"] = sorted(
+            {max(1, machine.cpus // count) for count in workers} | {1}
+        )
     if machine.bf16:
         space["precision"] = ["fp32", "bf16"]
-    space["prefetch"] = [0, 2]
+    space["prefetch_batches"] = [0, 2]
     if settings.strategy == "ddp":
-        space["compression"] = ["none", "fp16"]
-    space["accumulate"] = [1, 2]
+        space["gradient_compression"] = ["none", "fp16"]
+    space["gradient_accumulation_steps"] = [1, 2]
     multiples = (2**power for power in range(1, _LARGEST.bit_length()))
     space["batch_size"] = [
         settings.batch_size * m for m in multiples if settings.batch_size * m <= machine.examples
@@ -75,34 +78,45 @@ def moves(
         settings: Their values stand for names that the space does not have.
     """
     found: list[dict[str, Any]] = []
-    if "workers" in space or "threads" in space:
-        workers = space.get("workers", [settings.workers])
-        threads = space.get("threads", [settings.threads])
+    if "num_workers" in space or "threads_per_worker" in space:
+        workers = space.get("num_workers", [settings.num_workers])
+        threads = space.get("threads_per_worker", [settings.threads_per_worker])
         shapes = [
-            {"workers": count, "threads": each}
+            {"num_workers": count, "threads_per_worker": each}
             for count, each in itertools.product(workers, threads)
             if machine.gpus or count * (each or 1) <= machine.cpus
         ]
         # Those that use all cores first.
-        found += sorted(shapes, key=lambda one: -one["workers"] * (one["threads"] or 1))
-    if "strategy" in space or "stages" in space:
+        found += sorted(
+            shapes, key=lambda one: -one["num_workers"] * (one["threads_per_worker"] or 1)
+        )
+    if "strategy" in space or "num_stages" in space:
         for name in space.get("strategy", [settings.strategy]):
-            stages = space.get("stages", [settings.stages]) if name == "pipeline" else [None]
+            stages = (
+                space.get("num_stages", [settings.num_stages]) if name == "pipeline" else [None]
+            )
             one = {"strategy": name}
-            found += [one | ({"stages": count} if count else {}) for count in stages]
+            found += [one | ({"num_stages": count} if count else {}) for count in stages]
     for name in NAMES:
-        if name not in ("workers", "threads", "strategy", "stages", "batch_size", "compile"):
+        if name not in (
+            "num_workers",
+            "threads_per_worker",
+            "strategy",
+            "num_stages",
+            "batch_size",
+            "compile",
+        ):
             found += [{name: value} for value in space.get(name, [])]
     return found
 
 
 def useless(move: Mapping[str, Any], settings: TrainSettings, machine: Machine) -> bool:
     """Whether a change of these settings would change nothing."""
-    if "compression" in move and settings.workers == 1:
+    if "gradient_compression" in move and settings.num_workers == 1:
         return True  # nothing is sent
 
     def meant(name: str, value: Any) -> Any:
-        if name == "threads":
+        if name == "threads_per_worker":
             return value or 1
         if name == "precision" and value == "auto":
             return "bf16" if machine.gpus and machine.bf16 else "fp32"
@@ -122,12 +136,14 @@ def demand(
         cpus: That the cluster can give.
         gpus: Of the cluster.
     """
-    own = settings.workers * (settings.threads or 1)
+    own = settings.num_workers * (settings.threads_per_worker or 1)
     if space is None:
         most = gpus or cpus
-        return max(own, cpus), max(settings.workers, 1 << (most.bit_length() - 1))
-    workers = [*map(int, space.get("workers", [settings.workers])), settings.workers]
-    threads = [int(each or 1) for each in space.get("threads", [settings.threads])]
+        return max(own, cpus), max(settings.num_workers, 1 << (most.bit_length() - 1))
+    workers = [*map(int, space.get("num_workers", [settings.num_workers])), settings.num_workers]
+    threads = [
+        int(each or 1) for each in space.get("threads_per_worker", [settings.threads_per_worker])
+    ]
     # Where both are given, the shapes that do not fit are left out.
     held = max(workers) * min(threads)
     wide = max(threads) * min(workers)

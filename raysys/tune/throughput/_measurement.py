@@ -1,4 +1,4 @@
-"""Measuring configurations of a training, and keeping what came out."""
+"""TrialSession configurations of a training, and keeping what came out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raysys.tune.throughput._decisions import Tried, another_round, faster, spee
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from raysys.train import Measuring, Opened, TrainSettings
+    from raysys.train import PreparedTrial, TrainSettings, TrialSession
 
 SEEDS = 3
 ROUND_S = 0.3
@@ -29,7 +29,7 @@ class Way:
     """A configuration that can take steps: its place among those tried, and whether it won."""
 
     place: int
-    opened: Opened
+    opened: PreparedTrial
     won: bool = True
 
 
@@ -47,7 +47,7 @@ class Bench:
     def __init__(
         self,
         name: str,
-        session: Measuring,
+        session: TrialSession,
         *,
         ends: float,
         metric: str | None,
@@ -68,14 +68,14 @@ class Bench:
         # Compiling may take minutes, and without the defaults there is nothing.
         limit = max(60.0, self.left()) + 240.0 * settings.compile
         try:
-            opened = self.session.open(settings, timeout_s=limit)
+            opened = self.session.prepare(settings, timeout_s=limit)
         except TrainError as error:
             planned = self._plan()
             if planned.strategy == settings.strategy:
                 raise
             self.notes.append(f"{settings.strategy} fails ({error}): began with {planned.strategy}")
             settings = planned
-            opened = self.session.open(settings, timeout_s=limit)
+            opened = self.session.prepare(settings, timeout_s=limit)
         self.defaults = opened
         rounds = [self._round(opened) for _ in range(SEEDS)]
         self._base_speeds = [speed for speed, _ in rounds]
@@ -94,12 +94,12 @@ class Bench:
 
         values = self.tried[best.place].settings.model_dump() | dict(move)
         if values["strategy"] != "ddp":
-            values["compression"] = "none"
+            values["gradient_compression"] = "none"
         try:
             settings = TrainSettings.model_validate(values)
             if any(one.settings == settings for one in self.tried):
                 return None
-            opened = self.session.open(settings, timeout_s=max(10.0, self.left()))
+            opened = self.session.prepare(settings, timeout_s=max(10.0, self.left()))
             pairs, cpu_s = self._side_by_side(opened, best.opened)
         except (TrainError, ValidationError) as error:
             self._fail(values, error)
@@ -112,7 +112,7 @@ class Bench:
     def again(self, place: int) -> Way | None:
         """Make a configuration that was measured ready to take steps; None if it now fails."""
         try:
-            return Way(place, self.session.open(self.tried[place].settings))
+            return Way(place, self.session.prepare(self.tried[place].settings))
         except TrainError as error:
             self._failed(place, error)
             return None
@@ -124,7 +124,7 @@ class Bench:
     def confirm(self, place: int) -> None:
         """Measure once more, straight beside the defaults."""
         try:
-            opened = self.session.open(self.tried[place].settings)
+            opened = self.session.prepare(self.tried[place].settings)
             pairs, _ = self._side_by_side(opened, self.defaults)
             self.session.close(opened)
         except TrainError as error:
@@ -140,7 +140,7 @@ class Bench:
         self.tried[place] = self._at_speed(self.tried[place], speed_ratio(pairs) * base)
 
     def _side_by_side(
-        self, challenger: Opened, best: Opened
+        self, challenger: PreparedTrial, best: PreparedTrial
     ) -> tuple[list[tuple[float, float]], float]:
         pairs: list[tuple[float, float]] = []
         cpu = []
@@ -151,11 +151,11 @@ class Bench:
             cpu.append(cpu_s)
         return pairs, statistics.median(cpu)
 
-    def _round(self, opened: Opened) -> tuple[float, float]:
+    def _round(self, opened: PreparedTrial) -> tuple[float, float]:
         """Samples per second, and CPU-seconds of a million samples."""
         count = min(_MOST_STEPS, max(_LEAST_STEPS, math.ceil(ROUND_S / opened.step_s)))
         limit = 30.0 + 10 * count * opened.step_s
-        measured = self.session.steps(opened, count, timeout_s=limit)
+        measured = self.session.run_steps(opened, count, timeout_s=limit)
         batch = opened.settings.batch_size
         return batch / measured.step_s, measured.cpu_s / batch * 1e6
 
@@ -172,7 +172,7 @@ class Bench:
         limit = 30.0 + max(5 * expected, 0.0 if at == 0 else min(60.0, self.left()))
         try:
             measured = self.session.train(
-                settings, self.samples, measure=self._metric is not None, timeout_s=limit
+                settings, self.samples, evaluate=self._metric is not None, timeout_s=limit
             )
         except TrainError as error:
             if at == 0:
@@ -190,7 +190,7 @@ class Bench:
         self.say(f"{tried.label}: {key} {measured[key]:.5g} after {self.samples:,} samples")
         return True
 
-    def _figures(self, opened: Opened, speed: float, cpu_s: float) -> Tried:
+    def _figures(self, opened: PreparedTrial, speed: float, cpu_s: float) -> Tried:
         values = opened.settings.model_dump()
         before = self.defaults.settings.model_dump()
         tried = Tried(
@@ -206,8 +206,8 @@ class Bench:
         if tried.failed:
             return tried
         settings = tried.settings
-        threads = 1 if self.session.machine.gpus else settings.threads or 1
-        held = settings.workers * threads / speed * 1e6
+        threads = 1 if self.session.machine.gpus else settings.threads_per_worker or 1
+        held = settings.num_workers * threads / speed * 1e6
         cost = held if self._price is None else held * self._price / 3600
         return replace(tried, samples_per_s=speed, cost=cost)
 
@@ -218,7 +218,7 @@ class Bench:
         self.say(f"{tried.label}: {error}")
 
     def _fail(self, values: Mapping[str, Any], error: Exception) -> None:
-        """Record what does not work, under settings that may not even be valid."""
+        """RunState what does not work, under settings that may not even be valid."""
         from raysys.train import TrainSettings
 
         before = self.defaults.settings.model_dump()

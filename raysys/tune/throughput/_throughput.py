@@ -90,9 +90,9 @@ def tune_throughput(
     started = time.monotonic()
     check_space(space or {})
     have = cluster.resources()
-    gpus = int(have.gpus) if have.gpus >= settings.workers else 0
+    gpus = int(have.gpus) if have.gpus >= settings.num_workers else 0
     cpus, workers = demand(space, settings, _cores(), gpus)
-    with train.Measuring(task, tables, settings, cpus=cpus, workers=workers) as session:
+    with train.TrialSession(task, tables, settings, max_cpus=cpus, max_workers=workers) as session:
         values = space or default_space(settings, session.machine)
         bench = Bench(
             name, session,

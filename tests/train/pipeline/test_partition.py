@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from raysys.errors import TrainError
 from raysys.train.pipeline._cost_profile import profile
-from raysys.train.pipeline._partition import Stage, choose_cuts, partition
+from raysys.train.pipeline._partition import PipelineStage, choose_cuts, partition
 from raysys.train.pipeline._trace import trace
 
 Batch = dict[str, torch.Tensor]
@@ -47,7 +47,7 @@ def test_cuts_are_the_best_of_all(seed: int) -> None:
     assert between[found].sum() == pytest.approx(min(near))
 
 
-def cut(module: nn.Module, batch: Batch, stages: int = 2) -> list[Stage]:
+def cut(module: nn.Module, batch: Batch, stages: int = 2) -> list[PipelineStage]:
     traced = trace(module, batch)
     return partition(traced, profile(traced, batch), stages)
 

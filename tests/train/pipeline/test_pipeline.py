@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from raysys.train.strategies._base import MicroBatch, Plain, TensorState
+from raysys.train.strategies._strategy import MicroBatch, SingleDeviceStrategy, TensorState
 from tests.train.pipelined import CASES, STEPS, merged, plainly, work
 
-Trained = dict[str, tuple[Plain, list[float], list[dict[str, Any]]]]
+Trained = dict[str, tuple[SingleDeviceStrategy, list[float], list[dict[str, Any]]]]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def test_a_pipeline_takes_the_steps_of_one_process(name: str, trained: Trained) 
     plain, losses, workers = trained[name]
     for worker in workers:
         assert worker["losses"] == pytest.approx(losses, rel=1e-6)
-        assert worker["norm"] == (plain.norm and pytest.approx(plain.norm, rel=1e-9))
-    expected = plain.full_parameters()
+        assert worker["norm"] == (plain.grad_norm and pytest.approx(plain.grad_norm, rel=1e-9))
+    expected = plain.full_state_dict()
     assert workers[0]["parameters"].keys() == expected.keys()
     assert not any(worker["parameters"] for worker in workers[1:])
     for key, value in expected.items():
@@ -54,17 +54,17 @@ def test_what_a_pipeline_saves_goes_on_in_one_process(name: str, trained: Traine
     plain, _, workers = trained[name]
     case = CASES[name]
     whole = merged(worker["states"] for worker in workers)
-    expected: dict[str, TensorState] = dict(plain.states())
+    expected: dict[str, TensorState] = dict(plain.tensor_states())
     assert {n: set(state) for n, state in whole.items()} == {
         n: set(state) for n, state in expected.items()
     }
-    other = Plain(case.module(), case.how(), "cpu")
+    other = SingleDeviceStrategy(case.module(), case.how(), "cpu")
     other.start()
-    other.load(lambda key: dict(whole[key]), STEPS)
+    other.load_tensor_states(lambda key: dict(whole[key]), STEPS)
     micro = [MicroBatch(part.batch, part.weight) for part in case.micro(STEPS, 0)]
     assert other.step(micro, 0.01) == pytest.approx(plain.step(micro, 0.01), rel=1e-6)
-    for key, value in plain.full_parameters().items():
-        torch.testing.assert_close(other.full_parameters()[key], value, rtol=1e-7, atol=1e-8)
+    for key, value in plain.full_state_dict().items():
+        torch.testing.assert_close(other.full_state_dict()[key], value, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_finite_stops_all_workers_and_names_the_layer(folder:
     for rank in range(2):
         found = torch.load(folder / f"spoiled.{rank}")
         assert found["refused"] == "the loss is nan"
-        assert found["suspect"] == "first"
+        assert found["divergence_error"] == "first"
         assert found["changed"] == []
 
 

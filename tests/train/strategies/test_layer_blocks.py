@@ -9,7 +9,11 @@ from torch import nn
 
 from jobs.flight_mlp import DelayNetwork
 from jobs.two_tower import Towers
-from raysys.train.strategies._layer_blocks import activation_bytes, blocks, checkpoint_activations
+from raysys.train.strategies._layer_blocks import (
+    activation_bytes,
+    apply_activation_checkpointing,
+    blocks,
+)
 
 
 class Encoder(nn.Module):
@@ -96,7 +100,7 @@ def test_recomputed_gradients_are_the_plain_ones(fresh: object) -> None:
 
 def _checkpointed() -> Encoder:
     module = encoder()
-    checkpoint_activations(module)
+    apply_activation_checkpointing(module)
     return module
 
 

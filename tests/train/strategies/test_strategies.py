@@ -14,11 +14,11 @@ import torch.multiprocessing as mp
 
 from raysys.errors import TrainError
 from raysys.storage import Storage
-from raysys.train import Epoch, Parameters, TrainSettings
-from raysys.train._checkpoint import Checkpoints, Progress, newest, opened
+from raysys.train import EpochMetrics, StateDict, TrainSettings
+from raysys.train._checkpoint import CheckpointWriter, TrainingProgress, newest, opened
 from raysys.train._loop import run_steps
-from raysys.train.strategies._base import Plain, Replica
-from raysys.train.strategies._registry import make_replica
+from raysys.train.strategies._registry import make_strategy
+from raysys.train.strategies._strategy import SingleDeviceStrategy, Strategy
 from tests.train.tasks import Normalised, Regression, rows
 
 STEPS = 12
@@ -39,17 +39,17 @@ class StoppedError(Exception):
 
 
 class Recorder:
-    def __init__(self, replica: Replica, stop: int, checkpoints: Checkpoints | None) -> None:
-        self.replica, self.stop, self.checkpoints = replica, stop, checkpoints
-        self.history: list[Epoch] = []
+    def __init__(self, strategy: Strategy, stop: int, checkpoints: CheckpointWriter | None) -> None:
+        self.strategy, self.stop, self.checkpoints = strategy, stop, checkpoints
+        self.history: list[EpochMetrics] = []
 
-    def on_epoch(self, measured: Epoch, parameters: Parameters) -> None:
+    def on_epoch_end(self, measured: EpochMetrics, parameters: StateDict) -> None:
         self.history.append(measured)
 
-    def on_step(self, progress: Progress, point: Mapping[str, float] | None) -> None:
+    def on_step_end(self, progress: TrainingProgress, point: Mapping[str, float] | None) -> None:
         if progress.step == self.stop:
             if self.checkpoints:
-                self.checkpoints.save(self.replica, progress)
+                self.checkpoints.save(self.strategy, progress)
                 self.checkpoints.wait()
             raise StoppedError
 
@@ -63,34 +63,38 @@ def trained(
     load: str | None = None,
     alone: bool = False,
     normalised: bool = False,
-) -> tuple[Parameters, list[float], float | None]:
-    """Parameters (of rank 0), the losses of the epochs that ended, and the last norm."""
+) -> tuple[StateDict, list[float], float | None]:
+    """StateDict (of rank 0), the losses of the epochs that ended, and the last norm."""
     task = Normalised() if normalised else Regression()
     examples = task.prepare({"rows": rows()})
     torch.manual_seed(how.seed)
     if alone:
-        replica: Replica = Plain(task.build(), how, "cpu")
-        replica.start()  # type: ignore[attr-defined]
+        strategy: Strategy = SingleDeviceStrategy(task.build(), how, "cpu")
+        strategy.start()  # type: ignore[attr-defined]
     else:
-        replica = make_replica(
+        strategy = make_strategy(
             task.build(), how, "cpu",
             lambda count: task.batch(np.arange(count), np.random.default_rng(0)),
         )  # fmt: skip
     rank, world = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
-    progress = Progress()
+    progress = TrainingProgress()
     if storage and load:
         name = newest(storage, load)
         assert name
         with opened(storage, load, name) as saved:
-            replica.load(saved.read, saved.progress.step)
+            strategy.load_tensor_states(saved.read, saved.progress.step)
             progress = saved.progress
     checkpoints = None
     if storage and save:
-        checkpoints = Checkpoints(storage, save, attempt="a", rank=rank, world=world)
-    recorder = Recorder(replica, stop, checkpoints)
+        checkpoints = CheckpointWriter(storage, save, attempt="a", rank=rank, world=world)
+    recorder = Recorder(strategy, stop, checkpoints)
     with contextlib.suppress(StoppedError):
-        run_steps(task, how, replica, examples, progress, recorder, rank=rank)
-    return replica.full_parameters(), [one["train_loss"] for one in recorder.history], replica.norm
+        run_steps(task, how, strategy, examples, progress, recorder, rank=rank)
+    return (
+        strategy.full_state_dict(),
+        [one["train_loss"] for one in recorder.history],
+        strategy.grad_norm,
+    )
 
 
 def worker(rank: int, world: int, port: int, folder: str, plan: list[dict[str, Any]]) -> None:
@@ -103,7 +107,7 @@ def worker(rank: int, world: int, port: int, folder: str, plan: list[dict[str, A
     for item in plan:
         name, error, result = item.pop("name"), None, None
         try:
-            result = trained(settings(**item.pop("how"), workers=world), storage, **item)
+            result = trained(settings(**item.pop("how"), num_workers=world), storage, **item)
         except TrainError as caught:
             error = (str(caught), caught.step, caught.layer)
         if rank == 0:
@@ -141,7 +145,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]
             {"name": strategy, "how": {"strategy": strategy}},
             {
                 "name": f"{strategy}-accumulated",
-                "how": {"strategy": strategy, "accumulate": 3, "clip_norm": 0.5},
+                "how": {
+                    "strategy": strategy, "gradient_accumulation_steps": 3, "max_grad_norm": 0.5,
+                },
             },
             {
                 "name": f"{strategy}-half", "how": {"strategy": strategy}, "stop": HALF,
@@ -167,8 +173,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]
 
 
 @pytest.fixture(scope="module")
-def alone() -> tuple[Parameters, list[float], float | None]:
-    return trained(settings("ddp", workers=1), alone=True)
+def alone() -> tuple[StateDict, list[float], float | None]:
+    return trained(settings("ddp", num_workers=1), alone=True)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -180,7 +186,7 @@ def test_two_workers_take_the_steps_of_one(strategy: str, two: Any, alone: Any) 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_micro_batches_and_clipping_are_those_of_one(strategy: str, two: Any) -> None:
-    wanted = trained(settings("ddp", workers=1, clip_norm=0.5), alone=True)
+    wanted = trained(settings("ddp", num_workers=1, max_grad_norm=0.5), alone=True)
     parameters, losses, norm = two[0][f"{strategy}-accumulated"]["result"]
     same(parameters, wanted[0])
     assert losses == pytest.approx(wanted[1], rel=1e-5)
@@ -202,7 +208,7 @@ def test_a_checkpoint_of_two_goes_on_with_one_and_with_three(two: Any, alone: An
     storage = Storage(two[1])
     for strategy in ("zero3", "pipeline", "fsdp"):
         parameters, _, _ = trained(
-            settings("ddp", workers=1), storage, load=f"{strategy}-half", alone=True
+            settings("ddp", num_workers=1), storage, load=f"{strategy}-half", alone=True
         )
         same(parameters, alone[0])
     plan = [

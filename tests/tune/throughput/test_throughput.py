@@ -41,7 +41,7 @@ def test_the_front_is_that_of_brute_force() -> None:
     points = [
         tried(draw.randint(1, 9), draw.randint(1, 9), cost=draw.randint(1, 9)) for _ in range(60)
     ]
-    points.append(Tried(DEFAULTS, {"workers": 9}, failed="no room"))
+    points.append(Tried(DEFAULTS, {"num_workers": 9}, failed="no room"))
 
     def beats(one: Tried, other: Tried) -> bool:
         better = [one.samples_per_s > other.samples_per_s, one.cost < other.cost,
@@ -118,15 +118,17 @@ def test_the_space_follows_the_machine() -> None:
     assert "precision" not in space
     assert space["batch_size"] == [200, 400, 800]
     shapes = [
-        (m["workers"], m["threads"]) for m in moves(space, machine, DEFAULTS) if "workers" in m
+        (m["num_workers"], m["threads_per_worker"])
+        for m in moves(space, machine, DEFAULTS)
+        if "num_workers" in m
     ]
     assert set(shapes) == {
         (w, t) for w in (1, 2, 4) for t in (1, 2, 4) if w * t <= 4
     }  # fmt: skip
     assert useless({"precision": "fp32"}, DEFAULTS, machine)
-    assert useless({"workers": 2, "threads": 1}, DEFAULTS, machine)
+    assert useless({"num_workers": 2, "threads_per_worker": 1}, DEFAULTS, machine)
     gpus = train.Machine(examples=1000, cpus=4, gpus=2, bf16=True)
-    assert "threads" not in default_space(DEFAULTS, gpus)
+    assert "threads_per_worker" not in default_space(DEFAULTS, gpus)
     assert useless({"precision": "bf16"}, DEFAULTS, gpus)
 
 
@@ -134,21 +136,21 @@ def test_a_space_of_unknown_settings_is_refused(storage: Storage) -> None:
     with pytest.raises(RaysysError, match="cannot try momentum"):
         tune.tune_throughput("x", Regression(), {}, DEFAULTS, storage, space={"momentum": [0.9]})
     with pytest.raises(RaysysError, match="list of values"):
-        tune.tune_throughput("x", Regression(), {}, DEFAULTS, storage, space={"workers": []})
+        tune.tune_throughput("x", Regression(), {}, DEFAULTS, storage, space={"num_workers": []})
 
 
 def test_what_does_not_fit_is_refused_before_anything_starts(
     ray_cluster: None, storage: Storage
 ) -> None:
     with pytest.raises(ResourceError, match="needs 64 CPUs"):
-        tune.tune_throughput("x", Regression(), {}, DEFAULTS, storage, space={"workers": [64]})
+        tune.tune_throughput("x", Regression(), {}, DEFAULTS, storage, space={"num_workers": [64]})
 
 
 @pytest.fixture(scope="module")
 def found(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tune.Throughput:
     """One real search; worker processes take long to start."""
     tables = {"rows": Table.load(rows)}
-    space = {"workers": [1, 2], "accumulate": [200], "batch_size": [400]}
+    space = {"num_workers": [1, 2], "gradient_accumulation_steps": [200], "batch_size": [400]}
     return tune.tune_throughput(
         "real", Regression(), tables, DEFAULTS, Storage(tmp_path_factory.mktemp("storage")),
         samples=SAMPLES, metric="loss", space=space, budget_s=600.0,
@@ -177,7 +179,7 @@ def test_losses_are_those_of_plain_runs(found: tune.Throughput) -> None:
 
 def test_a_failure_is_recorded_with_its_reason(found: tune.Throughput) -> None:
     failed = [one for one in found.tried if one.failed]
-    assert [one.changed["accumulate"] for one in failed] == [200]
+    assert [one.changed["gradient_accumulation_steps"] for one in failed] == [200]
     assert failed[0].failed
     assert failed[0].failed in found.table()
 
@@ -185,12 +187,12 @@ def test_a_failure_is_recorded_with_its_reason(found: tune.Throughput) -> None:
 def test_a_search_measures_chooses_and_is_recorded(found: tune.Throughput) -> None:
     labels = [one.label for one in found.tried]
     assert labels[0] == "defaults"
-    assert "workers=1" in str(labels)
+    assert "num_workers=1" in str(labels)
     assert any("batch_size=400" in label for label in labels)
     for one in found.tried:
         if not one.failed:
             assert one.samples_per_s
-            held = one.settings.workers * (one.settings.threads or 1)
+            held = one.settings.num_workers * (one.settings.threads_per_worker or 1)
             assert one.cost == pytest.approx(held * 1e6 / one.samples_per_s)
             assert one.memory_bytes
             assert 50e6 < one.memory_bytes < 4e9
@@ -214,10 +216,10 @@ def test_a_dead_worker_ends_one_try_only(ray_cluster: None) -> None:
             return super().batch(rows, rng)
 
     tables = {"rows": Table.load(rows)}
-    one = DEFAULTS.model_copy(update={"workers": 1})
-    with train.Measuring(Dying(), tables, one) as session:
-        opened = session.open(one)
+    one = DEFAULTS.model_copy(update={"num_workers": 1})
+    with train.TrialSession(Dying(), tables, one) as session:
+        opened = session.prepare(one)
         with pytest.raises(TrainError, match="a worker died"):
-            session.open(one.model_copy(update={"batch_size": 13}))
-        assert session.steps(opened, 4).step_s > 0
+            session.prepare(one.model_copy(update={"batch_size": 13}))
+        assert session.run_steps(opened, 4).step_s > 0
         assert session.machine.examples == len(pa.table(rows()))

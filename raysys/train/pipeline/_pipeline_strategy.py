@@ -12,29 +12,29 @@ import torch.distributed as dist
 from raysys.errors import TrainError
 from raysys.train.pipeline._cost_profile import profile
 from raysys.train.pipeline._partition import partition
-from raysys.train.pipeline._stage import Passed, Worker
-from raysys.train.pipeline._stage_link import Link
+from raysys.train.pipeline._stage import PendingMicroBatch, StageWorker
+from raysys.train.pipeline._stage_link import StageLink
 from raysys.train.pipeline._trace import trace
-from raysys.train.strategies._base import (
+from raysys.train.strategies._strategy import (
     MicroBatch,
-    Plain,
+    SingleDeviceStrategy,
     TensorState,
     autocast,
-    copy_whole,
+    copy_full,
+    full_tensor,
     tensors_of,
-    whole,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from raysys.train._settings import TrainSettings
-    from raysys.train._task import Batch, Parameters
+    from raysys.train._task import Batch, StateDict
 
 _BUCKET_BYTES = 25_000_000
 
 
-class Pipeline(Plain):
+class PipelineStrategy(SingleDeviceStrategy):
     """Consecutive layers on consecutive workers, micro-batches one behind the other.
 
     The schedule is 1F1B (Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training",
@@ -67,20 +67,20 @@ class Pipeline(Plain):
             example: A batch of the shapes of all micro-batches.
         """
         world, rank = dist.get_world_size(), dist.get_rank()
-        self._stages, replicas = settings.stages, world // settings.stages
+        self._stages, replicas = settings.num_stages, world // settings.num_stages
         self._at, replica = divmod(rank, replicas)
         module = module.to(device)
         example = {name: value.to(device) for name, value in example.items()}
         traced = trace(module, example)
         cast = autocast(settings, device)
-        profiled = profile(traced, example, cast, settings.accumulate)
+        profiled = profile(traced, example, cast, settings.gradient_accumulation_steps)
         stages = partition(traced, profiled, self._stages)
-        self._worker = Worker(
+        self._worker = StageWorker(
             stages[self._at], traced, profiled, cast,
-            checkpointed=settings.checkpoint_activations, compiled=settings.compile,
+            checkpointed=settings.activation_checkpointing, compiled=settings.compile,
         )  # fmt: skip
         super().__init__(self._worker.holder, settings, device)
-        self.share = (replica, replicas)
+        self.data_shard = (replica, replicas)
         self._shapes = {name: (value.shape, value.dtype) for name, value in example.items()}
         stage_of = {name: at for at, stage in enumerate(stages) for name in stage.holds}
         self._everything = [
@@ -99,8 +99,8 @@ class Pipeline(Plain):
             onward, back = dist.new_group(pipeline), dist.new_group(pipeline)
             if other == replica:
                 rank = dist.get_rank()
-                self._before = Link(rank - replicas, back, onward, self.device)
-                self._after = Link(rank + replicas, onward, back, self.device)
+                self._before = StageLink(rank - replicas, back, onward, self.device)
+                self._after = StageLink(rank + replicas, onward, back, self.device)
         for at in range(self._stages):
             group = dist.new_group(range(at * replicas, (at + 1) * replicas))
             if at == self._at:
@@ -108,7 +108,7 @@ class Pipeline(Plain):
 
     def step(self, micro: Sequence[MicroBatch], learning_rate: float) -> float:
         self._check_shapes(micro)
-        replicas = self.share[1]
+        replicas = self.data_shard[1]
         if replicas > 1:
             for buffer in self._worker.changing:
                 dist.broadcast(buffer, self._at * replicas, group=self._replicas)
@@ -117,7 +117,7 @@ class Pipeline(Plain):
             gradients = [p.grad for p in self.inner.parameters() if p.grad is not None]
             average(gradients, self._replicas, replicas)
         self._clip()
-        self.check(loss)
+        self.check_finite(loss)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -133,7 +133,7 @@ class Pipeline(Plain):
         backward = self._after.receive(returning, count)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self._after.send(worker.begin(once.next()))
-        waiting: deque[Passed] = deque()
+        waiting: deque[PendingMicroBatch] = deque()
         ahead = min(count, self._stages - 1 - self._at)
         arriving: Callable[[], float]
         for at in range(count + ahead):
@@ -177,31 +177,31 @@ class Pipeline(Plain):
 
     def _clip(self) -> None:
         settings = self.settings
-        if not (settings.clip_norm or settings.explosion):
+        if not (settings.max_grad_norm or settings.max_grad_norm_ratio):
             return
         trained = [p for p in self.inner.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in trained]).double()
         # All replicas of a stage have the same gradient.
-        self.norm = math.sqrt(_sum(norm.square())() / self.share[1])
-        if settings.clip_norm:
-            limit = torch.tensor(self.norm, dtype=torch.float64, device=self.device)
-            torch.nn.utils.clip_grads_with_norm_(trained, settings.clip_norm, limit)
+        self.grad_norm = math.sqrt(_sum(norm.square())() / self.data_shard[1])
+        if settings.max_grad_norm:
+            limit = torch.tensor(self.grad_norm, dtype=torch.float64, device=self.device)
+            torch.nn.utils.clip_grads_with_norm_(trained, settings.max_grad_norm, limit)
 
-    def load(self, read: Callable[[str], TensorState], steps: int) -> None:
-        super().load(read, steps)
+    def load_tensor_states(self, read: Callable[[str], TensorState], steps: int) -> None:
+        super().load_tensor_states(read, steps)
         for name, copy in self._worker.copies.items():
-            copy_whole(copy, read(name)["value"])
+            copy_full(copy, read(name)["value"])
 
-    def full_parameters(self) -> Parameters:
+    def full_state_dict(self) -> StateDict:
         mine, rank = tensors_of(self.inner), dist.get_rank()
-        found: Parameters = {}
+        found: StateDict = {}
         for name, shape, dtype, owner in self._everything:
             if rank == 0 and owner == 0:
-                found[name] = whole(mine[name])
+                found[name] = full_tensor(mine[name])
             elif rank == 0:
                 arrived = torch.empty(shape, dtype=dtype, device=self.device)
                 dist.recv(arrived, owner)
-                found[name] = whole(arrived)
+                found[name] = full_tensor(arrived)
             elif rank == owner:
                 dist.send(mine[name].detach().contiguous(), 0)
         return found

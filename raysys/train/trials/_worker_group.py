@@ -1,4 +1,4 @@
-"""The processes of one process group, asked together; a hung or dead one ends them all."""
+"""A process group of actors that are asked together."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from raysys.errors import TrainError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-START_S = 120.0  # for processes to start and the task to prepare
-_OTHERS_S = 5.0  # for the other workers to fail too, after one has
+START_S = 120.0  # until the processes have started and the task is prepared
+_OTHERS_S = 5.0  # for the remaining workers to fail too
 
 
-class Gang:
-    """The processes of one group.
+class WorkerGroup:
+    """Actors of one process group; a dead or hung one ends the group.
 
     Attributes:
-        lost: They cannot be asked any more.
-        facts: What the first one found.
+        lost: Whether the group has ended.
+        facts: Answer of rank 0 to `join`.
     """
 
-    def __init__(self, make: Callable[[int, int], Any], workers: int) -> None:
+    def __init__(self, start: Callable[[int, int], Any], num_workers: int) -> None:
         self.lost = False
-        self._workers = [make(rank, workers) for rank in range(workers)]
+        self._workers = [start(rank, num_workers) for rank in range(num_workers)]
         try:
             address = self._wait([self._workers[0].address.remote()], START_S)[0]
             self.facts: dict[str, Any] = self.ask("join", START_S, address)[0]
         except TrainError:
-            self.end(kindly=False)
+            self.end(gracefully=False)
             raise
 
     def ask(self, method: str, timeout_s: float, *arguments: Any) -> list[Any]:
-        """Call a method of all workers at once; their answers by rank."""
+        """Call a method of all workers at once; returns their answers by rank."""
         calls = [getattr(worker, method).remote(*arguments) for worker in self._workers]
         return self._wait(calls, timeout_s)
 
@@ -46,7 +46,7 @@ class Gang:
             left = max(0.0, ends - time.monotonic())
             done, waiting = ray.wait(waiting, num_returns=1, timeout=left)
             if not done:
-                self.end(kindly=False)
+                self.end(gracefully=False)
                 raise failure or TrainError(f"no answer within {timeout_s:.0f} s")
             try:
                 ray.get(done)
@@ -56,17 +56,17 @@ class Gang:
             except ray.exceptions.RayTaskError as error:
                 failure = failure or TrainError(_last_line(error.cause or error))
             if failure:
-                # The others may wait for the one that failed, for ever.
+                # The remaining workers may wait for the failed one forever.
                 ends = min(ends, time.monotonic() + _OTHERS_S)
         if failure:
             if self.lost:
-                self.end(kindly=False)
+                self.end(gracefully=False)
             raise failure
         return ray.get(calls)
 
-    def end(self, *, kindly: bool = True) -> None:
-        """Leave the group and end the processes."""
-        if kindly and not self.lost:
+    def end(self, *, gracefully: bool = True) -> None:
+        """Leave the process group and end the processes."""
+        if gracefully and not self.lost:
             left = [worker.leave.remote() for worker in self._workers]
             ray.wait(left, num_returns=len(left), timeout=_OTHERS_S)
         self.lost = True
