@@ -160,10 +160,10 @@ def boost(
 ) -> bytes:
     """Grow trees on actors until October gains no more."""
     settings = train.BoostSettings(
-        rounds=rounds,
-        actors=actors,
+        num_boost_round=rounds,
+        num_actors=actors,
         learning_rate=0.05,
-        patience=50,
+        early_stopping_rounds=50,
         seed=seed,
         **flight_models.BOOST_FIXED,
         **found.settings,
@@ -172,7 +172,7 @@ def boost(
     boosted = train.boost(
         tables["train"], settings, label="target", validation=tables["validation"]
     )
-    run.log_metrics({"boosting rounds": boosted.rounds})
+    run.log_metrics({"boosting rounds": boosted.num_boosted_rounds})
     run.log_curve("boosting", {f"boosting {boosted.metric}": boosted.history})
     return bytes(boosted.booster.save_raw("ubj"))
 

@@ -171,8 +171,8 @@ def tune_ranker(run: Run, candidates: Table, trials: int, seed: int) -> tune.Fou
 def train_ranker(run: Run, candidates: Table, best: tune.Found, actors: int, seed: int) -> bytes:
     """Boost the ranker on actors that map the candidates' blocks."""
     settings = train.BoostSettings(
-        rounds=best.rounds * film_ranker.ROUNDS_A_REPORT,
-        actors=actors,
+        num_boost_round=best.rounds * film_ranker.ROUNDS_A_REPORT,
+        num_actors=actors,
         seed=seed,
         **(film_ranker.SETTINGS | best.settings),
     )

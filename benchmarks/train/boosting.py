@@ -28,7 +28,7 @@ def measure(report: Report, quick: bool) -> None:
     import xgboost_ray  # noqa: F401
 
     rows, rounds = (200_000, 30) if quick else (3_000_000, 100)
-    settings = BoostSettings(objective="binary:logistic", rounds=rounds, actors=2)
+    settings = BoostSettings(objective="binary:logistic", num_boost_round=rounds, num_actors=2)
     cluster.connect()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
@@ -64,13 +64,13 @@ def _plain(path: Path, settings: BoostSettings) -> tuple[float, Any]:
     data = xgboost.QuantileDMatrix(
         _matrix(rows), rows[_LABEL].to_numpy(), max_bin=settings.max_bin, nthread=2
     )
-    trees = xgboost.train(settings.params() | {"nthread": 2}, data, settings.rounds)
+    trees = xgboost.train(settings.params() | {"nthread": 2}, data, settings.num_boost_round)
     return time.perf_counter() - started, trees
 
 
 def _parts(report: Report, path: Path, settings: BoostSettings) -> None:
     """The time without growing: a run of one round, and of one round on rows that are there."""
-    once = settings.model_copy(update={"rounds": 1})
+    once = settings.model_copy(update={"num_boost_round": 1})
     started = time.perf_counter()
     table = read(path).materialize()
     report.add("boosting: reading into blocks", time.perf_counter() - started, "s")

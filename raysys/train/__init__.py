@@ -12,7 +12,7 @@ from raysys.train._settings import StrategyName, TrainSettings
 from raysys.train._strategy_plan import MemoryEstimate, StrategyPlan, plan
 from raysys.train._task import Batch, EpochMetrics, StateDict, TrainingTask
 from raysys.train.boosting._boost import BoostSettings, boost
-from raysys.train.boosting._boosted import Boosted
+from raysys.train.boosting._boosted_model import BoostedModel
 from raysys.train.estimators._bootstrap import bootstrap
 from raysys.train.estimators._cross_validation import FoldScores, cross_predict, cross_validate
 from raysys.train.estimators._fit_estimator import fit_estimator
@@ -21,7 +21,7 @@ from raysys.train.trials._session import Machine, PreparedTrial, TrialRound, Tri
 __all__ = [
     "Batch",
     "BoostSettings",
-    "Boosted",
+    "BoostedModel",
     "EpochMetrics",
     "FitResult",
     "FoldScores",

@@ -125,7 +125,7 @@ def test_training_inside_a_trial_gets_the_workers_that_were_kept_for_it(storage:
     table = Table.from_arrow(rows).repartition(2)
 
     def boosted(settings: dict[str, Any], tables: Mapping[str, pa.Table], report: Report) -> None:
-        how = train.BoostSettings(objective="binary:logistic", rounds=3, actors=2)
+        how = train.BoostSettings(objective="binary:logistic", num_boost_round=3, num_actors=2)
         train.boost(table, how, label="label")
         report({"score": settings["x"]})
 

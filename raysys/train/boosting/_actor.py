@@ -1,9 +1,9 @@
-"""What runs in the actors: shares of a Table's rows become bins, and trees of all of them.
+"""Actors that turn their shard of the rows into bins and train trees together.
 
 xgboost-ray's own actor makes pandas frames of its rows, keeps them in the object store a second
 time and builds a DMatrix, which every start of a training sketches anew (its RayQuantileDMatrix is
-one in name only). It also asks another process after each round whether to stop. This one has the
-same methods, and does not import xgboost-ray, which takes longer than XGBoost itself.
+one in name only). It also asks another process after each round whether to stop. `BoostActor` has
+the same methods, and does not import xgboost-ray, which takes longer than XGBoost itself.
 """
 
 from __future__ import annotations
@@ -13,112 +13,28 @@ import pickle
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-import ray
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from raysys.errors import UnavailableError
-from raysys.train.boosting._columns import numbers_of, runs_of
-from raysys.train.boosting._grow_trees import GrowPlan, grow, packed, progress_line
+from raysys.imports import lazy_import
+from raysys.train.boosting._boosting_rounds import BoostPlan, pack, progress_line, run_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import xgboost
-
     from raysys.storage import Storage
-    from raysys.train.boosting._grow_trees import History
-    from raysys.train.boosting._prepare import Prepared
+    from raysys.train.boosting._boosting_rounds import EvalHistory
+    from raysys.train.boosting._shard_assignment import ShardArrays, ShardAssignment
 
-_SAY_EVERY_S = 3.0
-_LOOK_EVERY_S = 0.1
+xgboost = lazy_import("xgboost")
 
-
-class Arrays(NamedTuple):
-    """An actor's share of the rows."""
-
-    features: np.ndarray
-    label: np.ndarray
-    weight: np.ndarray | None
-    group: np.ndarray | None
+_PROGRESS_EVERY_S = 3.0
+_POLL_EVERY_S = 0.1
 
 
-@dataclass(frozen=True)
-class Deal:
-    """Rows dealt out to the living actors.
-
-    Those of ranking go by whole blocks. Others go in equal shares: to train on, rows that follow
-    each other, so that a node fetches its own blocks alone; to measure on (`mixed`), every n-th
-    row, because XGBoost's AUC of several processes is the mean of theirs.
-
-    Attributes:
-        key: Tells one Table from another.
-        prepared: The blocks.
-        mixed: Whether each actor gets every n-th row.
-        places: The place of each living actor, by its rank.
-    """
-
-    key: int
-    prepared: Prepared
-    mixed: bool
-    places: dict[int, int]
-
-    def share(self, rank: int) -> tuple[int, int] | None:
-        """An actor's place and the number of places; None while it is not among them."""
-        return (self.places[rank], len(self.places)) if rank in self.places else None
-
-    def load(self, place: int, places: int) -> Arrays:
-        """Read a share, in an actor."""
-        blocks, rows, columns, coding, class_weights = self.prepared
-        pieces = self._pieces(place, places)
-        total = sum(len(range(*which.indices(rows[at]))) for at, which in pieces)
-        features = np.empty((total, len(coding.features)), np.float32)
-        label = np.empty(total, np.float32)
-        weight = np.ones(total, np.float32) if columns.weight else None
-        sizes = [np.empty(0, np.int64)]
-        done = 0
-        for at, which in pieces:
-            block = ray.get(blocks[at])
-            if which.step is None:
-                block = block.slice(which.start, which.stop - which.start)
-            else:
-                block = block.take(np.arange(*which.indices(len(block))))
-            into = slice(done, done + len(block))
-            coding.matrix(block, out=features[into])
-            label[into] = coding.labels(block[columns.label])
-            if weight is not None:
-                weight[into] = numbers_of(block[columns.weight])
-            if columns.group:
-                sizes.append(np.diff(runs_of(block[columns.group]), append=len(block)))
-            done = into.stop
-        if class_weights is not None:
-            each = np.asarray(class_weights, np.float32)[label.astype(np.int64)]
-            weight = each if weight is None else weight * each
-        each_size = np.concatenate(sizes)
-        group = np.repeat(np.arange(len(each_size)), each_size) if columns.group else None
-        return Arrays(features, label, weight, group)
-
-    def _pieces(self, place: int, places: int) -> list[tuple[int, slice]]:
-        """Blocks by number, and which rows of them."""
-        rows = self.prepared.rows
-        if self.prepared.columns.group:
-            return [(at, slice(0, rows[at])) for at in range(place, len(rows), places)]
-        if self.mixed:
-            return [(at, slice(place, None, places)) for at in range(len(rows))]
-        total, first, found = sum(rows), 0, []
-        start, stop = total * place // places, total * (place + 1) // places
-        for at, count in enumerate(rows):
-            low, high = max(start, first) - first, min(stop, first + count) - first
-            if low < high:
-                found.append((at, slice(low, high)))
-            first += count
-        return found
-
-
-class Actor:
-    """Has the methods that xgboost-ray's driver calls, with its arguments."""
+class BoostActor:
+    """An actor with the methods that xgboost-ray's driver calls, and their arguments."""
 
     def __init__(
         self,
@@ -128,121 +44,124 @@ class Actor:
         checkpoint_frequency: int = 0,
         distributed_callbacks: Any = None,
     ) -> None:
-        """One of `num_actors`; the rest is not used."""
-        _import_xgboost()  # while the driver looks at the rows
+        """Import XGBoost while the driver summarizes the rows."""
+        _import_xgboost()
         os.environ["OMP_NUM_THREADS"] = "1"
         self._rank = rank
         self._queue: Any = queue
         self._stop_event: Any = None
-        self._loaded: dict[int, tuple[tuple[int, int], Arrays]] = {}
+        self._loaded: dict[int, tuple[tuple[int, int], ShardArrays]] = {}
 
     def set_queue(self, queue: Any) -> None:
-        """Where messages to the driver go."""
+        """Set the queue of messages to the driver."""
         self._queue = queue
 
     def set_stop_event(self, stop_event: Any) -> None:
-        """What says that this training ends here, because another actor is lost or is back."""
+        """Set the event that ends this training, because an actor is lost or is back."""
         self._stop_event = stop_event
 
     def pid(self) -> int:
-        """Answers while the process lives."""
+        """Process id."""
         return os.getpid()
 
-    def load_data(self, data: Deal) -> None:
-        """Read this actor's share, if it is not here."""
-        share = data.share(self._rank)
-        if share and self._loaded.get(data.key, (None,))[0] != share:
-            self._loaded[data.key] = (share, data.load(*share))
+    def load_data(self, assignment: ShardAssignment) -> None:
+        """Read this actor's shard, unless it is loaded already."""
+        shard = assignment.shard(self._rank)
+        if shard and self._loaded.get(assignment.key, (None,))[0] != shard:
+            self._loaded[assignment.key] = (shard, assignment.load(*shard))
 
     def train(
         self,
         tracker: dict[str, Any],
         return_booster: bool,
         params: dict[str, Any],
-        training: Deal,
-        evals: Sequence[tuple[Deal, str]],
+        training: ShardAssignment,
+        evals: Sequence[tuple[ShardAssignment, str]],
         _rounds_left: int,
         *,
         xgb_model: bytes | None = None,
     ) -> dict[str, Any]:
-        """Grow trees with the other actors.
+        """Train together with the other actors.
 
         Args:
-            tracker: Where the tracker is.
-            return_booster: Whether to give the booster.
-            params: `plan`, `name`, `storage` and `checkpoint` of `_xgboost_ray.train`.
-            training: What to train on.
-            evals: What to measure on, with names.
-            xgb_model: What to go on with, packed.
+            tracker: Arguments of XGBoost's communicator.
+            return_booster: Whether to return the booster.
+            params: `plan`, `name`, `storage` and `checkpoint` of `train_on_actors`.
+            training: Training rows.
+            evals: Rows to evaluate, with names.
+            xgb_model: Packed booster to continue from.
         """
         stopped = threading.Event()
-        ended: list[bytes | BaseException] = []
-        deals = [training, *(deal for deal, _ in evals)]
+        results: list[bytes | BaseException] = []
+        assignments = [training, *(assignment for assignment, _ in evals)]
 
         def work() -> None:
             try:
-                ended.append(self._grow(tracker, params, deals, xgb_model, stopped))
+                results.append(self._train(tracker, params, assignments, xgb_model, stopped))
             except BaseException as error:
-                ended.append(error)
+                results.append(error)
 
         # In a thread, because another actor's death can leave it waiting.
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         while thread.is_alive():
-            thread.join(_LOOK_EVERY_S)
+            thread.join(_POLL_EVERY_S)
             if self._stop_event.is_set():
                 stopped.set()
-                raise UnavailableError("stopped, since another actor is lost or is back")
-        (found,) = ended
-        if isinstance(found, BaseException):
-            raise found
-        return {"bst": found if return_booster else None, "evals_result": {}, "train_n": 0}
+                raise UnavailableError("stopped: another actor is lost or is back")
+        (result,) = results
+        if isinstance(result, BaseException):
+            raise result
+        return {"bst": result if return_booster else None, "evals_result": {}, "train_n": 0}
 
-    def _grow(
+    def _train(
         self,
         tracker: dict[str, Any],
         params: dict[str, Any],
-        deals: Sequence[Deal],
+        assignments: Sequence[ShardAssignment],
         start: bytes | None,
         stopped: threading.Event,
     ) -> bytes:
-        import xgboost
-
-        plan: GrowPlan = params["plan"]
+        plan: BoostPlan = params["plan"]
         if plan.params["objective"].startswith("multi:"):
-            classes = deals[0].prepared.coding.classes or ()
+            classes = assignments[0].source.encoding.classes or ()
             plan = replace(plan, params={**plan.params, "num_class": len(classes)})
         # The tracker orders workers by name: the order of sums, and so rounding, is the same in
         # every run. (xgboost-ray names them after an address in memory.)
         name = f"actor-{self._rank:06d}"
         with xgboost.collective.CommunicatorContext(**tracker, dmlc_task_id=name):
-            matrices: list[xgboost.QuantileDMatrix] = []
-            for deal in deals:
-                self.load_data(deal)
-                _, arrays = self._loaded.pop(deal.key)
-                matrices.append(_matrix(arrays, deal, plan, matrices))
+            matrices: list[Any] = []
+            for assignment in assignments:
+                self.load_data(assignment)
+                _, arrays = self._loaded.pop(assignment.key)
+                matrices.append(_quantile_matrix(arrays, assignment, plan, matrices[:1]))
             report = self._reporter(params, stopped, xgboost.collective.get_rank() == 0)
             validation = matrices[1] if len(matrices) > 1 else None
-            return grow(plan, matrices[0], validation, start=start, after_round=report)
+            return run_rounds(plan, matrices[0], validation, start=start, after_round=report)
 
     def _reporter(
-        self, params: dict[str, Any], stopped: threading.Event, first: bool
-    ) -> Callable[[xgboost.Booster, History], bool]:
-        plan: GrowPlan = params["plan"]
+        self, params: dict[str, Any], stopped: threading.Event, is_first: bool
+    ) -> Callable[[Any, EvalHistory], bool]:
+        plan: BoostPlan = params["plan"]
         storage: Storage | None = params["storage"]
-        said_at = time.monotonic()
+        last_line = time.monotonic()
 
-        def report(booster: xgboost.Booster, history: History) -> bool:
-            nonlocal said_at
-            done = booster.num_boosted_rounds()
-            if first and done % plan.checkpoint_rounds == 0 and done < plan.rounds:
-                state = packed(booster, history)
+        def report(booster: Any, history: EvalHistory) -> bool:
+            nonlocal last_line
+            rounds = booster.num_boosted_rounds()
+            if (
+                is_first
+                and rounds % plan.checkpoint_frequency == 0
+                and rounds < plan.num_boost_round
+            ):
+                state = pack(booster, history)
                 if storage:
                     storage.write_bytes(params["checkpoint"], state)
                 self._send("checkpoint", state)
-            if first and time.monotonic() - said_at >= _SAY_EVERY_S:
-                said_at = time.monotonic()
-                self._send("line", progress_line(params["name"], history, done, plan.rounds))
+            if is_first and time.monotonic() - last_line >= _PROGRESS_EVERY_S:
+                last_line = time.monotonic()
+                line = progress_line(params["name"], history, rounds, plan.num_boost_round)
+                self._send("line", line)
             return stopped.is_set()
 
         return report
@@ -264,20 +183,20 @@ def _import_xgboost() -> None:
             del sys.modules["sklearn"]
 
 
-def _matrix(
-    arrays: Arrays, deal: Deal, plan: GrowPlan, before: Sequence[xgboost.QuantileDMatrix]
-) -> xgboost.QuantileDMatrix:
-    import xgboost
-
+def _quantile_matrix(
+    arrays: ShardArrays, assignment: ShardAssignment, plan: BoostPlan, reference: Sequence[Any]
+) -> Any:
+    """A QuantileDMatrix, with the bins of the reference if there is one."""
+    encoding = assignment.source.encoding
     return xgboost.QuantileDMatrix(
         arrays.features,
         arrays.label,
         weight=arrays.weight,
-        qid=arrays.group,
-        feature_names=list(deal.prepared.coding.features),
-        feature_types=deal.prepared.coding.kinds,
+        qid=arrays.qid,
+        feature_names=list(encoding.features),
+        feature_types=encoding.feature_types,
         enable_categorical=True,
         max_bin=plan.params["max_bin"],
         nthread=plan.params["nthread"],
-        ref=before[0] if before else None,
+        ref=reference[0] if reference else None,
     )

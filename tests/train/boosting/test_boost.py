@@ -1,4 +1,4 @@
-"""Boosting on actors against XGBoost in one process, and scikit-learn's measures."""
+"""Boosting on actors compared with XGBoost in one process and with scikit-learn's metrics."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, log_loss, ndcg_score, roc_auc_score
 from raysys.data import Table
 from raysys.errors import DataError, ResourceError, StorageError
 from raysys.storage import Storage
-from raysys.train import Boosted, BoostSettings, boost
+from raysys.train import BoostedModel, BoostSettings, boost
 
 ROWS, GROUP, PARTS = 800, 20, 4
 FEATURES = ["a", "b", "c"]
@@ -49,13 +49,15 @@ def local(table: pd.DataFrame, label: Any, **more: Any) -> xgboost.DMatrix:
     return xgboost.QuantileDMatrix(table[FEATURES], label, nthread=1, **more)
 
 
-def grown_here(settings: BoostSettings, data: xgboost.DMatrix, **params: Any) -> xgboost.Booster:
-    return xgboost.train(settings.params() | params, data, settings.rounds)
+def trained_locally(
+    settings: BoostSettings, data: xgboost.DMatrix, **params: Any
+) -> xgboost.Booster:
+    return xgboost.train(settings.params() | params, data, settings.num_boost_round)
 
 
 def small(objective: Any, **more: Any) -> BoostSettings:
     return BoostSettings(
-        objective=objective, **({"rounds": 8, "max_depth": 3, "learning_rate": 0.3} | more)
+        objective=objective, **({"num_boost_round": 8, "max_depth": 3, "learning_rate": 0.3} | more)
     )
 
 
@@ -75,10 +77,10 @@ def test_settings_reach_xgboost() -> None:
     rng = np.random.default_rng(0)
     data = xgboost.DMatrix(rng.normal(size=(50, 4)), rng.random(50))
     learner = json.loads(xgboost.train(settings.params(), data, 1).save_config())["learner"]
-    found = learner["gradient_booster"]["tree_train_param"]
-    assert float(found["colsample_bytree"]) == pytest.approx(0.9)
-    assert float(found["colsample_bynode"]) == pytest.approx(0.3)
-    assert int(found["max_bin"]) == 128
+    trained = learner["gradient_booster"]["tree_train_param"]
+    assert float(trained["colsample_bytree"]) == pytest.approx(0.9)
+    assert float(trained["colsample_bynode"]) == pytest.approx(0.3)
+    assert int(trained["max_bin"]) == 128
 
 
 @pytest.mark.parametrize(
@@ -88,50 +90,50 @@ def test_settings_reach_xgboost() -> None:
         {"min_actors": 3}, {"trees": 5},
     ],
 )  # fmt: skip
-def test_values_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         BoostSettings(**({"objective": "rank:ndcg"} | wrong))
 
 
-# --- what comes out is what XGBoost gives in one process ---
+# --- the same predictions as XGBoost in one process ---
 
 cluster = pytest.mark.usefixtures("ray_cluster")
 
 
 @cluster
-def test_numbers_with_row_weights_are_predicted_as_in_one_process(
+def test_regression_with_row_weights_matches_one_process(
     tables: tuple[pd.DataFrame, Table],
 ) -> None:
     rows, table = tables
     settings = small("reg:squarederror")
     ours = boost(table, settings, label="number", weight="weight", features=FEATURES)
-    theirs = grown_here(settings, local(rows, rows["number"], weight=rows["weight"]))
+    theirs = trained_locally(settings, local(rows, rows["number"], weight=rows["weight"]))
 
     other = frame(seed=9)
     predicted = ours.predict(table_of(other, parts=3), keep=["number", "group"]).arrow()
     assert predicted.column_names == ["number", "group", "prediction"]
     np.testing.assert_array_equal(predicted["number"].to_numpy(), other["number"])
-    wanted = theirs.inplace_predict(other[FEATURES].to_numpy())
-    np.testing.assert_allclose(predicted["prediction"].to_numpy(), wanted, rtol=1e-4, atol=1e-5)
+    expected = theirs.inplace_predict(other[FEATURES].to_numpy())
+    np.testing.assert_allclose(predicted["prediction"].to_numpy(), expected, rtol=1e-4, atol=1e-5)
     gains = theirs.get_score(importance_type="total_gain")
     shares = {name: gain / sum(gains.values()) for name, gain in gains.items()}
-    assert ours.importances == pytest.approx(shares, rel=1e-3)
-    assert list(ours.importances.values()) == sorted(shares.values(), reverse=True)
+    assert ours.feature_importances == pytest.approx(shares, rel=1e-3)
+    assert list(ours.feature_importances.values()) == sorted(shares.values(), reverse=True)
 
 
 @cluster
-def test_ranking_gives_the_order_of_one_process(tables: tuple[pd.DataFrame, Table]) -> None:
+def test_ranking_matches_one_process(tables: tuple[pd.DataFrame, Table]) -> None:
     rows, table = tables
     settings = small("rank:ndcg", eval_metric="ndcg@5")
     used = table.select([*FEATURES, "group", "grade"])
     other = frame(seed=3)
-    held_out = table_of(other).select([*FEATURES, "group", "grade"])
-    ours = boost(used, settings, label="grade", group="group", validation=held_out)
-    theirs = grown_here(settings, local(rows, rows["grade"], qid=rows["group"]))
+    validation = table_of(other).select([*FEATURES, "group", "grade"])
+    ours = boost(used, settings, label="grade", group="group", validation=validation)
+    theirs = trained_locally(settings, local(rows, rows["grade"], qid=rows["group"]))
 
     scores = ours.predict_batch(other)["prediction"]
-    wanted = theirs.inplace_predict(other[FEATURES].to_numpy())
-    np.testing.assert_allclose(scores, wanted, rtol=1e-4, atol=1e-5)
+    expected = theirs.inplace_predict(other[FEATURES].to_numpy())
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
     of_groups = (len(other) // GROUP, GROUP)
     gains = 2.0 ** other["grade"].to_numpy().reshape(of_groups) - 1
     measured = ndcg_score(gains, scores.reshape(of_groups), k=5)
@@ -140,7 +142,7 @@ def test_ranking_gives_the_order_of_one_process(tables: tuple[pd.DataFrame, Tabl
 
 
 @cluster
-def test_classes_of_text_with_balanced_weights_and_a_categorical_column(
+def test_text_classes_with_balanced_weights_and_a_categorical_column(
     tables: tuple[pd.DataFrame, Table],
 ) -> None:
     rows, table = tables
@@ -160,23 +162,23 @@ def test_classes_of_text_with_balanced_weights_and_a_categorical_column(
         coded.to_numpy(), label, weight=weight,
         feature_types=["q", "q", "q", "c"], enable_categorical=True, nthread=1,
     )  # fmt: skip
-    theirs = grown_here(settings, data, num_class=3)
+    theirs = trained_locally(settings, data, num_class=3)
 
-    found = ours.predict(table_of(other)).arrow()
+    predicted = ours.predict(table_of(other)).arrow()
     names = [f"probability_{kind}" for kind in kinds]
-    shares = np.stack([found[name].to_numpy() for name in names], axis=1)
+    probabilities = np.stack([predicted[name].to_numpy() for name in names], axis=1)
     asked = other[FEATURES].assign(city=np.searchsorted(CITIES, other["city"])).to_numpy()
-    wanted = theirs.predict(xgboost.DMatrix(
+    expected = theirs.predict(xgboost.DMatrix(
         asked, feature_types=["q", "q", "q", "c"], enable_categorical=True
     ))  # fmt: skip
-    np.testing.assert_allclose(shares, wanted, rtol=1e-4, atol=1e-5)
-    assert found["prediction"].to_pylist() == [kinds[at] for at in wanted.argmax(axis=1)]
-    assert accuracy_score(other["kind"], found["prediction"].to_pylist()) > 0.6
-    exact = wanted.astype(float) / wanted.sum(axis=1, keepdims=True, dtype=float)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-5)
+    assert predicted["prediction"].to_pylist() == [kinds[at] for at in expected.argmax(axis=1)]
+    assert accuracy_score(other["kind"], predicted["prediction"].to_pylist()) > 0.6
+    exact = expected.astype(float) / expected.sum(axis=1, keepdims=True, dtype=float)
     measured = log_loss(other["kind"], exact, labels=kinds)
     assert (ours.metric, ours.history[-1]) == ("mlogloss", pytest.approx(measured, rel=1e-4))
 
-    # A city that was not met is as one that is missing, in a request and in a Table.
+    # An unknown city is treated as a missing one, in a request and in a Table.
     alike = {name: [1.0] * 3 for name in FEATURES} | {"city": ["Paris", None, "Ulm"]}
     answer = ours.predict_batch(alike)
     assert answer["probability_low"][0] == answer["probability_low"][1]
@@ -188,44 +190,50 @@ def test_classes_of_text_with_balanced_weights_and_a_categorical_column(
 
 
 @cluster
-def test_patience_ends_in_the_round_in_which_it_ends_in_one_process(
+def test_early_stopping_ends_in_the_same_round_as_in_one_process(
     tables: tuple[pd.DataFrame, Table], tmp_path: Path
 ) -> None:
     rows, table = tables
     other = frame(seed=2)
-    settings = small("binary:logistic", rounds=200, patience=3)
+    settings = small("binary:logistic", num_boost_round=200, early_stopping_rounds=3)
     ours = boost(
         table, settings, label="late", features=FEATURES, validation=table_of(other),
         class_weights={False: 1.0, True: 2.0},
     )  # fmt: skip
     data = local(rows, rows["late"], weight=1.0 + rows["late"])
-    held_out, history = local(other, other["late"], ref=data), {}
+    validation, history = local(other, other["late"], ref=data), {}
     theirs = xgboost.train(
-        settings.params(), data, 200, evals=[(held_out, "other")], evals_result=history,
+        settings.params(), data, 200, evals=[(validation, "other")], evals_result=history,
         early_stopping_rounds=3, verbose_eval=False,
     )  # fmt: skip
-    assert ours.rounds == theirs.best_iteration + 1 < 190
+    assert ours.num_boosted_rounds == theirs.best_iteration + 1 < 190
     np.testing.assert_allclose(ours.history, history["other"]["logloss"], rtol=1e-5)
 
     ours.save(tmp_path / "model")
-    stored = Boosted.load(tmp_path / "model")
+    stored = BoostedModel.load(tmp_path / "model")
     assert stored.history == ours.history
-    for each in (ours, stored):
-        found = each.predict_batch(other)
-        assert found["prediction"].dtype == bool
-        best = theirs[: ours.rounds].predict(held_out)
-        np.testing.assert_allclose(found["probability_True"], best, rtol=1e-4, atol=1e-5)
-    assert roc_auc_score(other["late"], found["probability_True"]) > 0.8
+    assert ours.best_iteration == theirs.best_iteration
+    assert repr(stored) == (
+        f"BoostedModel(binary:logistic, {ours.num_boosted_rounds} rounds, best iteration "
+        f"{theirs.best_iteration}, logloss {min(ours.history):.4f}, last {ours.history[-1]:.4f}, "
+        "3 features)"
+    )
+    for model in (ours, stored):
+        predicted = model.predict_batch(other)
+        assert predicted["prediction"].dtype == bool
+        best = theirs[: ours.num_boosted_rounds].predict(validation)
+        np.testing.assert_allclose(predicted["probability_True"], best, rtol=1e-4, atol=1e-5)
+    assert roc_auc_score(other["late"], predicted["probability_True"]) > 0.8
     nothing = ours.predict_batch({name: [] for name in FEATURES})
     assert [len(column) for column in nothing.values()] == [0, 0, 0]
 
 
-# --- what is refused ---
+# --- refused input ---
 
 
 @cluster
 @pytest.mark.parametrize(
-    ("changed", "settings", "asked", "said"),
+    ("changed", "settings", "arguments", "message"),
     [
         ({"late": [None] + [1] * 99}, {}, {}, "1 of 100 rows have no label in 'late'"),
         ({"late": ["no", "yes", "?", "?"] * 25}, {}, {}, "needs two classes; 'late' has 3.*softp"),
@@ -235,33 +243,38 @@ def test_patience_ends_in_the_round_in_which_it_ends_in_one_process(
         ({"late": [0.5, np.inf] * 50}, {"objective": "reg:logistic"}, {}, "50 of 100 rows have no"),
         ({"x": [np.inf] + [1.0] * 99}, {}, {}, r"infinite values in \['x'\]"),
         ({"w": [-1.0] * 100}, {}, {"weight": "w"}, "100 weights in 'w'"),
-        ({}, {"objective": "rank:ndcg"}, {}, "ranking needs the column"),
+        ({}, {"objective": "rank:ndcg"}, {}, "ranking requires the column"),
         ({}, {"objective": "rank:ndcg"}, {"group": "g"}, "1 blocks with rows cannot feed 3 actors"),
-        ({"g": [0, 1] * 50}, {"objective": "rank:map"}, {"group": "g"}, "2 groups .* in 100 pl"),
-        ({}, {"eval_metric": "best"}, {}, "XGBoost refuses the settings: .*best"),
-        ({}, {"patience": 3}, {}, "patience needs a validation Table"),
-        ({}, {"actors": 101, "objective": "reg:logistic"}, {}, "101 CPUs"),
+        (
+            {"g": [0, 1] * 50},
+            {"objective": "rank:map"},
+            {"group": "g"},
+            "2 groups .* into 100 runs",
+        ),
+        ({}, {"eval_metric": "best"}, {}, "XGBoost refuses them: .*best"),
+        ({}, {"early_stopping_rounds": 3}, {}, "early_stopping_rounds=3 without a validation"),
+        ({}, {"num_actors": 101, "objective": "reg:logistic"}, {}, "101 CPUs"),
         ({}, {}, {"class_weights": {0: 1.0}}, "each of the classes"),
         ({}, {"objective": "reg:logistic"}, {"class_weights": "balanced"}, "has no classes"),
-        ({}, {}, {"name": "alone"}, "a run to resume needs both"),
+        ({}, {}, {"name": "alone"}, "a resumable run needs both"),
     ],
 )
-def test_what_cannot_be_learned_from_is_refused(
-    changed: dict[str, Any], settings: dict[str, Any], asked: dict[str, Any], said: str
+def test_invalid_tables_and_arguments_are_refused(
+    changed: dict[str, Any], settings: dict[str, Any], arguments: dict[str, Any], message: str
 ) -> None:
     columns = {"x": np.arange(100.0), "g": np.arange(100) // 10, "late": np.arange(100) % 2}
     table = Table.from_arrow(pa.table(columns | changed))
-    with pytest.raises((DataError, ResourceError), match=said):
+    with pytest.raises((DataError, ResourceError), match=message):
         boost(
             table,
-            small(**({"objective": "binary:logistic", "actors": 3} | settings)),
+            small(**({"objective": "binary:logistic", "num_actors": 3} | settings)),
             label="late",
-            **asked,
+            **arguments,
         )
 
 
 @cluster
-def test_validation_rows_of_unknown_classes_or_columns_are_refused(
+def test_validation_rows_with_unknown_classes_or_missing_columns_are_refused(
     tables: tuple[pd.DataFrame, Table],
 ) -> None:
     _, table = tables
@@ -270,7 +283,7 @@ def test_validation_rows_of_unknown_classes_or_columns_are_refused(
             table, small("multi:softprob"), label="kind", features=FEATURES,
             validation=table.with_columns(kind=pl.lit("none")),
         )  # fmt: skip
-    with pytest.raises(DataError, match=r"\['c'\] of the training Table lack"):
+    with pytest.raises(DataError, match=r"no columns \['c'\]"):
         boost(
             table, small("multi:softprob"), label="kind", features=FEATURES,
             validation=table.select(["a", "b", "kind"]),
@@ -279,18 +292,18 @@ def test_validation_rows_of_unknown_classes_or_columns_are_refused(
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="holds no boosted model"):
-        Boosted.load(tmp_path)
+        BoostedModel.load(tmp_path)
 
 
 @cluster
-def test_a_named_run_that_ended_is_given_at_once_and_another_under_its_name_is_refused(
+def test_a_finished_run_is_returned_at_once_and_another_of_its_name_is_refused(
     tables: tuple[pd.DataFrame, Table], storage: Storage
 ) -> None:
     rows, table = tables
     how: dict[str, Any] = {"label": "number", "features": FEATURES}
     settings = small("reg:squarederror")
     first = boost(table, settings, **how, name="prices", storage=storage)
-    assert first.rounds == 8
+    assert first.num_boosted_rounds == 8
     begun = Path(storage.uri("boosting/prices/model")).stat().st_mtime_ns
     again = boost(table, settings, **how, name="prices", storage=storage)
     assert Path(storage.uri("boosting/prices/model")).stat().st_mtime_ns == begun
