@@ -277,7 +277,4 @@ def deploy(run: Run, config: Config, tables: Tables, model: StoredModel) -> None
 
 
 if __name__ == "__main__":
-    # Through the module's own name, so that workers import what is pickled here.
-    from jobs import flight_delays
-
-    workflow.run_job(flight_delays.make_job, flight_delays.Config)
+    workflow.run_job(make_job, Config)

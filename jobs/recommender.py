@@ -252,7 +252,4 @@ def deploy(run: Run, config: Config, model: StoredModel, index: VectorIndex) -> 
 
 
 if __name__ == "__main__":
-    # Through the module's own name, so that workers import what is pickled here.
-    from jobs import recommender
-
-    workflow.run_job(recommender.make_job, recommender.Config)
+    workflow.run_job(make_job, Config)

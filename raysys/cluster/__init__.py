@@ -16,15 +16,17 @@ from raysys.cluster._demand import check_demand, declared_demand
 from raysys.cluster._doctor import examine
 from raysys.cluster._jobs import Jobs, SubmittedJob
 from raysys.cluster._local_head import Head, enable_token_auth, remembered, start_local, stop_local
-from raysys.cluster._node_labels import STAYING
+from raysys.cluster._names import NAMESPACE, ON_DEMAND_ONLY
 from raysys.cluster._process_priority import raise_priority
 from raysys.cluster._runtime_env import runtime_env
 from raysys.cluster._status import status_lines
+from raysys.cluster._task_error import task_error_cause
 from raysys.cluster.config._check import check_config
 
 __all__ = [
     "HEADROOM_CPUS",
-    "STAYING",
+    "NAMESPACE",
+    "ON_DEMAND_ONLY",
     "Dashboard",
     "Head",
     "Jobs",
@@ -49,4 +51,5 @@ __all__ = [
     "start_local",
     "status_lines",
     "stop_local",
+    "task_error_cause",
 ]

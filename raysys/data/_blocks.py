@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from raysys.cluster import task_error_cause
 from raysys.errors import RaysysError
 from raysys.telemetry import metrics
 
@@ -88,9 +89,7 @@ def results(refs: Sequence[Any]) -> list[Any]:
     try:
         return ray.get(list(refs))
     except ray.exceptions.RayTaskError as error:
-        cause: BaseException = error
-        while isinstance(cause, ray.exceptions.RayTaskError):  # of a task that another waited for
-            cause = cause.cause
+        cause = task_error_cause(error)
         if isinstance(cause, RaysysError):
             raise cause from None
         raise

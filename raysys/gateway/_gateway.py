@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from raysys.cluster import raise_priority
+from raysys.cluster import NAMESPACE, raise_priority
 from raysys.errors import RaysysError
 from raysys.gateway._api_keys import read_keys
 from raysys.gateway._haproxy_config import SLOTS, Backend, Front, Key
 from raysys.gateway._haproxy_process import HAProxy, new_token
 from raysys.gateway._holding_proxy import WaitingRoom
 from raysys.gateway._metrics import GatewayMetrics
-from raysys.gateway._wire import GATEWAY_NAME, GATEWAY_NAMESPACE
+from raysys.gateway._wire import GATEWAY_NAME
 from raysys.ray_internals import key_value
 
 if TYPE_CHECKING:
@@ -387,7 +387,7 @@ def start_gateway(host: str, port: int, grpc_port: int | None, storage: Storage)
     """The cluster's gateway, started if there is none; it keeps the address it started with."""
     actor = ray.remote(Gateway).options(
         name=GATEWAY_NAME,
-        namespace=GATEWAY_NAMESPACE,
+        namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=True,
         num_cpus=0,
@@ -406,6 +406,6 @@ def find_gateway() -> Any:
         RaysysError: Nothing has been deployed.
     """
     try:
-        return ray.get_actor(GATEWAY_NAME, GATEWAY_NAMESPACE)
+        return ray.get_actor(GATEWAY_NAME, NAMESPACE)
     except ValueError as error:
         raise RaysysError("no gateway runs on this cluster: deploy an application") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-GATEWAY_NAMESPACE = "raysys"
 GATEWAY_NAME = "raysys-gateway"
 TOKEN_HEADER = b"x-raysys-token"
 APP_HEADER = "x-raysys-app"

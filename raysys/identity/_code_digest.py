@@ -47,6 +47,12 @@ def code_digest(function: Any) -> str:
     return digest
 
 
+def forget_sources() -> None:
+    """Read source files again at the next digest, for tests that edit them."""
+    for function in (module_source, is_installed, _unit_digest):
+        function.cache_clear()
+
+
 @functools.cache
 def _unit_digest(name: str, unit: str | None) -> str:
     source = module_source(name)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util import list_named_actors
 
+from raysys.cluster import NAMESPACE
+
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-NAMESPACE = "raysys"
 _STOP_S = 5.0
 _PREFIX = "index:"
 

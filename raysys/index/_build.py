@@ -128,7 +128,7 @@ def restore(
     try:
         rows = Table.of(parts)
     except RayTaskError as error:
-        raise error.cause from None
+        raise cluster.task_error_cause(error) from None
     return build(name, rows, files, wanted.model_dump(), or_empty=True)
 
 
@@ -197,10 +197,7 @@ def _split(
     try:
         ray.get(check.remote(*[one[shards] for one in made]))
     except RayTaskError as error:
-        cause: Any = error
-        while isinstance(cause, RayTaskError):  # of the task that split, in that of the check
-            cause = cause.cause
-        raise cause from None
+        raise cluster.task_error_cause(error) from None
     return [[one[shard] for one in made] for shard in range(shards)]
 
 
@@ -226,9 +223,9 @@ def _start(
     replica, writer = ray.remote(concurrency_groups={PROBES: 1})(Replica), ray.remote(Writer)
     place = name, files.storage, files.path, version
     options = {
-        "namespace": _names.NAMESPACE,
+        "namespace": cluster.NAMESPACE,
         "lifetime": "detached",
-        "label_selector": cluster.STAYING,
+        "label_selector": cluster.ON_DEMAND_ONLY,
         "max_restarts": -1,
         "num_cpus": _CPUS,
         # Replicas of a shard on different nodes, where there are several.
@@ -260,7 +257,7 @@ def _wait(
     try:
         return ray.get(list(builds))
     except RayTaskError as error:
-        raise error.cause from None
+        raise cluster.task_error_cause(error) from None
 
 
 def _check_unique(*ids: np.ndarray) -> None:

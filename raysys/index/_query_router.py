@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from raysys.cluster import task_error_cause
 from raysys.errors import UnavailableError
 from raysys.index._local_socket import Channel
 from raysys.index._shard import SilentError
@@ -84,17 +85,18 @@ class Readers:
                 except OSError:
                     self._give_up_channels(handle)  # and ask by Ray's call, which tells more
                 except RayTaskError as error:
-                    if isinstance(error.cause, SilentError):
+                    cause = task_error_cause(error)
+                    if isinstance(cause, SilentError):
                         silent.add(handle)
                         continue
-                    if isinstance(error.cause, UnavailableError):
+                    if isinstance(cause, UnavailableError):
                         self._note(handle, error)
                         continue
                     for _, other in calls.values():  # else Ray prints what they failed with
                         if not isinstance(other, Channel):
                             with contextlib.suppress(RayError):
                                 ray.get(other, timeout=_PROBE_S)
-                    raise error.cause from None  # what the shard itself said
+                    raise cause from None  # what the shard itself said
             if not missing:
                 return answers
             if partial and not any(self._choose(shard) for shard in missing):

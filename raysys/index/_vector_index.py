@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from raysys.cluster import task_error_cause
 from raysys.errors import DataError, UnavailableError
 from raysys.index import _actor_names as _names
 from raysys.index import _build
@@ -181,7 +182,7 @@ class VectorIndex:
             describe = writer.describe.options(max_task_retries=-1)
             return cls(name, *ray.get(describe.remote()))
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            raise task_error_cause(error) from None
         except (ValueError, ray.exceptions.RayActorError) as error:
             raise _not_there(name) from error
 
@@ -379,7 +380,7 @@ class VectorIndex:
                 "may do it yet. It is restarted by itself: send the same again"
             ) from None
         except RayTaskError as error:
-            raise error.cause from None
+            raise task_error_cause(error) from None
         except RayActorError as error:
             raise _not_there(self.name) from error
 

@@ -5,28 +5,30 @@ from __future__ import annotations
 from raysys.imports import lazy_import
 
 internal_kv = lazy_import("ray.experimental.internal_kv")
-_NAMESPACE = b"raysys"
+# Ray namespace of the keys and of all named actors of raysys, whatever job created them.
+NAMESPACE = "raysys"
+_BYTES = NAMESPACE.encode()
 
 
 def put(key: bytes, value: bytes, *, overwrite: bool = True) -> bool:
     """Write a value; whether the key is new. Without `overwrite` an existing value stays."""
-    existed = internal_kv._internal_kv_put(key, value, overwrite, namespace=_NAMESPACE)
+    existed = internal_kv._internal_kv_put(key, value, overwrite, namespace=_BYTES)
     return not existed
 
 
 def get(key: bytes) -> bytes | None:
     """The value of a key; None without one."""
-    return internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
+    return internal_kv._internal_kv_get(key, namespace=_BYTES)
 
 
 def delete(key: bytes, *, by_prefix: bool = False) -> None:
     """Remove a key, or all keys that begin so."""
-    internal_kv._internal_kv_del(key, del_by_prefix=by_prefix, namespace=_NAMESPACE)
+    internal_kv._internal_kv_del(key, del_by_prefix=by_prefix, namespace=_BYTES)
 
 
 def keys(prefix: bytes) -> list[bytes]:
     """Keys that begin so, in no order."""
-    return internal_kv._internal_kv_list(prefix, namespace=_NAMESPACE)
+    return internal_kv._internal_kv_list(prefix, namespace=_BYTES)
 
 
 def dashboard_address() -> str | None:

@@ -130,7 +130,7 @@ class _Pool:
                         starting[again.ready.remote()] = again
                     continue
                 except ray.exceptions.RayTaskError as error:
-                    raise _cause(error) from None
+                    raise cluster.task_error_cause(error) from None
                 results[number] = (block, ready)
                 load[worker] -= 1
                 if time.monotonic() - said > _PROGRESS_S:
@@ -145,7 +145,7 @@ class _Pool:
         try:
             ray.get(ready)
         except ray.exceptions.RayTaskError as error:
-            raise _cause(error) from None
+            raise cluster.task_error_cause(error) from None
 
     def _died(self, error: Exception) -> None:
         self._deaths += 1
@@ -211,8 +211,3 @@ class _Kept:
         with pa.ipc.new_file(sink, answers.schema) as writer:
             writer.write_table(answers)
         self._storage.write_bytes(f"{self._path}/{digest}.arrow", sink.getvalue().to_pybytes())
-
-
-def _cause(error: Any) -> BaseException:
-    """The node's own error, with Ray's account of where it happened as its note."""
-    return error.cause if isinstance(error.cause, BaseException) else error

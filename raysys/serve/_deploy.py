@@ -114,7 +114,7 @@ def deploy(
         address = ray.get(front.address.remote())
     except ray.exceptions.RayTaskError as error:
         ray.kill(front)
-        raise error.cause from None
+        raise cluster.task_error_cause(error) from None
     application = Application(
         name=name,
         version=ray.get(front.next_version.remote(name)),
@@ -142,8 +142,9 @@ def deploy(
         ray.get(front.publish.remote(backend))
     except BaseException as error:
         _delete(name, version)
-        if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, RaysysError):
-            raise error.cause from None
+        cause = cluster.task_error_cause(error)
+        if cause is not error and isinstance(cause, RaysysError):
+            raise cause from None
         raise
     _delete_others(name, version)
     grpc = address["grpc_port"]
@@ -233,7 +234,7 @@ def _start(application: Application, replicas: int | Scale, cpus: float, timeout
             ray_actor_options={
                 "num_cpus": place.cpus,
                 "num_gpus": place.gpus,
-                "label_selector": cluster.STAYING,
+                "label_selector": cluster.ON_DEMAND_ONLY,
             },
             # Every batch that the entries keep under way: with Serve's default of 5 they queue.
             max_ongoing_requests=max(5, 2 * most * application.graphs[action].plan.in_flight),
@@ -252,7 +253,7 @@ def _start(application: Application, replicas: int | Scale, cpus: float, timeout
         EntryReplica,
         name=ENTRY,
         **options(replicas, running),
-        ray_actor_options={"num_cpus": cpus, "label_selector": cluster.STAYING},
+        ray_actor_options={"num_cpus": cpus, "label_selector": cluster.ON_DEMAND_ONLY},
         **shared,
     ).bind(application, handles)
     serve.start(proxy_location="Disabled")

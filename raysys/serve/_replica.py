@@ -18,7 +18,7 @@ import ray
 import uvloop
 from ray.exceptions import RayActorError, RayTaskError
 
-from raysys.cluster import raise_priority
+from raysys.cluster import raise_priority, task_error_cause
 from raysys.errors import RaysysError
 from raysys.gateway import ANNOUNCE_S, Announcement, find_gateway
 from raysys.serve._autoscaling import LOAD
@@ -190,7 +190,7 @@ class Runner:
                 self._hop_s[number] = before + (seconds - before) / _SMOOTHING
                 return made
             except RayTaskError as error:
-                raise error.cause from None  # what the node itself said
+                raise task_error_cause(error) from None  # what the node itself said
             except RayActorError as error:
                 if attempt == _HOP_ATTEMPTS:
                     raise

@@ -68,7 +68,7 @@ class Execution:
     def close(self) -> None:
         """Let other runs compute what this one has begun."""
         for lease in self._leases.values():
-            lease.end()
+            lease.release()
 
     def _begin(self) -> None:
         """Skip or start what is ready, until nothing more becomes ready."""
@@ -186,7 +186,7 @@ class Execution:
             "costs": asdict(costs), "run": job.run_id, "key": progress.key,
         }  # fmt: skip
         job.storage.write_json(f"{job.folder_of(step, progress.key)}/step.json", kept)
-        self._leases.pop(step.name).end()
+        self._leases.pop(step.name).release()
         number = list(job.steps).index(step.name) + 1
         measured = {name: cost for name, cost in asdict(costs).items() if cost is not None}
         self._tracked.log({f"step/{step.name}/{name}": measured[name] for name in measured}, number)

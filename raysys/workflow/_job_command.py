@@ -1,6 +1,8 @@
-"""A job's settings, from flags and a YAML file."""
+"""The command line of a job: its settings from flags and a YAML file, and its run."""
 
 import argparse
+import functools
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.workflow._job import Job
 
@@ -19,12 +22,12 @@ Config = TypeVar("Config", bound=BaseModel)
 def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
     """Settings from the command line: flags first, then the file of `--config`, then defaults.
 
-    Every field of the model is a flag, `max_depth` as `--max-depth`. A wrong value ends the
-    program with the flag named, and exit status 2.
+    Every field of the model is a flag, `max_depth` as `--max-depth`. An invalid value
+    ends the program with the flag's name and exit status 2.
 
     Args:
-        config: A pydantic model of which every field has a default.
-        argv: The arguments; the process's own by default.
+        config: Pydantic model in which every field has a default.
+        argv: Arguments; those of the process by default.
     """
     program = config.__module__.rpartition(".")[2]
     file_flag = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
@@ -32,7 +35,7 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
     file, arguments = file_flag.parse_known_args(argv)
     from_file = {} if file.config is None else _read_yaml(file.config)
 
-    class Settings(config, BaseSettings):  # type: ignore[misc, valid-type]
+    class JobSettings(config, BaseSettings):  # type: ignore[misc, valid-type]
         model_config = SettingsConfigDict(
             cli_parse_args=arguments,
             cli_prog_name=program,
@@ -46,44 +49,77 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
         def settings_customise_sources(  # type: ignore[override]
             cls, _: Any, init_settings: Any, **__: Any
         ) -> tuple[Any, ...]:
-            return (init_settings,)  # the environment stays out of it
+            return (init_settings,)  # the environment is ignored
 
-    Settings.__doc__ = config.__doc__
+    JobSettings.__doc__ = config.__doc__
     try:
-        return config(**Settings(**from_file).model_dump())
+        return config(**JobSettings(**from_file).model_dump())
     except ValidationError as error:
-        for problem in error.errors():
-            flag = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
-            # What was given for a secret may be the secret.
-            given = "" if problem["type"] == "secret" else f"; given: {problem['input']!r}"
-            print(f"{flag}: {problem['msg']}{given}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise _refusal(*map(_message, error.errors())) from None
 
 
-def run_job(make: Callable[[Config], Job], config: type[Config]) -> None:
-    """Run a job from the command line; an error of ours is one line and exit status 1.
+def _message(problem: Any) -> str:
+    flag = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
+    # A malformed secret may be the secret itself.
+    value = "" if problem["type"] == "secret" else f"; given: {problem['input']!r}"
+    return f"{flag}: {problem['msg']}{value}"
 
-    Beside the settings' flags there are `--from STEP`, which runs that step and all that follow
-    from it though nothing has changed, and `--steps`, which only draws them.
+
+def _refusal(*lines: str) -> SystemExit:
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    return SystemExit(2)
+
+
+def run_job(make_job: Callable[[Config], Job], config: type[Config]) -> None:
+    """Run a job from the command line; an error of raysys is one line and exit status 1.
+
+    Beside the settings' flags there are `--from STEP`, which runs that step and all that depend
+    on it though nothing has changed, and `--steps`, which only draws them.
 
     Args:
-        make: Puts the job together from its settings.
-        config: The settings, see `parse`.
+        make_job: Builds the job from its settings.
+        config: The settings model, see `parse`.
+
+    Example:
+        if __name__ == "__main__":
+            run_job(make_job, Config)
     """
+    make_job, config = _importable(make_job), _importable(config)
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument("--from", dest="start")
     flags.add_argument("--steps", choices=("text", "mermaid"), nargs="?", const="text")
-    given, arguments = flags.parse_known_args()
+    options, arguments = flags.parse_known_args()
     settings = parse(config, arguments)
     try:
-        job = make(settings)
-        if given.steps:
-            print(job.diagram(given.steps))
+        job = make_job(settings)
+        if options.steps:
+            say(job.diagram(options.steps))
         else:
-            job.run(given.start)
+            job.run(options.start)
     except RaysysError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
+        raise SystemExit(f"error: {error}") from None
+
+
+def _importable(defined: Any) -> Any:
+    """The same function or class of the script's own module, where `__main__` has it.
+
+    Workers cannot import a `__main__` of another process, and pickle by value what is in it; a
+    step's key would count the name `__main__`. So the script is imported once more by its name.
+    """
+    if defined.__module__ != "__main__":
+        return defined
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is None and file is None:
+        return defined  # an interactive session
+    name = spec.name if spec else Path(str(file)).stem
+    module = importlib.import_module(name)
+    if file and Path(module.__file__ or "").resolve() != Path(file).resolve():
+        raise RaysysError(
+            f"{file}: `import {name}` finds {module.__file__} instead. Rename the script, so that "
+            "workers can import it"
+        )
+    return functools.reduce(getattr, defined.__qualname__.split("."), module)
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -92,6 +128,5 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         values = error
     if not isinstance(values, dict):
-        print(f"--config: give a YAML file of settings; given: {path} ({values})", file=sys.stderr)
-        raise SystemExit(2)
+        raise _refusal(f"--config: give a YAML file of settings; given: {path} ({values})")
     return values

@@ -1,6 +1,6 @@
-"""What a step prints, brought to the driver line by line through the cluster's key-value store.
+"""Relay of a step's output to the driver, line by line through the cluster's key-value store.
 
-Ray's own way is to stream all output of all workers; a job's reader wants the steps' alone.
+Ray itself streams the output of all workers; a job shows that of its steps only.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class _Lines(io.TextIOBase):
-    """A text stream that sends whole lines; a copy stays in the worker's own log."""
+class _LineSender(io.TextIOBase):
+    """A text stream that sends complete lines; the worker's own log has them too."""
 
     def __init__(self, channel: str) -> None:
-        self._channel, self._number, self._rest = channel, 0, ""
+        self._channel, self._number, self._incomplete = channel, 0, ""
         self._own, self._lock = sys.stdout, threading.Lock()
 
     def writable(self) -> bool:
@@ -30,11 +30,11 @@ class _Lines(io.TextIOBase):
     def write(self, text: str) -> int:
         with self._lock:
             self._own.write(text)
-            whole, mark, self._rest = (self._rest + text).rpartition("\n")
-            if mark:
+            lines, newline, self._incomplete = (self._incomplete + text).rpartition("\n")
+            if newline:
                 key = f"{self._channel}:{self._number:08d}".encode()
                 self._number += 1
-                key_value.put(key, f"{whole}\n".encode())
+                key_value.put(key, f"{lines}\n".encode())
         return len(text)
 
     def flush(self) -> None:
@@ -43,22 +43,21 @@ class _Lines(io.TextIOBase):
 
 @contextmanager
 def relayed(channel: str) -> Iterator[None]:
-    """Send what this process prints to whoever takes it."""
-    lines, before = _Lines(channel), sys.stdout
-    sys.stdout = lines
+    """Send this process's standard output to the reader of a channel."""
+    sender, before = _LineSender(channel), sys.stdout
+    sys.stdout = sender
     try:
         yield
     finally:
         sys.stdout = before
-        if lines._rest:
-            lines.write("\n")
+        if sender._incomplete:
+            sender.write("\n")
 
 
 def take(channel: str) -> str:
-    """What was printed since the last time; lines of one sender are in order."""
-    keys = sorted(key_value.keys(f"{channel}:".encode()))
-    said = []
-    for key in keys:
-        said.append(key_value.get(key) or b"")
+    """Output since the last call; lines of one sender are in order."""
+    output = []
+    for key in sorted(key_value.keys(f"{channel}:".encode())):
+        output.append(key_value.get(key) or b"")
         key_value.delete(key)
-    return b"".join(said).decode()
+    return b"".join(output).decode()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raysys.storage import Storage
     from raysys.workflow._schedule import Schedule
 
-NAME, NAMESPACE = "scheduler", "raysys"
+_NAME = "scheduler"
 _TICK_S = 5.0
 _log = logging.getLogger("raysys.workflow")
 
@@ -115,8 +115,8 @@ def start(storage: Storage) -> Any:
     """
     _dashboard_url()
     actor = ray.remote(_Actor).options(
-        name=f"{NAME}:{digest(storage.root)[:8]}",
-        namespace=NAMESPACE,
+        name=f"{_NAME}:{digest(storage.root)[:8]}",
+        namespace=cluster.NAMESPACE,
         lifetime="detached",
         get_if_exists=True,
         num_cpus=0,

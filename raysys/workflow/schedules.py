@@ -52,5 +52,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except RaysysError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
+        raise SystemExit(f"error: {error}") from None

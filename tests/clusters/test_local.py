@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from benchmarks.clusters import AutoscalingCluster
-from raysys.cluster import STAYING
+from raysys.cluster import ON_DEMAND_ONLY
 
 FILE = Path(__file__).parents[2] / "clusters/local.yaml"
 _STORE_BYTES = 100_000_000
@@ -54,7 +54,7 @@ def test_work_goes_to_the_machines_that_it_asks_for(
 ) -> None:
     address, environment = cluster
     done = subprocess.run(
-        [sys.executable, "-c", _ASKS.format(staying=STAYING), address],
+        [sys.executable, "-c", _ASKS.format(staying=ON_DEMAND_ONLY), address],
         env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.stdout.splitlines() == [

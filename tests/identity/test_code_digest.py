@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from raysys.data import Lineage
 from raysys.data._lineage import code_of
-from raysys.identity import _code_digest, _module_source, code_digest
+from raysys.identity import _code_digest, code_digest
+from raysys.identity._code_digest import forget_sources
 from raysys.serve import Array, Graph
 from raysys.storage import Storage
 from raysys.workflow import Job
@@ -53,12 +54,6 @@ def unused():
     return 3
 """
 DEEP = "def down(x):\n    return x - 1\n"
-
-
-def forget_sources() -> None:
-    _module_source.module_source.cache_clear()
-    _module_source.is_installed.cache_clear()
-    _code_digest._unit_digest.cache_clear()
 
 
 class Settings(BaseModel):

@@ -15,9 +15,10 @@ import psutil
 import pytest
 import ray
 
+from raysys import cluster
 from raysys.errors import RaysysError
 from raysys.gateway import create_key, read_keys, revoke_key
-from raysys.gateway._wire import GATEWAY_NAME, GATEWAY_NAMESPACE
+from raysys.gateway._wire import GATEWAY_NAME
 from raysys.serve import Batching, Endpoint, undeploy
 from raysys.storage import Storage
 from tests.serve.conftest import Deployer
@@ -340,7 +341,7 @@ def test_metrics_stand_in_rays_prometheus_endpoint(stamped: Endpoint) -> None:
 
 
 def gateway() -> Any:
-    return ray.get_actor(GATEWAY_NAME, GATEWAY_NAMESPACE)
+    return ray.get_actor(GATEWAY_NAME, cluster.NAMESPACE)
 
 
 def gateway_process(endpoint: Endpoint) -> psutil.Process:

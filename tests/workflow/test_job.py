@@ -1,13 +1,18 @@
 """Jobs of steps on a cluster: what runs, what is skipped, what is tried again, what is recorded."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
 import pytest
+import ray
 
 from raysys.cluster import Resources
 from raysys.errors import DataError, RaysysError, ResourceError
+from raysys.identity._code_digest import forget_sources
 from raysys.storage import Storage
 from raysys.workflow import Job
 from tests.workflow import steps
@@ -80,19 +85,20 @@ def test_a_step_runs_again_when_what_its_code_names_changes(
     storage: Storage, ran: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain(storage, ran).run()
-    source = Path(steps.__file__).read_text()
-    altered = Path(storage.root) / "steps.py"
-    altered.write_text(source.replace("FACTOR = 3", "FACTOR = 4"))
-    from raysys.workflow import _code_digest as _code
+    read_text = Path.read_text
 
-    name = steps.__name__
-    module = _code._Module(name, altered, False)
-    module.path = Path(steps.__file__)
-    real = _code._module
-    monkeypatch.setattr(_code, "_module", lambda one: module if one == name else real(one))
+    def edited(path: Path) -> str:
+        text = read_text(path)
+        is_edited = path == Path(steps.__file__)
+        return text.replace("FACTOR = 3", "FACTOR = 4") if is_edited else text
+
+    monkeypatch.setattr(Path, "read_text", edited)
+    forget_sources()
     again = chain(storage, ran)
     again.run()
     assert states(again) == ["skipped", "done", "skipped"]  # the worker still multiplies by 3
+    monkeypatch.undo()
+    forget_sources()
 
 
 def test_from_a_step_it_and_what_follows_run_again(storage: Storage, ran: str) -> None:
@@ -120,8 +126,6 @@ def test_a_step_that_was_lost_is_tried_again(
 
 
 def test_a_lost_step_without_retries_fails(storage: Storage, ran: str) -> None:
-    import ray
-
     job = Job("lost_job", Config(), storage)
     job.step(steps.fail_once, ran, "dies").options(retries=0)
     with pytest.raises(ray.exceptions.WorkerCrashedError):
@@ -189,3 +193,48 @@ def test_the_steps_are_drawn(storage: Storage, ran: str) -> None:
     assert '    s1["tripled<br/>waiting"]' in drawn
     assert "    s0 --> s1" in drawn
     assert "    class s0 done" in drawn
+
+
+SCRIPT = """
+from pydantic import BaseModel
+from raysys import workflow
+
+class Config(BaseModel):
+    n: int = 3
+
+def double(n):
+    return 2 * n
+
+def compute(run, n: int) -> int:
+    print("computed", double(n))
+    return double(n)
+
+def make_job(config):
+    job = workflow.Job("scripted", config)
+    job.step(compute, config.n)
+    return job
+
+if __name__ == "__main__":
+    workflow.run_job(make_job, Config)
+"""
+
+
+def test_a_script_runs_its_own_job(storage: Storage, tmp_path: Path) -> None:
+    script = tmp_path / "a_script.py"
+    script.write_text(SCRIPT)
+    env = {
+        **os.environ,
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAYSYS_STORAGE": storage.root,
+    }
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run(str(script), "--steps").strip() == "· compute  waiting"
+    assert "computed 6" in run(str(script))
+    assert "[compute] unchanged since run scripted-" in run("-m", "a_script")
+    assert "computed 8" in run(str(script), "--n", "4")

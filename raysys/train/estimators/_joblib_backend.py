@@ -118,9 +118,7 @@ def value_of(ref: Any) -> Any:
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
-        cause: BaseException = error
-        while isinstance(cause, ray.exceptions.RayTaskError):  # of a task that another waited for
-            cause = cause.cause
+        cause = cluster.task_error_cause(error)
         if isinstance(cause, RaysysError):
             raise cause from None
         raise cause from error

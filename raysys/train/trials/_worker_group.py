@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from raysys.cluster import task_error_cause
 from raysys.errors import TrainError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class WorkerGroup:
                 failure = failure or TrainError(f"a worker died: {_last_line(error)}")
                 self.lost = True
             except ray.exceptions.RayTaskError as error:
-                failure = failure or TrainError(_last_line(error.cause or error))
+                failure = failure or TrainError(_last_line(task_error_cause(error)))
             if failure:
                 # The remaining workers may wait for the failed one forever.
                 ends = min(ends, time.monotonic() + _OTHERS_S)
