@@ -1,4 +1,4 @@
-"""A driver of its own process, for tests that end it; run as a program."""
+"""A driver in a process of its own, for tests that kill it; run as a program."""
 
 import os
 import sys
@@ -16,25 +16,25 @@ from tests.train.tasks import Regression, SlowRegression, rows
 
 
 class Observed(SlowRegression):
-    """Leaves its process's number, for whoever wants to kill it."""
+    """Writes its process id, for a test to kill it."""
 
     def prepare(self, tables: Mapping[str, pa.Table]) -> int:
         (self.log.parent / f"{os.getpid()}.worker").touch()
         return super().prepare(tables)
 
 
-def settings(**changed: Any) -> TrainSettings:
+def settings(**changes: Any) -> TrainSettings:
     return TrainSettings.model_validate({
         "epochs": 12, "batch_size": 500, "learning_rate": 0.05, "checkpoint_steps": 4,
-        "threads_per_worker": 1, **changed,
+        "threads_per_worker": 1, **changes,
     })  # fmt: skip
 
 
-def run(folder: Path, slow: bool, **changed: Any) -> FitResult:
-    """A run of the folder's name."""
+def run(folder: Path, slow: bool, **changes: Any) -> FitResult:
+    """A run with the name of the folder."""
     task = Observed(folder / "log") if slow else Regression()
     tables = {"rows": Table.from_arrow(rows())}
-    return fit(folder.name, task, tables, settings(**changed), Storage(folder))
+    return fit(folder.name, task, tables, settings(**changes), Storage(folder))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Modules that pipelines are tested with, and the processes that train them."""
+"""Modules for tests of pipelines, and the processes that train them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -115,7 +115,7 @@ class Case:
     stages: int = 2
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def how(self) -> TrainSettings:
+    def train_settings(self) -> TrainSettings:
         return TrainSettings.model_validate({
             "strategy": "pipeline", "num_workers": self.world, "num_stages": self.stages,
             "gradient_accumulation_steps": MICRO, "batch_size": 64, "learning_rate": 0.02,
@@ -128,7 +128,7 @@ class Case:
         return self.build().double()
 
     def micro(self, step: int, replica: int) -> list[MicroBatch]:
-        """Of one replica; the weights of all replicas have the mean 1 / MICRO."""
+        """Micro-batches of one replica; the weights of all replicas have the mean 1 / MICRO."""
         rng = np.random.default_rng([step, replica])
         weights = np.linspace(0.5, 1.5, MICRO) / MICRO
         return [MicroBatch(self.batch(rng), float(weight)) for weight in weights]
@@ -146,7 +146,7 @@ CASES = {
 
 
 def work(rank: int, folder: Path) -> None:
-    """One of four processes; each case is trained by as many of them as it wants."""
+    """One of four processes; each case is trained by `world` of them."""
     torch.set_num_threads(1)
     for world in sorted({case.world for case in CASES.values()}):
         if rank < world:
@@ -156,18 +156,18 @@ def work(rank: int, folder: Path) -> None:
                 if case.world == world:
                     torch.save(_train(case, folder / f"{name}.plain"), folder / f"{name}.{rank}")
             if world == 2:
-                torch.save(_spoiled(), folder / f"spoiled.{rank}")
+                torch.save(_train_spoiled(), folder / f"spoiled.{rank}")
             dist.destroy_process_group()
 
 
 def _train(case: Case, plain: Path) -> dict[str, Any]:
     start: dict[str, TensorState] = torch.load(plain)
     pipeline = PipelineStrategy(
-        case.module(), case.how(), "cpu", case.batch(np.random.default_rng(0))
+        case.module(), case.train_settings(), "cpu", case.batch(np.random.default_rng(0))
     )
     replica = pipeline.data_shard[0]
     rates = [0.02 / (step + 1) for step in range(STEPS)]
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "losses": [pipeline.step(case.micro(at, replica), rates[at]) for at in range(STEPS)],
         "norm": pipeline.grad_norm,
         "states": {name: _copied(state) for name, state in pipeline.tensor_states()},
@@ -175,25 +175,29 @@ def _train(case: Case, plain: Path) -> dict[str, Any]:
         "bytes": sum(p.nbytes for p in pipeline.inner.parameters()),
     }
     pipeline.load_tensor_states(lambda name: dict(start[name]), 1)
-    found["resumed"] = [pipeline.step(case.micro(at, replica), rates[at]) for at in range(1, STEPS)]
-    return found
+    results["resumed"] = [
+        pipeline.step(case.micro(at, replica), rates[at]) for at in range(1, STEPS)
+    ]
+    return results
 
 
-def _spoiled() -> dict[str, Any]:
-    """What a batch with a missing number does, and one of another shape."""
+def _train_spoiled() -> dict[str, Any]:
+    """Results of a batch with a missing number, and of one of another shape."""
     case = CASES["skipping, 3 stages"]
-    how = case.how().model_copy(update={"num_workers": 2, "num_stages": 2})
-    pipeline = PipelineStrategy(case.module(), how, "cpu", case.batch(np.random.default_rng(0)))
+    settings = case.train_settings().model_copy(update={"num_workers": 2, "num_stages": 2})
+    pipeline = PipelineStrategy(
+        case.module(), settings, "cpu", case.batch(np.random.default_rng(0))
+    )
     before = _copied(dict(pipeline.inner.named_parameters()))
     micro = case.micro(0, 0)
     micro[1].batch["x"][0, 0] = torch.nan
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     try:
         pipeline.step(micro, 0.1)
     except NotFiniteError as error:
-        found["refused"] = str(error)
-        found["divergence_error"] = divergence_error(pipeline, micro, 7, str(error)).layer
-    found["changed"] = [
+        results["refused"] = str(error)
+        results["divergence_error"] = divergence_error(pipeline, micro, 7, str(error)).layer
+    results["changed"] = [
         name
         for name, value in pipeline.inner.named_parameters()
         if not torch.equal(value, before[name])
@@ -202,18 +206,18 @@ def _spoiled() -> dict[str, Any]:
     try:
         pipeline.step([odd], 0.1)
     except TrainError as error:
-        found["odd"] = str(error)
-    return found
+        results["odd"] = str(error)
+    return results
 
 
-def plainly(case: Case) -> tuple[SingleDeviceStrategy, list[float], dict[str, TensorState]]:
+def train_alone(case: Case) -> tuple[SingleDeviceStrategy, list[float], dict[str, TensorState]]:
     """One process with the micro-batches of all replicas; its state after the first step too."""
-    plain = SingleDeviceStrategy(case.module(), case.how(), "cpu")
+    plain = SingleDeviceStrategy(case.module(), case.train_settings(), "cpu")
     plain.start()
     replicas = case.world // case.stages
     losses, after = [], {}
     for at in range(STEPS):
-        micro = [part for one in range(replicas) for part in case.micro(at, one)]
+        micro = [part for replica in range(replicas) for part in case.micro(at, replica)]
         micro = [MicroBatch(part.batch, part.weight / replicas) for part in micro]
         losses.append(plain.step(micro, 0.02 / (at + 1)))
         after = after or {name: _copied(state) for name, state in plain.tensor_states()}
@@ -225,9 +229,9 @@ def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def merged(parts: Iterable[dict[str, TensorState]]) -> dict[str, TensorState]:
-    """What all workers wrote; nothing twice."""
-    whole: dict[str, TensorState] = {}
+    """State of all workers; nothing twice."""
+    full: dict[str, TensorState] = {}
     for part in parts:
-        assert not whole.keys() & part.keys()
-        whole |= part
-    return whole
+        assert not full.keys() & part.keys()
+        full |= part
+    return full

@@ -1,4 +1,4 @@
-"""A small task that every strategy can train: ridge regression by SGD."""
+"""A small task that every strategy can train: regression by SGD."""
 
 import time
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Regression(TrainingTask):
 
 
 class Normalised(Regression):
-    """With running statistics, which differ from worker to worker."""
+    """With running statistics, which differ between workers."""
 
     def build(self) -> nn.Module:
         module = Regressor()
@@ -48,23 +48,23 @@ class Normalised(Regression):
 
 
 class SlowRegression(Regression):
-    """Takes a quarter of a second an epoch, so that a test can reach into it, and says so."""
+    """Logs its steps, each of which takes 0.08 s, so that a test can interrupt it."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
 
     def prepare(self, tables: Mapping[str, pa.Table]) -> int:
-        self._say("start")
+        self._log("start")
         return super().prepare(tables)
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         time.sleep(0.08)
-        self._say("step")
+        self._log("step")
         return super().batch(rows, rng)
 
-    def _say(self, what: str) -> None:
+    def _log(self, event: str) -> None:
         with self.log.open("a") as file:
-            file.write(what + "\n")
+            file.write(event + "\n")
 
 
 def rows() -> pa.Table:

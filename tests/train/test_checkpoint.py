@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is none, whenever its writers are killed or the disk is full."""
+"""A checkpoint is complete or ignored, also when writers are killed or the disk is full."""
 
 import json
 import resource
@@ -26,22 +26,24 @@ def save(storage: Storage, step: int, attempt: str, rank: int, world: int) -> Ch
     return checkpoints
 
 
-def test_writers_killed_at_any_moment_leave_a_whole_newest_one(tmp_path: Path) -> None:
+def test_writers_killed_at_any_moment_leave_a_complete_newest_checkpoint(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.train.writers", str(tmp_path)]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert said.returncode == 0, said.stderr
-    found = json.loads(said.stdout)
-    assert len(set(found["seen"])) > 5, "hardly a checkpoint was written between the kills"
-    # At the end nothing else is left, whole or not.
-    assert Storage(tmp_path).names(FOLDER) == [found["last"]]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert process.returncode == 0, process.stderr
+    written = json.loads(process.stdout)
+    assert len(set(written["seen"])) > 5, "hardly a checkpoint was written between the kills"
+    # Nothing else is left, complete or not.
+    assert Storage(tmp_path).names(FOLDER) == [written["last"]]
 
 
-def test_a_part_of_a_dead_group_completes_none_of_the_next_groups(storage: Storage) -> None:
+def test_a_part_of_a_dead_group_does_not_complete_a_checkpoint_of_the_next(
+    storage: Storage,
+) -> None:
     save(storage, 4, "a", 0, 1)
-    save(storage, 5, "b", 0, 2)  # of two workers, of which the other was killed
+    save(storage, 5, "b", 0, 2)  # of two workers, one of them killed
     save(storage, 5, "c", 1, 2)
     assert newest(storage, "run") == "0000000004-a"
-    # What is left of them goes, as soon as there are two newer.
+    # Their parts are removed once there are two newer checkpoints.
     save(storage, 6, "d", 0, 1)
     save(storage, 7, "d", 0, 1)
     assert storage.names(FOLDER) == ["0000000006-d", "0000000007-d"]
@@ -49,7 +51,7 @@ def test_a_part_of_a_dead_group_completes_none_of_the_next_groups(storage: Stora
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """What a full disk says, and to whom: the call that writes."""
+    """A full disk, as the call that writes sees it."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -58,13 +60,15 @@ def no_file_above(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_said_at_once_and_keeps_the_checkpoint_before(storage: Storage) -> None:
+def test_a_full_disk_is_reported_at_once_and_keeps_the_previous_checkpoint(
+    storage: Storage,
+) -> None:
     checkpoints = save(storage, 1, "a", 0, 1)
     with no_file_above(10_000):
         checkpoints.save(State(0, 2), TrainingProgress(2))  # type: ignore[arg-type]
         with pytest.raises(StorageError, match=r"cannot write a checkpoint to .*run/checkpoints: "):
             checkpoints.wait()
-    # The next call, not the end of the run, says so.
+    # The next call reports it, not the end of the run.
     with pytest.raises(StorageError, match="resumes from the previous checkpoint"):
         checkpoints.save(State(0, 3), TrainingProgress(3))  # type: ignore[arg-type]
     assert newest(storage, "run") == "0000000001-a"
@@ -73,7 +77,7 @@ def test_a_full_disk_is_said_at_once_and_keeps_the_checkpoint_before(storage: St
     assert not list(Path(storage.root).rglob("*.partial"))
 
 
-def test_a_damaged_file_is_named_with_what_to_remove(storage: Storage) -> None:
+def test_a_damaged_file_is_named_with_the_folder_to_remove(storage: Storage) -> None:
     save(storage, 1, "a", 0, 1)
     file = Path(storage.uri(f"{FOLDER}/0000000001-a/0-of-1.pt"))
     file.write_bytes(file.read_bytes()[:-2000])

@@ -1,4 +1,4 @@
-"""Small trainings tell what is wrong, and a run that breaks names its step and layer."""
+"""Diagnostic trainings, and the step and layer in the error of a run that diverges."""
 
 from collections.abc import Mapping
 
@@ -20,14 +20,14 @@ from raysys.train import (
 from tests.train.tasks import Regression, rows
 
 
-def settings(**changed: object) -> TrainSettings:
+def settings(**changes: object) -> TrainSettings:
     return TrainSettings.model_validate(
-        {"epochs": 2, "batch_size": 100, "learning_rate": 0.02, "num_workers": 1, **changed}
+        {"epochs": 2, "batch_size": 100, "learning_rate": 0.02, "num_workers": 1, **changes}
     )
 
 
 class Cut(Regression):
-    """Its gradients are cut off, so it learns nothing."""
+    """Its gradients are zero, so it learns nothing."""
 
     def build(self) -> nn.Module:
         module = super().build()
@@ -37,7 +37,7 @@ class Cut(Regression):
 
 
 class Breaking(nn.Module):
-    """Divides by zero from a step on: a batch of ones is what makes it."""
+    """Divides by zero for large outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Broken(Regression):
     """From its fifth batch on the inputs are enormous."""
 
     def prepare(self, tables: Mapping[str, pa.Table]) -> int:
-        self.made = 0
+        self.count = 0
         return super().prepare(tables)
 
     def build(self) -> nn.Module:
@@ -69,18 +69,18 @@ class Broken(Regression):
         return module
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        self.made += 1
-        made = super().batch(rows, rng)
-        made["x"] = made["x"] * (1e9 if self.made >= 5 else 1e-9)
-        return made
+        self.count += 1
+        batch = super().batch(rows, rng)
+        batch["x"] = batch["x"] * (1e9 if self.count >= 5 else 1e-9)
+        return batch
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_module_that_can_learn_learns_a_batch_by_heart_and_a_cut_one_does_not() -> None:
+def test_a_module_without_gradients_fails_to_overfit_one_batch() -> None:
     tables = {"rows": Table.load(rows)}
-    sound = overfit_one_batch(Regression(), tables, settings(), steps=300)
-    assert sound.passed
-    assert sound.losses[-1] < 0.1 * sound.losses[0]
+    intact = overfit_one_batch(Regression(), tables, settings(), steps=300)
+    assert intact.passed
+    assert intact.losses[-1] < 0.1 * intact.losses[0]
     cut = overfit_one_batch(Cut(), tables, settings(), steps=20)
     assert not cut.passed
     assert cut.losses[-1] == cut.losses[0]
@@ -88,7 +88,7 @@ def test_a_module_that_can_learn_learns_a_batch_by_heart_and_a_cut_one_does_not(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_more_examples_help_and_all_are_what_a_whole_training_gives() -> None:
+def test_the_learning_curve_falls_and_ends_at_a_full_training() -> None:
     table = Table.load(rows)
     points = learning_curve(Regression(), {"rows": table}, settings(), train_sizes=(1.0, 0.02, 0.2))
     assert [point.examples for point in points] == [30, 300, 1500]
@@ -100,7 +100,7 @@ def test_more_examples_help_and_all_are_what_a_whole_training_gives() -> None:
     assert losses[-1] == pytest.approx(whole[-1]["loss"], rel=0.3)
 
 
-def test_a_loss_that_is_not_finite_stops_at_its_step_and_names_the_layer() -> None:
+def test_a_non_finite_loss_stops_at_its_step_and_names_the_layer() -> None:
     seen: list[object] = []
     with pytest.raises(TrainError, match=r"step 5: the loss is inf.*of layer scale") as caught:
         train_in_process(
@@ -111,37 +111,37 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_names_the_layer() -> No
 
 
 class Bursting(Regression):
-    """Its eleventh batch is a thousand times as large as the others."""
+    """Its thirteenth batch is a thousand times as large as the others."""
 
     def prepare(self, tables: Mapping[str, pa.Table]) -> int:
-        self.made = 0
+        self.count = 0
         return super().prepare(tables)
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        self.made += 1
-        made = super().batch(rows, rng)
-        return made if self.made != 13 else {k: v * 1000 for k, v in made.items()}
+        self.count += 1
+        batch = super().batch(rows, rng)
+        return batch if self.count != 13 else {k: v * 1000 for k, v in batch.items()}
 
 
-def test_an_exploding_gradient_stops_at_its_step_and_names_the_largest() -> None:
-    how = settings(max_grad_norm_ratio=50.0)
+def test_an_exploding_gradient_stops_at_its_step_and_names_the_largest_one() -> None:
+    changed_settings = settings(max_grad_norm_ratio=50.0)
     with pytest.raises(TrainError, match=r"norm of the gradient is .* more than") as caught:
-        train_in_process(Bursting(), {"rows": rows()}, how, lambda epoch, _: None)
+        train_in_process(Bursting(), {"rows": rows()}, changed_settings, lambda epoch, _: None)
     assert caught.value.step == 13
     assert caught.value.layer in {"layers.0.weight", "layers.2.weight"}
-    # Without the setting the run goes through.
+    # Without the setting the run ends normally.
     train_in_process(Bursting(), {"rows": rows()}, settings(), lambda epoch, _: None)
 
 
-def test_the_same_seed_gives_the_same_parameters_and_another_does_not() -> None:
+def test_parameters_depend_on_the_seed_alone() -> None:
     def trained(seed: int) -> torch.Tensor:
-        kept: list[dict[str, torch.Tensor]] = []
-        how = settings(seed=seed, deterministic=True)
+        states: list[dict[str, torch.Tensor]] = []
+        changed_settings = settings(seed=seed, deterministic=True)
         train_in_process(
-            Regression(), {"rows": rows()}, how,
-            lambda _, parameters: kept.append({k: v.clone() for k, v in parameters.items()}),
+            Regression(), {"rows": rows()}, changed_settings,
+            lambda _, parameters: states.append({k: v.clone() for k, v in parameters.items()}),
         )  # fmt: skip
-        return torch.cat([value.flatten() for value in kept[-1].values()])
+        return torch.cat([value.flatten() for value in states[-1].values()])
 
     first = trained(1)
     assert torch.equal(first, trained(1))
@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_parameters_and_another_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changes", "message"),
     [
         (
             {"strategy": "pipeline", "num_workers": 3},
@@ -168,7 +168,7 @@ def test_the_same_seed_gives_the_same_parameters_and_another_does_not() -> None:
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
-    changed: dict[str, object], message: str
+    changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        settings(**changed)
+        settings(**changes)

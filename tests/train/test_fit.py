@@ -1,4 +1,4 @@
-"""Workers and drivers are killed; the losses stay those of one process that nothing disturbs."""
+"""Killed workers and drivers do not change the losses of a run."""
 
 import json
 import os
@@ -29,7 +29,7 @@ EVERY = 4  # steps between checkpoints
 
 @pytest.fixture(scope="module")
 def alone() -> list[EpochMetrics]:
-    """What one process measures."""
+    """Metrics of one process."""
     measured: list[EpochMetrics] = []
     train_in_process(
         Regression(), {"rows": rows()}, settings(), lambda epoch, _: measured.append(epoch)
@@ -39,9 +39,9 @@ def alone() -> list[EpochMetrics]:
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[FitResult, Path]:
-    """A run on two workers that nothing disturbs, and its folder."""
-    folder = tmp_path_factory.mktemp("calm")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[FitResult, Path]:
+    """An undisturbed run on two workers, and its folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
     return run(folder, slow=False), folder
 
 
@@ -50,44 +50,44 @@ def losses(history: list[EpochMetrics]) -> list[tuple[float, float]]:
 
 
 def status(folder: Path) -> list[str]:
-    """Of the runs of the folder's name in MLflow."""
-    found = Runs(Storage(folder)).newest(1000)
-    return [one.status for one in found if one.name == folder.name]
+    """Status in MLflow of the runs with the folder's name."""
+    runs = Runs(Storage(folder)).newest(1000)
+    return [run.status for run in runs if run.name == folder.name]
 
 
-def said(folder: Path, what: str) -> int:
+def logged(folder: Path, event: str) -> int:
     log = folder / "log"
-    return log.read_text().split().count(what) if log.exists() else 0
+    return log.read_text().split().count(event) if log.exists() else 0
 
 
-def until(folder: Path, steps: int) -> None:
-    """Wait until both workers together have begun so many steps."""
+def wait_for_steps(folder: Path, steps: int) -> None:
+    """Wait until both workers together have begun `steps` steps."""
     end = time.monotonic() + 180
-    while said(folder, "step") < steps:
+    while logged(folder, "step") < steps:
         assert time.monotonic() < end, "the run did not get that far"
         time.sleep(0.02)
 
 
-def test_a_run_has_the_losses_of_one_process_and_leaves_its_newest_checkpoint(
-    calm: tuple[FitResult, Path], alone: list[EpochMetrics]
+def test_a_run_has_the_losses_of_one_process_and_keeps_its_newest_checkpoint(
+    undisturbed: tuple[FitResult, Path], alone: list[EpochMetrics]
 ) -> None:
-    fitted, folder = calm
-    for ours, wanted in zip(losses(fitted.history), losses(alone), strict=True):
-        assert ours == pytest.approx(wanted, rel=1e-4)
-    left = {path.name for path in (folder / "training" / folder.name).iterdir()}
-    assert left == {"plan.json", "progress.json", "done.json", "checkpoints"}
+    fitted, folder = undisturbed
+    for ours, expected in zip(losses(fitted.history), losses(alone), strict=True):
+        assert ours == pytest.approx(expected, rel=1e-4)
+    files = {path.name for path in (folder / "training" / folder.name).iterdir()}
+    assert files == {"plan.json", "progress.json", "done.json", "checkpoints"}
     (checkpoint,) = (folder / "training" / folder.name / "checkpoints").iterdir()
     assert checkpoint.name.startswith(f"{STEPS:010d}-")
     assert status(folder) == ["FINISHED"]
     handler = signal.getsignal(signal.SIGINT)
-    assert not str(getattr(handler, "__module__", "")).startswith("ray.train")  # which took it
+    assert not str(getattr(handler, "__module__", "")).startswith("ray.train")  # which replaced it
 
 
-def test_a_finished_run_starts_nothing_and_refuses_other_steps(
-    calm: tuple[FitResult, Path],
+def test_a_finished_run_starts_no_worker_and_refuses_other_settings(
+    undisturbed: tuple[FitResult, Path],
 ) -> None:
-    fitted, folder = calm
-    # A task that cannot even be pickled would show that a worker was started.
+    fitted, folder = undisturbed
+    # A task that cannot be pickled shows that no worker is started.
     task: Any = threading.Lock()
     again = fit(folder.name, task, {}, settings(strategy="zero2", num_workers=4), Storage(folder))
     assert again.history == fitted.history
@@ -97,11 +97,11 @@ def test_a_finished_run_starts_nothing_and_refuses_other_steps(
         fit(folder.name, task, {}, settings(epochs=13), Storage(folder))
 
 
-def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_no_bit(
-    calm: tuple[FitResult, Path], tmp_path: Path
+def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothing(
+    undisturbed: tuple[FitResult, Path], tmp_path: Path
 ) -> None:
     def kill() -> None:
-        until(tmp_path, 2 * 17)
+        wait_for_steps(tmp_path, 2 * 17)
         worker = next(tmp_path.glob("*.worker"))
         os.kill(int(worker.stem), signal.SIGKILL)
 
@@ -109,15 +109,15 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_no_bit
     killer.start()
     disturbed = run(tmp_path, slow=True)
     killer.join()
-    assert said(tmp_path, "start") == 4, "two workers, started twice"
-    # One more may have been begun while the group was dying, and a checkpoint be under way.
-    assert 2 * STEPS < said(tmp_path, "step") <= 2 * (STEPS + 2 * EVERY + 1)
-    assert losses(disturbed.history) == losses(calm[0].history)
-    for name, value in calm[0].state_dict().items():
+    assert logged(tmp_path, "start") == 4, "two workers, started twice"
+    # One more step may have begun while the group was dying, and a checkpoint been in progress.
+    assert 2 * STEPS < logged(tmp_path, "step") <= 2 * (STEPS + 2 * EVERY + 1)
+    assert losses(disturbed.history) == losses(undisturbed[0].history)
+    for name, value in undisturbed[0].state_dict().items():
         assert torch.equal(value, disturbed.parameters()[name])
 
 
-def test_the_same_call_goes_on_after_its_driver_ended_under_another_strategy(
+def test_the_same_call_resumes_under_another_strategy_after_its_driver_died(
     alone: list[EpochMetrics], tmp_path: Path
 ) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -128,45 +128,45 @@ def test_the_same_call_goes_on_after_its_driver_ended_under_another_strategy(
             env=environment,
             stderr=subprocess.PIPE,
         )
-        until(tmp_path, steps)
+        wait_for_steps(tmp_path, steps)
         driver.send_signal(end)
         _, printed = driver.communicate(timeout=120)
         assert driver.returncode != 0
     assert b"KeyboardInterrupt" in printed
-    before = said(tmp_path, "step")
+    before = logged(tmp_path, "step")
     assert not (tmp_path / "training" / tmp_path.name / "done.json").exists()
     fitted = run(tmp_path, slow=True, strategy="zero3", num_workers=1)
-    # From the second driver's last checkpoint: of the three, none began at the beginning.
-    assert said(tmp_path, "step") - before <= STEPS - 16
-    for ours, wanted in zip(losses(fitted.history), losses(alone), strict=True):
-        assert ours == pytest.approx(wanted, rel=1e-4)
+    # From the second driver's last checkpoint, not from the beginning.
+    assert logged(tmp_path, "step") - before <= STEPS - 16
+    for ours, expected in zip(losses(fitted.history), losses(alone), strict=True):
+        assert ours == pytest.approx(expected, rel=1e-4)
     assert status(tmp_path) == ["FINISHED"]
 
 
 class Exploding(SlowRegression):
-    """Its second step has a loss that is no number, unless the file says that it is mended."""
+    """Its second step has a non-finite loss, until the file `mended` exists."""
 
     def batch(self, rows: Any, rng: Any) -> dict[str, torch.Tensor]:
         batch = super().batch(rows, rng)
-        if said(self.log.parent, "step") > 1 and not (self.log.parent / "mended").exists():
+        if logged(self.log.parent, "step") > 1 and not (self.log.parent / "mended").exists():
             batch["y"] = batch["y"] / 0
         return batch
 
 
-def test_a_step_that_cannot_be_taken_ends_the_run_after_one_restart_until_it_is_mended(
+def test_a_non_finite_loss_ends_the_run_until_the_task_is_mended(
     tmp_path: Path,
 ) -> None:
     task, tables = Exploding(tmp_path / "log"), {"rows": Table.from_arrow(rows())}
-    how = settings(num_workers=1, max_failures=3)
+    first = settings(num_workers=1, max_failures=3)
     with pytest.raises(TrainError, match="step 2: the loss is ") as raised:
-        fit("mended", task, tables, how, Storage(tmp_path))
+        fit("mended", task, tables, first, Storage(tmp_path))
     assert raised.value.step == 2
-    assert said(tmp_path, "start") == 1
+    assert logged(tmp_path, "start") == 1
     (tmp_path / "mended").touch()
-    # No checkpoint depends on them yet, so other settings are taken.
-    other = how.model_copy(update={"learning_rate": 0.01})
+    # No checkpoint depends on the settings yet, so other ones are accepted.
+    other = first.model_copy(update={"learning_rate": 0.01})
     assert len(fit("mended", task, tables, other, Storage(tmp_path)).history) == 12
-    assert said(tmp_path, "start") == 2
+    assert logged(tmp_path, "start") == 2
     plan = json.loads((tmp_path / "training/mended/plan.json").read_text())
     assert plan["settings"]["learning_rate"] == 0.01
 

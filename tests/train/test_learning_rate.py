@@ -1,4 +1,4 @@
-"""The learning rate against PyTorch's schedulers and by hand."""
+"""Learning rates against PyTorch's schedulers and by hand."""
 
 import pytest
 import torch
@@ -13,34 +13,36 @@ def rates(kind: str, *, steps: int, warmup: float) -> list[float]:
     ]
 
 
-def of_pytorch(scheduler: type, steps: int, **how: float) -> list[float]:
+def pytorch_rates(scheduler: type, steps: int, **options: float) -> list[float]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    schedule = scheduler(optimizer, **how)
-    found = []
+    schedule = scheduler(optimizer, **options)
+    result = []
     for _ in range(steps):
-        found.append(schedule.get_last_lr()[0])
+        result.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-    return found
+    return result
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize(("warmup", "rising"), [(0.1, 4), (0.34, 14), (0.0, 1)])
-def test_it_is_a_line_up_and_pytorchs_scheduler_down(kind: str, warmup: float, rising: int) -> None:
-    found = rates(kind, steps=40, warmup=warmup)
-    assert found[:rising] == pytest.approx([0.3 * (at + 1) / rising for at in range(rising)])
+def test_the_rate_rises_linearly_and_falls_as_in_pytorch(
+    kind: str, warmup: float, rising: int
+) -> None:
+    actual = rates(kind, steps=40, warmup=warmup)
+    assert actual[:rising] == pytest.approx([0.3 * (at + 1) / rising for at in range(rising)])
     falling = {
-        "cosine": lambda n: of_pytorch(torch.optim.lr_scheduler.CosineAnnealingLR, n, T_max=n),
-        "linear": lambda n: of_pytorch(
+        "cosine": lambda n: pytorch_rates(torch.optim.lr_scheduler.CosineAnnealingLR, n, T_max=n),
+        "linear": lambda n: pytorch_rates(
             torch.optim.lr_scheduler.LinearLR, n, start_factor=1.0, end_factor=0.0, total_iters=n
         ),
         "constant": lambda n: [0.3] * n,
     }[kind](40 - rising)
-    assert found[rising:] == pytest.approx(falling)
+    assert actual[rising:] == pytest.approx(falling)
 
 
 @pytest.mark.parametrize(("kind", "end"), [("cosine", 0.0), ("linear", 0.0), ("constant", 0.3)])
-def test_past_the_end_it_stays(kind: str, end: float) -> None:
+def test_the_rate_is_constant_after_the_last_step(kind: str, end: float) -> None:
     for step in (40, 41, 1000):
         rate = learning_rate_at(step, steps=40, peak=0.3, warmup_ratio=0.1, kind=kind)
         assert rate == pytest.approx(end)
@@ -50,7 +52,7 @@ def test_a_run_of_one_step_takes_it_at_the_peak() -> None:
     assert rates("cosine", steps=1, warmup=0.1) == [0.3]
 
 
-def test_the_rate_grows_with_the_batch_as_the_optimizer_needs_it() -> None:
+def test_the_rate_is_scaled_with_the_batch_by_the_optimizers_rule() -> None:
     # Goyal et al., table 1: 0.1 for 256 images is 3.2 for 8192.
     assert scaled_learning_rate(0.1, 8192, 256, "sgd") == pytest.approx(3.2)
     assert scaled_learning_rate(0.1, 8192, 256, "lars") == pytest.approx(3.2)

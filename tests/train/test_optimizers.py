@@ -1,4 +1,4 @@
-"""Optimizers against their papers' formulas in NumPy, and in parts against whole."""
+"""Optimizers against their papers' formulas in NumPy, and sharded against unsharded."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def by_formula(kind: str, w: np.ndarray, gradients: np.ndarray, momentum: float)
 
 @pytest.mark.parametrize("kind", STATE_KEYS)
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_three_steps_are_those_of_the_formula(kind: str, momentum: float) -> None:
+def test_three_steps_match_the_formula(kind: str, momentum: float) -> None:
     rng = np.random.default_rng(0)
     start = {"weight": rng.normal(size=(3, 4)), "deep": rng.normal(size=(2, 3, 2)),
              "bias": rng.normal(size=5), "scale": np.array(0.7)}  # fmt: skip
@@ -72,8 +72,8 @@ def test_three_steps_are_those_of_the_formula(kind: str, momentum: float) -> Non
             parameter.grad = torch.tensor(gradients[name][at])
         optimizer.step()
     for name, parameter in parameters.items():
-        wanted = by_formula(kind, start[name], gradients[name], momentum)
-        np.testing.assert_allclose(parameter.detach().numpy(), wanted, rtol=1e-9, err_msg=name)
+        expected = by_formula(kind, start[name], gradients[name], momentum)
+        np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-9, err_msg=name)
         state = optimizer.state[parameter]
         keys = STATE_KEYS[kind] if momentum or kind in ("adamw", "lamb") else ()
         assert [key for key in STATE_KEYS[kind] if key in state] == list(keys)
@@ -91,13 +91,13 @@ def test_without_a_norm_the_trust_ratio_is_1(kind: str) -> None:
     zero.grad, still.grad = torch.tensor([[3.0, 0.0], [0.0, -4.0]]), torch.zeros(2, 2)
     optimizer.step()
     # Adam's first step is the gradient's sign.
-    wanted = [[1.5, 0.0], [0.0, -2.0]] if kind == "lars" else [[0.5, 0.0], [0.0, -0.5]]
-    torch.testing.assert_close(zero.detach(), -torch.tensor(wanted), rtol=1e-5, atol=0)
+    expected = [[1.5, 0.0], [0.0, -2.0]] if kind == "lars" else [[0.5, 0.0], [0.0, -0.5]]
+    torch.testing.assert_close(zero.detach(), -torch.tensor(expected), rtol=1e-5, atol=0)
     assert bool((still == 1).all())
     assert bool((unused == 1).all())
 
 
-def test_lamb_ignores_the_gradients_scale_and_moves_by_the_weights() -> None:
+def test_lamb_moves_in_proportion_to_the_weights_at_any_gradient_scale() -> None:
     moved = []
     for weight, gradient in ((1.0, 1.0), (1.0, 1000.0), (5.0, 1.0)):
         parameter = nn.Parameter(weight * torch.ones(4, 4))
@@ -109,9 +109,9 @@ def test_lamb_ignores_the_gradients_scale_and_moves_by_the_weights() -> None:
 
 
 def trained(kind: str, *, sharded: bool) -> dict[str, torch.Tensor]:
-    """Parameters and optimizer state, whole, after four steps on the same batches."""
+    """Full parameters and optimizer state after four steps on the same batches."""
     torch.manual_seed(0)
-    # Rows that two processes cannot share evenly, and a row that only one of them has.
+    # Rows that do not divide between two processes, and one row.
     module = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 1))
     if sharded:
         from torch.distributed.fsdp import fully_shard
@@ -125,30 +125,30 @@ def trained(kind: str, *, sharded: bool) -> dict[str, torch.Tensor]:
         optimizer.zero_grad()
         ((module(x) - x.sum(dim=1, keepdim=True)) ** 2).mean().backward()
         optimizer.step()
-    found = {}
+    tensors = {}
     for name, parameter in module.named_parameters():
-        tensors = {key: optimizer.state[parameter][key] for key in STATE_KEYS[kind]}
-        for key, tensor in {"value": parameter.detach(), **tensors}.items():
-            found[f"{name}.{key}"] = tensor.full_tensor() if sharded else tensor
-    return found
+        states = {key: optimizer.state[parameter][key] for key in STATE_KEYS[kind]}
+        for key, tensor in {"value": parameter.detach(), **states}.items():
+            tensors[f"{name}.{key}"] = tensor.full_tensor() if sharded else tensor
+    return tensors
 
 
 def _in_two_processes(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found = {kind: trained(kind, sharded=True) for kind in STATE_KEYS}
+    states = {kind: trained(kind, sharded=True) for kind in STATE_KEYS}
     if rank == 0:
-        torch.save(found, f"{folder}/found.pt")
+        torch.save(states, f"{folder}/states.pt")
     dist.destroy_process_group()
 
 
-def test_parameters_in_parts_take_the_steps_of_whole_ones(tmp_path: Path) -> None:
+def test_sharded_parameters_take_the_steps_of_full_ones(tmp_path: Path) -> None:
     multiprocessing.spawn(_in_two_processes, (str(tmp_path),), nprocs=2)
-    found = torch.load(tmp_path / "found.pt")
+    sharded = torch.load(tmp_path / "states.pt")
     for kind in STATE_KEYS:
-        whole = trained(kind, sharded=False)
-        assert found[kind].keys() == whole.keys()
-        for name, tensor in whole.items():
+        full = trained(kind, sharded=False)
+        assert sharded[kind].keys() == full.keys()
+        for name, tensor in full.items():
             torch.testing.assert_close(
-                found[kind][name], tensor, rtol=1e-4, atol=1e-6, msg=f"{kind} {name}"
+                sharded[kind][name], tensor, rtol=1e-4, atol=1e-6, msg=f"{kind} {name}"
             )

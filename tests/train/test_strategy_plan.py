@@ -1,4 +1,4 @@
-"""The planner counts what a strategy holds, and prefers what sends least."""
+"""The planner counts the memory of each strategy, and prefers little traffic."""
 
 import re
 
@@ -26,7 +26,7 @@ class Wide(Regression):
         return module
 
 
-def test_the_cheapest_that_fits_is_chosen_and_sharding_is_counted() -> None:
+def test_the_cheapest_strategy_that_fits_is_chosen() -> None:
     tables = {"rows": Table.load(rows)}
     settings = TrainSettings(num_workers=4, batch_size=64)
     roomy = plan(Wide(), tables, settings, memory_limit_bytes=100 * GIB)
@@ -34,7 +34,7 @@ def test_the_cheapest_that_fits_is_chosen_and_sharding_is_counted() -> None:
     assert roomy.module.parameters == 50_000_097
     state = 4 * 4 * roomy.module.parameters  # values, gradients and Adam's two moments
     process = roomy.module.process_bytes
-    needed = {one.strategy: one.memory_bytes - process for one in roomy.estimates}
+    needed = {e.strategy: e.memory_bytes - process for e in roomy.estimates}
     assert needed["ddp"] == pytest.approx(1.1 * state, rel=0.01)
     assert needed["zero1"] < needed["ddp"]
     assert needed["zero2"] <= needed["zero1"]

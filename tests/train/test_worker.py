@@ -1,4 +1,4 @@
-"""What a worker does that is alone in its process group; no cluster, so it takes a second."""
+"""A worker alone in its process group, without a cluster."""
 
 import dataclasses
 import json
@@ -23,8 +23,8 @@ from tests.train.tasks import Regression, rows
 
 
 @dataclasses.dataclass
-class Held:
-    """Stands where a Table does: rows that are here already."""
+class LocalTable:
+    """A Table of rows in this process."""
 
     rows: pa.Table
 
@@ -76,14 +76,14 @@ Train = Callable[..., RunState]
 def train(alone: None, storage: Storage) -> Train:
     def train(
         task: Regression | None = None, submission: str = "mine", examples: int = 1500,
-        **changed: Any,
+        **changes: Any,
     ) -> RunState:  # fmt: skip
         state = RunState(storage, "run")
         settings = TrainSettings.model_validate({
             "num_workers": 1, "epochs": 4, "batch_size": 500, "learning_rate": 0.05,
-            "checkpoint_steps": 2, **changed,
+            "checkpoint_steps": 2, **changes,
         })  # fmt: skip
-        tables: Any = {"rows": Held(rows()[:examples])}
+        tables: Any = {"rows": LocalTable(rows()[:examples])}
         run_worker(task or Regression(), tables, settings, state, submission, "cpu")
         return state
 
@@ -91,24 +91,22 @@ def train(alone: None, storage: Storage) -> Train:
 
 
 @pytest.mark.parametrize("method", ["prepare", "build", "evaluate"])
-def test_an_error_of_the_task_is_told_to_the_driver_and_not_tried_again(
+def test_an_error_of_the_task_is_reported_to_the_driver_and_not_retried(
     method: str, train: Train, storage: Storage
 ) -> None:
-    said = f"Failing.{method} failed: ZeroDivisionError"
-    with pytest.raises(TrainError, match=said):
+    message = f"Failing.{method} failed: ZeroDivisionError"
+    with pytest.raises(TrainError, match=message):
         train(Failing(method))
     failure = RunState(storage, "run").failure("mine")
-    assert said in str(failure)
-    # What Ray Train starts again, since it knows no better, ends at once.
+    assert message in str(failure)
+    # A group that Ray Train restarts ends at once.
     state = train(Failing(method))
     assert state.read("result") is None
-    # Another call tries.
+    # Another call tries again.
     assert train(Regression(), submission="next").read("result") is not None
 
 
-def test_a_step_that_cannot_be_taken_is_named_with_its_layer(
-    train: Train, storage: Storage
-) -> None:
+def test_a_step_with_a_non_finite_loss_is_named(train: Train, storage: Storage) -> None:
     with pytest.raises(TrainError, match="step 1: the loss is nan"):
         train(Failing("not a number"))
     failure = RunState(storage, "run").failure("mine")
@@ -116,7 +114,7 @@ def test_a_step_that_cannot_be_taken_is_named_with_its_layer(
     assert failure.step == 1
 
 
-def test_a_run_whose_name_was_taken_over_ends_at_its_next_checkpoint(
+def test_a_run_ends_at_its_next_checkpoint_after_another_call_took_it_over(
     train: Train, storage: Storage
 ) -> None:
     state = RunState(storage, "run")
@@ -128,14 +126,14 @@ def test_a_run_whose_name_was_taken_over_ends_at_its_next_checkpoint(
     assert newest(storage, state.folder) == sorted(storage.names("training/run/checkpoints"))[-1]
 
 
-def test_a_run_goes_on_with_its_own_number_of_examples_only(train: Train) -> None:
+def test_a_run_resumes_only_with_the_same_number_of_examples(train: Train) -> None:
     train(max_steps=4)
     with pytest.raises(TrainError, match="started with 1500 training examples, now there are 1000"):
         train(examples=1000)
 
 
-def test_a_killed_and_restarted_run_gives_the_same_bits(train: Train, storage: Storage) -> None:
-    class Cut(Regression):
+def test_an_interrupted_run_gives_the_same_metrics(train: Train, storage: Storage) -> None:
+    class Interrupted(Regression):
         left = 7
 
         def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
@@ -147,25 +145,25 @@ def test_a_killed_and_restarted_run_gives_the_same_bits(train: Train, storage: S
     whole = train().read("result")
     storage.remove("training/run")
     with pytest.raises(ConnectionResetError, match="as a lost peer"):
-        train(Cut())
+        train(Interrupted())
     cut = train().read("result")
     assert whole
     assert cut
     timed = ("epoch_s", "samples_per_s")
-    for one, other in zip(whole["history"], cut["history"], strict=True):
-        assert {k: v for k, v in one.items() if k not in timed} == {
-            k: v for k, v in other.items() if k not in timed
+    for first, second in zip(whole["history"], cut["history"], strict=True):
+        assert {k: v for k, v in first.items() if k not in timed} == {
+            k: v for k, v in second.items() if k not in timed
         }
 
 
-def test_a_storage_root_that_takes_nothing_is_named(tmp_path: Path) -> None:
+def test_a_storage_root_that_is_not_writable_is_named(tmp_path: Path) -> None:
     root = tmp_path / "file"
-    root.write_text("no folder")
+    root.write_text("not a folder")
     with pytest.raises(StorageError, match=r"cannot write .*training/run/plan.json: .*"):
         RunState(Storage(root), "run").write("plan", {})
 
 
-def test_what_a_killed_writer_left_goes_when_the_run_has_ended(storage: Storage) -> None:
+def test_remains_of_killed_writers_are_removed_after_the_run(storage: Storage) -> None:
     state = RunState(storage, "run")
     state.write("plan", {})
     state.write("failure-1", {})

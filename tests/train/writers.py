@@ -1,4 +1,4 @@
-"""Processes that write checkpoints without end, killed at any moment; run as a program."""
+"""Processes that write checkpoints until they are killed; run as a program."""
 
 import json
 import os
@@ -19,14 +19,17 @@ WORLD, ROUNDS, SIZE = 2, 25, 5000
 
 
 class State:
-    """The part of one rank, whose every number says of which group and step it is."""
+    """The part of one rank, with its group and step in every number."""
 
     def __init__(self, rank: int, value: float) -> None:
         self.rank, self.value = rank, value
 
     def tensor_states(self) -> list[tuple[str, TensorState]]:
-        made = {"value": torch.full((SIZE,), self.value), "exp_avg": torch.full((9,), self.value)}
-        return [(f"{self.rank}-{at}", dict(made)) for at in range(4)]
+        tensors = {
+            "value": torch.full((SIZE,), self.value),
+            "exp_avg": torch.full((9,), self.value),
+        }
+        return [(f"{self.rank}-{at}", dict(tensors)) for at in range(4)]
 
 
 def write_until_killed(storage: Storage, attempt: int, rank: int, first: int) -> None:
@@ -51,7 +54,7 @@ def main(folder: Path) -> None:
                 write_until_killed(storage, attempt, rank, first)
             children.append(child)
         time.sleep(rng.uniform(0.01, 0.25))
-        # One worker dies, the other a little later, as when a group is ended.
+        # One worker dies a little after the first, as when a group is ended.
         for child in rng.sample(children, WORLD):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -64,9 +67,9 @@ def main(folder: Path) -> None:
             values = [value.unique().tolist() for value in saved.state_dict().values()]
             step = saved.progress.step
         assert len(values) == 4 * WORLD, f"parts are missing from {name}"
-        # All of one group and one step, which are those that the name says.
-        number, _, of = name.partition("-")
-        assert values == [[int(of) * 1e4 + step]] * len(values), (name, values)
+        # All of the group and the step in the name.
+        number, _, group = name.partition("-")
+        assert values == [[int(group) * 1e4 + step]] * len(values), (name, values)
         assert step == int(number)
         assert step >= first, "it went back"
         seen.append(step)

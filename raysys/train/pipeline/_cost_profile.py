@@ -1,4 +1,4 @@
-"""What each operation of a traced module costs and changes, found without computing it."""
+"""Cost and side effects of each operation of a traced module, on fake tensors."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from raysys.train._task import Batch
     from raysys.train.pipeline._trace import TracedModule
 
-# Of one core, and of one GPU in bfloat16: what matters are the ratios.
+# For one core, and for one GPU in bfloat16; only the ratios matter.
 _FLOPS_A_SECOND = {"cpu": 60e9, "cuda": 300e12}
 _BYTES_A_SECOND = {"cpu": 15e9, "cuda": 2e12}
 _OPERATION_S = {"cpu": 4e-6, "cuda": 1e-5}
 _RANDOM_FACTOR = {"cpu": 10, "cuda": 1}  # a CPU draws numbers one by one
-_NORMS = ("batch_norm", "instance_norm")  # change their statistics without saying so
+_NORMS = ("batch_norm", "instance_norm")  # change their statistics without declaring it
 _BACKWARD = 2  # times the forward pass: with respect to the input and to the parameter
-# Of a parameter's bytes: its gradient is made and added to what there is in each micro-batch;
+# Passes over a parameter's bytes: its gradient is computed and accumulated in each micro-batch;
 # an optimizer reads and writes two moments and the parameter once a step.
 _PARAMETER_PASSES, _OPTIMIZER_PASSES = 3, 8
 
 
 @dataclass
 class CostProfile:
-    """By node of a traced graph.
+    """Costs by node of a traced graph.
 
     Attributes:
         accumulate: Micro-batches that share the cost of an optimizer step.
-        values: What the node gives, as fake tensors with shape, dtype and device.
+        values: Outputs of the node, as fake tensors with shape, dtype and device.
         seconds: Estimated time of the node, forward and backward, in one micro-batch.
-        storages: Memory that the node reads or gives.
+        storages: Memory that the node reads or returns.
         graded: Nodes whose value gets a gradient.
-        mutated: The last node that changes a piece of memory in place.
+        mutated: Last node that changes a piece of memory in place.
     """
 
     accumulate: int = 1
@@ -61,12 +61,12 @@ def profile(
     """Run a graph forward and backward on fake tensors.
 
     Args:
-        traced: The graph.
-        example: The batch that it was traced with.
-        autocast: Makes the context of the forward pass, which decides dtypes.
+        traced: Traced module.
+        example: Batch that it was traced with.
+        autocast: Factory of the context of the forward pass, which decides dtypes.
         accumulate: Micro-batches that share the cost of an optimizer step.
     """
-    found = CostProfile(accumulate)
+    costs = CostProfile(accumulate)
     module = fx.GraphModule(torch.nn.ModuleDict(traced.modules), traced.graph)
     with FakeTensorMode() as fake:
         inputs = [
@@ -77,60 +77,60 @@ def profile(
             )
             for node in traced.graph.find_nodes(op="placeholder")
         ]
-        run = _Run(module, found)
+        run = _Run(module, costs)
         with run.counter, autocast():
             run.run(*inputs)
-        _gradients(run, traced, found)
+        _gradients(run, traced, costs)
     for node in traced.graph.find_nodes(op="placeholder"):
-        tensor = found.values[node]
-        if node in found.graded:
+        tensor = costs.values[node]
+        if node in costs.graded:
             passes = _PARAMETER_PASSES + _OPTIMIZER_PASSES / accumulate
-            found.seconds[node] = passes * tensor.nbytes / _BYTES_A_SECOND[tensor.device.type]
-    return found
+            costs.seconds[node] = passes * tensor.nbytes / _BYTES_A_SECOND[tensor.device.type]
+    return costs
 
 
-def _gradients(run: _Run, traced: TracedModule, found: CostProfile) -> None:
-    wanted = [
+def _gradients(run: _Run, traced: TracedModule, profile: CostProfile) -> None:
+    nodes = [
         node
         for node, value in run.env.items()
         if isinstance(value, torch.Tensor) and value.requires_grad
     ]
     grads = torch.autograd.grad(
-        run.env[traced.loss], [run.env[node] for node in wanted], allow_unused=True
+        run.env[traced.loss], [run.env[node] for node in nodes], allow_unused=True
     )
-    found.graded = {node for node, grad in zip(wanted, grads, strict=True) if grad is not None}
+    profile.graded = {node for node, grad in zip(nodes, grads, strict=True) if grad is not None}
 
 
 class _Run(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, found: CostProfile) -> None:
+    def __init__(self, module: fx.GraphModule, profile: CostProfile) -> None:
         super().__init__(module, garbage_collect_values=False)
-        self.found = found
+        self.profile = profile
         self.counter = FlopCounterMode(display=False)
 
     def run_node(self, n: fx.Node) -> Any:
-        given = [(node, self.env[node]) for node in n.all_input_nodes]
-        inputs = [t for _, value in given for t in _tensors(value)]
+        arguments = [(node, self.env[node]) for node in n.all_input_nodes]
+        inputs = [t for _, value in arguments for t in _tensors(value)]
         versions = [tensor._version for tensor in inputs]
         flops = self.counter.get_total_flops()
         value = super().run_node(n)
         flops = self.counter.get_total_flops() - flops
         outputs = list(_tensors(value))
-        found = self.found
-        found.values[n] = value
-        found.storages[n] = {_storage(tensor) for tensor in (*inputs, *outputs)}
+        costs = self.profile
+        costs.values[n] = value
+        costs.storages[n] = {_storage(tensor) for tensor in (*inputs, *outputs)}
         if n.op == "call_function":
-            found.seconds[n] = _seconds(n, inputs, outputs, flops)
+            costs.seconds[n] = _seconds(n, inputs, outputs, flops)
         quiet = _changes_quietly(n, self.module)
         for tensor, version in zip(inputs, versions, strict=True):
             if tensor._version != version:
                 self._mutates(n, tensor)
-        for node, given_value in given:
-            if quiet and node.op == "placeholder" and not given_value.requires_grad:
-                self._mutates(n, given_value)
+        for node, argument in arguments:
+            if quiet and node.op == "placeholder" and not argument.requires_grad:
+                self._mutates(n, argument)
         return value
 
     def _mutates(self, n: fx.Node, tensor: torch.Tensor) -> None:
-        self.found.mutated[_storage(tensor)] = n
+        self.profile.mutated[_storage(tensor)] = n
 
 
 def _seconds(
@@ -138,12 +138,12 @@ def _seconds(
 ) -> float:
     kind = outputs[0].device.type if outputs else "cpu"
     read = {_storage(tensor) for tensor in inputs}
-    made = [tensor for tensor in outputs if _storage(tensor) not in read]
+    fresh = [tensor for tensor in outputs if _storage(tensor) not in read]
     seconds = flops / _FLOPS_A_SECOND[kind] + _OPERATION_S[kind]
-    if made and node.target is not operator.getitem:
-        # What looks rows up reads as much as it gives.
-        most = sum(tensor.nbytes for tensor in made)
-        moved = most + sum(min(tensor.nbytes, 2 * most) for tensor in inputs)
+    if fresh and node.target is not operator.getitem:
+        # A lookup of rows reads as much as it returns.
+        written = sum(tensor.nbytes for tensor in fresh)
+        moved = written + sum(min(tensor.nbytes, 2 * written) for tensor in inputs)
         if is_random(node):
             moved *= _RANDOM_FACTOR[kind]
         seconds += moved / _BYTES_A_SECOND[kind]

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from raysys.train.pipeline._trace import TracedModule
 
 _BETWEEN_BYTES_A_SECOND = {"cpu": 1.5e9, "cuda": 20e9}  # from one stage to the next
-_NEAR = 1.03  # cuts within this of the fastest are judged by what they send
+_NEAR = 1.03  # cuts within this of the fastest are compared by the bytes that they send
 
 
 @dataclass(frozen=True)
 class StageValue:
-    """A tensor that one stage gives to the next.
+    """A tensor that one stage sends to the next.
 
     Attributes:
-        node: Where it is made.
-        shape: Of the tensor.
-        dtype: Of the tensor.
-        graded: Whether a gradient comes back.
+        node: Node that computes it.
+        shape: Shape of the tensor.
+        dtype: Dtype of the tensor.
+        graded: Whether its gradient is sent back.
     """
 
     node: fx.Node
@@ -39,21 +39,21 @@ class StageValue:
 
 @dataclass
 class PipelineStage:
-    """What one worker of a pipeline computes.
+    """The computation of one worker of a pipeline.
 
-    What depends on parameters alone is the same for all micro-batches of a step: it is computed
-    and sent `once`, a parameter that two stages use among it. The rest is done for `each`. What
-    depends on the batch alone (masks, positions) is not sent: each stage makes it for itself.
+    Values of the parameters alone are the same for all micro-batches of a step: they are computed
+    and sent `once`, as is a parameter that two stages use. The rest is done for `each`. Values of
+    the batch alone (masks, positions) are not sent: each stage computes them.
 
     Attributes:
-        once: Operations on parameters alone, in order, with what they need.
-        each: Operations of each micro-batch, in order, with what they need.
-        receives_once: What comes from the stage before, in the order in which it is sent.
+        once: Operations on parameters alone, in order, with their inputs.
+        each: Operations of each micro-batch, in order, with their inputs.
+        receives_once: Values from the previous stage, in the order in which it sends them.
         receives_each: The same, for each micro-batch.
-        sends_once: What goes to the stage after.
+        sends_once: Values for the next stage.
         sends_each: The same, for each micro-batch.
-        holds: Names of the parameters and buffers that are its own; a stage has copies of the
-            buffers of others that it reads.
+        tensor_names: Its own parameters and buffers; of other stages' buffers that it reads, a
+            stage has copies.
         seconds: Estimated time of a micro-batch, forward and backward.
     """
 
@@ -63,7 +63,7 @@ class PipelineStage:
     receives_each: list[StageValue]
     sends_once: list[StageValue]
     sends_each: list[StageValue]
-    holds: list[str]
+    tensor_names: list[str]
     seconds: float
 
 
@@ -71,8 +71,8 @@ def partition(traced: TracedModule, profile: CostProfile, stages: int) -> list[P
     """Cut a traced module into stages; a function of the graph alone, so workers agree.
 
     Raises:
-        TrainError: There are not so many places to cut, with a trained parameter in each part,
-            or the module changes a parameter or its arguments in place.
+        TrainError: There are fewer places to cut, with a trained parameter in each part, or the
+            module changes a parameter or its arguments in place.
     """
     kinds = _kinds(traced, profile)
     order = [n for n in traced.graph.nodes if n.op == "call_function" and kinds[n] != "free"]
@@ -95,22 +95,22 @@ def partition(traced: TracedModule, profile: CostProfile, stages: int) -> list[P
         )
     edges = [0, *cuts, len(order)]
     sent = [_crossing(profile, spans, cut) for cut in edges]
-    found: list[PipelineStage] = []
-    held: set[str] = set()
+    parts: list[PipelineStage] = []
+    assigned: set[str] = set()
     for at in range(stages):
         nodes = set(order[edges[at] : edges[at + 1]])
         once, each = (
             _complete(traced, kinds, {node for node in nodes if kinds[node] == kind})
             for kind in ("once", "each")
         )
-        read = {given for node in (*once, *each) for given in node.all_input_nodes}
+        read = {argument for node in (*once, *each) for argument in node.all_input_nodes}
         received = {value.node for value in sent[at]}
-        holds = [
+        names = [
             traced.names[node.name]
             for node in traced.graph.find_nodes(op="placeholder")
             if node.name in traced.names and node in read and node not in received
         ]
-        found.append(
+        parts.append(
             PipelineStage(
                 once=once,
                 each=each,
@@ -118,32 +118,34 @@ def partition(traced: TracedModule, profile: CostProfile, stages: int) -> list[P
                 receives_each=[value for value in sent[at] if kinds[value.node] == "each"],
                 sends_once=[value for value in sent[at + 1] if kinds[value.node] == "once"],
                 sends_each=[value for value in sent[at + 1] if kinds[value.node] == "each"],
-                holds=[name for name in dict.fromkeys(holds) if name not in held],
+                tensor_names=[name for name in dict.fromkeys(names) if name not in assigned],
                 seconds=float(seconds[edges[at] : edges[at + 1]].sum()),
             )
         )
-        held |= set(holds)
-    found[0].holds += [name for name in dict.fromkeys(traced.names.values()) if name not in held]
-    return found
+        assigned |= set(names)
+    parts[0].tensor_names += [
+        name for name in dict.fromkeys(traced.names.values()) if name not in assigned
+    ]
+    return parts
 
 
 def choose_cuts(
     seconds: np.ndarray, between: np.ndarray, needed: np.ndarray, stages: int
 ) -> list[int] | None:
-    """Where to cut a chain of operations; None if it cannot be.
+    """Cuts of a chain of operations into parts; None if there are none.
 
-    The slowest part is as fast as can be, what it receives and sends counted; among cuts that
-    come near to that, the one that sends least.
+    Minimizes the time of the slowest part, with what it receives and sends; among cuts near the
+    minimum, the bytes sent.
 
     Args:
-        seconds: float64 `(n,)`, of each operation.
-        between: float64 `(n,)`, seconds to send what crosses the cut before each operation;
-            infinite where no cut may be.
+        seconds: float64 `(n,)`, seconds of each operation.
+        between: float64 `(n,)`, seconds to send the values that cross a cut before each
+            operation; infinite where a cut is not allowed.
         needed: float64 `(n,)`; each part must have an operation where it is not 0.
         stages: Number of parts.
 
     Returns:
-        The first operations of all parts but the first, rising.
+        The first operation of each part but the first, ascending.
     """
     count = len(seconds)
     allowed = [0, *(at for at in range(1, count) if np.isfinite(between[at])), count]
@@ -159,12 +161,12 @@ def choose_cuts(
         return None
     limit = max(costs[i, j] for i, j in itertools.pairwise(fastest))
     cheap = np.where(costs <= _NEAR * limit, sent[None], np.inf)
-    least = _best_path(cheap, np.add, stages)
-    return None if least is None else [int(at[place]) for place in least[1:-1]]
+    cheapest = _best_path(cheap, np.add, stages)
+    return None if cheapest is None else [int(at[place]) for place in cheapest[1:-1]]
 
 
 def _best_path(costs: np.ndarray, join: np.ufunc, stages: int) -> list[int] | None:
-    """Places of the cheapest way from the first to the last one in so many parts."""
+    """Places of the cheapest path from the first to the last in `stages` parts."""
     total = np.full(len(costs), np.inf)
     total[0] = 0.0
     came = []
@@ -181,44 +183,44 @@ def _best_path(costs: np.ndarray, join: np.ufunc, stages: int) -> list[int] | No
 
 
 def _kinds(traced: TracedModule, profile: CostProfile) -> dict[fx.Node, str]:
-    """Whether a node is "free", for each stage to make, done "once" a step, or for "each"."""
+    """Kinds of nodes: "free" for each stage to compute, "once" a step, or for "each"."""
     sources: dict[fx.Node, set[str]] = {}
     for node in traced.graph.nodes:
-        found: set[str] = set().union(*(sources[given] for given in node.all_input_nodes))
+        source: set[str] = set().union(*(sources[argument] for argument in node.all_input_nodes))
         if node.op == "placeholder":
             if isinstance(traced.tensors.get(node.name), torch.nn.Parameter):
-                found = {"parameters"}
+                source = {"parameters"}
             elif node.name in traced.arguments:
-                found = {"batch"}
+                source = {"batch"}
         elif (
             node is traced.loss or is_random(node) or profile.storages[node] & set(profile.mutated)
         ):
-            found = {"parameters", "batch"}
-        sources[node] = found
+            source = {"parameters", "batch"}
+        sources[node] = source
     names = {frozenset({"parameters", "batch"}): "each", frozenset({"parameters"}): "once"}
-    return {node: names.get(frozenset(found), "free") for node, found in sources.items()}
+    return {node: names.get(frozenset(source), "free") for node, source in sources.items()}
 
 
 def _spans(
     traced: TracedModule, kinds: dict[fx.Node, str], order: list[fx.Node]
 ) -> dict[fx.Node, tuple[int, int]]:
-    """Where a value is made and where it is used last, as places in the order.
+    """Places in the order where a value is computed and last used.
 
-    A parameter counts as made where it is used first.
+    A parameter counts as computed at its first use.
     """
     places = {node: at for at, node in enumerate(order)}
-    found = {}
+    spans = {}
     for node in traced.graph.nodes:
         used = [places[user] for user in node.users if user in places]
         if node in places:
-            found[node] = (places[node], max(used, default=places[node]))
+            spans[node] = (places[node], max(used, default=places[node]))
         elif kinds[node] == "once" and used:
-            found[node] = (min(used), max(used))
-    return found
+            spans[node] = (min(used), max(used))
+    return spans
 
 
 def _between_s(profile: CostProfile, node: fx.Node, kind: str) -> float:
-    """Seconds to send a value, and its gradient back; infinite for what cannot be sent."""
+    """Seconds to send a value, and its gradient back; infinite for one that cannot be sent."""
     tensor = profile.values[node]
     if not isinstance(tensor, torch.Tensor):
         return float("inf")
@@ -230,18 +232,18 @@ def _between_s(profile: CostProfile, node: fx.Node, kind: str) -> float:
 def _unbroken(
     traced: TracedModule, profile: CostProfile, order: list[fx.Node]
 ) -> list[tuple[int, int]]:
-    """First and last places of what must stay in one stage, because it changes in place."""
-    given = {
+    """First and last places of operations that must share a stage, because of in-place changes."""
+    sources = {
         storage: node
         for node in traced.graph.find_nodes(op="placeholder")
         for storage in profile.storages[node]
     }
-    found = []
+    unbroken = []
     for storage, last in profile.mutated.items():
         touching = [at for at, node in enumerate(order) if storage in profile.storages[node]]
-        source = given.get(storage)
+        source = sources.get(storage)
         if source is None:
-            found.append((touching[0], order.index(last)))
+            unbroken.append((touching[0], order.index(last)))
         elif source.name in traced.arguments or isinstance(
             traced.tensors[source.name], torch.nn.Parameter
         ):
@@ -250,15 +252,15 @@ def _unbroken(
                 f"forward changes {name} in place, which the stages of a pipeline cannot share: "
                 "change a copy, or train with zero3 or fsdp"
             )
-        else:  # A buffer, whose next value depends on this one.
-            found.append((touching[0], touching[-1]))
-    return found
+        else:  # A buffer: its next value depends on this one.
+            unbroken.append((touching[0], touching[-1]))
+    return unbroken
 
 
 def _crossing(
     profile: CostProfile, spans: dict[fx.Node, tuple[int, int]], cut: int
 ) -> list[StageValue]:
-    """What is made before a cut and used after it."""
+    """Values computed before a cut and used after it."""
     return [
         StageValue(
             node,
@@ -274,11 +276,11 @@ def _crossing(
 def _complete(
     traced: TracedModule, kinds: dict[fx.Node, str], nodes: set[fx.Node]
 ) -> list[fx.Node]:
-    """Operations in their order, with those that each stage makes for itself."""
-    wanted, waiting = set(nodes), list(nodes)
+    """Operations in their order, with the "free" ones that they need."""
+    needed, waiting = set(nodes), list(nodes)
     while waiting:
         for node in waiting.pop().all_input_nodes:
-            if kinds[node] == "free" and node.op != "placeholder" and node not in wanted:
-                wanted.add(node)
+            if kinds[node] == "free" and node.op != "placeholder" and node not in needed:
+                needed.add(node)
                 waiting.append(node)
-    return [node for node in traced.graph.nodes if node in wanted]
+    return [node for node in traced.graph.nodes if node in needed]

@@ -1,4 +1,4 @@
-"""A replica spread over workers by layers: pipeline parallelism, alone or with data parallelism."""
+"""Pipeline parallelism, alone or with data parallelism."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ _BUCKET_BYTES = 25_000_000
 
 
 class PipelineStrategy(SingleDeviceStrategy):
-    """Consecutive layers on consecutive workers, micro-batches one behind the other.
+    """Consecutive layers on consecutive workers, which pass micro-batches on.
 
     The schedule is 1F1B (Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training",
-    2021, the flushed variant): as many micro-batches wait for their gradients in a stage as there
-    are stages after it, and not all of them as in GPipe (Huang et al., 2019). Of a step,
-    (stages - 1) / (micro-batches + stages - 1) is waiting. All stages take the step together, so
-    it is the step that one process takes.
+    2021, the flushed variant): a stage keeps the activations of as many micro-batches as there are
+    stages after it, not of all of them as in GPipe (Huang et al., 2019). The bubble is
+    (stages - 1) / (micro-batches + stages - 1) of a step. All stages take the step together, so
+    it equals that of one process.
 
     Several pipelines share the examples and average their gradients after the last micro-batch.
     Worker r is stage r // replicas of replica r % replicas: the replicas of a stage are
     neighbours, most likely on one node, because nothing hides their exchange of gradients, while
-    activations travel as the next micro-batch is computed.
+    activations travel during the computation of the next micro-batch.
 
-    Every stage draws dropout from its own generator, so with dropout the numbers are not those
-    of one process. Buffers that the forward pass changes are those of the first replica.
+    Every stage draws dropout from its own generator, so with dropout the numbers differ from
+    those of one process. Buffers that the forward pass changes are those of the first replica.
 
     Raises:
         TrainError: The module cannot be traced or cut.
@@ -58,13 +58,13 @@ class PipelineStrategy(SingleDeviceStrategy):
     def __init__(
         self, module: torch.nn.Module, settings: TrainSettings, device: str, example: Batch
     ) -> None:
-        """Take a module apart; called by all workers together.
+        """Split a module; called by all workers together.
 
         Args:
-            module: Given up: parameters of other stages are freed.
-            settings: Stages and what the optimizer needs.
-            device: Of this worker.
-            example: A batch of the shapes of all micro-batches.
+            module: The module; parameters of other stages are freed.
+            settings: Number of stages, and the optimizer's settings.
+            device: Device of this worker.
+            example: A batch with the shapes of all micro-batches.
         """
         world, rank = dist.get_world_size(), dist.get_rank()
         self._stages, replicas = settings.num_stages, world // settings.num_stages
@@ -82,7 +82,7 @@ class PipelineStrategy(SingleDeviceStrategy):
         super().__init__(self._worker.holder, settings, device)
         self.data_shard = (replica, replicas)
         self._shapes = {name: (value.shape, value.dtype) for name, value in example.items()}
-        stage_of = {name: at for at, stage in enumerate(stages) for name in stage.holds}
+        stage_of = {name: at for at, stage in enumerate(stages) for name in stage.tensor_names}
         self._everything = [
             (name, tensor.shape, tensor.dtype, stage_of[name] * replicas)
             for name, tensor in tensors_of(module).items()
@@ -94,10 +94,10 @@ class PipelineStrategy(SingleDeviceStrategy):
 
     def _connect(self, replica: int, replicas: int) -> None:
         """Make all process groups, in the same order on every worker."""
-        for other in range(replicas):
-            pipeline = [at * replicas + other for at in range(self._stages)]
+        for number in range(replicas):
+            pipeline = [at * replicas + number for at in range(self._stages)]
             onward, back = dist.new_group(pipeline), dist.new_group(pipeline)
-            if other == replica:
+            if number == replica:
                 rank = dist.get_rank()
                 self._before = StageLink(rank - replicas, back, onward, self.device)
                 self._after = StageLink(rank + replicas, onward, back, self.device)
@@ -117,15 +117,11 @@ class PipelineStrategy(SingleDeviceStrategy):
             gradients = [p.grad for p in self.inner.parameters() if p.grad is not None]
             average(gradients, self._replicas, replicas)
         self._clip()
-        self.check_finite(loss)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self._take_step(loss, learning_rate)
         return loss
 
     def _pass_through(self, micro: Sequence[MicroBatch]) -> Callable[[], float]:
-        """All micro-batches forward and backward; what is returned waits for their loss."""
+        """Forward and backward of all micro-batches; returns a function that waits for the loss."""
         worker, stage, count = self._worker, self._worker.stage, len(micro)
         returning = [value for value in stage.sends_each if value.graded]
         once = self._before.receive(stage.receives_once)
@@ -167,12 +163,12 @@ class PipelineStrategy(SingleDeviceStrategy):
         for part in micro:
             for name, value in part.batch.items():
                 if (value.shape, value.dtype) != self._shapes.get(name):
-                    shape, dtype = self._shapes.get(name, ("nothing", "of this name"))
+                    shape, dtype = self._shapes.get(name, ((), None))
                     raise TrainError(
-                        f"micro-batches of a pipeline must be alike: {name} is {value.dtype} "
-                        f"{tuple(value.shape)} and was {dtype} {tuple(shape)}; make batch_size a "
-                        "multiple of accumulate x workers / stages, and the task's batches of one "
-                        "shape"
+                        f"micro-batches of a pipeline must have one shape: {name} is {value.dtype} "
+                        f"{tuple(value.shape)}, expected {dtype} {tuple(shape)}; make batch_size a "
+                        "multiple of gradient_accumulation_steps x num_workers / num_stages, and "
+                        "all batches of the task of one shape"
                     )
 
     def _clip(self) -> None:
@@ -194,21 +190,21 @@ class PipelineStrategy(SingleDeviceStrategy):
 
     def full_state_dict(self) -> StateDict:
         mine, rank = tensors_of(self.inner), dist.get_rank()
-        found: StateDict = {}
+        parameters: StateDict = {}
         for name, shape, dtype, owner in self._everything:
             if rank == 0 and owner == 0:
-                found[name] = full_tensor(mine[name])
+                parameters[name] = full_tensor(mine[name])
             elif rank == 0:
                 arrived = torch.empty(shape, dtype=dtype, device=self.device)
                 dist.recv(arrived, owner)
-                found[name] = full_tensor(arrived)
+                parameters[name] = full_tensor(arrived)
             elif rank == owner:
                 dist.send(mine[name].detach().contiguous(), 0)
-        return found
+        return parameters
 
 
 def average(gradients: list[torch.Tensor], group: Any, replicas: int) -> None:
-    """Replace gradients by their means over a group, in buckets that travel one after the other."""
+    """Replace gradients by their means over a group, in buckets sent one after the other."""
     by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
     for gradient in gradients:
         by_dtype.setdefault(gradient.dtype, []).append(gradient)
@@ -233,7 +229,7 @@ def average(gradients: list[torch.Tensor], group: Any, replicas: int) -> None:
 
 
 def _sum(value: torch.Tensor) -> Callable[[], float]:
-    """Begin to add a number over all workers; what is returned waits for it."""
+    """Begin to sum a number over all workers; returns a function that waits for it."""
     shared = value.clone()
     work = dist.all_reduce(shared, async_op=True)
 
@@ -244,7 +240,7 @@ def _sum(value: torch.Tensor) -> Callable[[], float]:
     return wait
 
 
-def _free(module: torch.nn.Module, kept: set[int]) -> None:
+def _free(module: torch.nn.Module, keep: set[int]) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
-        if id(tensor) not in kept:
+        if id(tensor) not in keep:
             tensor.data = tensor.new_empty(0)

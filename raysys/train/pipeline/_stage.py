@@ -1,4 +1,4 @@
-"""One stage of a pipeline at work: forward and backward of a micro-batch."""
+"""The worker of a pipeline stage: forward and backward of micro-batches."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class Layer(torch.nn.Module):
-    """Stands at a layer's name, holds its parameters and gives back what it is given."""
+    """The identity, at the name and with the parameters of a layer."""
 
-    def forward(self, given: Any) -> Any:
-        return given
+    def forward(self, value: Any) -> Any:
+        return value
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Operations as a function of what is made elsewhere."""
+    """Operations as a function of values from outside."""
 
     module: fx.GraphModule
     inputs: list[fx.Node]
@@ -38,7 +38,7 @@ class _Piece:
 
 @dataclass
 class PendingMicroBatch:
-    """A micro-batch that has gone forward and waits for its gradients."""
+    """A micro-batch between its forward and its backward pass."""
 
     received: list[torch.Tensor]
     sent: list[torch.Tensor]
@@ -65,142 +65,144 @@ class StageWorker:
         self.holder = _holder(stage, traced)
         self._autocast, self._checkpointed = autocast, checkpointed
         self._loss = traced.loss if traced.loss in set(stage.each) else None
-        kept = [self._loss] if self._loss else []
-        self._each = _piece(stage.each, [v.node for v in stage.sends_each] + kept, traced)
-        wanted = {value.node for value in stage.sends_once} | set(self._each.inputs)
-        self._once = _piece(stage.once, [n for n in stage.once if n in wanted], traced)
+        loss = [self._loss] if self._loss else []
+        self._each = _piece(stage.each, [v.node for v in stage.sends_each] + loss, traced)
+        needed = {value.node for value in stage.sends_once} | set(self._each.inputs)
+        self._once = _piece(stage.once, [n for n in stage.once if n in needed], traced)
         self._graded = {node for node in self._once.outputs if node in profile.graded}
         if compiled:
             self._each.module.compile()
         read = {*self._each.inputs, *self._once.inputs}
         self._arguments = {n: traced.arguments[n.name] for n in read if n.name in traced.arguments}
-        self._held = {
+        self._tensors = {
             node: tensor
             for node in traced.graph.find_nodes(op="placeholder")
             if (tensor := traced.tensors.get(node.name)) is not None
-            and (node in read or node in wanted)
+            and (node in read or node in needed)
             and node not in {value.node for value in stage.receives_once}
         }
         # Saved buffers of other stages that this one reads.
         self.copies = {
             name: tensor
-            for node, tensor in self._held.items()
-            if (name := traced.names.get(node.name, "")) in traced.saved and name not in stage.holds
+            for node, tensor in self._tensors.items()
+            if (name := traced.names.get(node.name, "")) in traced.saved
+            and name not in stage.tensor_names
         }
         self._changing = {
-            node for node in self._held if profile.storages[node] & profile.mutated.keys()
+            node for node in self._tensors if profile.storages[node] & profile.mutated.keys()
         }
         # Buffers that the forward pass changes.
-        self.changing = [self._held[n] for n in self._each.inputs if n in self._changing]
+        self.changing = [self._tensors[n] for n in self._each.inputs if n in self._changing]
         self._changed: list[torch.Tensor] = []
-        self._known: dict[fx.Node, torch.Tensor] = {}
-        self._made: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._values: dict[fx.Node, torch.Tensor] = {}
+        self._computed: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """All that the stage reads, buffers of other stages among it."""
-        return list(self._held.values())
+        """Tensors that the stage reads, with buffers of other stages."""
+        return list(self._tensors.values())
 
     def begin(self, received: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Compute what the parameters alone decide; returns what the next stage needs of it."""
-        self._known, self._made = dict(self._held), []
+        """Compute the values of the parameters alone; returns those for the next stage."""
+        self._values, self._computed = dict(self._tensors), []
         for value, tensor in zip(self.stage.receives_once, received, strict=True):
-            self._known[value.node] = _leaf(tensor, value.graded)
+            self._values[value.node] = _leaf(tensor, value.graded)
         with self._autocast():
-            made = self._once.module(*(self._known[node] for node in self._once.inputs))
-        for node, tensor in zip(self._once.outputs, made, strict=True):
-            # All micro-batches' gradients are gathered here before they go further back.
-            self._known[node] = _leaf(tensor.detach(), node in self._graded)
+            results = self._once.module(*(self._values[node] for node in self._once.inputs))
+        for node, tensor in zip(self._once.outputs, results, strict=True):
+            # Accumulates all micro-batches' gradients before they go further back.
+            self._values[node] = _leaf(tensor.detach(), node in self._graded)
             if node in self._graded:
-                self._made.append((tensor, self._known[node]))
-        return [self._known[value.node].detach() for value in self.stage.sends_once]
+                self._computed.append((tensor, self._values[node]))
+        return [self._values[value.node].detach() for value in self.stage.sends_once]
 
     def forward(
         self, received: Sequence[torch.Tensor], batch: Batch, weight: float
     ) -> tuple[PendingMicroBatch, torch.Tensor | None]:
-        """Send a micro-batch through; the last stage gives its weighted loss too."""
-        known, inputs = self._inputs(received, batch)
+        """Forward pass of a micro-batch; the last stage returns its weighted loss too."""
+        values, inputs = self._inputs(received, batch)
         with self._autocast():
             if self._checkpointed:
-                # Not as arguments, which may not change in place.
-                made = checkpoint(partial(self._apply, inputs), use_reentrant=False)
+                # Bound, not as arguments: those may not change in place.
+                results = checkpoint(partial(self._apply, inputs), use_reentrant=False)
             else:
-                made = self._apply(inputs)
+                results = self._apply(inputs)
         for buffer, value in zip(self.changing, self._changed, strict=True):
             buffer.copy_(value)
-        return self._passed(known, made, weight)
+        return self._passed(values, results, weight)
 
     def look(
         self, received: Sequence[torch.Tensor], batch: Batch, weight: float
     ) -> tuple[PendingMicroBatch, torch.Tensor | None]:
-        """The same, one operation after the other; layers of `holder` are given what they give."""
-        known, inputs = self._inputs(received, batch)
+        """The same, operation by operation, passing each layer's output to its twin in `holder`."""
+        values, inputs = self._inputs(received, batch)
         with self._autocast():
-            made = _Look(self._each.module, self.holder).run(*inputs)
-        return self._passed(known, made, weight)
+            results = _Look(self._each.module, self.holder).run(*inputs)
+        return self._passed(values, results, weight)
 
     def _apply(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        # Of its own for each micro-batch, and for each time that it is computed: backward comes
-        # when the next has gone forward.
+        # Copies per micro-batch and computation: backward comes after the next one's forward.
         own = [
             tensor.clone() if node in self._changing else tensor
             for node, tensor in zip(self._each.inputs, inputs, strict=True)
         ]
-        made = self._each.module(*own)
+        results = self._each.module(*own)
         self._changed = [
             tensor
             for node, tensor in zip(self._each.inputs, own, strict=True)
             if node in self._changing
         ]
-        return made
+        return results
 
     def _inputs(
         self, received: Sequence[torch.Tensor], batch: Batch
     ) -> tuple[dict[fx.Node, torch.Tensor], list[torch.Tensor]]:
-        known = {
+        values = {
             value.node: _leaf(tensor, value.graded)
             for value, tensor in zip(self.stage.receives_each, received, strict=True)
         }
-        every = self._known | known | {n: batch[name] for n, name in self._arguments.items()}
+        every = self._values | values | {n: batch[name] for n, name in self._arguments.items()}
         inputs = [
             every[node].clone() if node in self._changing else every[node]
             for node in self._each.inputs
         ]
-        return known, inputs
+        return values, inputs
 
     def _passed(
-        self, known: dict[fx.Node, torch.Tensor], made: Sequence[torch.Tensor], weight: float
+        self, values: dict[fx.Node, torch.Tensor], results: Sequence[torch.Tensor], weight: float
     ) -> tuple[PendingMicroBatch, torch.Tensor | None]:
-        given = [known[value.node] for value in self.stage.receives_each]
-        # What skips this stage is passed on as it came.
-        known |= dict(zip(self._each.outputs, made, strict=True))
-        sent = [known[value.node] for value in self.stage.sends_each]
+        received = [values[value.node] for value in self.stage.receives_each]
+        # A value that skips this stage is passed on unchanged.
+        values |= dict(zip(self._each.outputs, results, strict=True))
+        sent = [values[value.node] for value in self.stage.sends_each]
         if self._loss is None:
             graded = [t for v, t in zip(self.stage.sends_each, sent, strict=True) if v.graded]
-            return PendingMicroBatch(given, [tensor.detach() for tensor in sent], graded), None
-        loss = known[self._loss] * weight
-        return PendingMicroBatch(given, [], [loss]), loss.detach()
+            return PendingMicroBatch(received, [tensor.detach() for tensor in sent], graded), None
+        loss = values[self._loss] * weight
+        return PendingMicroBatch(received, [], [loss]), loss.detach()
 
     def backward(
         self, passed: PendingMicroBatch, gradients: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Take the gradients of what was sent; returns those of what was received."""
-        if passed.graded:  # The loss has no gradient but 1.
+        """Backward pass from the gradients of the sent values; returns those of the received."""
+        if passed.graded:  # The gradient of the loss is 1.
             torch.autograd.backward(passed.graded, gradients or None)
         return _gradients(self.stage.receives_each, passed.received)
 
     def end(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The same for what `begin` sent and received, when all micro-batches are through."""
+        """The same for the values of `begin`, after all micro-batches."""
         sent = [value for value in self.stage.sends_once if value.graded]
         for value, gradient in zip(sent, gradients, strict=True):
-            leaf = self._known[value.node]
+            leaf = self._values[value.node]
             leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
-        through = [(made, leaf.grad) for made, leaf in self._made if leaf.grad is not None]
+        through = [
+            (results, leaf.grad) for results, leaf in self._computed if leaf.grad is not None
+        ]
         if through:
             torch.autograd.backward(*zip(*through, strict=True))
-        known = [self._known[value.node] for value in self.stage.receives_once]
-        returned = _gradients(self.stage.receives_once, known)
-        self._known, self._made = {}, []
+        values = [self._values[value.node] for value in self.stage.receives_once]
+        returned = _gradients(self.stage.receives_once, values)
+        self._values, self._computed = {}, []
         return returned
 
 
@@ -212,20 +214,20 @@ class _Look(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         layer = layer_of(n)
-        # What leaves a layer is its output; a mask inside it may well be infinite.
+        # Only the outputs of a layer: a mask inside it may well be infinite.
         if layer and any(layer_of(user) != layer for user in n.users):
             self._layers[layer](value)
         return value
 
 
 def layer_of(node: fx.Node) -> str:
-    """Name of the innermost layer that an operation stands in; empty outside of all."""
+    """Name of the innermost layer of an operation; empty outside of all."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]) if stack else ""
 
 
 def _holder(stage: PipelineStage, traced: TracedModule) -> torch.nn.Module:
-    """A module with the stage's own parameters and buffers at their names, and its layers."""
+    """A module with the stage's own parameters, buffers and layers at their names."""
     holder = Layer()
 
     def at(path: str) -> torch.nn.Module:
@@ -239,7 +241,7 @@ def _holder(stage: PipelineStage, traced: TracedModule) -> torch.nn.Module:
     for node in (*stage.once, *stage.each):
         at(layer_of(node))
     places = {name: place for place, name in traced.names.items()}
-    for name in stage.holds:
+    for name in stage.tensor_names:
         path, _, last = name.rpartition(".")
         tensor = traced.tensors[places[name]]
         if isinstance(tensor, torch.nn.Parameter):
@@ -257,11 +259,11 @@ def _piece(nodes: list[fx.Node], outputs: list[fx.Node], traced: TracedModule) -
         copies[node] = graph.placeholder(node.name)
     for node in nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-    made = [node for node in dict.fromkeys(outputs) if node in own]
-    graph.output(tuple(copies[node] for node in made))
+    results = [node for node in dict.fromkeys(outputs) if node in own]
+    graph.output(tuple(copies[node] for node in results))
     used = {str(node.target) for node in nodes if node.op == "get_attr"}
     root = torch.nn.ModuleDict({name: traced.modules[name] for name in used})
-    return _Piece(fx.GraphModule(root, graph), inputs, made)
+    return _Piece(fx.GraphModule(root, graph), inputs, results)
 
 
 def _leaf(tensor: torch.Tensor, graded: bool) -> torch.Tensor:

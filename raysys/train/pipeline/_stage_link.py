@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
     from raysys.train.pipeline._partition import StageValue
 
-# Receives that are posted before they are needed: what a neighbour is at most ahead.
+# Receives posted before they are needed: how far a neighbour may be ahead.
 _AHEAD = 2
 
 
 class StageLink:
-    """The way to one neighbour and back; each direction is a process group of its own.
+    """The link to one neighbour; each direction has a process group of its own.
 
     Both sides send and receive the same values in the same order. At either end of a pipeline
-    there is nothing to send, so the peer does not matter.
+    nothing is sent, so the peer does not matter.
     """
 
     def __init__(self, peer: int, sending: Any, receiving: Any, device: str) -> None:
@@ -35,12 +35,12 @@ class StageLink:
         self._under_way.append(
             [(dist.isend(t, self._peer, group=self._sending), t) for t in packed]
         )
-        # The neighbour has taken these: it could not have asked for what came after.
+        # The neighbour has received these, or it could not have asked for later ones.
         while len(self._under_way) > 2 * _AHEAD + 1:
             self._finish_oldest()
 
     def finish(self) -> None:
-        """Wait until all is sent."""
+        """Wait until everything is sent."""
         while self._under_way:
             self._finish_oldest()
 
@@ -49,12 +49,12 @@ class StageLink:
             work.wait()
 
     def receive(self, values: Sequence[StageValue], count: int = 1) -> Incoming:
-        """Ask for the values of so many micro-batches."""
+        """Post receives for the values of `count` micro-batches."""
         return Incoming(self._peer, self._receiving, self._device, values, count)
 
 
 class Incoming:
-    """Values that arrive, micro-batch after micro-batch."""
+    """Incoming values, micro-batch after micro-batch."""
 
     def __init__(
         self, peer: int, group: Any, device: str, values: Sequence[StageValue], count: int
@@ -66,7 +66,7 @@ class Incoming:
             self._post()
 
     def next(self) -> list[torch.Tensor]:
-        """Wait for the next micro-batch's; fresh tensors."""
+        """Wait for those of the next micro-batch, as new tensors."""
         arriving = self._posted.popleft()
         self._post()
         for work, _ in arriving:

@@ -1,4 +1,4 @@
-"""A module as one flat graph of tensor operations, for a pipeline to cut."""
+"""Trace of a module as one flat graph of tensor operations, for a pipeline to cut."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True)
 class TracedModule:
-    """What `forward` computes in training, as a graph.
+    """The graph of `forward` in training.
 
     Attributes:
         graph: Operations in the order of the trace. Its placeholders are the tensors below.
         modules: Bodies of blocks such as `torch.no_grad()`, by the names that the graph uses.
-        tensors: Parameters, buffers and constants by placeholder, those of the module itself.
-        names: The first name in the module of a parameter or buffer, by placeholder.
-        saved: Names of what a `state_dict` has.
-        arguments: The argument of `forward` by placeholder.
-        loss: The node of the result.
+        tensors: Parameters, buffers and constants of the module by placeholder.
+        names: First name of a parameter or buffer in the module, by placeholder.
+        saved: Names in the `state_dict`.
+        arguments: Argument of `forward` by placeholder.
+        loss: Node of the result.
     """
 
     graph: fx.Graph
@@ -49,12 +49,12 @@ def trace(module: torch.nn.Module, example: Batch) -> TracedModule:
     """Trace a module in training mode, without computing anything.
 
     Args:
-        module: Its `forward(**batch)` returns a mean loss. Left as it is.
-        example: A batch with the shapes, dtypes and device of all that will come.
+        module: Module with a `forward(**batch)` that returns a mean loss; it does not change.
+        example: A batch with the shapes, dtypes and device of all later ones.
 
     Raises:
-        TrainError: The result depends on Python choices that the data make, on gradients that
-            Python functions define, or is no single loss.
+        TrainError: The result depends on Python branches on the data, on gradients defined by
+            Python functions, or is not a single loss.
     """
     _refuse_own_gradients(module, example)
     try:
@@ -95,32 +95,32 @@ def _untraceable(module: torch.nn.Module, reason: str) -> TrainError:
 class _Hooks(TorchFunctionMode):
     """Notices hooks on gradients, which a trace would lose."""
 
-    found = False
+    seen = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         if getattr(func, "__name__", "") == "register_hook":
-            self.found = True
+            self.seen = True
         return func(*args, **(kwargs or {}))
 
 
 def _refuse_own_gradients(module: torch.nn.Module, example: Batch) -> None:
-    """A trace sees what goes forward; what a Python function says about gradients is lost."""
-    held = dict(module.named_parameters()) | dict(module.named_buffers())
-    hooked = [name for name, tensor in held.items() if tensor._backward_hooks]
+    """Refuse gradients defined by Python functions, which a trace of the forward pass loses."""
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    hooked = [name for name, tensor in own.items() if tensor._backward_hooks]
     if hooked:
         raise _untraceable(module, f"{hooked[0]} has a hook on its gradient, which would be lost")
     hooks = _Hooks()
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        tensors = {name: fake.from_tensor(tensor) for name, tensor in held.items()}
+        tensors = {name: fake.from_tensor(tensor) for name, tensor in own.items()}
         batch = {name: fake.from_tensor(tensor) for name, tensor in example.items()}
         try:
             with hooks:
                 loss = torch.func.functional_call(module.train(), tensors, (), batch)
         except Exception:
-            return  # The trace says it better.
-    if hooks.found:
+            return  # The trace has the better message.
+    if hooks.seen:
         raise _untraceable(module, "forward puts a hook on a gradient, which would be lost")
     if not getattr(loss, "requires_grad", False):
         raise _untraceable(module, "its loss depends on no parameter that is trained")
@@ -139,21 +139,21 @@ def _refuse_own_gradients(module: torch.nn.Module, example: Batch) -> None:
 
 
 def _tidy(graph: fx.Graph) -> None:
-    """Leave out what only checks, and put the parts of a result right behind it."""
+    """Remove mere checks, and move the parts of a result right behind it."""
     for node in list(graph.nodes):
         if node.target is _ATEN._assert_tensor_metadata.default or (
             node.target is _ATEN.copy_.default and _origin(node.args[1]) is node.args[0]
         ):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif node.target is _ATEN.detach_.default:  # of a constant that was just made
+        elif node.target is _ATEN.detach_.default:  # of a new constant
             node.target = _ATEN.detach.default
         elif node.target is operator.getitem:
             node.args[0].append(node)
 
 
 def _origin(node: fx.Node) -> fx.Node:
-    """The node whose tensor an operation in place gives back."""
+    """The node of the tensor that an in-place operation returns."""
     while isinstance(node.target, torch._ops.OpOverload):
         first = node.target._schema.arguments[0]
         if first.alias_info is None or not first.alias_info.is_write:

@@ -1,4 +1,4 @@
-"""Cuts are the best there are, found by trying all; what cannot be cut is refused."""
+"""Optimal cuts, compared with all; modules that cannot be cut are refused."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def slowest(seconds: np.ndarray, between: np.ndarray, edges: list[int]) -> float
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_cuts_are_the_best_of_all(seed: int) -> None:
+def test_cuts_are_optimal(seed: int) -> None:
     rng = np.random.default_rng(seed)
     count, stages = 11, int(rng.integers(2, 5))
     seconds, between = rng.exponential(1, count), rng.exponential(0.3, count)
@@ -36,15 +36,15 @@ def test_cuts_are_the_best_of_all(seed: int) -> None:
             time = slowest(seconds, between, edges)
             if np.isfinite(time):
                 every.append((time, between[list(cuts)].sum()))
-    found = choose_cuts(seconds, between, needed, stages)
+    cuts = choose_cuts(seconds, between, needed, stages)
     if not every:
-        assert found is None
+        assert cuts is None
         return
-    assert found is not None
+    assert cuts is not None
     fastest = min(time for time, _ in every)
     near = [sent for time, sent in every if time <= 1.03 * fastest]
-    assert slowest(seconds, between, [0, *found, count]) <= 1.03 * fastest
-    assert between[found].sum() == pytest.approx(min(near))
+    assert slowest(seconds, between, [0, *cuts, count]) <= 1.03 * fastest
+    assert between[cuts].sum() == pytest.approx(min(near))
 
 
 def cut(module: nn.Module, batch: Batch, stages: int = 2) -> list[PipelineStage]:
@@ -53,7 +53,7 @@ def cut(module: nn.Module, batch: Batch, stages: int = 2) -> list[PipelineStage]
 
 
 class Chain(nn.Module):
-    """Layers of one width, whose matrix products are all that costs."""
+    """Layers of one width, with all costs in matrix products."""
 
     def __init__(self, layers: int, width: int = 64) -> None:
         super().__init__()
@@ -66,12 +66,12 @@ class Chain(nn.Module):
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
-def test_equal_layers_are_shared_equally(stages: int) -> None:
-    found = cut(Chain(12), {"x": torch.zeros(4096, 64)}, stages)
-    names = [name for stage in found for name in stage.holds]
-    assert names == [f"layers.{at}.{which}" for at in range(12) for which in ("weight", "bias")]
-    assert {len(stage.holds) for stage in found} == {2 * 12 // stages}
-    for stage in found[1:]:
+def test_equal_layers_are_divided_equally(stages: int) -> None:
+    parts = cut(Chain(12), {"x": torch.zeros(4096, 64)}, stages)
+    names = [name for stage in parts for name in stage.tensor_names]
+    assert names == [f"layers.{at}.{kind}" for at in range(12) for kind in ("weight", "bias")]
+    assert {len(stage.tensor_names) for stage in parts} == {2 * 12 // stages}
+    for stage in parts[1:]:
         assert [value.shape for value in stage.receives_each] == [(4096, 64)]
 
 
@@ -123,16 +123,16 @@ class Reversed(torch.autograd.Function):
 BATCH = {"ids": torch.arange(256) % 30, "y": torch.zeros(256, 30)}
 
 
-def test_what_no_micro_batch_changes_is_sent_once_and_the_batch_never() -> None:
+def test_values_of_parameters_are_sent_once_and_the_batch_never() -> None:
     first, last = cut(Uneven(), BATCH)
     assert [value.shape for value in last.receives_once] == [(30, 64)]
     assert [value.shape for value in last.receives_each] == [(256, 64)]
     assert all(value.graded for value in (*last.receives_once, *last.receives_each))
-    assert "table.weight" in first.holds
-    assert not set(first.holds) & set(last.holds)
+    assert "table.weight" in first.tensor_names
+    assert not set(first.tensor_names) & set(last.tensor_names)
 
 
-def test_a_buffer_that_changes_stays_with_all_that_reads_it() -> None:
+def test_all_operations_on_a_changing_buffer_share_a_stage() -> None:
     stages = cut(Uneven("buffer"), BATCH)
     reading = [
         at for at, stage in enumerate(stages) for node in stage.each if "add_" in str(node.args)
@@ -152,11 +152,11 @@ def test_a_buffer_that_changes_stays_with_all_that_reads_it() -> None:
         ("vector", "not one mean loss"),
     ],
 )
-def test_what_stages_would_compute_otherwise_is_refused(change: str, message: str) -> None:
+def test_modules_that_stages_would_change_are_refused(change: str, message: str) -> None:
     with pytest.raises(TrainError, match=message):
         cut(Uneven(change), BATCH)
 
 
-def test_more_stages_than_parts_are_refused() -> None:
+def test_more_stages_than_layers_are_refused() -> None:
     with pytest.raises(TrainError, match="cannot be cut into 4 stages"):
         cut(Chain(3), {"x": torch.zeros(8, 64)}, 4)

@@ -1,4 +1,4 @@
-"""Blocks of known modules; recomputing them changes what is kept and nothing else."""
+"""Blocks of modules; recomputing them changes the memory and nothing else."""
 
 import copy
 
@@ -30,14 +30,14 @@ class Encoder(nn.Module):
 
 
 class Nest(nn.Module):
-    """Lists in lists, a layer that stands twice, and one whose parameter stands outside too."""
+    """Lists in lists, a layer in two lists, and one that shares a parameter with the rest."""
 
     def __init__(self) -> None:
         super().__init__()
         twice, tied = nn.Linear(2, 2), nn.Linear(2, 2)
         self.stages = nn.ModuleList([
             nn.ModuleList([nn.Linear(2, 2), twice]),
-            nn.ModuleDict({"one": twice, "other": nn.Sequential(nn.Linear(2, 2), nn.ReLU())}),
+            nn.ModuleDict({"first": twice, "last": nn.Sequential(nn.Linear(2, 2), nn.ReLU())}),
             nn.ReLU(),
             tied,
         ])  # fmt: skip
@@ -52,9 +52,9 @@ def encoder() -> Encoder:
 
 
 def names(module: nn.Module) -> list[str]:
-    found = blocks(module)
-    assert all(module.get_submodule(name) is block for name, block in found)
-    return [name for name, _ in found]
+    pairs = blocks(module)
+    assert all(module.get_submodule(name) is block for name, block in pairs)
+    return [name for name, _ in pairs]
 
 
 def test_blocks_are_the_repeated_layers() -> None:
@@ -75,15 +75,15 @@ def test_without_lists_there_are_no_blocks() -> None:
     assert names(nn.Sequential(nn.ReLU())) == []
 
 
-def test_a_block_is_called_stands_once_and_owns_its_parameters() -> None:
-    assert names(Nest()) == ["stages.0.0", "stages.0.1", "stages.1.other", "named.deep.0"]
+def test_a_block_is_called_listed_once_and_owns_its_parameters() -> None:
+    assert names(Nest()) == ["stages.0.0", "stages.0.1", "stages.1.last", "named.deep.0"]
 
 
 def gradients(module: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
     module(x=x).backward()
-    found = {name: parameter.grad for name, parameter in module.named_parameters()}
-    return {name: value for name, value in found.items() if value is not None}
+    grads = {name: parameter.grad for name, parameter in module.named_parameters()}
+    return {name: value for name, value in grads.items() if value is not None}
 
 
 @pytest.mark.parametrize("fresh", [encoder, lambda: copy.deepcopy(_checkpointed())])
@@ -91,10 +91,10 @@ def test_recomputed_gradients_are_the_plain_ones(fresh: object) -> None:
     x = torch.randn(4, 8, 16)
     plain, again = encoder(), _checkpointed()
     assert again.state_dict().keys() == plain.state_dict().keys()
-    wanted, found = gradients(plain, x), gradients(again, x)
-    assert wanted.keys() == found.keys()
-    for name, value in wanted.items():
-        assert torch.equal(found[name], value), name
+    expected, actual = gradients(plain, x), gradients(again, x)
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name
     assert torch.equal(plain.eval()(x), again.eval()(x))
 
 
@@ -112,8 +112,8 @@ def test_a_copy_recomputes_with_its_own_parameters() -> None:
             parameter.mul_(1.1)
     plain = encoder()
     plain.load_state_dict(copied.state_dict())
-    found = gradients(copied, x)
-    assert all(torch.equal(found[name], value) for name, value in gradients(plain, x).items())
+    actual = gradients(copied, x)
+    assert all(torch.equal(actual[name], value) for name, value in gradients(plain, x).items())
 
 
 def test_blocks_are_computed_twice_and_their_hooks_run_once() -> None:
@@ -143,11 +143,11 @@ class Squares(nn.Module):
         self.register_buffer("shift", torch.ones(12))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kept = (x * self.weight).exp() * self.shift
-        return kept.sum() + (x.view(3, 4) * self.weight.view(3, 4)).sum()
+        product = (x * self.weight).exp() * self.shift
+        return product.sum() + (x.view(3, 4) * self.weight.view(3, 4)).sum()
 
 
-def test_bytes_kept_are_counted_once_and_without_parameters() -> None:
+def test_activation_bytes_count_storages_once_and_without_parameters() -> None:
     assert activation_bytes(Squares(), {"x": torch.ones(12)}) == 2 * 12 * 4
     assert activation_bytes(nn.Linear(3, 5), {"input": torch.ones(7, 3)}) == 7 * 3 * 4
     with torch.no_grad():

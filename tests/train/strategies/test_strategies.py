@@ -1,4 +1,4 @@
-"""Every strategy takes the steps of one process, and reads what any other has written."""
+"""Every strategy takes the steps of one process, and reads checkpoints of any other."""
 
 import contextlib
 import os
@@ -55,7 +55,7 @@ class Recorder:
 
 
 def trained(
-    how: TrainSettings,
+    run_settings: TrainSettings,
     storage: Storage | None = None,
     *,
     stop: int = STEPS,
@@ -67,13 +67,13 @@ def trained(
     """StateDict (of rank 0), the losses of the epochs that ended, and the last norm."""
     task = Normalised() if normalised else Regression()
     examples = task.prepare({"rows": rows()})
-    torch.manual_seed(how.seed)
+    torch.manual_seed(run_settings.seed)
     if alone:
-        strategy: Strategy = SingleDeviceStrategy(task.build(), how, "cpu")
+        strategy: Strategy = SingleDeviceStrategy(task.build(), run_settings, "cpu")
         strategy.start()  # type: ignore[attr-defined]
     else:
         strategy = make_strategy(
-            task.build(), how, "cpu",
+            task.build(), run_settings, "cpu",
             lambda count: task.batch(np.arange(count), np.random.default_rng(0)),
         )  # fmt: skip
     rank, world = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
@@ -89,10 +89,10 @@ def trained(
         checkpoints = CheckpointWriter(storage, save, attempt="a", rank=rank, world=world)
     recorder = Recorder(strategy, stop, checkpoints)
     with contextlib.suppress(StoppedError):
-        run_steps(task, how, strategy, examples, progress, recorder, rank=rank)
+        run_steps(task, run_settings, strategy, examples, progress, recorder, rank=rank)
     return (
         strategy.full_state_dict(),
-        [one["train_loss"] for one in recorder.history],
+        [epoch["train_loss"] for epoch in recorder.history],
         strategy.grad_norm,
     )
 
@@ -107,7 +107,7 @@ def worker(rank: int, world: int, port: int, folder: str, plan: list[dict[str, A
     for item in plan:
         name, error, result = item.pop("name"), None, None
         try:
-            result = trained(settings(**item.pop("how"), num_workers=world), storage, **item)
+            result = trained(settings(**item.pop("settings"), num_workers=world), storage, **item)
         except TrainError as caught:
             error = (str(caught), caught.step, caught.layer)
         if rank == 0:
@@ -129,46 +129,46 @@ def spawned(folder: Path, world: int, plan: list[dict[str, Any]]) -> dict[str, A
     }
 
 
-def same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    assert set(found) == set(wanted)
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+def assert_same(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """Everything that two processes do, in one go: they take long to start."""
+    """All runs of two processes, in one start of them."""
     folder = tmp_path_factory.mktemp("strategies")
     plan: list[dict[str, Any]] = []
     for strategy in STRATEGIES:
         plan += [
-            {"name": strategy, "how": {"strategy": strategy}},
+            {"name": strategy, "settings": {"strategy": strategy}},
             {
                 "name": f"{strategy}-accumulated",
-                "how": {
+                "settings": {
                     "strategy": strategy, "gradient_accumulation_steps": 3, "max_grad_norm": 0.5,
                 },
             },
             {
-                "name": f"{strategy}-half", "how": {"strategy": strategy}, "stop": HALF,
+                "name": f"{strategy}-half", "settings": {"strategy": strategy}, "stop": HALF,
                 "save": f"{strategy}-half",
             },
         ]  # fmt: skip
-    # Each under its own strategy and under the next one's.
+    # Each resumed under its own strategy and under the next one.
     for at, strategy in enumerate(STRATEGIES):
         after = STRATEGIES[(at + 1) % len(STRATEGIES)]
-        for then in (strategy, after):
+        for resumed in (strategy, after):
             plan.append({
-                "name": f"{strategy}-to-{then}", "how": {"strategy": then},
+                "name": f"{strategy}-to-{resumed}", "settings": {"strategy": resumed},
                 "load": f"{strategy}-half",
             })  # fmt: skip
     for name, rest in (
         ("whole", {}), ("half", {"stop": HALF, "save": "n"}), ("rest", {"load": "n"}),
     ):  # fmt: skip
-        how = {"strategy": "ddp"}
-        plan.append({"name": f"normalised-{name}", "how": how, "normalised": True, **rest})
+        changes = {"strategy": "ddp"}
+        plan.append({"name": f"normalised-{name}", "settings": changes, "normalised": True, **rest})
     # ZeRO 3 leaves a patched PyTorch behind, which a pipeline's trace does not see through.
-    plan.sort(key=lambda item: "zero" in item["how"]["strategy"] + item.get("load", ""))
+    plan.sort(key=lambda item: "zero" in item["settings"]["strategy"] + item.get("load", ""))
     return spawned(folder, 2, plan), folder
 
 
@@ -178,48 +178,59 @@ def alone() -> tuple[StateDict, list[float], float | None]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_workers_take_the_steps_of_one(strategy: str, two: Any, alone: Any) -> None:
+def test_two_workers_take_the_steps_of_one_process(strategy: str, two: Any, alone: Any) -> None:
     parameters, losses, _ = two[0][strategy]["result"]
-    same(parameters, alone[0])
+    assert_same(parameters, alone[0])
     assert losses == pytest.approx(alone[1], rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def clipped() -> tuple[StateDict, list[float], float | None]:
+    return trained(settings("ddp", num_workers=1, max_grad_norm=0.5), alone=True)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_micro_batches_and_clipping_are_those_of_one(strategy: str, two: Any) -> None:
-    wanted = trained(settings("ddp", num_workers=1, max_grad_norm=0.5), alone=True)
+def test_micro_batches_and_clipping_match_one_process(
+    strategy: str, two: Any, clipped: Any
+) -> None:
     parameters, losses, norm = two[0][f"{strategy}-accumulated"]["result"]
-    same(parameters, wanted[0])
-    assert losses == pytest.approx(wanted[1], rel=1e-5)
-    assert norm == pytest.approx(wanted[2], rel=1e-4)
+    assert_same(parameters, clipped[0])
+    assert losses == pytest.approx(clipped[1], rel=1e-5)
+    assert norm == pytest.approx(clipped[2], rel=1e-4)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_goes_on_under_its_own_and_another_strategy(
+def test_a_run_resumes_under_its_own_and_another_strategy(
     strategy: str, two: Any, alone: Any
 ) -> None:
     results = {k: v for k, v in two[0].items() if k.startswith(f"{strategy}-to-")}
     assert len(results) == 2
     for result in results.values():
-        same(result["result"][0], alone[0])
+        assert_same(result["result"][0], alone[0])
         assert result["result"][1] == pytest.approx(alone[1][1:], rel=1e-5)
 
 
-def test_a_checkpoint_of_two_goes_on_with_one_and_with_three(two: Any, alone: Any) -> None:
+def test_a_checkpoint_of_two_workers_resumes_with_one_and_with_three(two: Any, alone: Any) -> None:
     storage = Storage(two[1])
     for strategy in ("zero3", "pipeline", "fsdp"):
         parameters, _, _ = trained(
             settings("ddp", num_workers=1), storage, load=f"{strategy}-half", alone=True
         )
-        same(parameters, alone[0])
+        assert_same(parameters, alone[0])
     plan = [
-        {"name": f"three-{then}", "how": {"strategy": then}, "load": f"{was}-half"}
-        for was, then in (("zero3", "zero3"), ("zero3", "ddp"), ("ddp", "zero1"), ("ddp", "fsdp"))
+        {"name": f"three-{after}", "settings": {"strategy": after}, "load": f"{before}-half"}
+        for before, after in (
+            ("zero3", "zero3"),
+            ("zero3", "ddp"),
+            ("ddp", "zero1"),
+            ("ddp", "fsdp"),
+        )
     ]
     for result in spawned(two[1], 3, plan).values():
-        same(result["result"][0], alone[0])
+        assert_same(result["result"][0], alone[0])
 
 
-def test_running_statistics_go_on_where_they_were(two: Any) -> None:
+def test_running_statistics_are_restored(two: Any) -> None:
     whole, rest = (two[0][f"normalised-{name}"]["result"][0] for name in ("whole", "rest"))
     assert any("running_mean" in name for name in whole)
-    same(rest, whole)
+    assert_same(rest, whole)
