@@ -50,7 +50,7 @@ def etl(path: str | None, blocks: int) -> tuple[Checked, Table, Table, Table]:
     raw = Table.load(_movielens, name="read") if path is None else read(path, columns, raw=True)
     checked = check(raw, SCHEMA)
     whole = checked.good.partition_by("userId", blocks).map_blocks(split_by_time)
-    frame = whole.map_blocks(columns_of_cuts).modin()
+    frame = whole.map_blocks(columns_of_cuts).to_modin()
     counted = {f"{name}_{cut}": "sum" for name in ("ratings", "favourites", "rating_sum")
                for cut in (VALIDATION, TEST, NOW)}  # fmt: skip
     times = [f"time_{cut}" for cut in (VALIDATION, TEST, NOW)]
@@ -60,9 +60,9 @@ def etl(path: str | None, blocks: int) -> tuple[Checked, Table, Table, Table]:
     )
     people = frame.groupby("userId", as_index=False).agg({**counted, **dict.fromkeys(times, "max")})
     ratings = whole.select(["userId", "movieId", "rating", "timestamp", "positive", "part"])
-    if not ratings.map_blocks(_held_out).rows:
+    if not len(ratings.map_blocks(_held_out)):
         raise DataError(
-            f"nobody in the {ratings.rows} ratings has {FEWEST} favourites (ratings from "
+            f"nobody in the {len(ratings)} ratings has {FEWEST} favourites (ratings from "
             f"{POSITIVE:g}), so there is nothing to validate or test on: give more ratings"
         )
     return (

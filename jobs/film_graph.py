@@ -163,7 +163,7 @@ def write_model(
 ) -> None:
     """Fill a model's folder with what `FilmGraph` loads."""
     for name, table in tables.items():
-        pq.write_table(table.arrow(), folder / f"{name}.parquet")
+        pq.write_table(table.to_arrow(), folder / f"{name}.parquet")
     torch.save(parameters, folder / "towers.pt")
     (folder / "ranker.ubj").write_bytes(ranker)
 
@@ -199,7 +199,7 @@ def measure(
     """The test set's measures of the people of a block that have one, with and without ranker."""
     films = FilmGraph(model.fetch(storage), index.name, part=TEST, rated=False)
     known = films.known
-    wanted = known.held_out(tables["ratings"].arrow(), tables["films"].arrow(), TEST)
+    wanted = known.held_out(tables["ratings"].to_arrow(), tables["films"].to_arrow(), TEST)
     rows = np.intersect1d(known.rows(block["userId"].to_numpy()), list(wanted))
     batch = {"user_id": known.people[rows], "k": np.full(len(rows), CANDIDATES)}
     graph = build_graph(films, output="ranked")

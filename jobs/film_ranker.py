@@ -43,7 +43,7 @@ def labelled_candidates(
         One row a candidate: `userId` ascending, the features, and `label`, 1 for a favourite
         of the validation set.
     """
-    rated, every, people = (tables[name].arrow() for name in ("ratings", "films", "people"))
+    rated, every, people = (tables[name].to_arrow() for name in ("ratings", "films", "people"))
     known = FilmFeatures(rated, every, people, VALIDATION)
     wanted = known.held_out(rated, every, VALIDATION)
     rows = np.intersect1d(known.rows(block["userId"].to_numpy()), list(wanted))

@@ -35,7 +35,7 @@ def build_towers(films: pa.Table, parameters: StateDict) -> Towers:
 
 def film_vectors(films: Table, parameters: StateDict) -> pa.Table:
     """What the index is built from: `id`, the film's row, and `vector`."""
-    vectors = build_towers(films.arrow(), parameters).index_vectors()
+    vectors = build_towers(films.to_arrow(), parameters).index_vectors()
     return rows(np.arange(len(vectors)), vectors)
 
 

@@ -221,7 +221,7 @@ def add_features(block: pa.Table, tables: Mapping[str, Any]) -> pa.Table:
     """
     import pyarrow as pa
 
-    features = FlightFeatures({name: table.arrow() for name, table in tables.items()})
+    features = FlightFeatures({name: table.to_arrow() for name, table in tables.items()})
     found = features(Flights.of(block))
     columns: dict[str, Any] = {name: block[name] for name in SCHEDULE if name != "block"}
     columns |= {name: pa.array(found[:, at], from_pandas=True) for at, name in enumerate(FEATURES)}

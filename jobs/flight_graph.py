@@ -154,7 +154,7 @@ def write_model(
 
     booster, featurizer, network = ray.get(trained)
     for name in _TABLES:
-        pq.write_table(tables[name].arrow(), folder / f"{name}.parquet")
+        pq.write_table(tables[name].to_arrow(), folder / f"{name}.parquet")
     (folder / "boosted.ubj").write_bytes(booster)
     featurizer.save(folder / "featurizer")
     torch.save(network, folder / "network.pt")
@@ -210,7 +210,7 @@ def example_flight(flights: Table) -> dict[str, Any]:
     """A flight to ask about: the first that landed of those from a busy hour on, else the last."""
     import pyarrow.compute as pc
 
-    landed = flights.arrow().sort_by("departure")
+    landed = flights.to_arrow().sort_by("departure")
     landed = landed.filter(pc.is_valid(landed["arr_delay"]))
     later = landed.filter(pc.greater_equal(landed["departure"], pa.scalar(_BUSY)))
     return (later if len(later) else landed.slice(len(landed) - 1)).slice(0, 1).to_pylist()[0]

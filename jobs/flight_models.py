@@ -159,7 +159,7 @@ def measure_peer(splits: Mapping[str, Table], settings: dict[str, Any]) -> dict[
     """
     from sklearn.ensemble import HistGradientBoostingClassifier as Peer
 
-    rows = {name: table.arrow() for name, table in splits.items()}
+    rows = {name: table.to_arrow() for name, table in splits.items()}
     x = {
         name: np.stack([part[n].to_numpy() for n in FEATURES], axis=1)
         for name, part in rows.items()
@@ -187,6 +187,6 @@ def _calibrated(
 
 def _arrays(scores: Table) -> tuple[np.ndarray, np.ndarray]:
     """Log-odds float64 `(n, 2)` of trees and network, and what came, `(n,)`."""
-    rows = scores.arrow()
+    rows = scores.to_arrow()
     log_odds = np.stack([rows[name].to_numpy() for name in ("boosted", "network")], axis=1)
     return log_odds.astype(np.float64), rows["late"].to_numpy().astype(np.float64)

@@ -27,9 +27,9 @@ def compare_peers(ratings: Table, films: Table) -> dict[str, Measures]:
     Every film is ranked but a person's own known favourites. ALS: Hu, Koren & Volinsky,
     "Collaborative Filtering for Implicit Feedback Datasets" (2008).
     """
-    person, film, part = favourites(ratings.arrow(), films.arrow())
+    person, film, part = favourites(ratings.to_arrow(), films.to_arrow())
     people, person = np.unique(person, return_inverse=True)
-    shape = (len(people), films.rows)
+    shape = (len(people), len(films))
 
     def measure(scores: np.ndarray, cut: int) -> Measures:
         tested = np.unique(person[part == cut])

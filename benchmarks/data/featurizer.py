@@ -47,10 +47,10 @@ def run(report: Report, quick: bool) -> None:
     """Time one request after the other in this process; compare with the bulk answer."""
     rows, asked = (20_000, 2_000) if quick else (200_000, 10_000)
     cluster.connect()
-    table = Table.from_arrow(_rows(rows), rows_a_block=rows // 4)
+    table = Table.from_arrow(_rows(rows), rows_per_block=rows // 4)
     featurizer = Featurizer([*_FEATURIZER.transforms, Numeric(["flag"])])
     fitted = featurizer.fit(table)
-    requests = table.arrow().select(_FIELDS).slice(0, asked).to_pylist()
+    requests = table.to_arrow().select(_FIELDS).slice(0, asked).to_pylist()
     assert len(requests[0]) == 20
     for request in requests[:200]:
         fitted.transform_one(request)
@@ -62,7 +62,7 @@ def run(report: Report, quick: bool) -> None:
     started = time.perf_counter()
     bulk = fitted.transform(table)
     bulk_s = time.perf_counter() - started
-    matrix = np.stack([column.to_numpy() for column in bulk.arrow().slice(0, asked).columns], 1)
+    matrix = np.stack([column.to_numpy() for column in bulk.to_arrow().slice(0, asked).columns], 1)
     different = int((np.stack(online).view(np.uint32) != matrix.view(np.uint32)).any(axis=1).sum())
     p50, p99 = (float(np.percentile(seconds, share)) * 1e6 for share in (50, 99))
     size = f"20 fields to {len(fitted.feature_names)} features"

@@ -20,7 +20,7 @@ def run(report: Report, quick: bool) -> None:
     rows = 300_000 if quick else 3_000_000
     cluster.connect()
     make = ray.remote(_block).options(num_returns=2)
-    table = Table.of([make.remote(number, rows // _BLOCKS) for number in range(_BLOCKS)])
+    table = Table.from_blocks([make.remote(number, rows // _BLOCKS) for number in range(_BLOCKS)])
     worker = ray.remote(_Worker)
     workers = [worker.remote() for _ in range(_WORKERS)]
     ray.get([w.ready.remote() for w in workers])

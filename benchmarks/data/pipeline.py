@@ -30,7 +30,7 @@ def our_pipeline(flights: str, storage: Storage, path: str, sizes: list[int] | N
     table = read(flights, null_values=nulls).filter(pl.col("arr_delay").is_not_null())
     table = table.join(weather, ["origin", "time_hour"]).join(planes, "tailnum").materialize()
     if sizes is not None:
-        sizes.append(table.nbytes)
+        sizes.append(table.nbytes())
     routes = table.aggregate(
         ["carrier", "dest"],
         mean_delay=("arr_delay", "mean"), flights="rows", far=("distance", "max"),

@@ -45,11 +45,11 @@ def compare_bulk(report: Report, folder: Path, rows: int) -> None:
                 table, batch_size=max(bare, key=lambda size: bare[size]), max_actors=cores
             )
             timed.append(time.perf_counter() - started)
-            if answers.rows != table.rows:
-                raise RuntimeError(f"{answers.rows} answers to {table.rows} rows")
+            if len(answers) != len(table):
+                raise RuntimeError(f"{len(answers)} answers to {len(table)} rows")
         whole = rows / timed[1]
         # The small table costs what actors need to start, and little else.
-        steady = (large.rows - small.rows) / (timed[1] - timed[0])
+        steady = (len(large) - len(small)) / (timed[1] - timed[0])
     report.add("map, from the call to the last row", whole, "rows/s")
     report.add("map, while its actors work", steady, "rows/s")
     report.add("map against the bare models in a loop", steady / best, "times", above=0.8)
@@ -62,7 +62,7 @@ def _table(blocks: int, rows: int) -> Any:
     from raysys.data import Table
 
     task = ray.remote(_block).options(num_returns=2)
-    return Table.of([task.remote(seed, rows // blocks) for seed in range(blocks)])
+    return Table.from_blocks([task.remote(seed, rows // blocks) for seed in range(blocks)])
 
 
 def _block(seed: int, count: int) -> Any:

@@ -50,7 +50,7 @@ def measure(report: Report, quick: bool) -> None:
     report.add("boosting: AUC of XGBoost", theirs["auc"], "")
     report.add("boosting: AUC apart", abs(found["auc"] - theirs["auc"]), "", below=0.001)
     started = time.perf_counter()
-    predicted = ours.predict(Table.from_arrow(unseen, rows_a_block=100_000)).rows
+    predicted = len(ours.predict(Table.from_arrow(unseen, rows_per_block=100_000)))
     seconds = time.perf_counter() - started
     report.add("boosting: rows predicted in blocks", predicted / seconds, "rows/s")
 

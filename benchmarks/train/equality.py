@@ -42,7 +42,7 @@ class _Here:
 
     rows: pa.Table
 
-    def arrow(self) -> pa.Table:
+    def to_arrow(self) -> pa.Table:
         return self.rows
 
 

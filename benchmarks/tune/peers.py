@@ -115,7 +115,7 @@ def ray_tune(tables: Mapping[str, Table], goal: Goal, seed: int, storage: Storag
         def then(score: float, seconds: float) -> None:
             tune.report({"auc": score, "cpu_seconds": seconds})
 
-        arrays = {name: table.arrow() for name, table in tables.items()}
+        arrays = {name: table.to_arrow() for name, table in tables.items()}
         boost_trial(config, arrays, Reported(then))
 
     tune.Tuner(

@@ -64,7 +64,7 @@ def measure(report: Report, quick: bool) -> None:
         report.add(f"search: full grid of {cells}, CPU", spent, "s")
         report.add("search: its best area under the curve", grid.score, "share")
         goal = peers.Goal(grid.score, CAP * spent)
-        arrays = {name: table.arrow() for name, table in tables.items()}
+        arrays = {name: table.to_arrow() for name, table in tables.items()}
         seeds = range(1 if quick else 3)
         contestants = {
             "random search": [peers.optuna_alone(arrays, "random", goal, s) for s in seeds],
@@ -142,7 +142,7 @@ def _middles(domain: tune.Float | tune.Integer | tune.Choice, cells: int) -> tun
 
 
 def _every(table: Table, share: int) -> Any:
-    rows = table.arrow()
+    rows = table.to_arrow()
     return rows.take(np.arange(0, len(rows), share))
 
 

@@ -44,17 +44,17 @@ def check_data(
         checked = check(read(file, raw=True), given, tables=others)
     except CheckError as error:
         checked, failure = error.checked, error
-    say(f"{checked.rows} rows: {checked.good.rows} good, {checked.quarantine.rows} in quarantine")
+    say(f"{checked.rows} rows: {len(checked.good)} good, {len(checked.quarantine)} in quarantine")
     for reason, count in checked.reasons.items():
         say(f"  {count} x {reason}; first in {checked.examples[reason]}")
     for figure in checked.figures:
         say(f"  {'holds' if figure.holds else 'FAILS'}: {figure}")
     if quarantine is not None:
-        pq.write_table(checked.quarantine.arrow(), quarantine)
+        pq.write_table(checked.quarantine.to_arrow(), quarantine)
         say(f"quarantine: {quarantine}")
     if failure is not None:
         raise failure
-    if checked.quarantine.rows:
+    if len(checked.quarantine):
         raise typer.Exit(1)
 
 

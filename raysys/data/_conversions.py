@@ -25,11 +25,11 @@ def to_modin(table: Table) -> Any:
     names, task = table.schema.names, value_task("to_pandas")
     # Told what the blocks' metas know, Modin does not fetch row labels to the driver.
     return from_partitions(
-        [task.remote(_to_pandas, block) for block in table.blocks],
+        [task.remote(_to_pandas, block) for block in table.blocks()],
         axis=0,
-        index=pd.RangeIndex(table.rows),
+        index=pd.RangeIndex(len(table)),
         columns=pd.Index(names),
-        row_lengths=[meta.rows for meta in table.metas],
+        row_lengths=[meta.rows for meta in table.metas()],
         column_widths=[len(names)],
     )
 
@@ -44,7 +44,7 @@ def to_dmatrix(table: Table, *, label: str, **options: Any) -> Any:
 
     # "shape" is read only to check that no actor is left without a partition (it would load all).
     # One location for all partitions has them dealt out in turn, so alike in every run.
-    blocks = table.blocks
+    blocks = table.blocks()
     layout = {
         "shape": (len(blocks), 1),
         "partition_tiling": (len(blocks), 1),

@@ -65,7 +65,7 @@ def evaluate(source: pa.Table | Part, steps: Sequence[Step]) -> pa.Table:
     if columns is not None:
         frame = frame.select(columns)
     for step in steps:
-        frame = step.run(frame, [table.arrow() for table in step.tables])
+        frame = step.run(frame, [table.to_arrow() for table in step.tables])
     return collect(frame, steps[-1].name)
 
 

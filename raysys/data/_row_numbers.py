@@ -54,7 +54,7 @@ def deal(
     made = [task.remote(function, block, n, *args) for block, n in numbered(table)]
     said = {key: plain(value) for key, value in how.items()}
     return [
-        Table.of(
+        Table.from_blocks(
             [refs[2 * number : 2 * number + 2] for refs in made],
             Lineage(name, {**said, "part": part}, (table.lineage,)),
         )
@@ -64,10 +64,10 @@ def deal(
 
 def numbered(table: Table) -> list[tuple[Any, int]]:
     """References to the blocks that have rows, each with the number of its first row."""
-    firsts = np.cumsum([0, *(meta.rows for meta in table.metas)])
+    firsts = np.cumsum([0, *(meta.rows for meta in table.metas())])
     return [
         (block, int(first))
-        for block, meta, first in zip(table.blocks, table.metas, firsts, strict=False)
+        for block, meta, first in zip(table.blocks(), table.metas(), firsts, strict=False)
         if meta.rows
     ]
 
@@ -77,5 +77,5 @@ def need(table: Table, columns: Sequence[str]) -> None:
     names = table.schema.names
     if isinstance(columns, str) or not set(columns) <= set(names):
         raise DataError(f"{columns!r} are no columns of the table: give a list of some of {names}")
-    if table.rows == 0:
+    if len(table) == 0:
         raise DataError("the table has no rows: was everything filtered out before?")

@@ -48,8 +48,8 @@ _AHEAD = 4  # blocks that `iter_batches` makes before they are asked for
 class Table:
     """A distributed table: Arrow blocks in the object store, or the plan of them.
 
-    A Table is small and pickles cheaply: pass it to a task or actor and call `arrow()` there,
-    which maps the blocks without copying them. Only `arrow()`, `to_pandas()` and
+    A Table is small and pickles cheaply: pass it to a task or actor and call `to_arrow()` there,
+    which maps the blocks without copying them. Only `to_arrow()`, `to_pandas()` and
     `iter_batches()` bring rows into the calling process; all else works in tasks.
 
     `select`, `filter`, `with_columns`, `rename` and a join with a small Table only note what to
@@ -81,12 +81,12 @@ class Table:
         self.lineage = lineage or Lineage("made by hand")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Table, (self.blocks, self.metas, self.lineage)
+        return Table, (self.blocks(), self.metas(), self.lineage)
 
     # --- made from ---
 
     @classmethod
-    def planned(
+    def from_plan(
         cls, sources: Sequence[Any], schema: pa.Schema, steps: Sequence[Step], lineage: Lineage
     ) -> Table:
         """A Table of blocks or parts of files, and steps that give them this schema."""
@@ -95,7 +95,9 @@ class Table:
         return table
 
     @classmethod
-    def of(cls, pairs: Sequence[Sequence[ObjectRef]], lineage: Lineage | None = None) -> Table:
+    def from_blocks(
+        cls, pairs: Sequence[Sequence[ObjectRef]], lineage: Lineage | None = None
+    ) -> Table:
         """A Table of what tasks return as (block, meta), see `described`; waits for the metas."""
         metas = results([meta for _, meta in pairs])
         return cls([block for block, _ in pairs], metas, lineage)
@@ -103,7 +105,7 @@ class Table:
     @classmethod
     def load(cls, read: Callable[..., pa.Table], *args: Any, name: str = "load") -> Table:
         """A Table of one block that a task reads, on whatever node it runs."""
-        return cls.of([table_task(name).remote(read, *args)], _made_by(name, read, args))
+        return cls.from_blocks([table_task(name).remote(read, *args)], _made_by(name, read, args))
 
     @classmethod
     def from_modin(
@@ -120,18 +122,18 @@ class Table:
 
         task = table_task(name)
         made = [task.remote(_convert.from_pandas, p) for p in unwrap_partitions(frame, axis=0)]
-        found = cls.of(made)
+        found = cls.from_blocks(made)
         # What was done to the frame is not known: the content stands for it.
-        said = {"content": found.fingerprint}
+        said = {"content": found.fingerprint()}
         chain = tuple(table.lineage for table in inputs)
-        found.lineage = Lineage(name, said, chain, "", found.rows, found.fingerprint)
+        found.lineage = Lineage(name, said, chain, "", len(found), found.fingerprint())
         return found
 
     @classmethod
-    def from_arrow(cls, table: pa.Table, rows_a_block: int = 1_000_000) -> Table:
+    def from_arrow(cls, table: pa.Table, rows_per_block: int = 1_000_000) -> Table:
         """A Table of rows that this process holds; for small ones, and tests."""
-        starts = range(0, max(1, len(table)), rows_a_block)
-        made = [described(table.slice(start, rows_a_block)) for start in starts]
+        starts = range(0, max(1, len(table)), rows_per_block)
+        made = [described(table.slice(start, rows_per_block)) for start in starts]
         return cls(
             [ray.put(block) for block, _ in made],
             [meta for _, meta in made],
@@ -153,34 +155,36 @@ class Table:
         ordered = [t if t.schema.names == names else t.select(names) for t in tables]
         _shuffle.common_schema([table.schema for table in ordered], "concat: Table")
         return cls(
-            [block for table in ordered for block in table.blocks],
-            [meta for table in ordered for meta in table.metas],
+            [block for table in ordered for block in table.blocks()],
+            [meta for table in ordered for meta in table.metas()],
             Lineage("concat", inputs=tuple(table.lineage for table in tables)),
         )
 
     # --- seen as ---
 
-    @property
     def blocks(self) -> tuple[ObjectRef, ...]:
         """References to `pyarrow.Table` values."""
         return self.materialize()._sources
 
-    @property
     def metas(self) -> tuple[BlockMeta, ...]:
         """Row count, size and schema of each block."""
         metas = self.materialize()._metas
         assert metas is not None
         return metas
 
-    @property
-    def rows(self) -> int:
+    def __len__(self) -> int:
         """Number of rows."""
-        return sum(meta.rows for meta in self.metas)
+        return sum(meta.rows for meta in self.metas())
 
-    @property
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "the truth value of a Table is ambiguous: write `table is not None`, or "
+            "`len(table) > 0` to count its rows"
+        )
+
     def nbytes(self) -> int:
         """Bytes of the blocks' buffers."""
-        return sum(meta.nbytes for meta in self.metas)
+        return sum(meta.nbytes for meta in self.metas())
 
     @property
     def schema(self) -> pa.Schema:
@@ -190,7 +194,6 @@ class Table:
         schemas = [meta.schema for meta in self._metas]
         return pa.unify_schemas(schemas, promote_options="permissive")
 
-    @property
     def fingerprint(self) -> str:
         """A digest of the columns and of the rows in their order, however they lie in blocks."""
         if self.lineage.fingerprint is None:
@@ -200,13 +203,13 @@ class Table:
             self.lineage.fingerprint = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
         return self.lineage.fingerprint
 
-    def arrow(self) -> pa.Table:
+    def to_arrow(self) -> pa.Table:
         """All rows in this process, mapped from the object store."""
-        return pa.concat_tables(results(self.blocks), promote_options="permissive")
+        return pa.concat_tables(results(self.blocks()), promote_options="permissive")
 
     def to_pandas(self) -> Any:
         """All rows as a pandas frame in this process."""
-        return self.arrow().to_pandas()
+        return self.to_arrow().to_pandas()
 
     def iter_batches(self, rows: int) -> Iterator[pa.Table]:
         """Rows in order, so many at a time, the last batch with what is left.
@@ -238,13 +241,13 @@ class Table:
         if held:
             yield pa.concat_tables([none, *left], promote_options="permissive")
 
-    def modin(self) -> Any:
+    def to_modin(self) -> Any:
         """A Modin frame whose row partitions are made from the blocks, in tasks."""
         return _convert.to_modin(self)
 
     def to_ray_dataset(self) -> Any:
         """A `ray.data.Dataset` over the same blocks."""
-        return ray.data.from_arrow_refs(list(self.blocks))
+        return ray.data.from_arrow_refs(list(self.blocks()))
 
     def to_dmatrix(self, *, label: str, group: str | None = None, **options: Any) -> Any:
         """A `RayDMatrix`: each of xgboost-ray's actors maps whole blocks itself.
@@ -262,9 +265,9 @@ class Table:
         """Do what is planned and keep the blocks; the Table itself."""
         if self._metas is None:
             task = table_task(self._name())
-            made = Table.of([task.remote(evaluate, s, self._steps) for s in self._sources])
+            made = Table.from_blocks([task.remote(evaluate, s, self._steps) for s in self._sources])
             self._sources, self._metas, self._steps = made._sources, made._metas, ()
-            self.lineage.rows = self.rows
+            self.lineage.rows = len(self)
         return self
 
     # --- changed by: planned, done with what comes next ---
@@ -324,13 +327,13 @@ class Table:
             raise DataError(f"join: how={how!r}; give one of {list(get_args(How))}")
         keys = _join.keys_of(on, self.schema, other.schema)
         said = {"on": keys, "how": how, "suffix": suffix}
-        if how != "full" and other.nbytes <= BROADCAST_BYTES:
+        if how != "full" and other.nbytes() <= BROADCAST_BYTES:
             step = Step("join", _join.join_rows, (keys, how, suffix), (other,))
             return self._then(step, **said)
         self._then(Step("join", _join.join_rows, (keys, how, suffix), (other,)))  # do they fit?
-        parts = _parts(self.nbytes + other.nbytes)
+        parts = _parts(self.nbytes() + other.nbytes())
         left, right = [
-            _shuffle.by_hash(table.blocks, (), columns, parts, "join")
+            _shuffle.by_hash(table.blocks(), (), columns, parts, "join")
             for table, columns in ((self, list(keys)), (other, list(keys.values())))
         ]
         task = table_task("join")
@@ -342,7 +345,7 @@ class Table:
             for part in range(parts)
         ]  # fmt: skip
         inputs = (self.lineage, other.lineage)
-        return Table.of(made, Lineage("join", plain(said), inputs))._counted()
+        return Table.from_blocks(made, Lineage("join", plain(said), inputs))._counted()
 
     # --- changed by: done at once ---
 
@@ -372,11 +375,11 @@ class Table:
             needed = dict.fromkeys([*groups, *(column for column, _ in wanted.values() if column)])
             found = self.select(list(needed))
             finish = _aggregate.of_rows
-        parts = _parts(found.nbytes) if groups else 1
-        pieces = _shuffle.by_hash(found.blocks, (), groups, parts, name)
+        parts = _parts(found.nbytes()) if groups else 1
+        pieces = _shuffle.by_hash(found.blocks(), (), groups, parts, name)
         made = _shuffle.merge(pieces, finish, groups, wanted, name=name)
         lineage = Lineage(name, plain({"by": groups, "of": aggregates}), (self.lineage,))
-        return Table.of(made, lineage)._counted()
+        return Table.from_blocks(made, lineage)._counted()
 
     def window(
         self,
@@ -423,9 +426,11 @@ class Table:
                 f"descending={descending}"
             )
         how = {"descending": flags, "nulls_last": [nulls_last] * len(keys)}
-        pieces = _shuffle.by_range(self.blocks, keys, how, _parts(self.nbytes))
+        pieces = _shuffle.by_range(self.blocks(), keys, how, _parts(self.nbytes()))
         made = _shuffle.merge(pieces, _shuffle.sort_rows, keys, how, name="sort")
-        return Table.of(made, Lineage("sort", {"by": keys, **how}, (self.lineage,)))._counted()
+        return Table.from_blocks(
+            made, Lineage("sort", {"by": keys, **how}, (self.lineage,))
+        )._counted()
 
     def distinct(self, columns: Sequence[str] | None = None) -> Table:
         """The first of rows that are equal in these columns, or in all.
@@ -434,10 +439,10 @@ class Table:
         """
         names = list(columns or self.schema.names)
         few = self._then(Step("distinct", _rows.distinct, (names,)))
-        pieces = _shuffle.by_hash(few.blocks, (), names, _parts(few.nbytes), "distinct")
+        pieces = _shuffle.by_hash(few.blocks(), (), names, _parts(few.nbytes()), "distinct")
         made = _shuffle.merge(pieces, _rows.distinct_rows, names, name="distinct")
         lineage = Lineage("distinct", {"columns": names}, (self.lineage,))
-        return Table.of(made, lineage)._counted()
+        return Table.from_blocks(made, lineage)._counted()
 
     def partition_by(self, columns: str | Sequence[str], blocks: int) -> Table:
         """Bring all rows with equal values of the columns into one block; row order is kept."""
@@ -451,35 +456,35 @@ class Table:
         pieces = _shuffle.by_hash(self._sources, self._steps, names, blocks, "partition_by")
         made = _shuffle.merge(pieces, _shuffle.same, name="partition_by")
         lineage = Lineage("partition_by", {"columns": names, "blocks": blocks}, (self.lineage,))
-        return Table.of(made, lineage)._counted()
+        return Table.from_blocks(made, lineage)._counted()
 
     def repartition(self, blocks: int) -> Table:
         """The same rows in the same order, dealt out evenly to so many blocks."""
-        task, metas = table_task("repartition"), self.metas
+        task, metas = table_task("repartition"), self.metas()
         ends = list(itertools.accumulate((meta.rows for meta in metas), initial=0))
         made = []
         for number in range(blocks):
-            first, last = self.rows * number // blocks, self.rows * (number + 1) // blocks
+            first, last = len(self) * number // blocks, len(self) * (number + 1) // blocks
             within = [
                 (block, max(first, start) - start, min(last, end) - start)
-                for block, start, end in zip(self.blocks, ends, ends[1:], strict=False)
+                for block, start, end in zip(self.blocks(), ends, ends[1:], strict=False)
                 if start < last and end > first
-            ] or [(self.blocks[0], 0, 0)]
+            ] or [(self.blocks()[0], 0, 0)]
             ranges = [(a, b) for _, a, b in within]
             made.append(task.remote(_rows.slices, ranges, *[block for block, _, _ in within]))
-        return Table.of(made, Lineage("repartition", {"blocks": blocks}, (self.lineage,)))
+        return Table.from_blocks(made, Lineage("repartition", {"blocks": blocks}, (self.lineage,)))
 
     def with_row_number(self, column: str) -> Table:
         """Add the row's number in the Table, int64 from 0."""
         if column in self.schema.names:
             raise DataError(f"with_row_number: {column!r} is a column already; give another name")
         task = table_task("number_rows")
-        firsts = itertools.accumulate((meta.rows for meta in self.metas), initial=0)
+        firsts = itertools.accumulate((meta.rows for meta in self.metas()), initial=0)
         made = [
             task.remote(_rows.number, block, column, first)
-            for block, first in zip(self.blocks, firsts, strict=False)
+            for block, first in zip(self.blocks(), firsts, strict=False)
         ]
-        return Table.of(made, Lineage("number_rows", {"column": column}, (self.lineage,)))
+        return Table.from_blocks(made, Lineage("number_rows", {"column": column}, (self.lineage,)))
 
     def map_blocks(
         self, function: Callable[..., pa.Table], *args: Any, name: str | None = None
@@ -495,7 +500,7 @@ class Table:
         label = name or str(getattr(function, "__name__", "map_blocks"))
         task = table_task(label)
         made = [task.remote(_apply, s, self._steps, function, *args) for s in self._sources]
-        return Table.of(made, _made_by(label, function, args, self.lineage))._counted()
+        return Table.from_blocks(made, _made_by(label, function, args, self.lineage))._counted()
 
     def split_blocks(
         self, function: Callable[..., tuple[pa.Table, pa.Table]], *args: Any, name: str
@@ -511,8 +516,8 @@ class Table:
         made = [task.remote(function, s, self._steps, *args) for s in self._sources]
         lineages = [_made_by(f"{name} ({n} of 2)", function, args, self.lineage) for n in (1, 2)]
         return (
-            Table.of([four[:2] for four in made], lineages[0])._counted(),
-            Table.of([four[2:] for four in made], lineages[1])._counted(),
+            Table.from_blocks([four[:2] for four in made], lineages[0])._counted(),
+            Table.from_blocks([four[2:] for four in made], lineages[1])._counted(),
         )
 
     def gather(
@@ -580,7 +585,7 @@ class Table:
         """
         task = value_task("write_blocks")
         with storage.staged(path) as folder:
-            calls = [(_kept.write, block, folder, n) for n, block in enumerate(self.blocks)]
+            calls = [(_kept.write, block, folder, n) for n, block in enumerate(self.blocks())]
             written = run_in_turn(task, calls)
             kept = [schema for _, schema in written], self.schema, self.lineage
             folder.write_bytes(_kept.TABLE, pickle.dumps(kept))
@@ -602,7 +607,7 @@ class Table:
             _kept.KeptBlock(storage, f"{path}/{_kept.name_of(number)}", one)
             for number, one in enumerate(schemas)
         ]
-        return cls.planned(blocks, schema, (), lineage)
+        return cls.from_plan(blocks, schema, (), lineage)
 
     # --- inside ---
 
@@ -612,14 +617,14 @@ class Table:
         lineage = Lineage(
             step.name, plain(said), (self.lineage, *(table.lineage for table in step.tables))
         )
-        return Table.planned(self._sources, schema, (*self._steps, step), lineage)
+        return Table.from_plan(self._sources, schema, (*self._steps, step), lineage)
 
     def _name(self) -> str:
         """Of the tasks that do what is planned."""
         return "+".join(dict.fromkeys(step.name for step in self._steps)) or "read"
 
     def _counted(self) -> Table:
-        self.lineage.rows = self.rows
+        self.lineage.rows = len(self)
         return self
 
 

@@ -115,6 +115,6 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
             _fitting.fit, self.transforms, row_number, name="fit_features"
         )
         learned: Any = tuple(tuple(columns) for columns in states)
-        fitted = FittedFeaturizer(self, learned, inputs, table.fingerprint, table.rows)
+        fitted = FittedFeaturizer(self, learned, inputs, table.fingerprint(), len(table))
         check_unique(fitted.feature_names)
         return fitted, counts

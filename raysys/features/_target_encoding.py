@@ -190,7 +190,7 @@ def encode_by_time(
             pair of category and time.
     """
     assert transform.time is not None
-    counted = learned.arrow()
+    counted = learned.to_arrow()
     categories, category = _inputs.categories(name, counted["category"])
     category = np.where(category < 0, len(categories), category)
     moments, moment = np.unique(counted["time"].to_numpy(), return_inverse=True)

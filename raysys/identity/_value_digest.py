@@ -129,8 +129,10 @@ class _ContentWalk:
         elif dataclasses.is_dataclass(value):
             names = [field.name for field in dataclasses.fields(value)]
             yield from self._parts({name: getattr(value, name) for name in names})
-        elif isinstance(getattr(value, "fingerprint", None), str):  # a Table, a Graph
-            yield value.fingerprint.encode()
+        elif isinstance(fingerprint := getattr(value, "fingerprint", None), str):  # a Graph
+            yield fingerprint.encode()
+        elif callable(fingerprint):  # a Table
+            yield fingerprint().encode()
         elif isinstance(getattr(value, "root", None), str):  # a Storage: its place, not its files
             yield value.root.encode()
         elif self._strict:

@@ -53,8 +53,8 @@ def build(
     """Check the rows, build the shards of an index and start all of its actors."""
     if not name or ":" in name:
         raise DataError(f"index name {name!r}: give one without `:`")
-    blocks = [ray.put(rows)] if isinstance(rows, pa.Table) else list(rows.blocks)
-    counts = [len(rows)] if isinstance(rows, pa.Table) else [meta.rows for meta in rows.metas]
+    blocks = [ray.put(rows)] if isinstance(rows, pa.Table) else list(rows.blocks())
+    counts = [len(rows)] if isinstance(rows, pa.Table) else [meta.rows for meta in rows.metas()]
     total = sum(counts)
     if total == 0 and not or_empty:
         raise DataError("an index is built from at least one vector; the table has no rows")
@@ -126,7 +126,7 @@ def restore(
     read = ray.remote(_read_part).options(name=f"restore:{name}", num_returns=2)
     parts = [read.remote(files, manifest, shard, upto) for shard in range(settings.shards)]
     try:
-        rows = Table.of(parts)
+        rows = Table.from_blocks(parts)
     except RayTaskError as error:
         raise cluster.task_error_cause(error) from None
     return build(name, rows, files, wanted.model_dump(), or_empty=True)

@@ -61,7 +61,7 @@ def pick(
     )
     if diverse is not None:
         keys, descending = [_RANK, *keys], [False, *descending]
-        together = best.partition_by(diverse, len(best.blocks))
+        together = best.partition_by(diverse, len(best.blocks()))
         best = together.map_blocks(first_of_groups, rows, diverse, name="pick_of_groups")
     ordered = best.sort(keys, descending=descending).select([*table.schema.names, SCORE])
     return ordered.with_row_number(_ROW).filter(pl.col(_ROW) < rows).select(

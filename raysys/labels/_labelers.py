@@ -92,12 +92,12 @@ def count_patterns(votes: Table, labelers: Iterable[str], gold: str | None = Non
     by = names_of([*names, *([gold] if gold else [])])
     check_columns(votes, by)
     counted = votes.aggregate(by, **{_ROWS: "rows"})
-    if counted.rows > MOST_PATTERNS:
+    if len(counted) > MOST_PATTERNS:
         raise DataError(
-            f"the {len(names)} labelers make {counted.rows} different patterns of votes, more than "
+            f"the {len(names)} labelers make {len(counted)} different patterns of votes, more than "
             f"{MOST_PATTERNS}: fit fewer at once, or let those that vote alike vote as one"
         )
-    return patterns_of(counted.arrow(), names, gold)
+    return patterns_of(counted.to_arrow(), names, gold)
 
 
 def patterns_of(counted: pa.Table, names: tuple[str, ...], gold: str | None) -> Patterns:

@@ -104,23 +104,23 @@ def self_train(
     parts = [given.map_blocks(as_given, name="self_train_given")]
     kind = given.schema.field(label).type
     left, done = unlabelled.select(features).materialize(), list[Round]()
-    while left.rows and len(done) < rounds:
+    while len(left) and len(done) < rounds:
         predictor = fit(Table.concat(parts))
         added, left = left.split_blocks(
             deal, ray.put(predictor), label, kind, classes, threshold, len(done) + 1,
             name="self_train",
         )  # fmt: skip
         by_class = Counter[Any]()
-        if added.rows:
+        if len(added):
             by_class.update(class_counts(added, label))
             parts.append(added.select(parts[0].schema.names))
-        done.append(Round(len(done) + 1, {one: by_class[one] for one in classes}, left.rows))
-        if not added.rows:
+        done.append(Round(len(done) + 1, {one: by_class[one] for one in classes}, len(left)))
+        if not len(added):
             break
     whole = Table.concat(parts)
     said = {"label": label, "threshold": threshold, "rounds": [one.added for one in done]}
     lineage = Lineage("self_train", said, (given.lineage, unlabelled.lineage))
-    whole = Table(whole.blocks, whole.metas, lineage)
+    whole = Table(whole.blocks(), whole.metas(), lineage)
     stopped = _why(done, left)
     return SelfTrained(whole, fit(whole), tuple(done), stopped)
 
@@ -166,7 +166,7 @@ def _marked(block: pa.Table, weights: np.ndarray, number: int) -> pa.Table:
 def _why(
     done: Sequence[Round], left: Table
 ) -> Literal["none over the threshold", "all labelled", "rounds over"]:
-    if not left.rows:
+    if not len(left):
         return "all labelled"
     return "rounds over" if any(done[-1].added.values()) else "none over the threshold"
 

@@ -228,7 +228,7 @@ def _fit_blend(
 ) -> Combine:
     import pandas as pd
 
-    tables = [table.arrow() for table in (first, *others)]
+    tables = [table.to_arrow() for table in (first, *others)]
     truth = tables[0][label]
     if truth.null_count or not len(truth):
         raise DataError(f"{label!r} has {truth.null_count} missing values of {len(truth)}")

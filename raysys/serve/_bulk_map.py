@@ -79,7 +79,7 @@ def map_table(
         kept = _Kept(storage, path)
     actor = ray.remote(_Mapper).options(num_cpus=cpus, num_gpus=gpus)
     pool = _Pool(actor, (graph, batch_size, kept), name)
-    return Table.of(
+    return Table.from_blocks(
         pool.run(inputs, max_actors), Lineage(name, {}, (table.lineage,), graph.fingerprint)
     )
 
@@ -95,7 +95,7 @@ class _Pool:
 
     def run(self, table: Table, actors: int) -> list[tuple[Any, Any]]:
         """(block, meta) references, in the order of the table's blocks."""
-        todo = deque(range(len(table.blocks)))
+        todo = deque(range(len(table.blocks())))
         starting = {}
         for _ in range(max(1, min(actors, len(todo)))):
             worker = self._actor.remote(*self._arguments)
@@ -105,12 +105,12 @@ class _Pool:
         results: dict[int, tuple[Any, Any]] = {}
         said = started = time.monotonic()
         try:
-            while len(results) < len(table.blocks):
+            while len(results) < len(table.blocks()):
                 for worker in load:
                     while todo and load[worker] < _IN_FLIGHT:
                         number = todo.popleft()
                         run = worker.run.options(num_returns=2)
-                        block, meta = run.remote(table.blocks[number])
+                        block, meta = run.remote(table.blocks()[number])
                         running[meta] = (number, (worker, block))
                         load[worker] += 1
                 (ready, *_), _rest = ray.wait([*starting, *running], num_returns=1)
@@ -135,11 +135,11 @@ class _Pool:
                 load[worker] -= 1
                 if time.monotonic() - said > _PROGRESS_S:
                     said = time.monotonic()
-                    self._say(len(results), len(table.blocks), said - started)
+                    self._say(len(results), len(table.blocks()), said - started)
         finally:
             for worker in [*load, *starting.values()]:
                 ray.kill(worker)
-        return [results[number] for number in range(len(table.blocks))]
+        return [results[number] for number in range(len(table.blocks()))]
 
     def _result(self, ready: Any) -> None:
         try:

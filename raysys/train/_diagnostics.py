@@ -98,7 +98,7 @@ def _overfit(
     from raysys.train._divergence import divergence_error
     from raysys.train.strategies._strategy import MicroBatch, NotFiniteError, SingleDeviceStrategy
 
-    examples = task.prepare({name: table.arrow() for name, table in tables.items()})
+    examples = task.prepare({name: table.to_arrow() for name, table in tables.items()})
     torch.manual_seed(settings.seed)
     settings = settings.model_copy(update={"weight_decay": 0.0})
     strategy = SingleDeviceStrategy(task.build(), settings, "cpu")
@@ -178,7 +178,7 @@ def _train_share(
     from raysys.train._loop import total_steps
 
     subset = _SubsetTask(task, share, settings.seed)
-    arrays = {name: table.arrow() for name, table in tables.items()}
+    arrays = {name: table.to_arrow() for name, table in tables.items()}
     examples = subset.prepare(arrays)
     steps = total_steps(subset.all_examples, settings)
     settings = settings.model_copy(

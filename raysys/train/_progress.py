@@ -77,7 +77,7 @@ def reported_progress(
         if result:
             # Not earlier: a pass over the data would slow down the training.
             tracked.log_tags({
-                f"data.{name}.fingerprint": table.fingerprint for name, table in tables.items()
+                f"data.{name}.fingerprint": table.fingerprint() for name, table in tables.items()
             })  # fmt: skip
             rows = state.rows("predictions")
             if rows is not None:

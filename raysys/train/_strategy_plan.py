@@ -216,7 +216,7 @@ class _Inspector:
             blocks,
         )
 
-        examples = task.prepare({name: table.arrow() for name, table in tables.items()})
+        examples = task.prepare({name: table.to_arrow() for name, table in tables.items()})
         process = psutil.Process().memory_info().rss
         module = task.build()
         micro_batches = settings.num_workers * settings.gradient_accumulation_steps

@@ -72,7 +72,7 @@ def _train(
         torch.set_num_threads(settings.threads_per_worker)
     torch.use_deterministic_algorithms(settings.deterministic)
     with _task_errors(task, "prepare"):
-        examples = task.prepare({key: table.arrow() for key, table in tables.items()})
+        examples = task.prepare({key: table.to_arrow() for key, table in tables.items()})
     if examples < 1:
         raise TrainError(f"{type(task).__name__}.prepare returned no training examples")
     torch.manual_seed(settings.seed)

@@ -147,7 +147,7 @@ def search(
         "grace_rounds": grace,
         "defaults": dict(defaults or {}),
         "seed": seed,
-        "tables": {key: table.fingerprint for key, table in tables.items()},
+        "tables": {key: table.fingerprint() for key, table in tables.items()},
     }
     begin(name, ledger, facts, _known(name, earlier, plan, storage))
     if not ledger.complete:

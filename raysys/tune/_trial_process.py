@@ -89,7 +89,7 @@ def run_trial(
     report = _Report(trial, folder, goal, tune.report)
     process.leave_placement_group()
     try:
-        arrays = {name: table.arrow() for name, table in tables.items()}
+        arrays = {name: table.to_arrow() for name, table in tables.items()}
         with cluster.share(nested):
             objective(dict(trial.settings), arrays, report)
         report.close()

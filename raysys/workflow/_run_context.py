@@ -87,10 +87,10 @@ class Run:
         known = self.notes.facts.setdefault("tables", {})
         for name, table in tables.items():
             # In this order: what the chain then knows of the Table is written with it.
-            found = {"rows": table.rows, "fingerprint": table.fingerprint}
+            found = {"rows": len(table), "fingerprint": table.fingerprint()}
             known[name] = {**found, "lineage": table.lineage.write(self.storage)}
             self.notes.tags |= {f"data.{name}.{key}": v for key, v in known[name].items()}
-            say(f"{name}: {table.rows} rows, lineage {known[name]['lineage']}")
+            say(f"{name}: {len(table)} rows, lineage {known[name]['lineage']}")
 
     def log_quarantine(self, checked: Checked, table: str | None = None) -> None:
         """Keep the rows that a check turned away, and say how many there are of each kind.
@@ -102,10 +102,10 @@ class Run:
         of, after = (f"{table} ", f"_{table}") if table else ("", "")
         checked.quarantine.write_parquet(self.folder, f"quarantine{after}")
         self.log_facts(**{
-            f"quarantined{after}": checked.quarantine.rows,
+            f"quarantined{after}": len(checked.quarantine),
             f"quarantine_reasons{after}": checked.reasons,
         })  # fmt: skip
-        say(f"{of}quarantine: {checked.quarantine.rows} of {checked.rows} rows")
+        say(f"{of}quarantine: {len(checked.quarantine)} of {checked.rows} rows")
         for reason, count in checked.reasons.items():
             say(f"  {count} x {reason}")
 

@@ -48,7 +48,7 @@ def make(run: Run) -> pa.Table:
         "name: numbers\ncolumns: {x0: {type: float64, max: 2}, x1: {type: float64}, "
         "x2: {type: float64}, x3: {type: float64}, y: {type: float64}}"
     )
-    return check(Table.from_arrow(table), schema).good.arrow()
+    return check(Table.from_arrow(table), schema).good.to_arrow()
 
 
 def fit(run: Run, made: pa.Table) -> float:

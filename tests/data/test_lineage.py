@@ -162,7 +162,7 @@ def test_a_tables_lineage_goes_back_to_its_files(tmp_path: Path, storage: Storag
     assert chain(1, {"k": 2}).lineage.id != last.lineage.id
     operations = [one.operation for one in last.lineage.chain()]
     assert operations == ["aggregate", "<lambda>", "filter", "read csv"]
-    fingerprint = last.fingerprint
+    fingerprint = last.fingerprint()
     records = list(read_lineage(storage, last.lineage.write(storage)).values())
     assert [record["rows"] for record in records][:2] == [2, 2]
     assert records[0]["fingerprint"] == fingerprint

@@ -15,22 +15,24 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def _table(*blocks: dict[str, Any]) -> Table:
     """A Table of these blocks."""
     parts = [Table.load(pa.table, block) for block in blocks]
-    return Table(tuple(part.blocks[0] for part in parts), tuple(part.metas[0] for part in parts))
+    return Table(
+        tuple(part.blocks()[0] for part in parts), tuple(part.metas()[0] for part in parts)
+    )
 
 
 def _rows(table: Table) -> list[dict[str, Any]]:
-    return table.arrow().to_pylist()
+    return table.to_arrow().to_pylist()
 
 
 def test_a_table_pickles_as_references() -> None:
     table = _table({"a": np.arange(1_000_000)}, {"a": np.arange(1_000_000)})
-    assert (table.rows, table.nbytes) == (2_000_000, 16_000_000)
+    assert (len(table), table.nbytes()) == (2_000_000, 16_000_000)
     assert len(ray.cloudpickle.dumps(table)) < 10_000
 
 
 def test_arrow_maps_the_block_without_a_copy() -> None:
     table = _table({"a": np.arange(1_000_000)})
-    first, second = (table.arrow()["a"].chunk(0).buffers()[1].address for _ in range(2))
+    first, second = (table.to_arrow()["a"].chunk(0).buffers()[1].address for _ in range(2))
     assert first == second
 
 
@@ -38,12 +40,12 @@ def test_map_blocks_gives_the_function_tables_and_values() -> None:
     table, other = _table({"a": [1, 2]}, {"a": [3]}), _table({"b": [10]}, {"b": [20]})
 
     def add(block: pa.Table, other: Table, factor: int, plain: int) -> pa.Table:
-        total = sum(other.arrow()["b"].to_pylist())
+        total = sum(other.to_arrow()["b"].to_pylist())
         return pa.table({"a": [total + factor * a.as_py() + plain for a in block["a"]]})
 
     made = table.map_blocks(add, other, ray.put(100), 5)
-    assert [meta.rows for meta in made.metas] == [2, 1]
-    assert made.arrow()["a"].to_pylist() == [135, 235, 335]
+    assert [meta.rows for meta in made.metas()] == [2, 1]
+    assert made.to_arrow()["a"].to_pylist() == [135, 235, 335]
 
 
 def test_an_error_in_map_blocks_reaches_the_caller_as_itself() -> None:
@@ -59,9 +61,9 @@ def test_split_blocks_deals_rows_out_in_order() -> None:
         return block.slice(0, at), block.slice(at)
 
     left, right = _table({"a": [1, 2]}, {"a": [3, 4, 5]}).split_blocks(split, 1, name="split")
-    assert left.arrow()["a"].to_pylist() == [1, 3]
-    assert right.arrow()["a"].to_pylist() == [2, 4, 5]
-    assert (left.rows, right.rows) == (2, 3)
+    assert left.to_arrow()["a"].to_pylist() == [1, 3]
+    assert right.to_arrow()["a"].to_pylist() == [2, 4, 5]
+    assert (len(left), len(right)) == (2, 3)
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
@@ -78,7 +80,7 @@ def test_partition_by_brings_equal_keys_together_in_row_order(
     keys: list[list[Any]], blocks: int
 ) -> None:
     given = _table(*({"key": part} for part in keys)).with_row_number("row")
-    parts = [ray.get(block) for block in given.partition_by("key", blocks).blocks]
+    parts = [ray.get(block) for block in given.partition_by("key", blocks).blocks()]
     assert len(parts) == blocks
     seen = [set(part["key"].to_pylist()) for part in parts]
     assert sum(map(len, seen)) == len(set().union(*seen)), "a key stands in two blocks"
@@ -90,7 +92,7 @@ def test_partition_by_brings_equal_keys_together_in_row_order(
 
 def test_row_numbers_go_on_from_block_to_block() -> None:
     table = _table({"a": [5, 6]}, {"a": pa.array([], pa.int64())}, {"a": [7, 8, 9]})
-    assert table.with_row_number("n").arrow()["n"].to_pylist() == [0, 1, 2, 3, 4]
+    assert table.with_row_number("n").to_arrow()["n"].to_pylist() == [0, 1, 2, 3, 4]
 
 
 def test_select_keeps_only_the_columns_named() -> None:
@@ -121,13 +123,13 @@ def test_modin_and_back_keeps_rows_and_types() -> None:
         {"id": pa.array([], pa.int64()), "name": pa.array([], pa.string()), "score": [0.0][:0]},
         {"id": [3], "name": ["z"], "score": [2.0]},
     )
-    frame = table.modin()
+    frame = table.to_modin()
     assert frame.groupby("id")["score"].sum().to_numpy().tolist() == [0.5, 1.0, 2.0]
     back = Table.from_modin(frame, "back", [table])
     assert back.lineage.inputs == (table.lineage,)
     assert back.lineage.id != Table.from_modin(frame.head(1), "back", [table]).lineage.id
     assert _rows(back) == _rows(table)
-    assert back.arrow().schema.types == [pa.int64(), pa.string(), pa.float64()]
+    assert back.to_arrow().schema.types == [pa.int64(), pa.string(), pa.float64()]
 
 
 def test_from_modin_keeps_row_order_over_partitions() -> None:
@@ -135,7 +137,7 @@ def test_from_modin_keeps_row_order_over_partitions() -> None:
 
     frame = pd.DataFrame({"a": np.arange(1000)[::-1], "b": [f"row {n}" for n in range(1000)]})
     table = Table.from_modin(mpd.DataFrame(frame))
-    assert len(table.blocks) > 1
+    assert len(table.blocks()) > 1
     pd.testing.assert_frame_equal(table.to_pandas(), frame)
 
 
@@ -155,23 +157,23 @@ def test_a_ray_dataset_sees_the_same_rows() -> None:
 
 def test_the_schema_is_that_of_all_blocks() -> None:
     table = _table({"a": pa.array([None]), "b": [1]}, {"a": ["x"], "b": [2]})
-    assert table.schema.types == table.arrow().schema.types == [pa.string(), pa.int64()]
+    assert table.schema.types == table.to_arrow().schema.types == [pa.string(), pa.int64()]
 
 
 def test_the_fingerprint_is_of_the_rows() -> None:
     blocks: list[dict[str, Any]] = [{"a": [1, 2], "b": ["x", None]}, {"a": [3], "b": ["z"]}]
-    same = _table(*blocks).fingerprint
-    assert _table(*blocks).fingerprint == same
-    assert _table(*blocks).map_blocks(_through_pandas).fingerprint == same
-    assert _table(*blocks[::-1]).fingerprint != same
-    assert _table(blocks[0], {"a": [3], "b": ["y"]}).fingerprint != same
-    assert _table(blocks[0], {"a": [3], "b": [None]}).fingerprint != same
+    same = _table(*blocks).fingerprint()
+    assert _table(*blocks).fingerprint() == same
+    assert _table(*blocks).map_blocks(_through_pandas).fingerprint() == same
+    assert _table(*blocks[::-1]).fingerprint() != same
+    assert _table(blocks[0], {"a": [3], "b": ["y"]}).fingerprint() != same
+    assert _table(blocks[0], {"a": [3], "b": [None]}).fingerprint() != same
 
 
 def test_the_fingerprint_is_of_the_columns_names_and_types() -> None:
-    same = _table({"a": [1], "b": [2]}).fingerprint
-    assert _table({"b": [1], "a": [2]}).fingerprint != same
-    assert _table({"a": pa.array([1], pa.uint64()), "b": [2]}).fingerprint != same
+    same = _table({"a": [1], "b": [2]}).fingerprint()
+    assert _table({"b": [1], "a": [2]}).fingerprint() != same
+    assert _table({"a": pa.array([1], pa.uint64()), "b": [2]}).fingerprint() != same
 
 
 def _through_pandas(block: pa.Table) -> pa.Table:

@@ -13,12 +13,16 @@ from raysys.features._transform_base import Transform
 
 
 class Local:
-    fingerprint = "local"
-
     def __init__(self, rows: pa.Table, cuts: list[int]):
         bounds = [0, *cuts, len(rows)]
         self.blocks = [rows.slice(first, last - first) for first, last in pairwise(bounds)]
-        self.schema, self.rows = rows.schema, len(rows)
+        self.schema = rows.schema
+
+    def __len__(self) -> int:
+        return sum(map(len, self.blocks))
+
+    def fingerprint(self) -> str:
+        return "local"
 
     def materialize(self) -> None:
         """Do nothing: the blocks are in memory."""

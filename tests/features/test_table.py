@@ -16,9 +16,9 @@ def test_a_table_is_transformed_with_kept_columns() -> None:
     source = rows()
     table = Table.from_arrow(source, 110)
     fitted = Featurizer(ALL).fit(table)
-    assert (fitted.fitted_on, fitted.rows) == (table.fingerprint, 300)
+    assert (fitted.fitted_on, fitted.rows) == (table.fingerprint(), 300)
     assert repr(fitted).endswith("features, 300 rows>")
-    features = fitted.transform(table, keep=["late", "title"]).arrow()
+    features = fitted.transform(table, keep=["late", "title"]).to_arrow()
     assert features.column_names == ["late", "title", *fitted.feature_names]
     assert features["late"].to_pylist() == source["late"].to_pylist()
     matrix = np.stack([features[name].to_numpy() for name in fitted.feature_names], 1)
@@ -27,7 +27,7 @@ def test_a_table_is_transformed_with_kept_columns() -> None:
 
     unseen = {"when": dt.datetime(2040, 1, 1), "tail": "new", "origin": "MUC"}
     single = Table.from_arrow(pa.Table.from_pylist([unseen], source.schema))
-    [row] = fitted.transform(single).arrow().to_pylist()
+    [row] = fitted.transform(single).to_arrow().to_pylist()
     np.testing.assert_array_equal(
         np.array(list(row.values()), np.float32), fitted.transform_one(unseen)
     )
@@ -36,9 +36,9 @@ def test_a_table_is_transformed_with_kept_columns() -> None:
 def test_training_features_differ_in_target_means_only() -> None:
     table = Table.from_arrow(rows(), 110)
     fitted, training = Featurizer(ALL).fit_transform(table)
-    assert fitted.fitted_on == table.fingerprint
+    assert fitted.fitted_on == table.fingerprint()
     np.testing.assert_equal(fitted.states, Featurizer(ALL).fit(table).states)
-    safe, served = training.arrow(), fitted.transform(table).arrow()
+    safe, served = training.to_arrow(), fitted.transform(table).to_arrow()
     different = [name for name in fitted.feature_names if not safe[name].equals(served[name])]
     # Without imputation there is NaN, which does not equal itself.
     plain = [n for n in different if np.isfinite(served[n].to_numpy()).all()]

@@ -67,11 +67,11 @@ def test_a_block_reports_its_most_frequent_categories(monkeypatch: pytest.Monkey
 
 
 def _train(
-    rows: pa.Table, *transforms: TargetEncoded, rows_a_block: int = 1000
+    rows: pa.Table, *transforms: TargetEncoded, rows_per_block: int = 1000
 ) -> dict[str, np.ndarray]:
-    table = Table.from_arrow(rows, rows_a_block)
+    table = Table.from_arrow(rows, rows_per_block)
     fitted, training = Featurizer(transforms).fit_transform(table, keep=["late"])
-    features = training.arrow()
+    features = training.to_arrow()
     assert features.column_names == ["late", *fitted.feature_names]
     return {name: features[name].to_numpy() for name in fitted.feature_names}
 
@@ -81,7 +81,7 @@ def _train(
 def test_a_row_is_encoded_out_of_fold(group: str | None) -> None:
     rows, folds = _rows(), 3
     options: Any = {"target": "late", "smooth": 5, "cv": folds, "group": group}
-    means = _train(rows, TargetEncoded(["c"], **options), rows_a_block=150)["c_mean_late"]
+    means = _train(rows, TargetEncoded(["c"], **options), rows_per_block=150)["c_mean_late"]
     items = rows.to_pylist()
     numbered = rows.append_column(ROW, pa.array(np.arange(len(rows))))
     fold = folds_of(numbered, TargetEncoded(["c"], **options), ROW)
@@ -118,7 +118,7 @@ def test_a_row_is_encoded_by_strictly_earlier_times(smooth: float, days: int) ->
     transform = TargetEncoded(
         ["c"], target="late", smooth=smooth, time="when", delay_s=delay.total_seconds()
     )
-    means = _train(rows, transform, rows_a_block=150)["c_mean_late"]
+    means = _train(rows, transform, rows_per_block=150)["c_mean_late"]
     items = rows.to_pylist()
     for row, item in enumerate(items):
         earlier = [

@@ -40,8 +40,8 @@ FILMS = rows(IDS, VECTORS, {"year": YEARS, "genre": [["Drama", "War"][i % 2] for
 def _table(blocks: list[pa.Table]) -> Table:
     parts = [Table.load(block.slice) for block in blocks]
     return Table(
-        tuple(ref for part in parts for ref in part.blocks),
-        tuple(meta for part in parts for meta in part.metas),
+        tuple(ref for part in parts for ref in part.blocks()),
+        tuple(meta for part in parts for meta in part.metas()),
     )
 
 

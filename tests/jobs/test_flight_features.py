@@ -103,7 +103,7 @@ def test_blocks_get_their_features_from_all_flights(
         def __init__(self, rows: pa.Table) -> None:
             self.rows = rows
 
-        def arrow(self) -> pa.Table:
+        def to_arrow(self) -> pa.Table:
             return self.rows
 
     block = tables["flights"].slice(1000, 50)

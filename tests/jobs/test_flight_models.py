@@ -21,7 +21,7 @@ class Held:
     def __init__(self, rows: pa.Table) -> None:
         self.rows = rows
 
-    def arrow(self) -> pa.Table:
+    def to_arrow(self) -> pa.Table:
         return self.rows
 
 
@@ -42,8 +42,8 @@ def test_a_label_near_the_limit_is_near_a_half() -> None:
     soft = with_soft_target(Table.from_arrow(rows))
     assert soft.schema.names == [*FEATURES, "target"]
     expected = [0, 1 / (1 + np.e), 0.5, 1 / (1 + np.exp(-1 / 6)), np.e / (1 + np.e), 1]
-    assert soft.arrow()["target"].to_pylist() == pytest.approx(expected, abs=1e-5)
-    assert with_hard_target(Table.from_arrow(rows)).arrow()["target"].equals(rows["late"])
+    assert soft.to_arrow()["target"].to_pylist() == pytest.approx(expected, abs=1e-5)
+    assert with_hard_target(Table.from_arrow(rows)).to_arrow()["target"].equals(rows["late"])
 
 
 def test_each_model_alone_is_calibrated_on_the_validation_month() -> None:

@@ -49,7 +49,7 @@ def test_the_least_sure_are_picked_whatever_the_blocks(group: str | None) -> Non
     score = stats.entropy(rows.select(NAMES).to_pandas().to_numpy(), axis=1).round(12)
     for blocks in (1, 4):
         picked = pick(Table.from_arrow(rows, -(-210 // blocks)), NAMES, 40, diverse=group)
-        found = picked.arrow()
+        found = picked.to_arrow()
         assert found.column_names == [*rows.column_names, "uncertainty"]
         np.testing.assert_allclose(found["uncertainty"], score[found["id"].to_numpy()], atol=1e-9)
         assert found["id"].to_pylist() == _expected(rows, 40, score, group)
@@ -58,7 +58,7 @@ def test_the_least_sure_are_picked_whatever_the_blocks(group: str | None) -> Non
 @pytest.mark.usefixtures("ray_cluster")
 def test_more_than_there_are_gives_all() -> None:
     rows = _rows(9)
-    found = pick(Table.from_arrow(rows, 4), NAMES, 100, by="margin", diverse="g").arrow()
+    found = pick(Table.from_arrow(rows, 4), NAMES, 100, by="margin", diverse="g").to_arrow()
     assert sorted(found["id"].to_pylist()) == list(range(9))
 
 

@@ -49,7 +49,7 @@ def _python_votes() -> list[list[int | None]]:
 
 def test_labelers_vote_in_int8_and_null_is_silence(table: Table) -> None:
     voted = apply_labelers(table, LABELERS)
-    rows = voted.arrow()
+    rows = voted.to_arrow()
     assert rows.column_names == ["text", "gold", *LABELERS]
     assert {rows.schema.field(name).type for name in LABELERS} == {pa.int8()}
     assert [list(row.values())[2:] for row in rows.to_pylist()] == _python_votes()
@@ -57,7 +57,7 @@ def test_labelers_vote_in_int8_and_null_is_silence(table: Table) -> None:
 
 def test_a_table_is_reported_on_fitted_and_labelled_whatever_its_blocks(table: Table) -> None:
     voted = apply_labelers(table, LABELERS)
-    whole = apply_labelers(Table.from_arrow(table.arrow()), LABELERS)
+    whole = apply_labelers(Table.from_arrow(table.to_arrow()), LABELERS)
     report = labeler_report(voted, LABELERS, gold="gold")
     assert report == labeler_report(whole, LABELERS, gold="gold")
     thanks = report.labelers[1]
@@ -66,8 +66,8 @@ def test_a_table_is_reported_on_fitted_and_labelled_whatever_its_blocks(table: T
     assert report.coverage == 7 / 8
     fitted, again = (LabelModel(2).fit(votes, LABELERS) for votes in (voted, whole))
     assert fitted.state() == again.state()
-    labelled = fitted.predict(voted).arrow()
-    assert labelled.equals(again.predict(whole).arrow())
+    labelled = fitted.predict(voted).to_arrow()
+    assert labelled.equals(again.predict(whole).to_arrow())
     assert labelled.column_names[-3:] == ["probability_0", "probability_1", "label"]
     assert labelled["label"].to_pylist()[4] is None
     assert labelled["label"].to_pylist()[0] == 1

@@ -23,7 +23,7 @@ class Fit:
         self.model = model
 
     def __call__(self, table: Table) -> Any:
-        rows = table.arrow()
+        rows = table.to_arrow()
         return Predict(self.model.fit(_matrix(rows), np.array(rows["digit"].to_pylist())))
 
 
@@ -68,7 +68,7 @@ def _trained_as_by_scikit_learn(seed: int) -> tuple[float, float]:
 
     peer = SelfTrainingClassifier(_model(), threshold=0.95, max_iter=4)
     peer.fit(x[:train], np.where(numbers < known, y[:train], -1))
-    rows = trained.table.arrow().sort_by("row")
+    rows = trained.table.to_arrow().sort_by("row")
     taken = np.flatnonzero(peer.labeled_iter_ >= 0)
     assert rows["row"].to_pylist() == taken.tolist()
     assert rows["round"].to_pylist() == peer.labeled_iter_[taken].tolist()
@@ -104,14 +104,14 @@ def test_it_stops_when_nothing_is_left_or_nothing_is_sure() -> None:
     unlabelled = Table.from_arrow(_table(x[20:60]), 25)
     all_of_them = self_train(Fit(GaussianNB()), labelled, unlabelled, label="digit", threshold=0.5)
     assert all_of_them.stopped == "all labelled"
-    assert all_of_them.table.rows == 60
+    assert len(all_of_them.table) == 60
     assert all_of_them.table.schema.field("digit").type == pa.int64()
 
     def unsure(table: Table) -> Any:
         return lambda block: np.full((len(block), 2), 0.5)
 
     none = self_train(unsure, labelled, unlabelled, label="digit", threshold=0.5, rounds=3)
-    assert (none.stopped, none.table.rows) == ("none over the threshold", 20)
+    assert (none.stopped, len(none.table)) == ("none over the threshold", 20)
     assert [(one.number, one.added, one.left) for one in none.rounds] == [(1, {0: 0, 1: 0}, 40)]
 
 

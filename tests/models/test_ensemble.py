@@ -205,7 +205,7 @@ def test_a_table_a_graph_and_another_process_answer_alike(
 ) -> None:
     features = ASKED[SIZES[:6]].to_numpy()
     here = StoredEnsemble(kept.fetch(three.storage))(features)
-    made = answers(StoredEnsemble, three.storage, kept, table_of(ASKED), keep=["target"]).arrow()
+    made = answers(StoredEnsemble, three.storage, kept, table_of(ASKED), keep=["target"]).to_arrow()
     np.testing.assert_allclose(np.array(made["answer"].to_pylist()), here, atol=1e-12)
     assert made["target"].to_pylist() == ASKED["target"].tolist()
     graph = serve.Graph(

@@ -40,7 +40,9 @@ rows_drawn = st.tuples(
 
 
 def table_of(*blocks: pa.Table) -> Table:
-    return Table.of([tuple(ray.put(part) for part in described(block)) for block in blocks])
+    return Table.from_blocks(
+        [tuple(ray.put(part) for part in described(block)) for block in blocks]
+    )
 
 
 def columns_of(rows: list[Row]) -> dict[str, Any]:
@@ -123,8 +125,8 @@ def test_all_uses_of_a_graph_give_the_same_answers(mixed: Endpoint) -> None:
     mapped = graph.map(
         table_of(as_arrow(rows[:half]), as_arrow(rows[half:])), batch_size=7, max_actors=1
     )
-    assert len(mapped.blocks) == 2
-    assert normal(mapped.arrow().to_pydict()) == plain
+    assert len(mapped.blocks()) == 2
+    assert normal(mapped.to_arrow().to_pydict()) == plain
 
 
 class Mortal:
@@ -157,7 +159,7 @@ def test_a_job_whose_actor_is_killed_gives_all_rows_in_order(
     marker = tmp_path / "killed"
     answers = graph_of(Lazy(Mortal, str(marker))).map(numbers(12), name="mortal", max_actors=2)
     assert marker.exists()
-    assert answers.arrow()["y"].to_pylist() == list(range(0, 240, 2))
+    assert answers.to_arrow()["y"].to_pylist() == list(range(0, 240, 2))
     assert "mortal: an actor died" in capsys.readouterr().err
 
 
@@ -189,11 +191,11 @@ def test_a_job_goes_on_where_it_was_interrupted(tmp_path: Path, storage: Storage
     (calls / "mended").touch()
     answers = graph.map(table, storage=storage, path="answers", max_actors=1)
     assert answered() == [0, 10, 20, 30, 40, 50]
-    assert answers.arrow()["y"].to_pylist() == list(range(0, 120, 2))
+    assert answers.to_arrow()["y"].to_pylist() == list(range(0, 120, 2))
     # With everything there, nothing is made again; and blocks are known by what they hold.
-    swapped = Table(table.blocks[::-1], table.metas[::-1])
+    swapped = Table(table.blocks()[::-1], table.metas()[::-1])
     again = graph.map(swapped, storage=storage, path="answers", max_actors=1)
-    assert again.arrow()["y"].to_pylist()[:3] == [100, 102, 104]
+    assert again.to_arrow()["y"].to_pylist()[:3] == [100, 102, 104]
     assert len(answered()) == 6
 
 

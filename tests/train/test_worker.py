@@ -28,7 +28,7 @@ class LocalTable:
 
     rows: pa.Table
 
-    def arrow(self) -> pa.Table:
+    def to_arrow(self) -> pa.Table:
         return self.rows
 
 

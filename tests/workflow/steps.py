@@ -39,14 +39,14 @@ def make(run: Run, folder: str, n: int) -> dict[str, Any]:
     count(folder, "make")
     table = Table.load(numbers, n)
     run.log_tables(numbers=table)
-    run.log_metrics({"rows": table.rows})
+    run.log_metrics({"rows": len(table)})
     print("made")
     return {"table": table, "held": ray.put([n, n])}
 
 
 def tripled(run: Run, folder: str, table: Table) -> float:
     count(folder, "tripled")
-    return FACTOR * sum(table.arrow()["x"].to_pylist())
+    return FACTOR * sum(table.to_arrow()["x"].to_pylist())
 
 
 def total(run: Run, folder: str, made: dict[str, Any], product: float) -> float:

@@ -25,17 +25,17 @@ ROWS = pa.table(
 
 
 def test_tables_references_and_all_else_come_back(storage: Storage) -> None:
-    table = Table.from_arrow(ROWS, rows_a_block=2)
+    table = Table.from_arrow(ROWS, rows_per_block=2)
     held = ray.put(np.arange(5))
     value = {"tables": [table, table.select(["x"])], "held": (held, held), "n": 3}
     kept = keep(storage, "steps/a", value)
     found = load(storage, kept)
     one, other = found["tables"]
-    assert one.arrow().equals(ROWS)
-    assert [meta.rows for meta in one.metas] == [2, 1]
-    assert one.fingerprint == table.fingerprint
+    assert one.to_arrow().equals(ROWS)
+    assert [meta.rows for meta in one.metas()] == [2, 1]
+    assert one.fingerprint() == table.fingerprint()
     assert one.lineage.id == table.lineage.id
-    assert other.arrow().column_names == ["x"]
+    assert other.to_arrow().column_names == ["x"]
     assert np.array_equal(ray.get(found["held"][0]), np.arange(5))
     assert found["held"][0] == found["held"][1]
     assert found["n"] == 3
@@ -52,11 +52,11 @@ def test_equal_values_have_equal_content(storage: Storage) -> None:
 def test_a_column_of_a_kept_table_is_read_alone(storage: Storage) -> None:
     keep(storage, "a", Table.from_arrow(ROWS))
     table = Table.read_blocks(storage, "a/table-0")
-    assert table.select(["x"]).arrow()["x"].to_pylist() == [1, 2, None]
+    assert table.select(["x"]).to_arrow()["x"].to_pylist() == [1, 2, None]
     for file in Path(storage.uri("a/table-0")).glob("*.arrow"):
         file.unlink()
     with pytest.raises(StorageError, match="it was removed"):
-        Table.read_blocks(storage, "a/table-0").arrow()
+        Table.read_blocks(storage, "a/table-0").to_arrow()
 
 
 def test_a_result_that_is_gone_is_told(storage: Storage) -> None:

@@ -64,7 +64,7 @@ def make_bins(train: Table, columns: Sequence[str], seed: int = 0) -> list[Bins]
         return []
     schema = train.schema
     numbers = [is_number(schema.field(name).type) for name in columns]
-    drawn = sample(train.select(list(columns)), min(_SAMPLE, train.rows), seed=seed)
+    drawn = sample(train.select(list(columns)), min(_SAMPLE, len(train)), seed=seed)
     task = value_task("leaks_bins")
     edges = results(
         [task.remote(edges_of, list(columns), numbers, *(block for block, _ in numbered(drawn)))]

@@ -46,21 +46,21 @@ def rows_and_categories(
     if not compared:
         return [], ["no column was given by which rows could be compared"]
     shared, names = shared_rows(tables, compared), list(tables)
-    checked = [f"{sum(t.rows for t in tables.values())} rows by {', '.join(columns)}"]
+    checked = [f"{sum(len(t) for t in tables.values())} rows by {', '.join(columns)}"]
     findings = []
     for number, a in enumerate(names):
         for b in names[number + 1 :]:
             found = shared.get((0, a, b))
             if found:
                 findings.append(
-                    _shared(a, b, found.rows, found.examples, tables[b].rows, bool(keys), columns)
+                    _shared(a, b, found.rows, found.examples, len(tables[b]), bool(keys), columns)
                 )
     for what, name in enumerate(categories, start=1):
         for other, table in splits.evaluation.items():
-            there = table.rows - _missing(table, name)
+            there = len(table) - _missing(table, name)
             known = shared.get((what, training, other))
             unseen = there - (known.rows if known else 0)
-            share = unseen / max(table.rows, 1)
+            share = unseen / max(len(table), 1)
             if share > limits.unseen:
                 findings.append(Finding(
                     "unseen categories", False, name, (training, other), share,
@@ -87,12 +87,14 @@ def time_order(tables: Mapping[str, Table], column: str) -> list[Finding]:
 def fitted_beyond(splits: Splits, fitted: Any) -> Finding | None:
     """What was fitted on something else than the training split."""
     training, name = splits.training, type(fitted).__name__
-    own = {splits.train.fingerprint, splits.as_drawn[training].fingerprint}
+    own = {splits.train.fingerprint(), splits.as_drawn[training].fingerprint()}
     if fitted.fitted_on in own:
         return None
-    rows = max(splits.train.rows, splits.as_drawn[training].rows)
-    theirs = [s for s, table in splits.evaluation.items() if table.fingerprint == fitted.fitted_on]
-    remedy = f"Fit it on splits.train, of {splits.train.rows} rows"
+    rows = max(len(splits.train), len(splits.as_drawn[training]))
+    theirs = [
+        s for s, table in splits.evaluation.items() if table.fingerprint() == fitted.fitted_on
+    ]
+    remedy = f"Fit it on splits.train, of {len(splits.train)} rows"
     if theirs or fitted.rows > rows:
         where = f"the split {theirs[0]}" if theirs else "more than the training split"
         return Finding(

@@ -77,7 +77,7 @@ def shared_rows(
         compared: By what they are compared.
     """
     names = list(tables)
-    rows = sum(table.rows for table in tables.values()) * len(compared)
+    rows = sum(len(table) for table in tables.values()) * len(compared)
     bits = min(6, max(0, (rows // _ENTRIES_A_TASK).bit_length()))
     task = value_task("leaks_hash_rows", returns=1 << bits)
     made = [
@@ -101,7 +101,7 @@ def shared_rows(
 
 def disorder(tables: Mapping[str, Table], column: str) -> dict[tuple[str, str], Disorder]:
     """Pairs of splits of which the earlier one does not end before the later one starts."""
-    each = {name: each_block(table, "leaks_time") for name, table in tables.items() if table.rows}
+    each = {name: each_block(table, "leaks_time") for name, table in tables.items() if len(table)}
     key = functools.partial(time_key, column=column)
     spans = {name: count_groups(call, key)[0] for name, call in each.items()}
     kind, names = next(iter(tables.values())).schema.field(column).type, list(each)

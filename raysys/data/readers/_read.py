@@ -106,7 +106,7 @@ def read(
     if kind == "csv":
         how |= {"null_values": null_values, "delimiter": options.delimiter, "encoding": encoding}
     lineage = Lineage.of_files(files, kind, how)
-    table = Table.planned(parts, parts[0].schema, (), lineage)
+    table = Table.from_plan(parts, parts[0].schema, (), lineage)
     if columns is None:
         return table
     if missing := [name for name in columns if name not in known]:

@@ -78,7 +78,7 @@ def class_weights(splits: Splits, label: str) -> dict[Any, float]:
     """
     table = training_of(splits, "class_weights")
     counts = class_counts(table, label)
-    return {value: table.rows / (len(counts) * rows) for value, rows in counts.items()}
+    return {value: len(table) / (len(counts) * rows) for value, rows in counts.items()}
 
 
 def class_counts(table: Table, label: str) -> dict[Any, int]:
@@ -94,7 +94,7 @@ def class_counts(table: Table, label: str) -> dict[Any, int]:
             counts[value] = counts.get(value, 0) + rows
     if missing := counts.pop(None, 0):
         raise DataError(
-            f"{label}: {missing} of the {table.rows} rows have no class. Leave them out, or give "
+            f"{label}: {missing} of the {len(table)} rows have no class. Leave them out, or give "
             "them a class of their own"
         )
     return {value: counts[value] for value in sorted(counts)}

@@ -65,7 +65,7 @@ def sample(
     """
     need(table, by)
     each = each_block(table, "sample")
-    size = _size(table.rows, rows, fraction)
+    size = _size(len(table), rows, fraction)
     limits = choose(each, size, by=by, allocation=allocation, weights=weights, seed=seed)
     key = random_key(seed, weights)
     how = {"rows": size, "by": by, "allocation": allocation, "weights": weights, "seed": seed}
@@ -96,8 +96,8 @@ def importance_sample(
     if column in table.schema.names:
         raise DataError(f"the table has a column {column!r} already: give another name as column=")
     each, key = each_block(table, "importance_sample"), random_key(seed, weights)
-    size = _size(table.rows, rows, None)
-    limits, beyond = importance_limits(each, size, table.rows, weights, seed)
+    size = _size(len(table), rows, None)
+    limits, beyond = importance_limits(each, size, len(table), weights, seed)
     how = {"rows": size, "weights": weights, "column": column, "seed": seed}
     return deal(
         table, ["sample"], _kept_with_chance, key, limits, weights, beyond, column,

@@ -182,8 +182,8 @@ def cut(
 def splits_of(names: Mapping[str, float], parts: list[Table], how: str, training: str) -> Splits:
     """Splits of these tables; an empty one is refused."""
     splits = Splits(dict(zip(names, parts, strict=True)), training, how)
-    if empty := [name for name, part in splits.items() if part.rows == 0]:
-        rows = {name: part.rows for name, part in splits.items()}
+    if empty := [name for name, part in splits.items() if len(part) == 0]:
+        rows = {name: len(part) for name, part in splits.items()}
         raise DataError(
             f"the splits {empty} would be empty; the rows of each: {rows}. Give them a larger "
             "share, or split by something that has more values"

@@ -58,7 +58,7 @@ def infer(table: Table, name: str) -> Schema:
     if not types:
         raise DataError(f"no column of {table.schema.names[:20]} has a type that a schema knows")
     typed = table.map_blocks(_typed, types, name="infer_read")
-    stats, many = statistics(typed, list(types)), typed.rows >= _FEWEST
+    stats, many = statistics(typed, list(types)), len(typed) >= _FEWEST
     texts = _allowed(typed, [column for column, kind in types.items() if kind == "string"])
     keys = _keys(typed, types, stats) if many else set()
     ranges = [
@@ -88,7 +88,7 @@ def infer(table: Table, name: str) -> Schema:
         columns=columns,
         unique=[[column] for column in types if column in keys],
         distributions=distributions,
-        rows=Rows(min=typed.rows // 2) if many else Rows(),
+        rows=Rows(min=len(typed) // 2) if many else Rows(),
     )
 
 
@@ -158,7 +158,7 @@ def _allowed(typed: Table, columns: Sequence[str]) -> dict[str, list[str]]:
             continue
         values = sorted(set().union(*(part[name] for part in parts)))
         rows = max(1, len(values)) * _FEWEST_EACH
-        if values and len(values) <= _MOST_ALLOWED and typed.rows >= rows:
+        if values and len(values) <= _MOST_ALLOWED and len(typed) >= rows:
             found[name] = values
     return found
 

@@ -43,7 +43,7 @@ def split_repeated(
     Returns:
         Rows that repeat none; and the others as text with the reason, which may have no block.
     """
-    blocks, metas = list(table.blocks), list(table.metas)
+    blocks, metas = list(table.blocks()), list(table.metas())
     firsts, suspects, there = find_suspects(table, groups)
     taken = value_task("unique_values")
     values = [
@@ -57,7 +57,7 @@ def split_repeated(
         good, good_meta, *pair = task.remote(without, blocks[n], firsts[n], repeated, columns)
         blocks[n], metas[n] = good, good_meta
         bad.append(pair)
-    changed = Table.of(bad) if bad else Table((), ())
+    changed = Table.from_blocks(bad) if bad else Table((), ())
     metas = [m if isinstance(m, BlockMeta) else results([m])[0] for m in metas]
     return Table(blocks, metas, table.lineage), changed
 
@@ -71,10 +71,12 @@ def find_suspects(
         The number of each block's first row, and of all rows; references to what `shared` finds,
         for each part of the hashes; and which blocks have such rows.
     """
-    firsts = np.cumsum([0, *(meta.rows for meta in table.metas)])
-    parts = max(1, -(-table.rows // _ROWS_A_TASK))
+    firsts = np.cumsum([0, *(meta.rows for meta in table.metas())])
+    parts = max(1, -(-len(table) // _ROWS_A_TASK))
     hashed = ray.remote(hashes).options(name="unique_hash", num_returns=parts)
-    made = [hashed.remote(b, groups, n, parts) for b, n in zip(table.blocks, firsts, strict=False)]
+    made = [
+        hashed.remote(b, groups, n, parts) for b, n in zip(table.blocks(), firsts, strict=False)
+    ]
     pieces = [[part] for part in made] if parts == 1 else made
     compared = ray.remote(shared).options(name="unique_compare", num_returns=2)
     found = [compared.remote(firsts, *[piece[n] for piece in pieces]) for n in range(parts)]

@@ -76,7 +76,7 @@ class Checked:
     @property
     def rows(self) -> int:
         """Number of rows that were checked."""
-        return self.good.rows + self.quarantine.rows
+        return len(self.good) + len(self.quarantine)
 
 
 class CheckError(DataError):
@@ -129,23 +129,23 @@ def check(table: Table, schema: Schema, *, tables: Mapping[str, Table] | None = 
     if schema.unique:
         good, repeated = split_repeated(good, schema.unique, bad.schema.names)
         good = good.select(list(schema.columns))
-        if repeated.rows:
+        if len(repeated):
             found.append(repeated)
     reasons: dict[str, int] = {}
     examples: dict[str, str] = {}
-    for meta in (meta for part in found for meta in part.metas):
+    for meta in (meta for part in found for meta in part.metas()):
         for kind, (count, place) in examples_of(meta.schema).items():
             reasons[kind] = reasons.get(kind, 0) + count
             examples.setdefault(kind, place)
     reasons = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
     quarantine = Table(
-        [block for part in found for block in part.blocks],
-        [meta for part in found for meta in part.metas],
+        [block for part in found for block in part.blocks()],
+        [meta for part in found for meta in part.metas()],
         bad.lineage,
     )
     checked = Checked(good, quarantine, reasons, examples)
     _count(checked, schema.name)
-    if good.rows == 0:
+    if len(good) == 0:
         most = "; ".join(f"{count} x {kind}" for kind, count in list(reasons.items())[:5])
         raise CheckError(
             f"none of the {checked.rows} rows satisfies the schema {schema.name!r}: this is not "
@@ -158,14 +158,14 @@ def check(table: Table, schema: Schema, *, tables: Mapping[str, Table] | None = 
 def _count(checked: Checked, schema: str) -> None:
     """Metrics of a check."""
     metrics.DATA_CHECKED_ROWS.inc(checked.rows, {"schema": schema})
-    metrics.DATA_QUARANTINED_ROWS.inc(checked.quarantine.rows, {"schema": schema})
+    metrics.DATA_QUARANTINED_ROWS.inc(len(checked.quarantine), {"schema": schema})
 
 
 def _split(
     source: Any, steps: Sequence[Step], schema: Schema, keys: Mapping[str, Table]
 ) -> tuple[pa.Table, pa.Table]:
     """Read a block, of a raw CSV file with types where its values have them, and split it."""
-    values = {key: table.arrow().column(0).combine_chunks() for key, table in keys.items()}
+    values = {key: table.to_arrow().column(0).combine_chunks() for key, table in keys.items()}
     found = None
     if (part := raw_part(source)) and all(step.columns for step in steps):
         found = read_typed(part, _arrow_types(schema))
@@ -208,9 +208,9 @@ def _keys(schema: Schema, tables: Mapping[str, Table]) -> dict[str, Table]:
             )
         parts = tables[of].map_blocks(_distinct, other, name="keys")
         keys[column.key] = Table.load(_merge, parts, name="keys")
-        if keys[column.key].rows > MOST_KEYS:
+        if len(keys[column.key]) > MOST_KEYS:
             raise DataError(
-                f"column {name!r}: the key {column.key!r} has {keys[column.key].rows} values, more "
+                f"column {name!r}: the key {column.key!r} has {len(keys[column.key])} values, more "
                 f"than the {MOST_KEYS} that are sent to every task: find rows without a partner "
                 "with a join instead"
             )
@@ -222,7 +222,7 @@ def _distinct(block: pa.Table, column: str) -> pa.Table:
 
 
 def _merge(parts: Table) -> pa.Table:
-    whole = parts.arrow()
+    whole = parts.to_arrow()
     return _distinct(whole, whole.column_names[0])
 
 
@@ -239,7 +239,7 @@ def _check_whole(checked: Checked, schema: Schema) -> Checked:
     if broken := [figure for figure in figures if not figure.holds]:
         raise CheckError(
             f"{len(broken)} of {len(figures)} table checks of the schema {schema.name!r} fail over "
-            f"{checked.good.rows} good rows ({checked.quarantine.rows} in quarantine): "
+            f"{len(checked.good)} good rows ({len(checked.quarantine)} in quarantine): "
             f"{'; '.join(map(str, broken))}. Look at what changed in the data; if it is right as "
             "it is, edit the bounds",
             checked,
@@ -250,9 +250,9 @@ def _check_whole(checked: Checked, schema: Schema) -> Checked:
 def _row_figures(checked: Checked, schema: Schema) -> list[Figure]:
     rows, figures = schema.rows, []
     if rows.min is not None or rows.max is not None:
-        figures.append(Figure("rows", checked.good.rows, rows.min, rows.max))
+        figures.append(Figure("rows", len(checked.good), rows.min, rows.max))
     if rows.quarantined_share is not None:
-        share = checked.quarantine.rows / checked.rows
+        share = len(checked.quarantine) / checked.rows
         figures.append(Figure("rows quarantined_share", share, None, rows.quarantined_share))
     return figures
 

@@ -192,7 +192,7 @@ def _track(
     name: str,
     storage: Storage,
 ) -> None:
-    tables = {"train": table} | ({"validation": validation} if validation else {})
+    tables = {"train": table} | ({"validation": validation} if validation is not None else {})
     tracked = tracking.open_run(
         storage, "boosting", name, settings=settings.model_dump(), tables=tables
     )

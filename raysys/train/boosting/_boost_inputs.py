@@ -73,8 +73,8 @@ class BoostInputs:
         """Data and columns of the run, as JSON values: its identity apart from its settings."""
         weights = self.class_weights
         return {
-            "table": self._training.fingerprint,
-            "validation": None if self._validation is None else self._validation.fingerprint,
+            "table": self._training.fingerprint(),
+            "validation": None if self._validation is None else self._validation.fingerprint(),
             **asdict(self.columns),
             "class_weights": list(weights.items()) if isinstance(weights, Mapping) else weights,
         }
@@ -104,7 +104,7 @@ class BoostInputs:
     def _source(
         self, table: Table, name: str, encoding: FeatureEncoding, weights: list[float] | None
     ) -> ShardSource:
-        pairs = [(b, m.rows) for b, m in zip(table.blocks, table.metas, strict=True) if m.rows]
+        pairs = [(b, m.rows) for b, m in zip(table.blocks(), table.metas(), strict=True) if m.rows]
         rows = [count for _, count in pairs]
         if self.columns.group and len(pairs) < self.num_actors:
             raise DataError(

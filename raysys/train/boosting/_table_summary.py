@@ -162,7 +162,7 @@ def _check_groups(
     if columns.group is None:
         return
     runs = sum(part["runs"] for part in parts)
-    groups = table.select([columns.group]).distinct().rows
+    groups = len(table.select([columns.group]).distinct())
     if runs != groups:
         raise DataError(
             f"{name}: the {groups} groups of {columns.group!r} are split into {runs} runs of rows. "

@@ -52,7 +52,7 @@ class Rows:
         """The rows of a Table; called in a task."""
         extra = [name for name in (columns.weights, columns.groups) if name is not None]
         wanted = list(dict.fromkeys([*columns.features, columns.label, *extra]))
-        rows = table.select(wanted).arrow()
+        rows = table.select(wanted).to_arrow()
         if not len(rows):
             raise DataError("the table has no rows to fit: look at what filtered them")
         y = _vector(rows, columns.label)

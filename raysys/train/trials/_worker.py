@@ -45,7 +45,7 @@ class TrialWorker:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0"}
         self._task, self._rank, self._world = task, rank, world
         self._device = "cuda:0" if gpu else "cpu"
-        self._examples = task.prepare({name: table.arrow() for name, table in tables.items()})
+        self._examples = task.prepare({name: table.to_arrow() for name, table in tables.items()})
         if self._examples < 1:
             raise TrainError(f"{type(task).__name__}.prepare returned no training examples")
         self._runners: dict[int, _StepRunner] = {}

@@ -224,9 +224,9 @@ def test_shared_rows_are_those_of_brute_force(splits: list[list[Any]], bits: int
             assert (left.index(left[x]), right.index(right[y])) == (x, y)
 
 
-def _splits(train: pd.DataFrame, test: pd.DataFrame, rows_a_block: int = 1500) -> Splits:
+def _splits(train: pd.DataFrame, test: pd.DataFrame, rows_per_block: int = 1500) -> Splits:
     frames = {"train": train, "test": test}
-    return Splits({n: Table.from_arrow(_arrow(f), rows_a_block) for n, f in frames.items()})
+    return Splits({n: Table.from_arrow(_arrow(f), rows_per_block) for n, f in frames.items()})
 
 
 def _check(splits: Splits, **how: Any) -> LeakReport:
@@ -317,9 +317,9 @@ def test_what_was_fitted_on_more_than_the_training_split_is_found(clean: Splits)
         thing = SimpleNamespace(fitted_on=on, rows=rows)
         return _check(clean, features=["noise"], fitted=[thing])
 
-    assert fitted(train.fingerprint, train.rows).findings == ()
+    assert fitted(train.fingerprint(), len(train)).findings == ()
     for on, rows, certain, fact in [
-        (test.fingerprint, test.rows, True, "was fitted on the split test: 1500 rows"),
+        (test.fingerprint(), len(test), True, "was fitted on the split test: 1500 rows"),
         ("other", 5500, True, "was fitted on more than the training split: 5500 rows"),
         ("other", 3000, False, "was fitted on a Table of 3000 rows that is no split of these"),
     ]:
@@ -332,23 +332,23 @@ def test_a_balanced_training_split_is_looked_at_as_it_was_drawn(ray_cluster: Non
     whole = Table.from_arrow(_arrow(_frame(rows=2000).drop(columns=["day", "name"])))
     splits = split_stratified(whole, {"train": 0.7, "test": 0.3}, ["sold"])
     balanced = oversample(splits, "sold")
-    thing = SimpleNamespace(fitted_on=balanced.train.fingerprint, rows=balanced.train.rows)
+    thing = SimpleNamespace(fitted_on=balanced.train.fingerprint(), rows=len(balanced.train))
     report = check_leaks(balanced, label="sold", keys=["id"], fitted=[thing])
     assert report.findings == ()
-    assert balanced.train.rows > splits.train.rows
+    assert len(balanced.train) > len(splits.train)
 
 
 def test_blocks_without_rows_or_values_change_nothing(clean: Splits) -> None:
     features = ["age", "noise", "city"]
     expected = _check(clean, features=features)
-    rows = {name: part.arrow() for name, part in clean.items()}
+    rows = {name: part.to_arrow() for name, part in clean.items()}
     edges = {"train": [0, 0, 700, 700, ROWS, ROWS], "test": [0, 0, 1500]}
     again = {}
     for name, whole in rows.items():
         cuts = itertools.pairwise(edges[name])
         parts = [Table.from_arrow(whole.slice(a, b - a)) for a, b in cuts]
-        blocks = [block for part in parts for block in part.blocks]
-        again[name] = Table(blocks, [meta for part in parts for meta in part.metas])
+        blocks = [block for part in parts for block in part.blocks()]
+        again[name] = Table(blocks, [meta for part in parts for meta in part.metas()])
     assert _check(Splits(again), features=features) == expected
     missing = {name: part.map_blocks(_without_city) for name, part in clean.items()}
     assert _check(Splits(missing), features=features).findings == ()

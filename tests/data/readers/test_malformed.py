@@ -73,7 +73,7 @@ def test_a_bad_file_is_named_with_the_place(kind: str, tmp_path: Path) -> None:
     name, data, message = _BAD_FILES[kind]
     (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data(tmp_path))
     with pytest.raises(DataError, match=message) as caught:
-        read(tmp_path / name).arrow()
+        read(tmp_path / name).to_arrow()
     assert name in str(caught.value)
     assert len(str(caught.value)) < 700
 
@@ -85,16 +85,16 @@ def test_late_json_lines_are_named_with_their_number(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"a\.jsonl: line 48001: .*text.* does not fit the columns a: "
     ):
-        read(tmp_path / "a.jsonl").arrow()
+        read(tmp_path / "a.jsonl").to_arrow()
     raw = read(tmp_path / "a.jsonl", raw=True).filter(pl.col("_malformed").is_not_null())
-    assert raw.select(["_row", "_malformed"]).arrow().to_pylist() == [
+    assert raw.select(["_row", "_malformed"]).to_arrow().to_pylist() == [
         {"_row": 24_000, "_malformed": '{"a": "text"}'}
     ]
 
 
 def test_raw_json_keeps_lines_of_other_types(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": "x"}\n\n{"a": \n{"a": 3}\n[1]\n')
-    rows = read(tmp_path / "a.jsonl", raw=True).arrow().to_pylist()
+    rows = read(tmp_path / "a.jsonl", raw=True).to_arrow().to_pylist()
     assert [(row["_row"], row["a"], row["_malformed"]) for row in rows] == [
         (0, 1, None), (1, None, '{"a": "x"}'), (2, None, '{"a": '), (3, 3, None), (4, None, "[1]"),
     ]  # fmt: skip
@@ -118,7 +118,7 @@ def test_ten_thousand_columns(tmp_path: Path) -> None:
     rows = [names, *([str(n + row) for n in range(10_000)] for row in range(3))]
     (tmp_path / "a.csv").write_text("\n".join(",".join(row) for row in rows))
     table = read(tmp_path / "a.csv")
-    assert table.select(["column 9999", "column 0"]).arrow().to_pydict() == {
+    assert table.select(["column 9999", "column 0"]).to_arrow().to_pydict() == {
         "column 9999": [9999, 10_000, 10_001], "column 0": [0, 1, 2],
     }  # fmt: skip
     with pytest.raises(DataError) as caught:

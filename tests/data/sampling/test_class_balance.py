@@ -22,10 +22,10 @@ def splits(ray_cluster: None) -> Splits:
 
 def test_oversampling_repeats_each_row_equally_often_to_one(splits: Splits) -> None:
     balanced = oversample(splits, "c")
-    rows = balanced.train.arrow()
+    rows = balanced.train.to_arrow()
     assert Counter(rows["c"].to_pylist()) == {"common": 60, "rare": 60, "some": 60}
     assert rows["row"].to_pylist() == sorted(rows["row"].to_pylist())
-    classes = dict(zip(*splits.train.arrow().to_pydict().values(), strict=True))
+    classes = dict(zip(*splits.train.to_arrow().to_pydict().values(), strict=True))
     times = Counter(rows["row"].to_pylist())
     for name, expected in {"common": {1}, "rare": {8, 9}, "some": {2, 3}}.items():
         assert {times[row] for row in range(90) if classes[row] == name} == expected
@@ -35,18 +35,18 @@ def test_oversampling_repeats_each_row_equally_often_to_one(splits: Splits) -> N
 
 
 def test_undersampling_leaves_out_rows_of_the_larger_classes(splits: Splits) -> None:
-    rows = undersample(splits, "c", ratio=0.5).train.arrow()
+    rows = undersample(splits, "c", ratio=0.5).train.to_arrow()
     assert Counter(rows["c"].to_pylist()) == {"common": 14, "rare": 7, "some": 14}
     numbers = rows["row"].to_pylist()
     assert numbers == sorted(set(numbers))
-    assert undersample(splits, "c", ratio=0.5).train.arrow().equals(rows)
-    assert not undersample(splits, "c", ratio=0.5, seed=1).train.arrow().equals(rows)
+    assert undersample(splits, "c", ratio=0.5).train.to_arrow().equals(rows)
+    assert not undersample(splits, "c", ratio=0.5, seed=1).train.to_arrow().equals(rows)
 
 
 def test_a_ratio_leaves_classes_that_have_it_as_they_are(splits: Splits) -> None:
-    counts = Counter(oversample(splits, "c", ratio=0.3).train.arrow()["c"].to_pylist())
+    counts = Counter(oversample(splits, "c", ratio=0.3).train.to_arrow()["c"].to_pylist())
     assert counts == {"common": 60, "rare": 18, "some": 23}
-    counts = Counter(undersample(splits, "c", ratio=0.2).train.arrow()["c"].to_pylist())
+    counts = Counter(undersample(splits, "c", ratio=0.2).train.to_arrow()["c"].to_pylist())
     assert counts == {"common": 35, "rare": 7, "some": 23}
 
 

@@ -226,7 +226,7 @@ def test_an_importance_sample_does_not_depend_on_the_blocks(ray_cluster: None) -
     expected = _importance_sample(table, 20, 5)
     assert _importance_sample(table, 20, 5, 7, 50).equals(expected)
     blocks = Table.from_arrow(table, 30)
-    assert importance_sample(blocks, 20, weights="w", seed=5).arrow().equals(expected)
+    assert importance_sample(blocks, 20, weights="w", seed=5).to_arrow().equals(expected)
     with pytest.raises(DataError, match="has a column 'w' already"):
         importance_sample(blocks, 20, weights="w", column="w")
 
@@ -241,9 +241,9 @@ def test_samples_of_a_table_are_those_of_its_rows(ray_cluster: None) -> None:
     table = Table.from_arrow(whole, 1300)
     for how in ({}, {"by": ("g",)}, {"weights": "w"}):
         expected = _sample(whole, 500, seed=3, **how)
-        assert sample(table, 500, seed=3, **how).arrow().equals(expected)
-        assert sample(table, fraction=0.1, seed=3, **how).arrow().equals(expected)
-    assert not sample(table, 500, seed=4).arrow().equals(_sample(whole, 500, seed=3))
+        assert sample(table, 500, seed=3, **how).to_arrow().equals(expected)
+        assert sample(table, fraction=0.1, seed=3, **how).to_arrow().equals(expected)
+    assert not sample(table, 500, seed=4).to_arrow().equals(_sample(whole, 500, seed=3))
 
 
 def test_what_cannot_be_drawn_is_refused(ray_cluster: None) -> None:

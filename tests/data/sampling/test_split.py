@@ -68,7 +68,7 @@ def test_a_stratified_split_counts_classes_as_scikit_learn_does(ray_cluster: Non
     splits = split_stratified(table, {"train": 0.8, "test": 0.2}, ["c"], seed=1)
     theirs = train_test_split(classes, test_size=0.2, stratify=classes, random_state=0)
     for ours, counts in zip(splits.values(), theirs, strict=True):
-        found = np.bincount(ours.arrow()["c"].to_numpy())
+        found = np.bincount(ours.to_arrow()["c"].to_numpy())
         assert np.abs(found - np.bincount(counts)).max() <= 1
     assert list(splits) == ["train", "test"]
     assert splits.how == "within c, train 0.8, test 0.2, seed 1"
@@ -82,11 +82,11 @@ def test_a_row_never_changes_its_split_by_hash(ray_cluster: None) -> None:
     splits = split_by_hash(Table.from_arrow(whole.slice(0, 2500), 999), SHARES, ["id"])
     more = split_by_hash(Table.from_arrow(whole.take(np.arange(4000)[::-1])), SHARES, ["id"])
     for name, share in SHARES.items():
-        before, after = (set(made[name].arrow()["row"].to_pylist()) for made in (splits, more))
+        before, after = (set(made[name].to_arrow()["row"].to_pylist()) for made in (splits, more))
         assert before == {row for row in after if row < 2500}
         assert abs(len(after) / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
     other = split_by_hash(Table.from_arrow(whole), SHARES, ["id"], seed=1)
-    assert _rows(other.train.arrow()) != _rows(more.train.arrow())
+    assert _rows(other.train.to_arrow()) != _rows(more.train.to_arrow())
 
 
 @settings(max_examples=25, deadline=None)
@@ -158,11 +158,11 @@ def test_a_split_by_time_says_where_it_cut(days: Table) -> None:
 
 
 def test_a_split_with_blocks_that_are_empty_is_a_table_like_others(days: Table) -> None:
-    blocks = Table.from_arrow(days.arrow().sort_by("day"), 10)
+    blocks = Table.from_arrow(days.to_arrow().sort_by("day"), 10)
     splits = split_by_time(blocks, "day", {"train": 0.55, "test": 0.45})
-    assert [meta.rows for meta in splits["test"].metas] == [0, 0, 0, 0, 0, 5, 10, 10, 10, 10]
-    again = Table.from_arrow(blocks.arrow().slice(55))
-    assert splits["test"].fingerprint == again.fingerprint
+    assert [meta.rows for meta in splits["test"].metas()] == [0, 0, 0, 0, 0, 5, 10, 10, 10, 10]
+    again = Table.from_arrow(blocks.to_arrow().slice(55))
+    assert splits["test"].fingerprint() == again.fingerprint()
     assert splits["test"].lineage.parameters["part"] == "test"
     assert [one.operation for one in splits["test"].lineage.inputs] == [blocks.lineage.operation]
 

@@ -183,21 +183,21 @@ def test_rows_that_only_share_a_hash_are_not_repeats(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="module")
 def airports(ray_cluster: None) -> Table:
-    return Table.from_arrow(pa.table({"faa": [*AIRPORTS, "LGA", None]}), rows_a_block=2)
+    return Table.from_arrow(pa.table({"faa": [*AIRPORTS, "LGA", None]}), rows_per_block=2)
 
 
-@pytest.mark.parametrize("rows_a_block", [400, 77])
-def test_a_table_is_checked_whatever_its_blocks(rows_a_block: int, airports: Table) -> None:
+@pytest.mark.parametrize("rows_per_block", [400, 77])
+def test_a_table_is_checked_whatever_its_blocks(rows_per_block: int, airports: Table) -> None:
     table, reasons = broken_table(400, 7)
-    given = Table.from_arrow(table, rows_a_block)
+    given = Table.from_arrow(table, rows_per_block)
     checked = check(given, FLIGHTS, tables={"airports": airports})
-    found = {number_of(r, 400): r["_reason"] for r in checked.quarantine.arrow().to_pylist()}
+    found = {number_of(r, 400): r["_reason"] for r in checked.quarantine.to_arrow().to_pylist()}
     assert found == reasons
     assert sum(REPEATED in reason for reason in reasons.values()) >= 2
     kept = [row for n, row in enumerate(table.to_pylist()) if n not in reasons]
-    assert checked.good.arrow()["flight"].to_pylist() == [int(row["flight"]) for row in kept]
+    assert checked.good.to_arrow()["flight"].to_pylist() == [int(row["flight"]) for row in kept]
     assert checked.good.schema.names == list(FLIGHTS.columns)
-    assert {tuple(meta.schema.names) for meta in checked.quarantine.metas} == {
+    assert {tuple(meta.schema.names) for meta in checked.quarantine.metas()} == {
         (*table.column_names, "_reason")
     }
     kinds = Counter(reason.split(" (")[0] for reason in reasons.values() if REPEATED in reason)
@@ -212,7 +212,7 @@ def test_a_table_is_checked_whatever_its_blocks(rows_a_block: int, airports: Tab
 @pytest.fixture(scope="module")
 def numbers(ray_cluster: None) -> Table:
     table = pa.table({"x": [*range(1, 100), None], "day": pa.array([15_000] * 100, pa.date32())})
-    return Table.from_arrow(table, rows_a_block=30)
+    return Table.from_arrow(table, rows_per_block=30)
 
 
 def _of_numbers(**more: Any) -> Schema:
@@ -241,7 +241,7 @@ def test_a_broken_table_check_stops_with_figures_and_keeps_the_rows(numbers: Tab
         "rows quarantined_share: 0.09, bounds: to 0.05; x median: 45.5, bounds: from 0 to 40; "
         "day max: 2011-01-26, bounds: from 2010-01-01 to 2010-01-01." in str(raised.value)
     )
-    assert raised.value.checked.quarantine.arrow()["x"].to_pylist() == [str(n) for n in
+    assert raised.value.checked.quarantine.to_arrow()["x"].to_pylist() == [str(n) for n in
                                                                        range(91, 100)]  # fmt: skip
     assert raised.value.checked.figures[2].holds
 
@@ -292,10 +292,10 @@ def _check(path: str) -> Checked:
 def test_rows_of_a_file_are_quarantined_with_file_row_and_reason(tmp_path: Path) -> None:
     path = _write(tmp_path / "ratings.csv", *(row for row, _ in ROWS))
     checked = _check(path)
-    found = {row["_row"]: row["_reason"] for row in checked.quarantine.arrow().to_pylist()}
+    found = {row["_row"]: row["_reason"] for row in checked.quarantine.to_arrow().to_pylist()}
     assert found == {n: reason.format(file=path) for n, (_, reason) in enumerate(ROWS) if reason}
-    assert set(checked.quarantine.arrow()["_file"].to_pylist()) == {path}
-    assert checked.good.arrow().to_pylist() == [
+    assert set(checked.quarantine.to_arrow()["_file"].to_pylist()) == {path}
+    assert checked.good.to_arrow().to_pylist() == [
         dict(zip(RATINGS.columns, row, strict=True))
         for row in [
             (1, 10, 4.0, 100, "Heat", 1995.0, "Crime|Drama"),
@@ -322,8 +322,8 @@ def test_a_parquet_file_is_checked_by_value(tmp_path: Path) -> None:
     )
     frame.to_parquet(path)
     checked = _check(str(path))
-    assert checked.good.arrow()["userId"].to_pylist() == [9007199254740993]
-    assert checked.quarantine.arrow()["_reason"].to_pylist() == [
+    assert checked.good.to_arrow()["userId"].to_pylist() == [9007199254740993]
+    assert checked.quarantine.to_arrow()["_reason"].to_pylist() == [
         "userId: missing", "rating: 9.0 fails max 5",
     ]  # fmt: skip
 
@@ -333,4 +333,4 @@ def test_a_file_without_a_good_row_is_refused_and_kept(tmp_path: Path) -> None:
     path = _write(tmp_path / "ratings.csv", "x" + GOOD, ",,,,,,")
     with pytest.raises(CheckError, match="none of the 2 rows satisfies the schema 'ratings'") as e:
         _check(path)
-    assert e.value.checked.quarantine.rows == 2
+    assert len(e.value.checked.quarantine) == 2

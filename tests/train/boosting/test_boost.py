@@ -42,7 +42,7 @@ def frame(seed: int, rows: int = ROWS) -> pd.DataFrame:
 
 
 def table_of(table: pd.DataFrame, parts: int = PARTS) -> Table:
-    return Table.from_arrow(pa.Table.from_pandas(table), rows_a_block=len(table) // parts)
+    return Table.from_arrow(pa.Table.from_pandas(table), rows_per_block=len(table) // parts)
 
 
 def local(table: pd.DataFrame, label: Any, **more: Any) -> xgboost.DMatrix:
@@ -110,7 +110,7 @@ def test_regression_with_row_weights_matches_one_process(
     theirs = trained_locally(settings, local(rows, rows["number"], weight=rows["weight"]))
 
     other = frame(seed=9)
-    predicted = ours.predict(table_of(other, parts=3), keep=["number", "group"]).arrow()
+    predicted = ours.predict(table_of(other, parts=3), keep=["number", "group"]).to_arrow()
     assert predicted.column_names == ["number", "group", "prediction"]
     np.testing.assert_array_equal(predicted["number"].to_numpy(), other["number"])
     expected = theirs.inplace_predict(other[FEATURES].to_numpy())
@@ -164,7 +164,7 @@ def test_text_classes_with_balanced_weights_and_a_categorical_column(
     )  # fmt: skip
     theirs = trained_locally(settings, data, num_class=3)
 
-    predicted = ours.predict(table_of(other)).arrow()
+    predicted = ours.predict(table_of(other)).to_arrow()
     names = [f"probability_{kind}" for kind in kinds]
     probabilities = np.stack([predicted[name].to_numpy() for name in names], axis=1)
     asked = other[FEATURES].assign(city=np.searchsorted(CITIES, other["city"])).to_numpy()
@@ -185,7 +185,7 @@ def test_text_classes_with_balanced_weights_and_a_categorical_column(
     assert answer["probability_low"][0] != ours.predict_batch(
         {name: [1.0] for name in FEATURES} | {"city": ["Rom"]}
     )["probability_low"][0]  # fmt: skip
-    table_answer = ours.predict(Table.from_arrow(pa.table(alike))).arrow()
+    table_answer = ours.predict(Table.from_arrow(pa.table(alike))).to_arrow()
     np.testing.assert_array_equal(table_answer["probability_low"], answer["probability_low"])
 
 

@@ -44,7 +44,7 @@ def arrays(rows: int = 40_000) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def table() -> Table:
-    return Table.from_arrow(pa.table(arrays()), rows_a_block=10_000)
+    return Table.from_arrow(pa.table(arrays()), rows_per_block=10_000)
 
 
 def test_a_booster_resumed_from_a_checkpoint_samples_the_same_rows_and_columns() -> None:
@@ -142,7 +142,7 @@ from raysys.storage import Storage
 from raysys.train import BoostSettings, boost
 from tests.train.boosting.test_lost_actors import SAMPLED, SETTINGS, arrays
 cluster.connect({address!r})
-table = Table.from_arrow(pa.table(arrays()), rows_a_block=10_000)
+table = Table.from_arrow(pa.table(arrays()), rows_per_block=10_000)
 settings = BoostSettings(**SETTINGS, **SAMPLED)
 boost(table, settings, label="y", name="lost", storage=Storage({root!r}))
 """

@@ -74,7 +74,7 @@ def test_plain_xgboost_ray_trains_a_table_after_boost() -> None:
     features = rng.integers(0, 30, size=(400, 3)).astype(np.float32)
     columns = {f"x{n}": features[:, n] for n in range(3)}
     rows = pa.table({**columns, "y": (features[:, 0] > 12).astype(np.float32)})
-    table = Table.from_arrow(rows, rows_a_block=100)
+    table = Table.from_arrow(rows, rows_per_block=100)
     originals, settings = dict(vars(main)), vars(main.ENV).copy()
 
     ours = boost(table, BoostSettings(objective="binary:logistic", num_boost_round=3), label="y")

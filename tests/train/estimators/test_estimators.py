@@ -39,8 +39,8 @@ DIABETES = load_diabetes(as_frame=True).frame
 MEASURES = [name for name in DIABETES.columns if name != "target"]
 
 
-def table_of(frame: pd.DataFrame, rows_a_block: int = 100) -> Table:
-    return Table.from_arrow(pa.Table.from_pandas(frame, preserve_index=False), rows_a_block)
+def table_of(frame: pd.DataFrame, rows_per_block: int = 100) -> Table:
+    return Table.from_arrow(pa.Table.from_pandas(frame, preserve_index=False), rows_per_block)
 
 
 def logistic() -> Any:
@@ -83,7 +83,7 @@ def test_a_search_finds_what_it_finds_here() -> None:
     meter.install()
     try:
         found = fit_estimator(search, table, features=SIZES, label="target")
-        assert meter.table_bytes < table.nbytes / 10  # a search's results hold arrays
+        assert meter.table_bytes < table.nbytes() / 10  # a search's results hold arrays
     finally:
         meter.uninstall()
     wanted = search.fit(CANCER[SIZES], CANCER["target"])
@@ -191,7 +191,7 @@ def test_out_of_fold_answers_are_scikit_learns() -> None:
     made = cross_predict(
         {"logistic": logistic(), "bayes": GaussianNB()}, table_of(CANCER), features=SIZES,
         label="target", folds=4,
-    ).arrow()  # fmt: skip
+    ).to_arrow()  # fmt: skip
     assert made.column_names == ["logistic", "bayes", "target"]
     for name, estimator in (("logistic", logistic()), ("bayes", GaussianNB())):
         wanted = model_selection.cross_val_predict(
@@ -239,12 +239,12 @@ def test_more_cpus_than_there_are_is_refused_at_once() -> None:
 def test_a_bootstrap_sample_draws_with_replacement_whatever_the_blocks() -> None:
     rows = 60_000
     frame = pd.DataFrame({"row": np.arange(rows)})
-    drawn = bootstrap(table_of(frame, 20_000), 1).arrow()["row"].to_numpy()
-    cut = bootstrap(table_of(frame, 7_000), 1).arrow()["row"].to_numpy()
+    drawn = bootstrap(table_of(frame, 20_000), 1).to_arrow()["row"].to_numpy()
+    cut = bootstrap(table_of(frame, 7_000), 1).to_arrow()["row"].to_numpy()
     np.testing.assert_array_equal(drawn, cut)
     counts = np.bincount(np.bincount(drawn, minlength=rows), minlength=6)[:6]
     np.testing.assert_allclose(
         counts / rows, poisson.pmf(np.arange(6), 1), atol=5 * np.sqrt(0.25 / rows)
     )
-    other = bootstrap(table_of(frame, 20_000), 2).arrow()["row"].to_numpy()
+    other = bootstrap(table_of(frame, 20_000), 2).to_arrow()["row"].to_numpy()
     assert len(other) != len(drawn) or (other != drawn).any()
