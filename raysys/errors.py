@@ -1,4 +1,4 @@
-"""Errors that users see. A message says the fact, what was given, and the remedy."""
+"""Errors shown to users: each message has the fact, the value given and the remedy."""
 
 __all__ = [
     "DataError",
@@ -16,27 +16,27 @@ class RaysysError(Exception):
 
 
 class DataError(RaysysError):
-    """The data given cannot be used at all (single bad rows go to quarantine instead)."""
+    """Unusable data (single bad rows go to quarantine instead)."""
 
 
 class GraphError(RaysysError):
-    """A serving graph is not well formed."""
+    """A malformed serving graph."""
 
 
 class ResourceError(RaysysError):
-    """The cluster can never satisfy what a stage asks for."""
+    """A demand that the cluster can never satisfy."""
 
 
 class StorageError(RaysysError):
-    """An artefact is missing, incomplete or cannot be written."""
+    """A missing, incomplete or unwritable artefact."""
 
 
 class TrainError(RaysysError):
-    """Training cannot go on, and trying again would not help.
+    """A training failure that a retry would not cure.
 
     Attributes:
-        step: The step that could not be taken, if it came to steps.
-        layer: Name of the layer or parameter that is to blame, if one is.
+        step: Optimizer step that failed, if training had begun.
+        layer: Name of the layer or parameter at fault, if known.
     """
 
     def __init__(self, message: str, *, step: int | None = None, layer: str | None = None) -> None:
@@ -45,4 +45,4 @@ class TrainError(RaysysError):
 
 
 class UnavailableError(RaysysError):
-    """What is asked for does not run now, on this cluster."""
+    """A service that is not running now."""

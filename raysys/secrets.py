@@ -1,7 +1,7 @@
-"""Secrets: given by the environment or a file, and shown nowhere.
+"""Secrets from the environment or a file, masked everywhere.
 
-A setting of the type `Secret` is given as `env:NAME` or `file:PATH`, so that the secret itself is
-in no command line, no YAML and no shell history; in records, logs and `repr` it is `**********`.
+A setting of the type `Secret` is passed as `env:NAME` or `file:PATH`, so that the secret itself
+never appears in a command line, YAML or shell history; records, logs and `repr` show `**********`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SECRET_NAME = re.compile(
 
 
 def shown(text: str) -> str:
-    """A text, such as a URI or an error's message, without the passwords of the URIs in it.
+    """Text, such as a URI or an error message, with the passwords of URIs masked.
 
     Example:
         >>> shown("no answer from postgresql://ray:hunter2@host/mlflow")
@@ -43,12 +43,12 @@ def shown(text: str) -> str:
 
 
 def holds_secret(name: str, value: str) -> bool:
-    """Whether an environment variable is a secret, by its name or by a password in its URI."""
+    """Whether an environment variable is secret, by its name or by a password in its URI."""
     return _SECRET_NAME.search(name) is not None or shown(value) != value
 
 
 def cluster_token() -> str | None:
-    """The token that opens a Ray cluster, from where Ray takes it; None without one.
+    """The cluster's token, as Ray looks it up; None without one.
 
     RAY_AUTH_TOKEN, else the file that RAY_AUTH_TOKEN_PATH names, else `~/.ray/auth_token`.
     """
@@ -66,23 +66,23 @@ def token_path() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or default).expanduser()
 
 
-def _read(given: Any) -> Any:
+def _read(reference: Any) -> Any:
     """The secret that `env:NAME` or `file:PATH` names."""
-    if isinstance(given, SecretStr):
-        return given
-    kind, _, where = str(given).partition(":")
+    if isinstance(reference, SecretStr):
+        return reference
+    kind, _, where = str(reference).partition(":")
     if kind == "env" and where:
         if value := os.environ.get(where):
             return value
         raise PydanticCustomError(
-            "secret", "the environment has no {name}: set it on the head, where jobs start",
+            "secret", "environment variable {name} is not set: set it on the head, where jobs start",
             {"name": where},
         )  # fmt: skip
     if kind == "file" and where:
         try:
             value = Path(where).expanduser().read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or "it is no text"
+            why = getattr(error, "strerror", None) or "not a text file"
             raise PydanticCustomError(
                 "secret", "cannot read {file}: {why}", {"file": where, "why": why}
             ) from None
@@ -90,7 +90,8 @@ def _read(given: Any) -> Any:
             return value
         raise PydanticCustomError("secret", "{file} is empty", {"file": where})
     raise PydanticCustomError(
-        "secret", "give env:NAME or file:PATH, not the secret itself: others see a command line"
+        "secret",
+        "pass env:NAME or file:PATH, not the secret itself: others can read a command line",
     )
 
 

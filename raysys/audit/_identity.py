@@ -1,4 +1,4 @@
-"""Who acts, and from where: what this process knows of itself and of the job that it is in."""
+"""Identity of the acting user, machine and job."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def job_metadata() -> dict[str, str]:
-    """What was given with the submission of the job that this process is in; empty outside."""
+    """Metadata of the submitted job that this process belongs to; empty outside a job."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         return process.job_metadata()
@@ -28,35 +28,33 @@ def job_metadata() -> dict[str, str]:
 
 
 def submission_id() -> str | None:
-    """The id of the submitted job that this process is in."""
+    """Id of the submitted job that this process belongs to."""
     return job_metadata().get(_JOB_ID)
 
 
-def who() -> dict[str, str]:
-    """The acting user, as far as it is known.
+def actor() -> dict[str, str]:
+    """The acting user, and the fingerprint of the cluster's token.
 
-    A token is one for all who hold it, so the name is what the submitting machine says; the
-    token's fingerprint is not a secret and tells which token let them in.
+    All users share one token, so the name is what the submitting machine reports.
     """
-    metadata = job_metadata()
-    known = {"user": metadata.get(BY) or _user()}
+    identity = {"user": job_metadata().get(BY) or _user()}
     if fingerprint := token_fingerprint():
-        known["token"] = fingerprint
-    return known
+        identity["token"] = fingerprint
+    return identity
 
 
-def whence() -> dict[str, str]:
-    """The acting machine, and the job if there is one."""
-    known = {"host": socket.gethostname(), "address": _address()}
+def origin() -> dict[str, str]:
+    """The acting machine, and its job if there is one."""
+    place = {"host": socket.gethostname(), "address": _address()}
     if job := submission_id():
-        known["job"] = job
-    if submitter := job_metadata().get(FROM):
-        known["submitted_from"] = submitter
-    return known
+        place["job"] = job
+    if submitter_place := job_metadata().get(FROM):
+        place["submitted_from"] = submitter_place
+    return place
 
 
 def token_fingerprint() -> str | None:
-    """The first digits of the SHA-256 of the cluster's token; None without one."""
+    """First digits of the SHA-256 of the cluster's token; None without a token."""
     token = cluster_token()
     if token is None:
         return None
@@ -64,7 +62,7 @@ def token_fingerprint() -> str | None:
 
 
 def submitter() -> dict[str, str]:
-    """Metadata that tells a job's processes who submitted it, and from where."""
+    """Metadata of a job that names its submitter and their machine."""
     return {BY: _user(), FROM: f"{socket.gethostname()} ({_address()})"}
 
 
@@ -76,7 +74,7 @@ def _user() -> str:
 
 
 def _address() -> str:
-    """The address of the interface that leads outside; nothing is sent to find it."""
+    """Address of the interface of the default route; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))

@@ -1,4 +1,4 @@
-"""One line for each act, written before it is done and never changed."""
+"""The audit log: an entry for each action, written before it and never changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from raysys.audit._identity import submission_id, whence, who
+from raysys.audit._identity import actor, origin, submission_id
 from raysys.errors import StorageError
 from raysys.secrets import shown
 
@@ -21,68 +21,71 @@ _FOLDER = "audit"
 
 
 @dataclass(frozen=True)
-class Line:
-    """An act that was let happen.
+class AuditEntry:
+    """An authorized action.
 
     Attributes:
-        when: UTC, ISO 8601 with microseconds.
-        action: `job.submit`, `deploy`, `key.add`: what was done.
-        subject: What it was done to.
-        who: User, and the fingerprint of the cluster's token that let them in.
-        whence: Host, address, and the job's submission id inside a job.
-        facts: What else belongs to it.
+        time: UTC, ISO 8601 with microseconds.
+        action: Kind of action, such as `job.submit`, `deploy` or `key.add`.
+        subject: Name of the job, application or key.
+        actor: User, and the fingerprint of the cluster's token that authorized them.
+        origin: Host, address, and inside a job its submission id.
+        details: Further facts.
     """
 
-    when: str
+    time: str
     action: str
     subject: str
-    who: dict[str, str]
-    whence: dict[str, str]
-    facts: dict[str, Any]
+    actor: dict[str, str]
+    origin: dict[str, str]
+    details: dict[str, Any]
 
     def __str__(self) -> str:
-        by = " ".join([self.who["user"], *([self.who["token"]] if "token" in self.who else [])])
-        place = " ".join(f"{key}={value}" for key, value in self.whence.items())
-        facts = " ".join(f"{key}={value}" for key, value in self.facts.items())
-        return f"{self.when} {self.action} {self.subject} by {by} from {place} {facts}".rstrip()
+        actor = " ".join(self.actor[key] for key in ("user", "token") if key in self.actor)
+        origin, details = (
+            " ".join(f"{key}={value}" for key, value in facts.items())
+            for facts in (self.origin, self.details)
+        )
+        return (
+            f"{self.time} {self.action} {self.subject} by {actor} from {origin} {details}".rstrip()
+        )
 
 
-def record(storage: Storage, action: str, subject: str, **facts: Any) -> None:
-    """Write down that something is about to be done; call it before doing it.
+def record(storage: Storage, action: str, subject: str, **details: Any) -> None:
+    """Write an entry; call it before the action, and let its error end the action.
 
-    Each line is an object of its own, since an object store cannot append; its name begins with
-    the time, and nothing writes it twice. What cannot be written down must not be done: let the
-    error end the action. A line says that the act was let happen, not that it succeeded.
+    Each entry is a file of its own, since an object store cannot append; its name begins with the
+    time, and it is written once. It says that the action was authorized, not that it succeeded.
 
     Args:
-        storage: The root of what is acted on; lines lie below `audit/`.
-        action: What is done, such as `deploy`.
-        subject: To what.
-        facts: What else belongs to it; passwords in URIs are left out, give no other secret.
+        storage: Storage root of what is acted on; entries are below `audit/`.
+        action: Kind of action, such as `deploy`.
+        subject: Name of what is acted on.
+        details: Further facts; passwords in URIs are masked, pass no other secret.
 
     Raises:
-        StorageError: The line cannot be written.
+        StorageError: The entry cannot be written.
     """
     now = datetime.now(UTC)
-    facts = {key: shown(fact) if isinstance(fact, str) else fact for key, fact in facts.items()}
-    line = Line(f"{now:%Y-%m-%dT%H:%M:%S.%fZ}", action, subject, who(), whence(), facts)
+    details = {key: shown(v) if isinstance(v, str) else v for key, v in details.items()}
+    entry = AuditEntry(f"{now:%Y-%m-%dT%H:%M:%S.%fZ}", action, subject, actor(), origin(), details)
     path = f"{_FOLDER}/{now:%Y-%m-%d}/{now:%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}.json"
     try:
-        storage.write_json(path, asdict(line))
+        storage.write_json(path, asdict(entry))
     except OSError as error:
         raise StorageError(
-            f"{action} {subject!r} is not done, since its audit line cannot be written to "
-            f"{storage.uri(_FOLDER)}: {error}. Make the storage root writable and try again"
+            f"{action} {subject!r} refused: cannot write the audit log at {storage.uri(_FOLDER)} "
+            f"({error}): make the storage root writable and try again"
         ) from error
 
 
 def record_start(storage: Storage) -> None:
-    """Write down that a submitted job begins, from within; nothing in any other process.
+    """Write an entry for the start of the submitted job that this process belongs to, if any.
 
-    So there is a line under the cluster's storage root however the job was submitted.
+    It is under the cluster's storage root however the job was submitted.
 
     Raises:
-        StorageError: The line cannot be written.
+        StorageError: The entry cannot be written.
     """
     if job := submission_id():
         record(storage, "job.start", job)
@@ -90,13 +93,13 @@ def record_start(storage: Storage) -> None:
 
 def read(
     storage: Storage, *, since: datetime | None = None, action: str | None = None
-) -> Iterator[Line]:
-    """Lines in the order of time.
+) -> Iterator[AuditEntry]:
+    """Entries in chronological order.
 
     Args:
-        storage: The root that was acted on.
-        since: The first time to show.
-        action: This one, or those below it: `job` also shows `job.submit`.
+        storage: Storage root that was acted on.
+        since: Earliest time.
+        action: Kind of action, with the kinds below it: `job` includes `job.submit`.
     """
     first = f"{since.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}" if since else ""
     for day in storage.names(_FOLDER):
@@ -105,6 +108,6 @@ def read(
         for name in storage.names(f"{_FOLDER}/{day}"):
             if name < first:
                 continue
-            line = Line(**json.loads(storage.read_bytes(f"{_FOLDER}/{day}/{name}") or b""))
-            if action is None or f"{line.action}.".startswith(f"{action}."):
-                yield line
+            entry = AuditEntry(**json.loads(storage.read_bytes(f"{_FOLDER}/{day}/{name}") or b""))
+            if action is None or f"{entry.action}.".startswith(f"{action}."):
+                yield entry

@@ -1,4 +1,4 @@
-"""What a job costs: bytes in the object store and through the driver, CPU, memory, metrics."""
+"""Metrics, JSON logs, resource meters and measured object-store traffic."""
 
 from raysys.telemetry._metrics import (
     Counter,

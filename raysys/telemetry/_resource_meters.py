@@ -1,4 +1,4 @@
-"""What a process and its machine use: CPU, memory, GPU. Cheap enough to be read every second."""
+"""Meters of the CPU, memory and GPU use of a process and its machine, cheap to read each second."""
 
 import sys
 import time
@@ -13,9 +13,7 @@ pynvml = lazy_import("pynvml")
 
 
 class ProcessMeter:
-    """What this process uses.
-
-    The GPU figures are there where torch computes on one in this process.
+    """Resource use of this process, with GPU figures where torch uses one in it.
 
     Example:
         >>> sorted(ProcessMeter().read())
@@ -23,18 +21,17 @@ class ProcessMeter:
     """
 
     def __init__(self) -> None:
-        """Start measuring: the first reading is of the time from here."""
+        """Start measuring."""
         self._cpu_s, self._moment_s = time.process_time(), time.perf_counter()
 
     def read(self) -> dict[str, float]:
         """Figures by name.
 
         Returns:
-            `cpu_seconds` of the process so far; `cpu_percent` since the last reading, 100 for a
-            core that is busy; `memory_bytes` that are resident now, mapped blocks of the object
-            store among them, and `memory_peak_bytes`, the most so far; of the current CUDA
-            device `gpu_percent` (needs NVIDIA's management library), `gpu_memory_bytes` that
-            torch holds there and `gpu_memory_peak_bytes`.
+            `cpu_seconds` of the process so far; `cpu_percent` since the last reading, 100 for one
+            busy core; `memory_bytes` resident now, including mapped blocks of the object store,
+            and its peak `memory_peak_bytes`; for the current CUDA device `gpu_percent`,
+            `gpu_memory_bytes` reserved by torch and `gpu_memory_peak_bytes`.
         """
         cpu_s, moment_s = time.process_time(), time.perf_counter()
         share = (cpu_s - self._cpu_s) / max(moment_s - self._moment_s, 1e-9)
@@ -50,10 +47,10 @@ class ProcessMeter:
 
 
 class NodeMeter:
-    """What this machine uses, all its processes together."""
+    """Resource use of this machine, over all processes."""
 
     def __init__(self) -> None:
-        """Start measuring: the first reading is of the time from here."""
+        """Start measuring."""
         psutil.cpu_percent()
 
     def read(self) -> dict[str, float]:
@@ -67,11 +64,11 @@ class NodeMeter:
 def _memory_bytes() -> tuple[float, float]:
     """Resident memory, now and at its peak.
 
-    Of /proc, since the peak of getrusage begins with that of the process that forked this one.
+    From /proc: the peak of getrusage starts at that of the process that forked this one.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
-    known = dict(line.split(":", 1) for line in lines)
-    return float(known["VmRSS"].split()[0]) * 1024, float(known["VmHWM"].split()[0]) * 1024
+    status = dict(line.split(":", 1) for line in lines)
+    return float(status["VmRSS"].split()[0]) * 1024, float(status["VmHWM"].split()[0]) * 1024
 
 
 def _gpu() -> dict[str, float]:

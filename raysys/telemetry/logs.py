@@ -1,16 +1,15 @@
-"""Logs as JSON lines with the ids of job, run, step and request, where the dashboard shows them.
+"""JSON logs with the ids of job, run, step and request, which the Ray dashboard shows.
 
-`say` lines are for people; these are for machines and for the morning after. A worker's stand in
-its error file in Ray's log folder, which the dashboard shows with the task or actor; a driver's in
-`raysys-driver-<job>-<pid>.log` beside them. Ray's own LoggingConfig would write a driver's to its
-terminal, with all that other libraries say, and knows no ids of ours.
+A worker's lines are in its stderr file in Ray's log folder, which the dashboard shows with the task
+or actor; a driver's in `raysys-driver-<job>-<pid>.log` beside it. Ray's own LoggingConfig would
+write a driver's log to its terminal, with the lines of all other libraries, and without our ids.
 
 Nothing is configured on import: `cluster.connect` and the hook of its workers call `start`.
 
 Example:
     log = logging.getLogger("raysys.index")
     with log_context(run="recommender-1", step="index"):
-        log.warning("replica %d is left out", 3, extra={"shard": 1})
+        log.warning("replica %d is unreachable", 3, extra={"shard": 1})
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _sources: dict[str, Callable[[], Any]] = {}
 
 @contextmanager
 def log_context(**ids: str) -> Iterator[None]:
-    """Add ids, such as `run` and `step`, to what this thread or coroutine logs inside."""
+    """Add ids, such as `run` and `step`, to the lines of this thread or coroutine."""
     token = _ids.set({**(_ids.get() or {}), **ids})
     try:
         yield
@@ -50,20 +49,20 @@ def log_context(**ids: str) -> Iterator[None]:
 
 
 def add_source(name: str, source: Callable[[], Any]) -> None:
-    """Have each line of this process carry what a function gives, unless that is empty.
+    """Add a function's value to each line of this process, unless it is empty.
 
     Args:
-        name: Of the id in the line.
-        source: Called for each line that is written.
+        name: Key of the value.
+        source: Function that is called for each line.
     """
     _sources[name] = source
 
 
 class JsonFormatter(logging.Formatter):
-    """One line of JSON: time (UTC), level, logger, message, ids, and what `extra` gave."""
+    """A JSON line: time (UTC), level, logger, message, ids and `extra` values."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line of a record."""
+        """The JSON line of a record."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -71,7 +70,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **ray_ids(),
             **(_ids.get() or {}),
-            **{name: found for name, source in _sources.items() if (found := source())},
+            **{name: value for name, source in _sources.items() if (value := source())},
             **{key: value for key, value in vars(record).items() if key not in _STANDARD},
         }
         if record.exc_info:
@@ -80,41 +79,41 @@ class JsonFormatter(logging.Formatter):
 
 
 def ray_ids() -> dict[str, str]:
-    """Where this process stands in Ray: job, submission, node, and task or actor by name."""
+    """Ids of this process in Ray: job, submission, node, and the name of its task or actor."""
     if "ray" not in sys.modules or not ray.is_initialized():
         return {}
     context = ray.get_runtime_context()
-    found = {
+    ids = {
         "job": context.get_job_id(),
         "submission": _submission(context.get_job_id()),
         "node": context.get_node_id(),
     }
     if process.is_worker():
-        found |= {
+        ids |= {
             "worker": context.get_worker_id(),
             "actor": context.get_actor_name(),
             "task": context.get_task_name(),
         }
-    return {key: value for key, value in found.items() if value}
+    return {key: value for key, value in ids.items() if value}
 
 
 def start() -> None:
-    """Write what loggers below `raysys` say, from INFO up; a no-op where that is done already.
+    """Write the lines of loggers below `raysys`, from INFO up; a no-op when already started.
 
-    A driver's warnings are also said on its terminal, as without this.
+    A driver's warnings also go to its terminal, as without this.
     """
     logger = logging.getLogger("raysys")
     file = None if process.is_worker() else _driver_file()
-    ours = [one for one in logger.handlers if isinstance(one.formatter, JsonFormatter)]
-    if ours and (file is None or getattr(ours[0], "baseFilename", "") == str(file)):
+    current = [h for h in logger.handlers if isinstance(h.formatter, JsonFormatter)]
+    if current and (file is None or getattr(current[0], "baseFilename", "") == str(file)):
         return
-    for one in ours:  # of a cluster that this process has left
-        logger.removeHandler(one)
-        one.close()
+    for stale in current:  # of a cluster that this process has left
+        logger.removeHandler(stale)
+        stale.close()
     handler: logging.Handler = logging.StreamHandler()
     if file is not None:
         handler = logging.FileHandler(file, delay=True)
-        if not any(isinstance(one, _Terminal) for one in logger.handlers):
+        if not any(isinstance(h, _Terminal) for h in logger.handlers):
             logger.addHandler(_Terminal(logging.WARNING))
     handler.setFormatter(JsonFormatter())
     logger.addHandler(handler)
@@ -123,7 +122,7 @@ def start() -> None:
 
 
 class _Terminal(logging.Handler):
-    """What logging does for a logger without handlers: warnings go to the terminal, as text."""
+    """Warnings as text on the terminal, as logging does for a logger without handlers."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not logging.getLogger().handlers and logging.lastResort:
