@@ -75,7 +75,7 @@ def _read(reference: Any) -> Any:
         if value := os.environ.get(where):
             return value
         raise PydanticCustomError(
-            "secret", "environment variable {name} is not set: set it on the head, where jobs start",
+            "secret", "environment variable {name} is not set: set it on the head node",
             {"name": where},
         )  # fmt: skip
     if kind == "file" and where:
@@ -91,7 +91,7 @@ def _read(reference: Any) -> Any:
         raise PydanticCustomError("secret", "{file} is empty", {"file": where})
     raise PydanticCustomError(
         "secret",
-        "pass env:NAME or file:PATH, not the secret itself: others can read a command line",
+        "pass env:NAME or file:PATH, not the secret itself",
     )
 
 

@@ -49,7 +49,7 @@ def test_a_secret_is_read_from_the_environment_or_a_file(
     ("given", "said"),
     [
         (PLANTED, "give env:NAME or file:PATH, not the secret itself"),
-        ("env:NOT_THERE", "the environment has no NOT_THERE"),
+        ("env:NOT_THERE", "environment variable NOT_THERE is not set"),
         ("file:/not/there", "cannot read /not/there"),
         ("file:/dev/null", "/dev/null is empty"),
     ],

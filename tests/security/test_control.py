@@ -306,8 +306,8 @@ def test_what_was_done_is_written_down_with_the_job_and_the_tokens_fingerprint(
     assert {"up", "job.submit", "job.start", "deploy", "key.add", "key.revoke"} <= set(by_action)
     submitted, deployed = by_action["job.submit"], by_action["deploy"]
     assert (deployed.subject, deployed.facts["version"]) == ("guarded", 1)
-    assert deployed.whence["job"] == submitted.subject == by_action["job.start"].subject
-    assert submitted.whence["host"] in deployed.whence["submitted_from"]
-    assert deployed.who["user"] == submitted.who["user"]
+    assert deployed.origin["job"] == submitted.subject == by_action["job.start"].subject
+    assert submitted.origin["host"] in deployed.origin["submitted_from"]
+    assert deployed.actor["user"] == submitted.actor["user"]
     fingerprint = hashlib.sha256(target.token.encode()).hexdigest()[:8]
-    assert submitted.who["token"] == deployed.who["token"] == f"sha256:{fingerprint}"
+    assert submitted.actor["token"] == deployed.actor["token"] == f"sha256:{fingerprint}"
