@@ -55,7 +55,7 @@ def head(env: dict[str, str]) -> dict[str, str]:
     return json.loads((Path(env["RAYSYS_STORAGE"]) / "cluster/local.json").read_text())
 
 
-def lines(env: dict[str, str], action: str) -> list[audit.Line]:
+def lines(env: dict[str, str], action: str) -> list[audit.AuditEntry]:
     return list(audit.read(Storage(env["RAYSYS_STORAGE"]), action=action))
 
 
