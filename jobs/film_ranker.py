@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from raysys.data import Table
     from raysys.train import StateDict
-    from raysys.tune import Report
+    from raysys.tune import TrialReporter
 
 ROUNDS, ROUNDS_A_REPORT = 150, 30
 # What a search starts from: few people, so small trees that see half of all there is.
@@ -59,7 +59,9 @@ def labelled_candidates(
     return pa.table(columns)
 
 
-def rank_held_out(settings: dict[str, Any], tables: Mapping[str, pa.Table], report: Report) -> None:
+def rank_held_out(
+    settings: dict[str, Any], tables: Mapping[str, pa.Table], report: TrialReporter
+) -> None:
     """A trial: boost on four fifths of the people, report NDCG@10 on the others."""
     rows = tables["candidates"].sort_by("userId")
     _, person = np.unique(rows["userId"].to_numpy(), return_inverse=True)

@@ -136,7 +136,7 @@ def look_for_leaks(run: Run, splits: Splits, featurizer: FittedFeaturizer) -> Le
 
 def tune_boosting(
     run: Run, splits: Splits, checked: LeakReport, trials: int, seed: int
-) -> tune.Found:
+) -> tune.SearchResult:
     """Search the trees' settings on a quarter of the flights, by October's area under the curve."""
     found = tune.search(
         "boosting",
@@ -145,18 +145,18 @@ def tune_boosting(
         BOOST_SPACE,
         run.work,
         metric="auc",
-        defaults=BOOST_DEFAULTS,
-        trials=trials,
-        rounds=flight_models.TRIAL_ROUNDS // flight_models.ROUNDS_A_REPORT,
-        grace_rounds=2,
-        seed=seed,
+        n_trials=trials,
+        sampler=tune.Sampler(seed=seed, enqueue=BOOST_DEFAULTS),
+        scheduler=tune.TrialScheduler(
+            flight_models.TRIAL_ROUNDS // flight_models.ROUNDS_A_REPORT, grace_rounds=2
+        ),
     )
-    run.log_search("boosting", found.score, found.rows())
+    run.log_search("boosting", found.best_value, found.rows())
     return found
 
 
 def boost(
-    run: Run, splits: Splits, found: tune.Found, actors: int, rounds: int, seed: int
+    run: Run, splits: Splits, found: tune.SearchResult, actors: int, rounds: int, seed: int
 ) -> bytes:
     """Grow trees on actors until October gains no more."""
     settings = train.BoostSettings(
@@ -166,7 +166,7 @@ def boost(
         early_stopping_rounds=50,
         seed=seed,
         **flight_models.BOOST_FIXED,
-        **found.settings,
+        **found.best_params,
     )
     tables = flight_models.targets(splits)
     boosted = train.boost(

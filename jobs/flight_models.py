@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from raysys.data import Splits, Table
     from raysys.features import FittedFeaturizer
     from raysys.train import StateDict
-    from raysys.tune import Report
+    from raysys.tune import TrialReporter
 
 _SOFT_MINUTES = 6.0
 # Not searched; the label is a number from 0 to 1, what is measured is the area under the curve.
@@ -72,7 +72,9 @@ def targets(splits: Splits) -> dict[str, Table]:
     }
 
 
-def boost_trial(settings: dict[str, Any], tables: Mapping[str, pa.Table], report: Report) -> None:
+def boost_trial(
+    settings: dict[str, Any], tables: Mapping[str, pa.Table], report: TrialReporter
+) -> None:
     """A trial: boost on some of the flights, report the area under the ROC curve."""
     settings = {**BOOST_FIXED, "learning_rate": 0.1, **settings}
     matrices: list[xgboost.QuantileDMatrix] = []

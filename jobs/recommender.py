@@ -99,7 +99,7 @@ def etl(run: Run, path: str | None, blocks: int) -> Tables:
     return {"ratings": ratings, "films": films, "people": people}
 
 
-def tune_retrieval(run: Run, training: Training, tables: Tables, trials: int) -> tune.Found:
+def tune_retrieval(run: Run, training: Training, tables: Tables, trials: int) -> tune.SearchResult:
     """Search the towers' settings by NDCG@10 on the validation set."""
     found = tune.search(
         "retrieval",
@@ -108,13 +108,11 @@ def tune_retrieval(run: Run, training: Training, tables: Tables, trials: int) ->
         RETRIEVAL_SPACE,
         run.work,
         metric="ndcg_at_10",
-        defaults=RETRIEVAL_DEFAULTS,
-        trials=trials,
-        rounds=training.epochs,
-        grace_rounds=2,
-        seed=training.seed,
+        n_trials=trials,
+        sampler=tune.Sampler(seed=training.seed, enqueue=RETRIEVAL_DEFAULTS),
+        scheduler=tune.TrialScheduler(training.epochs, grace_rounds=2),
     )
-    run.log_search("retrieval", found.score, found.rows())
+    run.log_search("retrieval", found.best_value, found.rows())
     return found
 
 
@@ -131,26 +129,26 @@ def retrieval_task(
 
 
 def train_retrieval(
-    run: Run, training: Training, tables: Tables, found: tune.Found
+    run: Run, training: Training, tables: Tables, found: tune.SearchResult
 ) -> train.FitResult:
     """Train the towers with the best trial's settings on all that precedes the test set."""
-    task, how = retrieval_task(training, film_etl.TEST, found.settings)
+    task, how = retrieval_task(training, film_etl.TEST, found.best_params)
     fitted = train.fit("retrieval", task, tables, how, run.work)
     run.log_curve("retrieval", {"train loss": [epoch["train_loss"] for epoch in fitted.history]})
     return fitted
 
 
-def make_candidates(run: Run, tables: Tables, found: tune.Found) -> Table:
+def make_candidates(run: Run, tables: Tables, found: tune.SearchResult) -> Table:
     """The best trial's candidates for each person's validation set, with features and labels.
 
     That trial's towers know nothing of the set, so to the ranker its candidates are much like
     those of the final towers for films that are yet to be chosen.
     """
-    parameters = ray.put(train.load_state_dict(found.checkpoint))
+    parameters = ray.put(train.load_state_dict(found.checkpoint()))
     return tables["people"].map_blocks(film_ranker.labelled_candidates, tables, parameters)
 
 
-def tune_ranker(run: Run, candidates: Table, trials: int, seed: int) -> tune.Found:
+def tune_ranker(run: Run, candidates: Table, trials: int, seed: int) -> tune.SearchResult:
     """Search the ranker's settings by NDCG@10 on a fifth of the people."""
     found = tune.search(
         "ranker",
@@ -159,22 +157,25 @@ def tune_ranker(run: Run, candidates: Table, trials: int, seed: int) -> tune.Fou
         RANKER_SPACE,
         run.work,
         metric="ndcg_at_10",
-        trials=trials,
-        rounds=film_ranker.ROUNDS // film_ranker.ROUNDS_A_REPORT,
-        grace_rounds=2,
-        seed=seed,
+        n_trials=trials,
+        sampler=tune.Sampler(seed=seed),
+        scheduler=tune.TrialScheduler(
+            film_ranker.ROUNDS // film_ranker.ROUNDS_A_REPORT, grace_rounds=2
+        ),
     )
-    run.log_search("ranker", found.score, found.rows())
+    run.log_search("ranker", found.best_value, found.rows())
     return found
 
 
-def train_ranker(run: Run, candidates: Table, best: tune.Found, actors: int, seed: int) -> bytes:
+def train_ranker(
+    run: Run, candidates: Table, best: tune.SearchResult, actors: int, seed: int
+) -> bytes:
     """Boost the ranker on actors that map the candidates' blocks."""
     settings = train.BoostSettings(
-        num_boost_round=best.rounds * film_ranker.ROUNDS_A_REPORT,
+        num_boost_round=best.best_round * film_ranker.ROUNDS_A_REPORT,
         num_actors=actors,
         seed=seed,
-        **(film_ranker.SETTINGS | best.settings),
+        **(film_ranker.SETTINGS | best.best_params),
     )
     boosted = train.boost(candidates, settings, label="label", group="userId")
     return bytes(boosted.booster.save_raw("ubj"))

@@ -41,18 +41,18 @@ class Reported:
     """What a trial reports to, where raysys does not run it."""
 
     then: Callable[[float, float], None]
-    done: int = 0
+    last_round: int = 0
     started: float = field(default_factory=time.process_time)
 
     def resume(self) -> Path | None:
-        """Nothing."""
+        """No checkpoint: every trial starts anew."""
         return None
 
     def __call__(
         self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None
     ) -> None:
         """Hand a round's score on, with the CPU-seconds until now."""
-        self.done += 1
+        self.last_round += 1
         self.then(metrics["auc"], time.process_time() - self.started)
 
 

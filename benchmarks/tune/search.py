@@ -57,13 +57,13 @@ def measure(report: Report, quick: bool) -> None:
         grid = tune.search(
             "grid", boost_trial, tables,
             middles, storage,
-            metric="auc", searcher=tune.Grid(), rounds=ROUNDS, grace_rounds=ROUNDS,
+            metric="auc", sampler=tune.Grid(), scheduler=tune.TrialScheduler(ROUNDS, ROUNDS),
         )  # fmt: skip
         spent = sum(trial.cpu_seconds for trial in grid.trials)
         cells = f"{len(grid.trials)} cells"
         report.add(f"search: full grid of {cells}, CPU", spent, "s")
-        report.add("search: its best area under the curve", grid.score, "share")
-        goal = peers.Goal(grid.score, CAP * spent)
+        report.add("search: its best area under the curve", grid.best_value, "share")
+        goal = peers.Goal(grid.best_value, CAP * spent)
         arrays = {name: table.to_arrow() for name, table in tables.items()}
         seeds = range(1 if quick else 3)
         contestants = {
@@ -84,7 +84,9 @@ def measure(report: Report, quick: bool) -> None:
         bar = name == "raysys" and not quick  # one seed says little
         report.add(text, share, "of grid", below=BAR if bar else None)
         best = statistics.median(best_within(BAR * spent, trials) for trials in runs)
-        report.add(f"search: {name}: best at a fifth, over the grid's", best - grid.score, "AUC")
+        report.add(
+            f"search: {name}: best at a fifth, over the grid's", best - grid.best_value, "AUC"
+        )
 
 
 def flights(every: int) -> dict[str, Table]:
@@ -105,12 +107,13 @@ def flights(every: int) -> dict[str, Table]:
 def ours(tables: dict[str, Table], goal: peers.Goal, seed: int, storage: Storage) -> peers.Trials:
     """Trials of raysys; the same search goes on, some trials at a time, until it may stop."""
     for trials in itertools.count(_TRIALS_A_CALL, _TRIALS_A_CALL):
-        found = tune.search(
-            f"ours-{seed}", boost_trial, tables, SPACE, storage,
-            metric="auc", searcher="tpe", trials=trials, rounds=ROUNDS, seed=seed,
+        result = tune.search(
+            f"ours-{seed}", boost_trial, tables, SPACE, storage, metric="auc", n_trials=trials,
+            sampler=tune.Sampler(seed=seed), scheduler=tune.TrialScheduler(ROUNDS),
         )  # fmt: skip
         rounds = [
-            [(one["auc"], one["cpu_seconds"]) for one in trial.rounds] for trial in found.trials
+            [(metrics["auc"], metrics["cpu_seconds"]) for metrics in trial.rounds]
+            for trial in result.trials
         ]
         if goal.ends(rounds):
             return rounds
@@ -138,7 +141,7 @@ def best_within(cpu_seconds: float, trials: peers.Trials) -> float:
 
 
 def _middles(domain: tune.Float | tune.Integer | tune.Choice, cells: int) -> tune.Choice:
-    return tune.Choice(tuple(domain.at((place + 0.5) / cells) for place in range(cells)))
+    return tune.Choice(tuple(domain.quantile((place + 0.5) / cells) for place in range(cells)))
 
 
 def _every(table: Table, share: int) -> Any:

@@ -1,9 +1,9 @@
-"""Training speed of the recommender's tower: defaults, `tune.throughput`, and what others do.
+"""Training speed of the recommender's tower: defaults, `tune_throughput`, and what others do.
 
 The peers have the same worker processes, the same space and the same budget: a plain grid that
 measures each point for an equal time, and the largest batch that still brings samples per second,
 doubled from the defaults', as a batch-size finder does. What they recommend and what
-`tune.throughput` does are then trained by `train.fit` in turns with the defaults.
+`tune_throughput` does are then trained by `train.fit` in turns with the defaults.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from benchmarks._figures import Report, run
 from jobs import film_etl
 from jobs.two_tower import TwoTower
 from raysys import cluster, train, tune
+from raysys.console import say
 from raysys.errors import TrainError
 from raysys.storage import Storage
 
@@ -37,14 +38,14 @@ def measure(report: Report, quick: bool) -> None:
     defaults = train.TrainSettings()
     budget_s = 60.0 if quick else 180.0
     with tempfile.TemporaryDirectory() as folder:
-        found = tune.tune_throughput(
+        result = tune.tune_throughput(
             "towers", TwoTower(), tables, defaults, Storage(folder),
-            metric="validation_loss", budget_s=budget_s,
+            metric="validation_loss", timeout_s=budget_s,
         )  # fmt: skip
-    print(found, flush=True)
-    report.add("tune.throughput: search", found.seconds, "s")
-    report.add("tune.throughput: configurations measured", len(found.tried), "number")
-    ways = {"defaults": defaults, "tune.throughput": found.recommended}
+    say(str(result))
+    report.add("tune_throughput: search", result.duration_s, "s")
+    report.add("tune_throughput: configurations measured", len(result.trials), "number")
+    ways = {"defaults": defaults, "tune_throughput": result.best_settings}
     if not quick:
         ways |= _peers(tables, defaults, budget_s)
     runs = _trained(tables, ways, seeds=1 if quick else 3)
@@ -56,7 +57,7 @@ def measure(report: Report, quick: bool) -> None:
             report.add(f"{name}: {key}", statistics.fmean(one[key] for one in measured), unit)
         if name == "defaults":
             continue
-        ours = name == "tune.throughput"
+        ours = name == "tune_throughput"
         # Run by run: they were trained one after the other.
         ratio = statistics.median(
             one["samples_per_s"] / other["samples_per_s"]

@@ -1,30 +1,38 @@
-"""Search for settings on Ray Tune: random, grid, Bayesian, BOHB, population-based training."""
+"""Hyperparameter search on Ray Tune, and tuning of a training's throughput."""
 
+from raysys.tune._objectives import Direction, Objectives
+from raysys.tune._sampler import Grid, Population, Sampler
 from raysys.tune._search import search
-from raysys.tune._search_result import Found
-from raysys.tune._searchers import Grid, Population, Searcher
+from raysys.tune._search_limits import SearchLimits
+from raysys.tune._search_result import SearchResult
 from raysys.tune._space import Choice, Float, Integer, Space
+from raysys.tune._successive_halving import TrialScheduler
 from raysys.tune._training_objective import training
-from raysys.tune._trial import Goal, Trial
-from raysys.tune._trial_process import Report
-from raysys.tune.throughput._decisions import Tried
-from raysys.tune.throughput._result import Throughput
+from raysys.tune._trial import Trial
+from raysys.tune._trial_process import TrialReporter
+from raysys.tune._trial_resources import TrialResources
+from raysys.tune.throughput._result import ThroughputResult
 from raysys.tune.throughput._throughput import tune_throughput
+from raysys.tune.throughput._trial import ThroughputTrial
 
 __all__ = [
     "Choice",
+    "Direction",
     "Float",
-    "Found",
-    "Goal",
     "Grid",
     "Integer",
+    "Objectives",
     "Population",
-    "Report",
-    "Searcher",
+    "Sampler",
+    "SearchLimits",
+    "SearchResult",
     "Space",
-    "Throughput",
+    "ThroughputResult",
+    "ThroughputTrial",
     "Trial",
-    "Tried",
+    "TrialReporter",
+    "TrialResources",
+    "TrialScheduler",
     "search",
     "training",
     "tune_throughput",

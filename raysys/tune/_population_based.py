@@ -1,28 +1,29 @@
-"""Population-based training's choices."""
+"""Proposals of population-based training."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raysys.tune._space import Choice, Domain, Integer, Space, sample
+from raysys.tune._space import Choice, Domain, Integer, Space, random_params
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
 
-    from raysys.tune._trial import Goal, Trial
+    from raysys.tune._objectives import Objectives
+    from raysys.tune._trial import Trial
 
 _QUANTILE = 0.25
 _RESAMPLE = 0.25
 _FACTORS = (0.8, 1.2)
 
 
-class Start(NamedTuple):
-    """How a trial starts."""
+class Proposal(NamedTuple):
+    """Parameters of a new trial, and the number of the trial that it continues."""
 
-    settings: dict[str, Any]
+    params: dict[str, Any]
     parent: int | None = None
 
 
@@ -32,28 +33,29 @@ def propose(
     trials: Mapping[int, Trial],
     earlier: Sequence[Trial],
     space: Space,
-    goal: Goal,
-    defaults: Mapping[str, Any],
+    objectives: Objectives,
+    enqueue: Mapping[str, Any],
     rng: np.random.Generator,
-) -> Start | None:
+) -> Proposal | None:
     """The next stretch of a member of the population.
 
     Trial `g * size + m` is stretch `g` of member `m`; stretches of one generation are compared
-    when all have ended. The first members start from the defaults and from the best of earlier
-    searches.
+    when all have ended. The first members start from the enqueued parameters and from the best of
+    earlier searches.
 
     Returns:
-        None while the generation before is not complete.
+        None while the preceding generation is incomplete.
     """
     if number < size:
         ranked = sorted(
             (trial for trial in earlier if trial.rounds),
-            key=lambda trial: goal.merit(trial) or -math.inf,
+            key=lambda trial: objectives.best_score(trial) or -math.inf,
             reverse=True,
         )
-        known = [dict(defaults)] if defaults else []
-        known += [trial.settings for trial in ranked]
-        return Start({**sample(space, rng), **(known[number] if number < len(known) else {})})
+        starts = [dict(enqueue)] if enqueue else []
+        starts += [trial.params for trial in ranked]
+        params = random_params(space, rng)
+        return Proposal({**params, **(starts[number] if number < len(starts) else {})})
     generation = number // size
     before = [trials[(generation - 1) * size + member] for member in range(size)]
     if any(trial.state == "running" for trial in before):
@@ -61,25 +63,24 @@ def propose(
     own = before[number % size]
     usable = [trial for trial in before if trial.state == "finished"]
     if not usable:
-        return Start(sample(space, rng))
-    ranked = sorted(usable, key=lambda trial: goal.merits(trial.rounds[-1])[0], reverse=True)
+        return Proposal(random_params(space, rng))
+    ranked = sorted(usable, key=lambda trial: objectives.scores(trial.rounds[-1])[0], reverse=True)
     count = max(1, int(len(ranked) * _QUANTILE))
-    good = ranked[:-count] or ranked
-    if own.number in {trial.number for trial in good}:
-        return Start(own.settings, own.number)
-    return _copy(good[int(rng.integers(min(count, len(good))))], space, rng)
+    survivors = ranked[:-count] or ranked
+    if own.number in {trial.number for trial in survivors}:
+        return Proposal(own.params, own.number)
+    model = survivors[int(rng.integers(min(count, len(survivors))))]
+    perturbed = {
+        name: _perturbed(domain, model.params[name], rng) for name, domain in space.items()
+    }
+    return Proposal(perturbed, model.number)
 
 
-def _copy(model: Trial, space: Space, rng: np.random.Generator) -> Start:
-    changed = {name: _explore(domain, model.settings[name], rng) for name, domain in space.items()}
-    return Start(changed, model.number)
-
-
-def _explore(domain: Domain, value: Any, rng: np.random.Generator) -> Any:
-    """A value near another one, or now and then any."""
+def _perturbed(domain: Domain, value: Any, rng: np.random.Generator) -> Any:
+    """A neighbouring value, or one drawn anew with probability `_RESAMPLE`."""
     resample, factor = rng.random() < _RESAMPLE, _FACTORS[int(rng.integers(2))]
     if resample:
-        return domain.at(rng.random())
+        return domain.quantile(rng.random())
     if isinstance(domain, Choice):
         return value
     moved = value * factor

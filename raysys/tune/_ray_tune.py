@@ -1,4 +1,4 @@
-"""Ray Tune's side of a search: it runs the trials that the ledger proposes, and tells it."""
+"""Execution of a search's trials by Ray Tune, controlled by the ledger."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from raysys.tune._trial_process import run_trial
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from raysys import cluster
     from raysys.data import Table
-    from raysys.tune._trial_ledger import Ledger
+    from raysys.tune._trial_ledger import TrialLedger
+    from raysys.tune._trial_resources import TrialResources
 
-# Ray Tune's tables are for terminals, its files for its own resume; the ledger has both.
+# Ray Tune's own tables and resume files are not used.
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -32,31 +32,18 @@ _QUIET = {
 
 def run(
     name: str,
-    ledger: Ledger,
+    ledger: TrialLedger,
     objective: Callable[..., None],
     tables: Mapping[str, Table],
-    *,
-    cpus: float,
-    gpus: float,
-    nested: cluster.Resources,
+    resources: TrialResources,
 ) -> None:
-    """Run trials until the ledger has no more, or until Ctrl-C.
-
-    Args:
-        name: Of the search.
-        ledger: Proposes and is told.
-        objective: Called in the trials' processes.
-        tables: Given to the objective.
-        cpus: Of a trial's own process.
-        gpus: Of a trial's own process.
-        nested: What it may ask for beside that.
-    """
+    """Run trials until the ledger has no more, or until Ctrl-C."""
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
     log = logging.getLogger("ray.tune")
     level = log.level
-    interrupt = signal.getsignal(signal.SIGINT)  # Ray Tune would keep it
-    log.setLevel(logging.CRITICAL)  # it would tell of its own ways to resume
+    interrupt = signal.getsignal(signal.SIGINT)  # replaced by Ray Tune
+    log.setLevel(logging.CRITICAL)  # it advises how to resume through Ray Tune
     numbers: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="raysys-") as scratch:
         trainable = tune.with_parameters(
@@ -64,19 +51,19 @@ def run(
             objective=objective,
             tables=dict(tables),
             folder=ledger.folder,
-            goal=ledger.plan.goal,
-            nested=nested,
+            objectives=ledger.proposer.objectives,
+            nested=resources.nested,
         )
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
+            tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
             tune_config=tune.TuneConfig(
-                search_alg=_Proposals(ledger, numbers), num_samples=-1, reuse_actors=True
+                search_alg=_LedgerSearcher(ledger, numbers), num_samples=-1, reuse_actors=True
             ),
             run_config=tune.RunConfig(
                 name=name.replace("/", "-"),
                 storage_path=scratch,
-                stop=_Decisions(ledger, numbers),
-                callbacks=[_Deaths(ledger, numbers)],
+                stop=_LedgerStopper(ledger, numbers),
+                callbacks=[_DeathCallback(ledger, numbers)],
                 verbose=0,
             ),
         )
@@ -88,10 +75,10 @@ def run(
                 signal.signal(signal.SIGINT, interrupt)
 
 
-class _Told:
-    """Knows the ledger; Ray Tune pickles what it is given, for a resume that is not used."""
+class _LedgerClient:
+    """Holds the ledger, and pickles empty: Ray Tune pickles for a resume that is not used."""
 
-    def __init__(self, ledger: Ledger, numbers: dict[str, int]) -> None:
+    def __init__(self, ledger: TrialLedger, numbers: dict[str, int]) -> None:
         super().__init__()
         self._ledger, self._numbers = ledger, numbers
 
@@ -99,17 +86,17 @@ class _Told:
         return {}
 
 
-class _Proposals(_Told, Searcher):
-    """Asks the ledger for trials."""
+class _LedgerSearcher(_LedgerClient, Searcher):
+    """Trials proposed by the ledger."""
 
     def suggest(self, trial_id: str) -> Any:
-        found = self._ledger.next()
-        if found == "wait":
+        trial = self._ledger.next_trial()
+        if trial == "wait":
             return None
-        if found == "end":
+        if trial == "end":
             return Searcher.FINISHED
-        self._numbers[trial_id] = found.number
-        return {"trial": found.as_dict()}
+        self._numbers[trial_id] = trial.number
+        return {"trial": trial.as_dict()}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -118,28 +105,28 @@ class _Proposals(_Told, Searcher):
             self._ledger.end(self._numbers[trial_id], None)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is written down already."""
+        """Nothing to do: the ledger is in the storage."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, for the same reason."""
+        """Nothing to do."""
 
 
-class _Decisions(_Told, Stopper):
-    """Hands reports to the ledger, and its decisions back."""
+class _LedgerStopper(_LedgerClient, Stopper):
+    """Reports for the ledger, and its decisions."""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         # A trial without any report ends with an empty one.
-        known = "failed" in result or "rounds" in result
-        return known and self._ledger.take(self._numbers[trial_id], result)
+        has_report = "failed" in result or "rounds" in result
+        return has_report and self._ledger.record(self._numbers[trial_id], result)
 
     def stop_all(self) -> bool:
         return self._ledger.broken
 
 
-class _Deaths(_Told, tune.Callback):
-    """Tells the ledger of trials whose process died."""
+class _DeathCallback(_LedgerClient, tune.Callback):
+    """Trials whose process died, for the ledger."""
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        known = str(trial.get_error() or "it was killed, or out of memory").strip()
-        reason = f"its process died: {known.splitlines()[-1]}"
+        error = str(trial.get_error() or "it was killed, or out of memory").strip()
+        reason = f"its process died: {error.splitlines()[-1]}"
         self._ledger.end(self._numbers[trial.trial_id], reason)

@@ -1,4 +1,4 @@
-"""Search spaces as plain values."""
+"""Search spaces."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.errors import RaysysError
+from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+qmc = lazy_import("scipy.stats.qmc")
+
 
 @dataclass(frozen=True)
 class Float:
-    """A real number from `low` to `high`, evenly spread or evenly spread in its logarithm."""
+    """A real number from `low` to `high`, uniform or log-uniform."""
 
     low: float
     high: float
@@ -30,11 +33,11 @@ class Float:
         return isinstance(value, float | int | np.number) and bool(self.low <= value <= self.high)
 
     def points(self, count: int) -> list[float]:
-        """So many values from `low` to `high`, at even distances."""
+        """`count` evenly spaced values from `low` to `high`."""
         return [float(value) for value in _points(self, count)]
 
-    def at(self, share: float) -> float:
-        """The value below which so much of the domain lies, 0 to 1."""
+    def quantile(self, share: float) -> float:
+        """The value below which a share of the domain lies, 0 to 1."""
         if not self.log:
             return self.low + (self.high - self.low) * share
         low, high = math.log(self.low), math.log(self.high)
@@ -43,7 +46,7 @@ class Float:
 
 @dataclass(frozen=True)
 class Integer:
-    """A whole number from `low` to `high`, both included."""
+    """An integer from `low` to `high`, both included, uniform or log-uniform."""
 
     low: int
     high: int
@@ -56,11 +59,11 @@ class Integer:
         return isinstance(value, int | np.integer) and bool(self.low <= value <= self.high)
 
     def points(self, count: int) -> list[int]:
-        """At most so many values from `low` to `high`, at even distances."""
+        """At most `count` evenly spaced values from `low` to `high`."""
         return sorted({round(value) for value in _points(self, count)})
 
-    def at(self, share: float) -> int:
-        """The value below which so much of the domain lies, 0 to 1."""
+    def quantile(self, share: float) -> int:
+        """The value below which a share of the domain lies, 0 to 1."""
         low, high = self.low - 0.5, self.high + 0.5
         if self.log:
             low, high = math.log(low), math.log(high)
@@ -71,7 +74,7 @@ class Integer:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values without an order; values that JSON can hold, lists as tuples."""
+    """One of several unordered values, which JSON can hold; lists as tuples."""
 
     values: tuple[Any, ...]
 
@@ -83,11 +86,11 @@ class Choice:
         return value in self.values
 
     def points(self, count: int) -> list[Any]:
-        """All values, whatever the count."""
+        """All values."""
         return list(self.values)
 
-    def at(self, share: float) -> Any:
-        """The value that so much of all come before, 0 to 1."""
+    def quantile(self, share: float) -> Any:
+        """The value that a share of the values precede, 0 to 1."""
         return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
 
 
@@ -95,49 +98,50 @@ Domain = Float | Integer | Choice
 Space = dict[str, Domain]
 
 
-def sample(space: Space, rng: np.random.Generator) -> dict[str, Any]:
-    """Independent random settings."""
-    return {name: domain.at(rng.random()) for name, domain in space.items()}
+def random_params(space: Space, rng: np.random.Generator) -> dict[str, Any]:
+    """Independent random parameters."""
+    return {name: domain.quantile(rng.random()) for name, domain in space.items()}
 
 
-def spread(space: Space, number: int, seed: int) -> dict[str, Any]:
-    """Settings that leave no part of the space out: its middle, then Sobol's points."""
-    from scipy.stats.qmc import Sobol
+def sobol_params(space: Space, number: int, seed: int) -> dict[str, Any]:
+    """Parameters that cover the space evenly: its middle, then the points of Sobol's sequence."""
+    shares = [0.5] * len(space)
+    if number:
+        shares = qmc.Sobol(len(space), seed=seed).fast_forward(number).random(1)[0].tolist()
+    return {
+        name: domain.quantile(share)
+        for (name, domain), share in zip(space.items(), shares, strict=True)
+    }
 
-    if number == 0:
-        return {name: domain.at(0.5) for name, domain in space.items()}
-    shares = Sobol(len(space), seed=seed).fast_forward(number).random(1)[0].tolist()
-    return {n: domain.at(share) for (n, domain), share in zip(space.items(), shares, strict=True)}
 
-
-def enough(space: Space) -> int:
-    """How many trials a model needs at least: more than there are settings."""
+def n_startup_trials(space: Space) -> int:
+    """Number of trials before a model is used: two more than there are parameters."""
     return len(space) + 2
 
 
 def grid(space: Space, points: int) -> Iterator[dict[str, Any]]:
-    """Each combination of the domains' points."""
+    """Every combination of the domains' points."""
     columns = [domain.points(points) for domain in space.values()]
     for cell in itertools.product(*columns):
         yield dict(zip(space, cell, strict=True))
 
 
-def of_json(space: Space, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that were written as JSON, with the types of their domains; others as they are."""
-    return {name: _typed(space.get(name), value) for name, value in settings.items()}
+def params_from_json(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters decoded from JSON, with the types of their domains."""
+    return {name: _typed(space.get(name), value) for name, value in params.items()}
 
 
-def check_settings(what: str, settings: Mapping[str, Any], space: Space) -> None:
-    """Refuse settings that a space does not have.
+def check_params(source: str, params: Mapping[str, Any], space: Space) -> None:
+    """Refuse parameters outside a space.
 
     Raises:
-        RaysysError: A name or a value is not of the space.
+        RaysysError: A name is not in the space, or a value not in its domain.
     """
-    for name, value in settings.items():
+    for name, value in params.items():
         if name not in space:
-            raise RaysysError(f"{what} name {name!r}, and the space has {sorted(space)}")
+            raise RaysysError(f"{source}: unknown parameter {name!r}, not in {sorted(space)}")
         if value not in space[name]:
-            raise RaysysError(f"{what} give {name} = {value!r}, which is not in {space[name]}")
+            raise RaysysError(f"{source}: {name} = {value!r} is not in {space[name]}")
 
 
 def _typed(domain: Domain | None, value: Any) -> Any:
@@ -160,12 +164,12 @@ def _check_range(domain: Float | Integer) -> None:
 
 
 def _points(domain: Float | Integer, count: int) -> list[float]:
-    """At even distances, both ends hit exactly; the middle for a single one."""
+    """Evenly spaced values that include both ends exactly; the middle for a count of 1."""
     low, high = float(domain.low), float(domain.high)
     if domain.log:
         low, high = math.log(low), math.log(high)
     shares = [place / (count - 1) for place in range(count)] if count > 1 else [0.5]
     values = [low + (high - low) * share for share in shares]
     values = [math.exp(value) for value in values] if domain.log else values
-    # Logarithms round, and neither end may be missed.
+    # The logarithm is inexact.
     return [domain.low, *values[1:-1], domain.high] if count > 1 else values

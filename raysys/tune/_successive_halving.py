@@ -1,4 +1,4 @@
-"""Early stopping: who falls behind is stopped, at rounds that are a power apart."""
+"""Early stopping by asynchronous successive halving."""
 
 from __future__ import annotations
 
@@ -10,69 +10,72 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from raysys.tune._trial import Goal, Trial
+    from raysys.tune._objectives import Objectives
+    from raysys.tune._trial import Trial
 
 
 @dataclass(frozen=True)
-class Halving:
-    """Asynchronous successive halving, in several brackets if wanted.
-
-    A trial that reaches a rung goes on if its best score until there is in the upper
-    1/`reduction` of those that reached it before (Li et al., "A System for Massively Parallel
-    Hyperparameter Tuning", 2020, in the form that stops instead of pausing). With brackets, trials
-    are dealt out as Hyperband does (Li et al., 2018, algorithm 1): one bracket stops early and
-    gets most trials, the last stops none.
+class TrialScheduler:
+    """Length of trials.
 
     Attributes:
-        grace: Rounds that every trial may run; the first rung.
-        rounds: Rounds of a trial that is not stopped.
-        reduction: Between the rungs.
-        brackets: Deal trials out to Hyperband's brackets.
+        max_rounds: Reports of a trial that is not stopped.
+        grace_rounds: Rounds that every trial may run; as many as `max_rounds` stop none early.
     """
 
-    grace: int
-    rounds: int
-    reduction: int
+    max_rounds: int = 1
+    grace_rounds: int = 1
+
+
+@dataclass(frozen=True)
+class SuccessiveHalving:
+    """Asynchronous successive halving, optionally in Hyperband's brackets.
+
+    A trial that reaches a rung continues if its best score until then is in the upper
+    1/`reduction_factor` of those that reached the rung before (Li et al., "A System for Massively
+    Parallel Hyperparameter Tuning", 2020, in the variant that stops instead of pausing). With
+    brackets, trials are dealt out as Hyperband does (Li et al., 2018, algorithm 1): one bracket
+    stops early and gets most trials, the last stops none.
+    """
+
+    scheduler: TrialScheduler
+    reduction_factor: int
     brackets: bool = False
 
-    def behind(self, trial: Trial, others: Iterable[Trial], goal: Goal) -> bool:
+    def should_stop(self, trial: Trial, trials: Iterable[Trial], objectives: Objectives) -> bool:
         """Whether a trial that has just ended a round is to be stopped."""
         bracket = self.bracket(trial.number)
-        if trial.done not in self.rungs(bracket):
+        if trial.last_round not in self.rungs(bracket):
             return False
         peers = [
-            merit
-            for other in others
-            if other.number != trial.number
-            and other.done >= trial.done
-            and self.bracket(other.number) == bracket
-            and (merit := goal.merit(other, trial.done)) is not None
+            score
+            for peer in trials
+            if peer.number != trial.number
+            and peer.last_round >= trial.last_round
+            and self.bracket(peer.number) == bracket
+            and (score := objectives.best_score(peer, trial.last_round)) is not None
         ]
-        mine = goal.merit(trial, trial.done)
-        if not peers or mine is None:
+        own = objectives.best_score(trial, trial.last_round)
+        if not peers or own is None:
             return False
-        return mine < float(np.quantile(peers, 1 - 1 / self.reduction))
+        return own < float(np.quantile(peers, 1 - 1 / self.reduction_factor))
 
     def rungs(self, bracket: int = 0) -> list[int]:
-        """At which rounds a bracket's trials are compared."""
-        rungs, rung = [], self.grace * self.reduction**bracket
-        while rung < self.rounds:
+        """Rounds at which the trials of a bracket are compared."""
+        rungs, rung = [], self.scheduler.grace_rounds * self.reduction_factor**bracket
+        while rung < self.scheduler.max_rounds:
             rungs.append(rung)
-            rung *= self.reduction
+            rung *= self.reduction_factor
         return rungs
 
     def bracket(self, number: int) -> int:
-        """Which bracket a trial belongs to."""
+        """Bracket of a trial."""
         if not self.brackets:
             return 0
         last = len(self.rungs())
         sizes = [
-            -(-(last + 1) * self.reduction ** (last - bracket) // (last - bracket + 1))
+            -(-(last + 1) * self.reduction_factor ** (last - bracket) // (last - bracket + 1))
             for bracket in range(last + 1)
         ]
-        place = number % sum(sizes)
-        for bracket, size in enumerate(sizes):
-            if place < size:
-                return bracket
-            place -= size
-        raise AssertionError("unreachable: places are less than the sum of the sizes")
+        ends = np.cumsum(sizes)
+        return int(np.searchsorted(ends, number % ends[-1], side="right"))

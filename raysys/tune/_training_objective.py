@@ -1,4 +1,4 @@
-"""Trials that train a task."""
+"""An objective that trains a task."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raysys.train import TrainingTask, TrainSettings
-    from raysys.tune._trial_process import Report
+    from raysys.tune._trial_process import TrialReporter
 
 
 def training(
     make: Callable[[dict[str, Any]], tuple[TrainingTask, TrainSettings]],
-) -> Callable[[dict[str, Any], Mapping[str, pa.Table], Report], None]:
-    """An objective for `search` that trains a task in the trial's process.
+) -> Callable[[dict[str, Any], Mapping[str, pa.Table], TrialReporter], None]:
+    """Objective for `search` that trains a task in the trial's process.
 
-    Each epoch is a round; the parameters of the best are the trial's checkpoint, for
+    Each epoch is a round; the weights of the best one are the trial's checkpoint, for
     `raysys.train.load_state_dict`.
 
     Args:
-        make: Turns proposed settings into a task and how it is trained.
+        make: Function from proposed parameters to a task and its training settings.
     """
 
-    def objective(settings: dict[str, Any], tables: Mapping[str, pa.Table], report: Report) -> None:
-        def on_epoch(measured: EpochMetrics, parameters: StateDict) -> None:
-            report(measured, save=functools.partial(save_state_dict, parameters))
+    def objective(
+        params: dict[str, Any], tables: Mapping[str, pa.Table], report: TrialReporter
+    ) -> None:
+        def on_epoch(metrics: EpochMetrics, parameters: StateDict) -> None:
+            report(metrics, save=functools.partial(save_state_dict, parameters))
 
-        task, how = make(settings)
-        train_in_process(task, tables, how, on_epoch)
+        task, settings = make(params)
+        train_in_process(task, tables, settings, on_epoch)
 
     return objective

@@ -1,15 +1,14 @@
-"""The trials of a search: which come next, when they end, and their records in the storage root."""
+"""The ledger of a search: its trials and when they end, recorded in the storage root."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysys.identity import RunIdentity
-from raysys.tune._searchers import Plan, Population
-from raysys.tune._space import Space, of_json
+from raysys.tune._sampler import Population
+from raysys.tune._space import Space, params_from_json
 from raysys.tune._trial import Trial
 from raysys.tune._trial_process import saved_path, saved_rounds
 
@@ -17,79 +16,52 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from raysys.storage import Storage
+    from raysys.tune._proposer import Proposer
+    from raysys.tune._search_limits import SearchLimits
+    from raysys.tune._trial_resources import TrialResources
 
-_EARLIER = "earlier.json"
+_WARM_START = "warm_start.json"
 BUDGET_SPENT = "the budget is spent"
 
 
-@dataclass(frozen=True)
-class Budget:
-    """When a search ends; whichever comes first.
+class TrialLedger:
+    """The only place where the trials of a search change.
 
-    Attributes:
-        trials: How many.
-        seconds: Wall clock, over all calls.
-        cpu_hours: Logical CPUs that trials hold, their nested workers' among them, times hours.
-        gpu_hours: The same with GPUs.
-        cpus: That a trial holds.
-        gpus: That a trial holds.
-        failed: How many trials may fail.
-    """
-
-    trials: int | None
-    seconds: float | None
-    cpu_hours: float | None
-    gpu_hours: float | None
-    cpus: float
-    gpus: float
-    failed: int
-
-    def spent(self, seconds: float, trial_seconds: float) -> bool:
-        """Whether time is up.
-
-        Args:
-            seconds: Wall clock of the search.
-            trial_seconds: Wall clock of all its trials together.
-        """
-        hours = trial_seconds / 3600
-        return (
-            (self.seconds is not None and seconds >= self.seconds)
-            or (self.cpu_hours is not None and hours * self.cpus >= self.cpu_hours)
-            or (self.gpu_hours is not None and hours * self.gpus >= self.gpu_hours)
-        )
-
-
-class Ledger:
-    """The one place where a search's trials change.
-
-    Each trial is a file, written whole when it is proposed and when it ends. Since proposals and
-    early stopping depend on the trials alone, a search whose driver died goes on from the files.
+    Each trial is a file, written when it is proposed and when it ends. Since proposals and early
+    stopping depend on the trials alone, a search whose driver died resumes from the files.
     """
 
     def __init__(
         self,
         folder: Storage,
-        plan: Plan,
-        budget: Budget,
-        concurrency: int,
+        proposer: Proposer,
+        n_trials: int | None,
+        limits: SearchLimits,
+        resources: TrialResources,
         on_end: Callable[[Trial], None],
     ) -> None:
-        """Take up the trials that are there.
+        """Read the trials in the folder.
 
         Args:
-            folder: Of the search.
-            plan: How it proposes.
-            budget: When it ends.
-            concurrency: Trials at a time.
-            on_end: Told of each trial that ends.
+            folder: Folder of the search.
+            proposer: Proposals and lengths of trials.
+            n_trials: Number of trials after which the search ends.
+            limits: Further limits.
+            resources: Resources of a trial, and trials at a time.
+            on_end: Called with each trial that ends.
         """
-        self.folder, self.plan, self.budget = folder, plan, budget
-        self.earlier: list[Trial] = []
-        self._concurrency, self._on_end = concurrency, on_end
-        self.trials = {trial.number: trial for trial in read_trials(folder, plan.space)}
-        # A search that ended by its failures gets another chance with them.
-        again = {"running", "failed"} if self.broken else {"running"}
-        self._waiting = [trial for trial in self.trials.values() if trial.state in again]
+        self.folder, self.proposer = folder, proposer
+        self.warm_start: list[Trial] = []
+        self._limits, self._resources = limits, resources
+        self._on_end = on_end
+        counts = [count for count in (n_trials, proposer.max_trials) if count is not None]
+        self.max_trials = min(counts, default=None)
+        fifth = max(1, (n_trials or proposer.max_trials or 15) // 5)
+        self.max_failed = fifth if limits.max_failed_trials is None else limits.max_failed_trials
+        self.trials = {trial.number: trial for trial in read_trials(folder, proposer.space)}
+        # A search that ended by failures tries the failed trials again.
+        repeated = {"running", "failed"} if self.broken else {"running"}
+        self._waiting = [trial for trial in self.trials.values() if trial.state in repeated]
         for trial in self._waiting:
             trial.state, trial.reason, trial.rounds = "running", None, []
         times = [(trial.ended or trial.started) for trial in self.trials.values()]
@@ -102,14 +74,14 @@ class Ledger:
 
     @property
     def failed(self) -> list[Trial]:
-        """The trials that failed."""
+        """Trials that failed."""
         return [trial for trial in self.trials.values() if trial.state == "failed"]
 
     @property
     def broken(self) -> bool:
-        """Whether more trials failed than may, or all that there are to be."""
+        """Whether more than `max_failed` trials failed, or all of them."""
         failed = len(self.failed)
-        return failed > self.budget.failed or 0 < failed == self._most
+        return failed > self.max_failed or 0 < failed == self.max_trials
 
     @property
     def unfinished(self) -> list[Trial]:
@@ -118,31 +90,26 @@ class Ledger:
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether no trial is left to run."""
         return not self.unfinished and (self.broken or self._ended)
 
     @property
-    def _most(self) -> int | None:
-        limits = [most for most in (self.budget.trials, self.plan.most) if most is not None]
-        return min(limits, default=None)
-
-    @property
     def _ended(self) -> bool:
-        return self._spent or (self._most is not None and len(self.trials) >= self._most)
+        return self._spent or (self.max_trials is not None and len(self.trials) >= self.max_trials)
 
     @property
     def _spent(self) -> bool:
         now, waiting = self.now, {trial.number for trial in self._waiting}
-        held = sum(
+        trial_seconds = sum(
             (now if trial.ended is None else trial.ended) - trial.started
             for trial in self.trials.values()
             if trial.number not in waiting
         )
-        return self.budget.spent(now, held)
+        return self._limits.reached(now, trial_seconds, self._resources.total)
 
-    def next(self) -> Trial | Literal["wait", "end"]:
-        """The trial to start now, if one is."""
-        if len(self.unfinished) - len(self._waiting) >= self._concurrency:
+    def next_trial(self) -> Trial | Literal["wait", "end"]:
+        """The trial to start now, if any."""
+        if len(self.unfinished) - len(self._waiting) >= self._resources.max_concurrent:
             return "wait"
         if self._waiting:
             trial = self._waiting.pop(0)
@@ -150,35 +117,40 @@ class Ledger:
             return "end"
         else:
             number = len(self.trials)
-            start = self.plan.propose(number, self.trials, self.earlier)
-            if start is None:
+            proposal = self.proposer.propose(number, self.trials, self.warm_start)
+            if proposal is None:
                 return "wait"
-            first = 0 if start.parent is None else self.trials[start.parent].done
-            trial = Trial(number, start.settings, parent=start.parent, first=first)
+            parent = proposal.parent
+            start_round = 0 if parent is None else self.trials[parent].last_round
+            trial = Trial(number, proposal.params, parent=parent, start_round=start_round)
             self.trials[number] = trial
         trial.started, trial.ended = self.now, None
         self._write(trial)
         return trial
 
-    def take(self, number: int, reported: Mapping[str, Any]) -> bool:
-        """Take note of what a trial reported; whether it is to be stopped.
+    def record(self, number: int, report: Mapping[str, Any]) -> bool:
+        """Record a trial's report: `rounds` and `last_round`, or `failed`.
 
-        What was reported before is ignored: Ray Tune repeats a trial's last report at its end.
+        Rounds already recorded are ignored: Ray Tune repeats a trial's last report at its end.
+
+        Returns:
+            Whether the trial is to be stopped.
         """
         trial = self.trials[number]
         if trial.state != "running":
             return True
-        if "failed" in reported:
-            self._end(trial, "failed", reported["failed"])
-        elif reported["done_rounds"] > trial.done:
-            for measured in reported["rounds"]:
-                trial.rounds.append(measured)
-                if self._judge(trial):
+        if "failed" in report:
+            self._end(trial, "failed", report["failed"])
+        elif report["last_round"] > trial.last_round:
+            for metrics in report["rounds"]:
+                trial.rounds.append(metrics)
+                self._stop_if_due(trial)
+                if trial.state != "running":
                     break
         return trial.state != "running"
 
     def end(self, number: int, reason: str | None) -> None:
-        """Take note that a trial's function returned, or that its process died of a reason."""
+        """Record that a trial's function returned, or the reason why its process died."""
         trial = self.trials[number]
         if trial.state != "running" or self.broken:
             return
@@ -186,17 +158,15 @@ class Ledger:
             reason = "it reported nothing: let the objective call report({...})"
         self._end(trial, "failed" if reason else "finished", reason)
 
-    def _judge(self, trial: Trial) -> bool:
-        """End a trial that has just ended a round, if it is to end there."""
-        if trial.done >= self.plan.last_round(trial):
+    def _stop_if_due(self, trial: Trial) -> None:
+        """End a trial that has just completed a round, if it is to end there."""
+        halving, objectives = self.proposer.halving, self.proposer.objectives
+        if trial.last_round >= self.proposer.final_round(trial):
             self._end(trial, "finished")
-        elif self.plan.halving and self.plan.halving.behind(
-            trial, self.trials.values(), self.plan.goal
-        ):
+        elif halving and halving.should_stop(trial, self.trials.values(), objectives):
             self._end(trial, "stopped")
         elif self._spent:
             self._end(trial, "stopped", BUDGET_SPENT)
-        return trial.state != "running"
 
     def _end(
         self, trial: Trial, state: Literal["finished", "stopped", "failed"],
@@ -204,21 +174,20 @@ class Ledger:
     ) -> None:  # fmt: skip
         trial.state, trial.reason, trial.ended = state, reason, self.now
         self._write(trial)
-        self._remove_old()
+        self._remove_checkpoints()
         self._on_end(trial)
 
     def _write(self, trial: Trial) -> None:
         self.folder.write_json(f"trials/{trial.number:05d}.json", trial.as_dict())
 
-    def _remove_old(self) -> None:
-        """Keep the files of the best trials, and of those that others may go on from."""
+    def _remove_checkpoints(self) -> None:
+        """Keep the files of the best trials, and of those that others may continue from."""
         trials = list(self.trials.values())
-        goal, searcher = self.plan.goal, self.plan.searcher
-        best = [goal.best(trials)] if goal.single else goal.front(trials)
-        keep = {trial.number for trial in best if trial}
+        objectives, method = self.proposer.objectives, self.proposer.sampler.method
+        keep = {trial.number for trial in objectives.pareto_front(trials)}
         keep |= {trial.number for trial in trials if trial.state == "running"}
-        if isinstance(searcher, Population):
-            keep |= set(range((len(trials) // searcher.size - 1) * searcher.size, len(trials)))
+        if isinstance(method, Population):
+            keep |= set(range((len(trials) // method.size - 1) * method.size, len(trials)))
         for name in self.folder.names("trials"):
             if not name.endswith(".json") and int(name) not in keep:
                 for round_ in saved_rounds(self.folder, int(name)):
@@ -226,38 +195,39 @@ class Ledger:
                 if self.folder.is_local:
                     self.folder.remove(f"trials/{name}")
 
+    def check_identity(
+        self, name: str, identity: Mapping[str, Any], warm_start: Sequence[Trial]
+    ) -> None:
+        """Record what defines a new search, or check that a resumed one is the same.
+
+        Args:
+            name: Name of the search.
+            identity: Facts that must not change between calls.
+            warm_start: Trials of earlier searches; a resumed search keeps those of its first call.
+
+        Raises:
+            RaysysError: The name belongs to a search with another identity.
+        """
+        remedy = f"Sampler(warm_start=[{name!r}]) lets another search learn from it"
+        RunIdentity(identity).claim(self.folder, "", f"search {name!r}", remedy=remedy)
+        written = self.folder.read_bytes(_WARM_START)
+        if written is None:
+            self.folder.write_json(_WARM_START, [trial.as_dict() for trial in warm_start])
+            self.warm_start = list(warm_start)
+        else:
+            self.warm_start = [
+                _decoded(fields, self.proposer.space) for fields in json.loads(written)
+            ]
+
 
 def read_trials(folder: Storage, space: Space) -> list[Trial]:
-    """The trials that a search's folder has, by number."""
-    found = []
-    for name in folder.names("trials"):
-        if name.endswith(".json"):
-            written = json.loads(folder.read_bytes(f"trials/{name}") or b"")
-            found.append(_trial(written, space))
-    return found
+    """Trials in a search's folder, by number."""
+    return [
+        _decoded(json.loads(folder.read_bytes(f"trials/{name}") or b""), space)
+        for name in folder.names("trials")
+        if name.endswith(".json")
+    ]
 
 
-def _trial(written: dict[str, Any], space: Space) -> Trial:
-    return Trial(**{**written, "settings": of_json(space, written["settings"])})
-
-
-def begin(name: str, ledger: Ledger, facts: Mapping[str, Any], earlier: Sequence[Trial]) -> None:
-    """Write down what a search is, or check that it is still the same.
-
-    Args:
-        name: Of the search.
-        ledger: Gets the trials of earlier searches, as they were when the search began.
-        facts: What must not change.
-        earlier: Trials of other searches, told at the beginning.
-
-    Raises:
-        RaysysError: The same name was searched with something else.
-    """
-    remedy = f"earlier=[{name!r}] lets another search learn from it"
-    RunIdentity(facts).claim(ledger.folder, "", f"search {name!r}", remedy=remedy)
-    written = ledger.folder.read_bytes(_EARLIER)
-    if written is None:
-        ledger.folder.write_json(_EARLIER, [trial.as_dict() for trial in earlier])
-        ledger.earlier = list(earlier)
-    else:
-        ledger.earlier = [_trial(values, ledger.plan.space) for values in json.loads(written)]
+def _decoded(fields: dict[str, Any], space: Space) -> Trial:
+    return Trial(**{**fields, "params": params_from_json(space, fields["params"])})

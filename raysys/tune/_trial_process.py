@@ -1,4 +1,4 @@
-"""What an objective is given to report with, and how a trial runs in its process."""
+"""A trial in its worker process, and what its objective reports to."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from raysys import cluster
 from raysys.errors import RaysysError
+from raysys.imports import lazy_import
 from raysys.ray_internals import process
-from raysys.tune._trial import CPU_SECONDS, SECONDS, Goal, Trial
+from raysys.tune._trial import CPU_SECONDS, SECONDS, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,98 +22,105 @@ if TYPE_CHECKING:
 
     from raysys.data import Table
     from raysys.storage import Storage
+    from raysys.tune._objectives import Objectives
+
+ray_tune = lazy_import("ray.tune")
 
 _ROUNDS, _FILES = "rounds.json", "files"
 
 
-class Report(Protocol):
-    """Given to the objective; called after each round of training.
+class TrialReporter(Protocol):
+    """Third argument of an objective; called after each round of training.
 
-    A trial whose objective calls `resume` before its first round goes on from its last saved
-    round when the search is taken up again; one that does not begins anew.
+    A trial whose objective calls `resume` before its first round resumes from its last saved
+    round when the search is resumed; otherwise it starts anew.
 
     Example:
-        def objective(settings, tables, report):
+        def objective(params, tables, report):
             folder = report.resume()
-            model = load(folder) if folder else new_model(settings)
-            while report.done < ROUNDS:
+            model = load(folder) if folder else new_model(params)
+            while report.last_round < ROUNDS:
                 report({"loss": model.train()}, save=model.save)
     """
 
     @property
-    def done(self) -> int:
-        """How many rounds the trial has behind it."""
+    def last_round(self) -> int:
+        """Number of rounds that the trial has completed."""
 
     def resume(self) -> Path | None:
-        """The folder that `save` wrote last, to go on from; None at the beginning."""
+        """Folder last written by `save`; None for a trial that starts anew.
+
+        Raises:
+            RaysysError: A round was reported before, or the parent saved nothing.
+        """
 
     def __call__(
         self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None
     ) -> None:
-        """Hand over measurements of a round and, by `save`, write files for later.
+        """Report the metrics of a round and, by `save`, write a checkpoint.
 
         `save` is called in the rounds that are the trial's best so far, and in all rounds of an
-        objective that calls `resume` or of a search for several measurements. What was written in
-        the best round is the trial's checkpoint.
+        objective that calls `resume` or of a search for several metrics. The files of the best
+        round are the trial's checkpoint.
+
+        Raises:
+            RaysysError: A metric of the search is missing or not finite.
         """
 
 
 def saved_path(number: int, round_: int) -> str:
-    """Where in the search's folder a round's files are."""
+    """Path of a round's files in the search's folder."""
     return f"trials/{number:05d}/round-{round_:05d}"
 
 
 def saved_rounds(folder: Storage, number: int) -> list[int]:
-    """The rounds whose files are there, ascending."""
+    """Rounds with saved files, ascending."""
     names = folder.names(f"trials/{number:05d}")
     rounds = [int(name.removeprefix("round-")) for name in names]
     return [round_ for round_ in rounds if folder.exists(saved_path(number, round_))]
 
 
-def saved_files(number: int, round_: int) -> str:
-    """Where in the search's folder the files are that the objective's `save` wrote."""
+def checkpoint_path(number: int, round_: int) -> str:
+    """Path in the search's folder of the files that the objective's `save` wrote."""
     return f"{saved_path(number, round_)}/{_FILES}"
 
 
 def run_trial(
     config: dict[str, Any],
-    objective: Callable[[dict[str, Any], Mapping[str, pa.Table], Report], None],
+    objective: Callable[[dict[str, Any], Mapping[str, pa.Table], TrialReporter], None],
     tables: Mapping[str, Table],
     folder: Storage,
-    goal: Goal,
+    objectives: Objectives,
     nested: cluster.Resources,
 ) -> None:
-    """One trial from its start to its end; called by Ray Tune in a worker."""
-    from ray import tune
-
+    """Run one trial; called by Ray Tune in a worker."""
     trial = Trial(**config["trial"])
-    report = _Report(trial, folder, goal, tune.report)
+    report = _WorkerReporter(trial, folder, objectives)
     process.leave_placement_group()
     try:
         arrays = {name: table.to_arrow() for name, table in tables.items()}
-        with cluster.share(nested):
-            objective(dict(trial.settings), arrays, report)
-        report.close()
+        remedy = "search(..., resources=TrialResources(nested={}))"
+        with cluster.share(nested, "the search", remedy):
+            objective(dict(trial.params), arrays, report)
+        report.send()
     except Exception as error:
         traceback.print_exc()  # for the worker's log; the driver gets the last line
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.filename.rpartition('/')[2]}, line {place.lineno}"
-        tune.report({"failed": f"{type(error).__name__}: {error} ({where})"})
+        ray_tune.report({"failed": f"{type(error).__name__}: {error} ({where})"})
 
 
-class _Report:
-    def __init__(
-        self, trial: Trial, folder: Storage, goal: Goal, send: Callable[[dict[str, Any]], None]
-    ) -> None:
-        self._trial, self._folder, self._goal, self._send = trial, folder, goal, send
+class _WorkerReporter:
+    def __init__(self, trial: Trial, folder: Storage, objectives: Objectives) -> None:
+        self._trial, self._folder, self._objectives = trial, folder, objectives
         self._resumes = False
         self._sent = 0
         self._spent = {SECONDS: 0.0, CPU_SECONDS: 0.0}
         self._started, self._started_cpu = time.perf_counter(), time.process_time()
 
     @property
-    def done(self) -> int:
-        return self._trial.done
+    def last_round(self) -> int:
+        return self._trial.last_round
 
     def resume(self) -> Path | None:
         trial = self._trial
@@ -126,12 +134,12 @@ class _Report:
             return saved / _FILES
         if trial.parent is None:
             return None
-        if trial.first not in saved_rounds(self._folder, trial.parent):
+        if trial.start_round not in saved_rounds(self._folder, trial.parent):
             raise RaysysError(
-                f"trial {trial.parent} saved nothing in round {trial.first} that another could go "
-                "on from: give report(..., save=...)"
+                f"trial {trial.parent} saved no checkpoint in round {trial.start_round} to "
+                "continue from: give report(..., save=...)"
             )
-        return self._folder.fetch(saved_files(trial.parent, trial.first))
+        return self._folder.fetch(checkpoint_path(trial.parent, trial.start_round))
 
     def __call__(
         self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None
@@ -139,7 +147,7 @@ class _Report:
         trial = self._trial
         if trial.parent is not None and not self._resumes:
             raise RaysysError(
-                "a population's trials go on from each other, and this objective begins anew: "
+                "the trials of a population continue each other, and this objective starts anew: "
                 "let it call report.resume() before its first round"
             )
         spent = {
@@ -147,29 +155,29 @@ class _Report:
             CPU_SECONDS: self._spent[CPU_SECONDS] + time.process_time() - self._started_cpu,
         }
         measured = {**spent, **{name: float(value) for name, value in metrics.items()}}
-        for name in self._goal.metrics:
+        for name in self._objectives.directions:
             if not math.isfinite(measured.get(name, math.nan)):
                 raise RaysysError(
-                    f"round {trial.done + 1} reported {dict(metrics)}, and the search judges by "
-                    f"{name!r}: report a finite number for it"
+                    f"round {trial.last_round + 1} reported {dict(metrics)}, and the search "
+                    f"optimizes {name!r}: report a finite number for it"
                 )
         trial.rounds.append(measured)
-        best = self._goal.best_round(trial)
-        if save and (self._resumes or best == trial.done):
-            self._write(save, keep={best, trial.done})
-        self.close()
+        best = self._objectives.best_round(trial)
+        if save and (self._resumes or best == trial.last_round):
+            self._write(save, keep={best, trial.last_round})
+        self.send()
 
-    def close(self) -> None:
-        """Send the rounds that have not been sent: the last one, and those taken up again."""
+    def send(self) -> None:
+        """Send the rounds that have not been sent: the last one, and those resumed from."""
         unsent = self._trial.rounds[self._sent :]
         if unsent:
             self._sent = len(self._trial.rounds)
-            self._send({"rounds": unsent, "done_rounds": self._trial.done})
+            ray_tune.report({"rounds": unsent, "last_round": self._trial.last_round})
 
     def _write(self, save: Callable[[Path], None], keep: set[int]) -> None:
         number = self._trial.number
-        # In one folder, so that the files and the curve that led to them appear together.
-        with self._folder.new_dir(saved_path(number, self._trial.done)) as staged:
+        # One folder, so that the files and the rounds that led to them appear together.
+        with self._folder.new_dir(saved_path(number, self._trial.last_round)) as staged:
             (staged / _FILES).mkdir()
             save(staged / _FILES)
             (staged / _ROUNDS).write_text(json.dumps(self._trial.rounds))

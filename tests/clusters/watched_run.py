@@ -129,8 +129,8 @@ def main(folder: str) -> None:
     except Exception as error:
         say("failed", error=str(error)[:500])
     tune.search(
-        "watched", objective, {}, {"x": tune.Float(0, 1)}, storage, metric="score", trials=2,
-        cpus_per_trial=1,
+        "watched", objective, {}, {"x": tune.Float(0, 1)}, storage, metric="score", n_trials=2,
+        resources=tune.TrialResources(cpus=1),
     )  # fmt: skip
     for number in range(20):
         index.query(vectors[:4], 3)

@@ -1,4 +1,4 @@
-"""A search whose trials say which rounds they run, to be killed and taken up again."""
+"""A search whose trials log their rounds, to be killed and resumed."""
 
 import sys
 import time
@@ -11,20 +11,22 @@ import pyarrow as pa
 from raysys import cluster
 from raysys.data import Table
 from raysys.storage import Storage
-from raysys.tune import Float, Found, Report, search
+from raysys.tune import Float, SearchResult, TrialReporter, TrialResources, TrialScheduler, search
 
 ROUNDS = 4
 
 
-def objective(settings: dict[str, Any], tables: Mapping[str, pa.Table], report: Report) -> None:
-    log = Path(tables["where"]["log"][0].as_py())
+def objective(
+    params: dict[str, Any], tables: Mapping[str, pa.Table], report: TrialReporter
+) -> None:
+    log = Path(tables["paths"]["log"][0].as_py())
     folder = report.resume()
     total = float((folder / "total").read_text()) if folder else 0.0
-    while report.done < ROUNDS:
+    while report.last_round < ROUNDS:
         with log.open("a") as file:
-            file.write(f"{settings['x']!r} {report.done + 1}\n")
+            file.write(f"{params['x']!r} {report.last_round + 1}\n")
         time.sleep(0.2)
-        total += settings["x"]
+        total += params["x"]
 
         def save(folder: Path, total: float = total) -> None:
             (folder / "total").write_text(repr(total))
@@ -32,16 +34,17 @@ def objective(settings: dict[str, Any], tables: Mapping[str, pa.Table], report: 
         report({"total": total}, save=save)
 
 
-def run(storage: Storage, log: Path) -> Found:
+def run(storage: Storage, log: Path) -> SearchResult:
     table = Table.load(lambda: pa.table({"log": [str(log)]}))
     return search(
-        "sums", objective, {"where": table}, {"x": Float(0, 1)}, storage,
-        metric="total", trials=5, rounds=ROUNDS, grace_rounds=3, cpus_per_trial=1,
+        "sums", objective, {"paths": table}, {"x": Float(0, 1)}, storage,
+        metric="total", n_trials=5, scheduler=TrialScheduler(ROUNDS, grace_rounds=3),
+        resources=TrialResources(cpus=1),
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    # Through the module's own name, so that workers import what is pickled here.
+    # By the module's own name, so that workers can import what is pickled.
     from tests.tune import resumable
 
     cluster.connect()

@@ -1,4 +1,4 @@
-"""kill -9 of the driver in the middle of a trial; the same call goes on."""
+"""kill -9 of the driver in the middle of a trial; the same call resumes the search."""
 
 import os
 import signal
@@ -12,30 +12,30 @@ import pytest
 
 import raysys
 from raysys.storage import Storage
-from raysys.tune import Found
+from raysys.tune import SearchResult
 from tests.tune import resumable
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def told(found: Found) -> list[tuple[object, ...]]:
+def facts(result: SearchResult) -> list[tuple[object, ...]]:
     return [
-        (trial.number, trial.settings, trial.state, [one["total"] for one in trial.rounds])
-        for trial in found.trials
+        (trial.number, trial.params, trial.state, [metrics["total"] for metrics in trial.rounds])
+        for trial in result.trials
     ]
 
 
-def test_a_search_goes_on_after_its_driver_was_killed(tmp_path: Path) -> None:
-    cut, log = tmp_path / "cut", tmp_path / "log"
+def test_a_search_resumes_after_its_driver_was_killed(tmp_path: Path) -> None:
+    killed, log = tmp_path / "killed", tmp_path / "log"
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.tune.resumable", str(cut), str(log)],
+        [sys.executable, "-m", "tests.tune.resumable", str(killed), str(log)],
         cwd=Path(raysys.__file__).parents[1],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    saved = cut / "searches/sums/trials/00002/round-00002"
+    saved = killed / "searches/sums/trials/00002/round-00002"
     end = time.monotonic() + 120
     while not saved.exists():
         assert driver.poll() is None, "the search ended before it could be killed"
@@ -43,15 +43,18 @@ def test_a_search_goes_on_after_its_driver_was_killed(tmp_path: Path) -> None:
         time.sleep(0.02)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    found = resumable.run(Storage(cut), log)
-    assert told(found) == told(resumable.run(Storage(tmp_path / "whole"), tmp_path / "other"))
+    result = resumable.run(Storage(killed), log)
+    uninterrupted = resumable.run(Storage(tmp_path / "uninterrupted"), tmp_path / "second log")
+    assert facts(result) == facts(uninterrupted)
 
     ran = Counter(log.read_text().splitlines())
     repeated = {line for line, count in ran.items() if count > 1}
-    # Of the round that was running, and one more before the trial's process was gone.
-    killed = repr(found.trials[2].settings["x"])
-    assert repeated <= {f"{killed} 3", f"{killed} 4"}
-    assert ran.keys() >= {f"{killed} {round_}" for round_ in range(1, 4)}
-    assert len(ran) == sum(trial.done for trial in found.trials)
-    with found.checkpoint.as_directory() as folder:
-        assert float((Path(folder) / "total").read_text()) == found.score
+    # The round that was running, and one more before the trial's process ended.
+    x = repr(result.trials[2].params["x"])
+    assert repeated <= {f"{x} 3", f"{x} 4"}
+    assert ran.keys() >= {f"{x} {round_}" for round_ in range(1, 4)}
+    assert len(ran) == sum(trial.last_round for trial in result.trials)
+    checkpoint = result.checkpoint()
+    assert checkpoint
+    with checkpoint.as_directory() as folder:
+        assert float((Path(folder) / "total").read_text()) == result.best_value

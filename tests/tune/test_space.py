@@ -5,7 +5,7 @@ import pytest
 
 from raysys.errors import RaysysError
 from raysys.tune import Choice, Float, Integer, Space
-from raysys.tune._space import check_settings, grid, of_json
+from raysys.tune._space import check_params, grid, params_from_json
 
 SPACE: Space = {
     "rate": Float(1e-3, 1e-1, log=True),
@@ -14,7 +14,7 @@ SPACE: Space = {
 }
 
 
-def test_points_of_a_range_hit_its_ends_and_lie_at_even_distances() -> None:
+def test_points_of_a_range_include_its_ends_and_are_evenly_spaced() -> None:
     assert Float(0.0, 3.0).points(4) == [0.0, 1.0, 2.0, 3.0]
     assert Integer(2, 6).points(3) == [2, 4, 6]
     assert Integer(1, 2).points(5) == [1, 2]
@@ -23,23 +23,23 @@ def test_points_of_a_range_hit_its_ends_and_lie_at_even_distances() -> None:
     assert math.isclose(middle, 1e-2)
 
 
-def test_a_grid_has_each_combination_once() -> None:
+def test_a_grid_has_every_combination_once() -> None:
     cells = [tuple(cell.values()) for cell in grid(SPACE, 3)]
     assert len(cells) == len(set(cells)) == 3 * 3 * 2
 
 
-def test_settings_come_back_from_json_as_they_were() -> None:
-    settings = {"rate": 1e-2, "depth": 3, "shape": (3, 4)}
-    assert of_json(SPACE, json.loads(json.dumps(settings))) == settings
+def test_params_survive_json() -> None:
+    params = {"rate": 1e-2, "depth": 3, "shape": (3, 4)}
+    assert params_from_json(SPACE, json.loads(json.dumps(params))) == params
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("params", "message"),
     [({"dept": 3}, "'dept'"), ({"depth": 7}, "depth = 7"), ({"shape": (1, 3)}, "shape")],
 )
-def test_settings_outside_the_space_are_named(settings: dict[str, object], said: str) -> None:
-    with pytest.raises(RaysysError, match=said):
-        check_settings("defaults", settings, SPACE)
+def test_params_outside_the_space_are_named(params: dict[str, object], message: str) -> None:
+    with pytest.raises(RaysysError, match=message):
+        check_params("enqueue", params, SPACE)
 
 
 @pytest.mark.parametrize("make", [lambda: Float(2, 1), lambda: Float(0, 1, log=True)])

@@ -1,4 +1,4 @@
-"""Which settings of training are tried."""
+"""Candidate values of a training's settings."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ if TYPE_CHECKING:
 
     from raysys.train import Machine, TrainSettings
 
-# In the order in which they are tried: what may bring most comes first. Workers and threads are
-# one choice, since they share the cores.
-NAMES = (
-    "num_workers", "threads_per_worker", "strategy", "num_stages", "precision", "prefetch_batches",
-    "gradient_compression", "gradient_accumulation_steps", "activation_checkpointing",
-    "cpu_offload", "batch_size", "compile",
+# In the order of trials, by likely gain. Workers and threads are one choice, since they share the
+# cores; so are the strategy and its stages.
+_INDEPENDENT = (
+    "precision", "prefetch_batches", "gradient_compression", "gradient_accumulation_steps",
+    "activation_checkpointing", "cpu_offload",
 )  # fmt: skip
-_LARGEST = 16  # times the defaults' batch size
+NAMES = (
+    "num_workers", "threads_per_worker", "strategy", "num_stages", *_INDEPENDENT, "batch_size",
+    "compile",
+)  # fmt: skip
+_MAX_BATCH_RATIO = 16  # to the defaults' batch size
 
 
 def check_space(space: Mapping[str, Sequence[Any]]) -> None:
-    """Check what a user gave.
+    """Check a user's space.
 
     Raises:
-        RaysysError: A name is not one that can be tried, or has no values.
+        RaysysError: A setting cannot be tuned, or has no values.
     """
-    unknown = [name for name in space if name not in NAMES]
-    if unknown:
+    if unknown := [name for name in space if name not in NAMES]:
         raise RaysysError(
-            f"tune.throughput cannot try {', '.join(unknown)}: it knows {', '.join(NAMES)}"
+            f"tune_throughput cannot tune {', '.join(unknown)}: it tunes {', '.join(NAMES)}"
         )
     for name, values in space.items():
         if isinstance(values, str) or not values:
@@ -41,13 +43,13 @@ def check_space(space: Mapping[str, Sequence[Any]]) -> None:
 
 
 def default_space(settings: TrainSettings, machine: Machine) -> dict[str, list[Any]]:
-    """What is tried where nothing is said.
+    """Values tried by default.
 
-    Strategies are not among it: those that spread the state cost speed, and are for models that
-    do not fit otherwise, which `train.plan` knows.
+    Strategies are left out: those that spread the state cost speed, and are for models that do not
+    fit otherwise, which is for `train.plan` to decide.
     """
-    most = machine.gpus or machine.cpus
-    workers = [2**power for power in range(most.bit_length()) if 2**power <= most]
+    slots = machine.gpus or machine.cpus
+    workers = [2**power for power in range(slots.bit_length()) if 2**power <= slots]
     space: dict[str, list[Any]] = {"num_workers": workers}
     if not machine.gpus:
         space["threads_per_worker"] = sorted(
@@ -59,10 +61,9 @@ def default_space(settings: TrainSettings, machine: Machine) -> dict[str, list[A
     if settings.strategy == "ddp":
         space["gradient_compression"] = ["none", "fp16"]
     space["gradient_accumulation_steps"] = [1, 2]
-    multiples = (2**power for power in range(1, _LARGEST.bit_length()))
-    space["batch_size"] = [
-        settings.batch_size * m for m in multiples if settings.batch_size * m <= machine.examples
-    ]
+    ratios = (2**power for power in range(1, _MAX_BATCH_RATIO.bit_length()))
+    batches = (settings.batch_size * ratio for ratio in ratios)
+    space["batch_size"] = [batch for batch in batches if batch <= machine.examples]
     space["compile"] = [False, True]
     return space
 
@@ -74,55 +75,46 @@ def moves(
 
     Args:
         space: Values by name.
-        machine: Whose cores workers and threads share.
-        settings: Their values stand for names that the space does not have.
+        machine: Machine with the cores that workers and threads share.
+        settings: Values of the names that the space lacks.
     """
-    found: list[dict[str, Any]] = []
+    changes: list[dict[str, Any]] = []
     if "num_workers" in space or "threads_per_worker" in space:
-        workers = space.get("num_workers", [settings.num_workers])
-        threads = space.get("threads_per_worker", [settings.threads_per_worker])
         shapes = [
-            {"num_workers": count, "threads_per_worker": each}
-            for count, each in itertools.product(workers, threads)
-            if machine.gpus or count * (each or 1) <= machine.cpus
+            {"num_workers": workers, "threads_per_worker": threads}
+            for workers, threads in itertools.product(
+                space.get("num_workers", [settings.num_workers]),
+                space.get("threads_per_worker", [settings.threads_per_worker]),
+            )
+            if machine.gpus or workers * (threads or 1) <= machine.cpus
         ]
         # Those that use all cores first.
-        found += sorted(
-            shapes, key=lambda one: -one["num_workers"] * (one["threads_per_worker"] or 1)
-        )
+        changes += sorted(shapes, key=lambda s: -s["num_workers"] * (s["threads_per_worker"] or 1))
     if "strategy" in space or "num_stages" in space:
         for name in space.get("strategy", [settings.strategy]):
-            stages = (
-                space.get("num_stages", [settings.num_stages]) if name == "pipeline" else [None]
-            )
-            one = {"strategy": name}
-            found += [one | ({"num_stages": count} if count else {}) for count in stages]
-    for name in NAMES:
-        if name not in (
-            "num_workers",
-            "threads_per_worker",
-            "strategy",
-            "num_stages",
-            "batch_size",
-            "compile",
-        ):
-            found += [{name: value} for value in space.get(name, [])]
-    return found
+            pipeline = name == "pipeline"
+            stages = space.get("num_stages", [settings.num_stages]) if pipeline else [None]
+            for count in stages:
+                changes.append({"strategy": name} | ({"num_stages": count} if count else {}))
+    return changes + [{name: value} for name in _INDEPENDENT for value in space.get(name, [])]
 
 
-def useless(move: Mapping[str, Any], settings: TrainSettings, machine: Machine) -> bool:
+def has_no_effect(move: Mapping[str, Any], settings: TrainSettings, machine: Machine) -> bool:
     """Whether a change of these settings would change nothing."""
     if "gradient_compression" in move and settings.num_workers == 1:
         return True  # nothing is sent
 
-    def meant(name: str, value: Any) -> Any:
+    def effective(name: str, value: Any) -> Any:
         if name == "threads_per_worker":
             return value or 1
         if name == "precision" and value == "auto":
             return "bf16" if machine.gpus and machine.bf16 else "fp32"
         return value
 
-    return all(meant(name, v) == meant(name, getattr(settings, name)) for name, v in move.items())
+    return all(
+        effective(name, value) == effective(name, getattr(settings, name))
+        for name, value in move.items()
+    )
 
 
 def demand(
@@ -131,20 +123,19 @@ def demand(
     """CPUs and workers of the largest configuration.
 
     Args:
-        space: The user's, if there is one.
-        settings: The defaults.
-        cpus: That the cluster can give.
-        gpus: Of the cluster.
+        space: The user's space, if any.
+        settings: Default settings.
+        cpus: CPUs available for training.
+        gpus: GPUs of the cluster.
     """
     own = settings.num_workers * (settings.threads_per_worker or 1)
     if space is None:
-        most = gpus or cpus
-        return max(own, cpus), max(settings.num_workers, 1 << (most.bit_length() - 1))
+        slots = gpus or cpus
+        return max(own, cpus), max(settings.num_workers, 1 << (slots.bit_length() - 1))
     workers = [*map(int, space.get("num_workers", [settings.num_workers])), settings.num_workers]
     threads = [
-        int(each or 1) for each in space.get("threads_per_worker", [settings.threads_per_worker])
+        int(count or 1) for count in space.get("threads_per_worker", [settings.threads_per_worker])
     ]
-    # Where both are given, the shapes that do not fit are left out.
-    held = max(workers) * min(threads)
-    wide = max(threads) * min(workers)
-    return max(own, held, min(wide, cpus)), max(workers)
+    # Where both are in the space, shapes that do not fit are left out.
+    most_workers, most_threads = max(workers) * min(threads), max(threads) * min(workers)
+    return max(own, most_workers, min(most_threads, cpus)), max(workers)

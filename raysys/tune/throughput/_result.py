@@ -1,96 +1,112 @@
-"""What came out when training itself was tuned."""
+"""Result of a throughput search."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raysys.tune.throughput._decisions import Tried, front
+from raysys.console import html_table, text_table
+from raysys.tracking import plots
+from raysys.tune.throughput._trial import ThroughputTrial, throughput_front
 
 if TYPE_CHECKING:
     from raysys.train import TrainSettings
 
 
-@dataclass(frozen=True)
-class Throughput:
-    """Configurations of training beside each other.
+@dataclass(frozen=True, repr=False)
+class ThroughputResult:
+    """Configurations of a training, measured, and the recommended one.
 
     Attributes:
-        name: Of the search.
-        tried: All that were measured, the defaults first.
-        best: The recommended one; the defaults where nothing is better.
-        reason: Why, in a sentence.
-        metric: Which loss it is, after `samples` examples.
-        samples: Trained on for each loss.
-        seconds: That the search took.
-        notes: What was left out, and why.
+        name: Name of the search.
+        trials: Measured configurations, the defaults first.
+        best_trial: The recommended configuration; the defaults if none is better.
+        reason: Explanation of the recommendation.
+        metric: Name of the loss.
+        loss_samples: Samples trained on for each loss.
+        duration_s: Duration of the search in seconds.
+        notes: Configurations left out, with the reasons.
     """
 
     name: str
-    tried: list[Tried]
-    best: Tried
+    trials: list[ThroughputTrial]
+    best_trial: ThroughputTrial
     reason: str
     metric: str
-    samples: int
-    seconds: float
+    loss_samples: int
+    duration_s: float
     notes: list[str]
 
     @property
-    def recommended(self) -> TrainSettings:
-        """The best one's settings, ready for `train.fit`."""
-        return self.best.settings
+    def best_settings(self) -> TrainSettings:
+        """Settings of the recommended configuration, for `train.fit`."""
+        return self.best_trial.settings
 
     @property
-    def defaults(self) -> Tried:
-        """The settings that were given, as measured."""
-        return self.tried[0]
+    def defaults(self) -> ThroughputTrial:
+        """The default settings, measured."""
+        return self.trials[0]
 
     @property
-    def front(self) -> list[Tried]:
-        """Those that no other one beats in samples per second, cost and loss; fastest first."""
-        return front(self.tried)
+    def speedup(self) -> float:
+        """Samples per second of the recommended configuration over those of the defaults."""
+        return (self.best_trial.samples_per_s or 0.0) / (self.defaults.samples_per_s or 1.0)
+
+    @property
+    def pareto_front(self) -> list[ThroughputTrial]:
+        """Trials that no other one dominates in samples/s, cost and loss; fastest first."""
+        return throughput_front(self.trials)
 
     def rows(self) -> list[dict[str, Any]]:
-        """A flat row for each that was measured."""
-        return [_row(one) for one in self.tried]
+        """A flat row for each trial."""
+        return [_row(trial) for trial in self.trials]
 
     def table(self) -> str:
-        """All that were measured as text, fastest first: * on the front, > recommended."""
-        chosen = {id(one) for one in self.front}
-        heads = ["", "samples/s", "cost", "CPU-s", self.metric, "MiB", "start s", "settings"]
-        lines = [heads]
-        for one in sorted(self.tried, key=lambda each: -(each.samples_per_s or 0.0)):
-            mark = (">" if one is self.best else "") + ("*" if id(one) in chosen else "")
-            if one.failed:
-                lines.append([mark, *["-"] * 6, f"{one.label}: {one.failed}"])
-                continue
-            lines.append([
-                mark, _said(one.samples_per_s, ",.0f"), _said(one.cost, ".4g"),
-                _said(one.cpu_s, ".4g"), _said(one.loss, ".5g"),
-                _said((one.memory_bytes or 0) / 2**20, ",.0f"), _said(one.start_s, ".1f"),
-                one.label,
-            ])  # fmt: skip
-        widths = [max(len(line[place]) for line in lines) for place in range(len(heads) - 1)]
-        return "\n".join(
-            "  ".join([*map(str.rjust, line, widths), line[-1]]).rstrip() for line in lines
-        )
+        """The trials as text, fastest first: * on the Pareto front, > recommended."""
+        return text_table(*self._cells())
 
     def plot(self, x: str = "samples_per_s", y: str = "loss") -> bytes:
-        """All that were measured by two of their figures, with the front, as a PNG."""
-        from raysys.tracking import plots
+        """The trials by two of their figures, with the Pareto front, as PNG."""
+        front = [_row(trial) for trial in self.pareto_front]
+        return plots.front(f"{self.name}: {y} against {x}", self.rows(), x, y, front)
 
-        return plots.front(
-            f"{self.name}: {y} against {x}", self.rows(), x, y, [_row(one) for one in self.front]
-        )
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        front = {id(trial) for trial in self.pareto_front}
+        rows = []
+        for trial in sorted(self.trials, key=lambda t: -(t.samples_per_s or 0.0)):
+            mark = (">" if trial is self.best_trial else "") + ("*" if id(trial) in front else "")
+            if trial.error:
+                rows.append([mark, *["-"] * 6, f"{trial.label}: {trial.error}"])
+                continue
+            mib = (trial.memory_bytes or 0) / 2**20
+            rows.append([
+                mark, _format(trial.samples_per_s, ",.0f"), _format(trial.cost, ".4g"),
+                _format(trial.cpu_s, ".4g"), _format(trial.loss, ".5g"), f"{mib:,.0f}",
+                f"{trial.start_s:.1f}", trial.label,
+            ])  # fmt: skip
+        numbers = ("", "samples/s", "cost", "CPU-s", self.metric, "MiB", "start s")
+        return [*(f">{heading}" for heading in numbers), "settings"], rows
 
     def __str__(self) -> str:
         return "\n".join([self.table(), *self.notes, self.reason])
 
+    def __repr__(self) -> str:
+        return f"<ThroughputResult {self._summary()}>"
 
-def _row(one: Tried) -> dict[str, Any]:
-    figures = ("samples_per_s", "cost", "cpu_s", "loss", "memory_bytes", "start_s", "failed")
-    return {**one.changed, **{name: getattr(one, name) for name in figures}}
+    def _repr_html_(self) -> str:
+        return html_table(*self._cells(), f"Throughput search {self._summary()}")
+
+    def _summary(self) -> str:
+        failed = sum(trial.error is not None for trial in self.trials)
+        return (
+            f"{self.name!r}: best {self.best_trial.label}, {self.speedup:.2f} times the defaults' "
+            f"samples/s; {len(self.trials)} trials ({failed} failed)"
+        )
 
 
-def _said(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _row(trial: ThroughputTrial) -> dict[str, Any]:
+    return {**trial.changed, **trial.figures, "error": trial.error}
+
+
+def _format(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)

@@ -1,4 +1,4 @@
-"""The record of a tuned training: one run, with a child for each configuration."""
+"""A throughput search's record in MLflow: one run, with a child for each trial."""
 
 from __future__ import annotations
 
@@ -12,38 +12,37 @@ if TYPE_CHECKING:
 
     from raysys.data import Table
     from raysys.train import TrainSettings
-    from raysys.tune.throughput._result import Throughput
-
-_FIGURES = ("samples_per_s", "cost", "cpu_s", "loss", "memory_bytes", "start_s")
+    from raysys.tune.throughput._result import ThroughputResult
 
 
-def record(
-    found: Throughput, storage: Storage, settings: TrainSettings, tables: Mapping[str, Table]
+def log_result(
+    result: ThroughputResult,
+    storage: Storage,
+    settings: TrainSettings,
+    tables: Mapping[str, Table],
 ) -> None:
-    """Write down what came out."""
+    """Record the result of a search."""
     run = tracking.open_run(
-        storage, "throughput", found.name, settings=settings.model_dump(), tables=tables
+        storage, "throughput", result.name, settings=settings.model_dump(), tables=tables
     )
-    folder = Storage(storage.uri(f"throughput/{found.name}"))
+    folder = Storage(storage.uri(f"throughput/{result.name}"))
     run.nest(folder)
-    front = found.front
-    for number, one in enumerate(found.tried):
-        tags: dict[str, object] = {"changed": one.label, "front": one in front}
-        if one.failed:
-            tags["failed"] = one.failed
+    front = result.pareto_front
+    for number, trial in enumerate(result.trials):
+        tags: dict[str, object] = {"changed": trial.label, "front": trial in front}
+        if trial.error:
+            tags["failed"] = trial.error
         child = tracking.open_run(
             folder,
             "throughput",
-            f"{found.name} {number}",
-            settings=one.settings.model_dump(),
+            f"{result.name} {number}",
+            settings=trial.settings.model_dump(),
             tags=tags,
             fresh=True,
         )
-        known = {name: getattr(one, name) for name in _FIGURES}
         child.end(
-            "FAILED" if one.failed else "FINISHED",
-            {name: float(value) for name, value in known.items() if value is not None},
+            "FAILED" if trial.error else "FINISHED",
+            {name: float(value) for name, value in trial.figures.items() if value is not None},
         )
-    run.log_tags({"recommended": found.best.label, "reason": found.reason})
-    ratio = (found.best.samples_per_s or 0.0) / (found.defaults.samples_per_s or 1.0)
-    run.end("FINISHED", {"samples_per_s_ratio": ratio, "seconds": found.seconds})
+    run.log_tags({"recommended": result.best_trial.label, "reason": result.reason})
+    run.end("FINISHED", {"samples_per_s_ratio": result.speedup, "seconds": result.duration_s})

@@ -1,0 +1,79 @@
+"""Metrics that a search optimizes, and the order of trials by them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from raysys.errors import RaysysError
+from raysys.tune._pareto_front import pareto_front
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from raysys.tune._trial import Trial
+
+Direction = Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """One or several metrics with their directions.
+
+    Raises:
+        RaysysError: No metric is named, or a direction is unknown.
+    """
+
+    directions: dict[str, Direction]
+
+    def __post_init__(self) -> None:
+        wrong = [way for way in self.directions.values() if way not in ("maximize", "minimize")]
+        if wrong or not self.directions:
+            raise RaysysError(
+                f"directions {self.directions}: name each metric and give it 'maximize' or "
+                "'minimize'"
+            )
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one metric, so that trials have an order."""
+        return len(self.directions) == 1
+
+    @property
+    def metric(self) -> str:
+        """Name of the only metric."""
+        (name,) = self.directions
+        return name
+
+    def scores(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
+        """Values of the objectives' metrics, negated where minimized: larger is better."""
+        return tuple(
+            metrics[name] if direction == "maximize" else -metrics[name]
+            for name, direction in self.directions.items()
+        )
+
+    def best_score(self, trial: Trial, until: int | None = None) -> float | None:
+        """Best score of a trial's rounds, or of those up to one; None without rounds."""
+        count = len(trial.rounds) if until is None else until - trial.start_round
+        return max((self.scores(metrics)[0] for metrics in trial.rounds[:count]), default=None)
+
+    def best_round(self, trial: Trial) -> int:
+        """Number of the round that represents a trial: the best, or the last of several metrics."""
+        if not self.single:
+            return trial.last_round
+        scores = [self.scores(metrics)[0] for metrics in trial.rounds]
+        return trial.start_round + scores.index(max(scores)) + 1
+
+    def metrics(self, trial: Trial) -> dict[str, float]:
+        """All metrics of the round that represents a trial."""
+        return trial.rounds[self.best_round(trial) - trial.start_round - 1]
+
+    def best_trial(self, trials: Sequence[Trial]) -> Trial | None:
+        """The trial with the best score, the earliest of equals; None without rounds."""
+        return next(iter(self.pareto_front(trials)), None)
+
+    def pareto_front(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials that no other one dominates, by number; the earliest of equals."""
+        scored = sorted((trial for trial in trials if trial.rounds), key=lambda t: t.number)
+        front = pareto_front([self.scores(self.metrics(trial)) for trial in scored])
+        return [scored[index] for index in front]

@@ -1,0 +1,52 @@
+"""Resources of a search's trials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raysys import cluster
+from raysys.errors import ResourceError
+
+_NOTHING = cluster.Resources(cpus=0, gpus=0)
+
+
+@dataclass(frozen=True)
+class TrialResources:
+    """Resources of each trial, and the number of trials at a time.
+
+    Attributes:
+        cpus: Logical CPUs, and threads, of a trial's process.
+        gpus: GPUs of a trial's process.
+        nested: Cluster resources that training inside a trial may request beside them.
+        max_concurrent: Trials at a time. With one the search is reproducible, interrupted or not:
+            what is proposed and stopped depends on the trials that have reported.
+    """
+
+    cpus: float = 2.0
+    gpus: float = 0.0
+    nested: cluster.Resources = _NOTHING
+    max_concurrent: int = 1
+
+    @property
+    def total(self) -> cluster.Resources:
+        """A trial's own and nested resources."""
+        return cluster.Resources(self.cpus + self.nested.cpus, self.gpus + self.nested.gpus)
+
+    def require(self, name: str) -> None:
+        """Check that the trials of a search fit on the cluster with all that they start.
+
+        Raises:
+            ResourceError: They would wait for each other's workers forever.
+        """
+        total, count, nested = self.total, self.max_concurrent, self.nested
+        parts = f" ({self.cpus:g} + {nested.cpus:g} nested)" if nested.cpus or nested.gpus else ""
+        purpose = f"search {name!r}, {count} at a time with {total.cpus:g} CPUs{parts} each,"
+        try:
+            cluster.require(purpose, cpus=count * total.cpus, gpus=count * total.gpus)
+        except ResourceError as error:
+            have = cluster.resources()
+            fits = int((have.cpus - cluster.HEADROOM_CPUS) // total.cpus) if total.cpus else count
+            if total.gpus:
+                fits = min(fits, int(have.gpus // total.gpus))
+            remedy = f"max_concurrent={fits} fits" if fits > 0 else "not even one trial fits"
+            raise ResourceError(f"{error}. Of these trials {remedy}") from None
