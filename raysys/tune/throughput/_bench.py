@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -41,55 +41,42 @@ class Contender:
     faster: bool = True
 
 
+@dataclass(kw_only=True)
 class ThroughputBench:
     """Measures configurations in a session, within a time limit.
 
     Attributes:
+        name: Name of the search, for progress lines.
         session: Worker processes of the measurements.
-        defaults: The defaults, ready to take steps.
+        deadline: End of the search, by `time.monotonic`.
+        metric: Metric of the task's `evaluate`; None for the training loss.
+        sign: -1 for a metric that is maximized.
+        price_per_hour: Price of a CPU or GPU.
+        plan: Settings with a strategy that fits, for defaults that do not.
         trials: Measured configurations, the defaults first.
         notes: Configurations left out, with the reasons.
         loss_samples: Samples trained on for each loss.
     """
 
-    def __init__(
-        self,
-        name: str,
-        session: TrialSession,
-        *,
-        deadline: float,
-        metric: str | None,
-        sign: float,
-        price_per_hour: float | None,
-        plan: Callable[[], TrainSettings],
-    ) -> None:
-        """Prepare the measurements.
-
-        Args:
-            name: Name of the search, for progress lines.
-            session: Worker processes of the measurements.
-            deadline: End of the search, by `time.monotonic`.
-            metric: Metric of the task's `evaluate`; None for the training loss.
-            sign: -1 for a metric that is maximized.
-            price_per_hour: Price of a CPU or GPU.
-            plan: Settings with a strategy that fits, for defaults that do not.
-        """
-        self._name, self.session = name, session
-        self._deadline, self._metric, self._sign = deadline, metric, sign
-        self._price, self._plan = price_per_hour, plan
-        self.trials: list[ThroughputTrial] = []
-        self.notes: list[str] = []
-        self.loss_samples = 0
-        self._default_speeds: list[float] = []
+    name: str
+    session: TrialSession
+    deadline: float
+    metric: str | None
+    sign: float
+    price_per_hour: float | None
+    plan: Callable[[], TrainSettings]
+    trials: list[ThroughputTrial] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    loss_samples: int = 0
 
     def start(self, settings: TrainSettings) -> None:
-        """Measure the defaults' speed, under another strategy if theirs fails."""
+        """Measure the speed of `defaults`: the settings, under another strategy if theirs fails."""
         # Compiling may take minutes, and nothing can be measured without the defaults.
         limit = max(60.0, self.remaining_s()) + 240.0 * settings.compile
         try:
             opened = self.session.prepare(settings, timeout_s=limit)
         except TrainError as error:
-            planned = self._plan()
+            planned = self.plan()
             if planned.strategy == settings.strategy:
                 raise
             self.notes.append(f"{settings.strategy} fails ({error}): using {planned.strategy}")
@@ -195,18 +182,18 @@ class ThroughputBench:
         limit = 30.0 + max(5 * expected, min(60.0, self.remaining_s()) if index else 0.0)
         try:
             metrics = self.session.train(
-                settings, self.loss_samples, evaluate=self._metric is not None, timeout_s=limit
+                settings, self.loss_samples, evaluate=self.metric is not None, timeout_s=limit
             )
         except TrainError as error:
             if index == 0:
                 raise
             self._mark_failed(index, error)
             return False
-        key = self._metric or "train_loss"
+        key = self.metric or "train_loss"
         if key not in metrics:
             names = sorted(set(metrics) - {"seconds", "samples", "memory_bytes"})
             raise RaysysError(f"the task measures {', '.join(names)}, not {key!r}: name one")
-        losses = [*trial.losses, self._sign * metrics[key]]
+        losses = [*trial.losses, self.sign * metrics[key]]
         base = self.trials[0].losses if index else losses
         self.trials[index] = with_losses(trial, losses, base or losses)
         self.say(f"{trial.label}: {key} {metrics[key]:.5g} after {self.loss_samples:,} samples")
@@ -231,8 +218,8 @@ class ThroughputBench:
             return trial
         settings = trial.settings
         threads = 1 if self.session.machine.gpus else settings.threads_per_worker or 1
-        reserved_s = settings.num_workers * threads / speed * 1e6
-        cost = reserved_s if self._price is None else reserved_s * self._price / 3600
+        price_per_s = 1.0 if self.price_per_hour is None else self.price_per_hour / 3600
+        cost = settings.num_workers * threads / speed * 1e6 * price_per_s
         return replace(trial, samples_per_s=speed, cost=cost)
 
     def _mark_failed(self, index: int, error: TrainError) -> None:
@@ -252,7 +239,7 @@ class ThroughputBench:
 
     def remaining_s(self) -> float:
         """Seconds until the deadline."""
-        return self._deadline - time.monotonic()
+        return self.deadline - time.monotonic()
 
     def note(self, text: str) -> None:
         """Add a note, once."""
@@ -262,4 +249,4 @@ class ThroughputBench:
 
     def say(self, text: str) -> None:
         """Write a progress line."""
-        say(f"[{self._name}] {text}")
+        say(f"[{self.name}] {text}")

@@ -94,8 +94,8 @@ def tune_throughput(
     cpus, workers = demand(space, settings, _usable_cores(), gpus)
     with train.TrialSession(task, tables, settings, max_cpus=cpus, max_workers=workers) as session:
         bench = ThroughputBench(
-            name,
-            session,
+            name=name,
+            session=session,
             deadline=time.monotonic() + timeout_s,
             metric=metric,
             sign=1.0 if direction == "minimize" else -1.0,
