@@ -161,39 +161,63 @@ def quantiles(
     Returns:
         float64 for each column, as many as its levels; NaN for a column without a value.
     """
-    if not levels:
-        return {}
-    keys = functools.partial(_column_keys, columns=list(levels), values=values)
-
-    def each(function: Callable[..., Any], *args: Any) -> Sequence[Any]:
-        return gather(_from_first_row, function, *args)
-
-    groups = _count_groups(each, keys)
+    finite = functools.partial(_finite, values=values)
+    keys = functools.partial(_column_keys, columns=list(levels), values=finite)
+    groups = _count_groups(_each_of(gather), keys) if levels else {}
     places = {
         name: (groups[number].rows - 1) * np.asarray(levels[name], np.float64)
         for number, name in enumerate(levels)
         if number in groups
     }
-    ranks = [
-        (number, rank)
-        for number, name in enumerate(levels)
-        if name in places
-        for rank in sorted({int(end(p)) + 1 for p in places[name] for end in (np.floor, np.ceil)})
-    ]
-    located = _locate(each, keys, ranks, groups)
-    found = {
-        pair: value_of(place.key, pa.float64()) for pair, place in zip(ranks, located, strict=True)
+    ranks = {
+        name: np.concatenate([np.floor(place), np.ceil(place)]).astype(int).tolist()
+        for name, place in places.items()
     }
-    result = {}
-    for number, name in enumerate(levels):
-        if name not in places:
-            result[name] = np.full(len(levels[name]), np.nan)
-            continue
-        below = np.floor(places[name])
-        low = np.array([found[number, int(place) + 1] for place in below])
-        high = np.array([found[number, int(place) + 1] for place in np.ceil(places[name])])
-        result[name] = low + (high - low) * (places[name] - below)
+    kinds = dict.fromkeys(ranks, pa.float64())
+    ends = values_at_ranks(gather, finite, ranks, kinds)
+    result = {name: np.full(len(column), np.nan) for name, column in levels.items()}
+    for name, place in places.items():
+        low, high = np.reshape(ends[name], (2, -1))
+        result[name] = low + (high - low) * (place - np.floor(place))
     return result
+
+
+def values_at_ranks(
+    gather: Callable[..., Sequence[Any]],
+    values: Callable[[pa.Table, str], np.ndarray],
+    ranks: Mapping[str, Sequence[int]],
+    kinds: Mapping[str, Any],
+) -> dict[str, list[Any]]:
+    """Values of given ranks, from 0, in the order of each column's values.
+
+    Args:
+        gather: Calls `function(block, *args)` for each block, see `Table.gather`.
+        values: Maps (block, column) to its values `(n,)` without missing ones.
+        ranks: The ranks of each column.
+        kinds: Arrow type of each column's values: int64, uint64 or float64.
+    """
+    keys = functools.partial(_column_keys, columns=list(ranks), values=values)
+    pairs = [(n, rank + 1) for n, column in enumerate(ranks.values()) for rank in column]
+    each = _each_of(gather)
+    located = iter(_locate(each, keys, pairs, _count_groups(each, keys)) if pairs else [])
+    return {
+        name: [value_of(next(located).key, kinds[name]) for _ in column]
+        for name, column in ranks.items()
+    }
+
+
+def _each_of(gather: Callable[..., Sequence[Any]]) -> Each:
+    def each(function: Callable[..., Any], *args: Any) -> Sequence[Any]:
+        return gather(_from_first_row, function, *args)
+
+    return each
+
+
+def _finite(
+    block: pa.Table, name: str, values: Callable[[pa.Table, str], np.ndarray]
+) -> np.ndarray:
+    column = values(block, name)
+    return column[np.isfinite(column)]
 
 
 def _row_keys(block: pa.Table, first: int, key: Key, by: Sequence[str]) -> Iterator[_Piece]:
@@ -209,8 +233,7 @@ def _column_keys(
 ) -> Iterator[_Piece]:
     """Keys of each column; a column's number is its group."""
     for number, name in enumerate(columns):
-        column = values(block, name)
-        keys = _float_keys(column[np.isfinite(column)])
+        keys = ordered(pa.array(values(block, name)), name)
         yield number, keys, np.zeros(len(keys), np.int64)
 
 

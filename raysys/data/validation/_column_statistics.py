@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
+import pyarrow as pa
+
+from raysys.data._order_statistics import values_at_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pyarrow as pa
+    import numpy as np
 
     from raysys.data._table import Table
-
-_GRID = 4096  # values of a sorted block that stand for it when a rank is looked for
 
 
 def statistics(table: Table, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -40,36 +41,33 @@ def statistics(table: Table, columns: Sequence[str]) -> dict[str, dict[str, Any]
 
 
 def medians(table: Table, columns: Sequence[str]) -> dict[str, Any]:
-    """The middle value of each column, or the mean of the two; None without a value."""
-    counts = {name: stats["rows"] - stats["nulls"]
-              for name, stats in statistics(table, columns).items()}  # fmt: skip
-    ranks = {name: [(n - 1) // 2, n // 2] for name, n in counts.items() if n}
-    found = order_statistics(table, ranks)
-    return {name: None if name not in found else float(sum(found[name]) / 2) for name in columns}
+    """Median of each column; None without a value."""
+    stats = statistics(table, columns)
+    counts = {name: stats[name]["rows"] - stats[name]["nulls"] for name in columns}
+    ranks = {name: [(count - 1) // 2, count // 2] for name, count in counts.items() if count}
+    middle = order_statistics(table, ranks)
+    return {name: float(sum(middle[name]) / 2) if name in middle else None for name in columns}
 
 
 def order_statistics(
     table: Table, ranks: Mapping[str, Sequence[int]]
 ) -> dict[str, list[int | float]]:
-    """The values of these ranks, from 0, among each column's values in their order.
+    """Values of these ranks, from 0, in the order of each column's values."""
+    gather = functools.partial(table.gather, name="order_statistics")
+    kinds = {name: _wide_type(table.schema.field(name).type) for name in ranks}
+    return values_at_ranks(gather, _present, ranks, kinds)
 
-    Two passes: a grid of each sorted block's values gives bounds of any value's rank, hence two
-    values that enclose the one that is looked for; then the few values between them are counted.
-    Exact, whatever the blocks.
-    """
-    if not ranks:
-        return {}
-    grids = table.gather(_grids, list(ranks), name="ranks_grid")
-    brackets = {name: [_bracket([g[name] for g in grids], rank) for rank in ranks[name]]
-                for name in ranks}  # fmt: skip
-    counts = table.gather(_between, brackets, name="ranks_count")
-    return {
-        name: [
-            _select([part[name][number] for part in counts], rank)
-            for number, rank in enumerate(ranks[name])
-        ]
-        for name in ranks
-    }
+
+def _wide_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_floating(kind):
+        return pa.float64()
+    return pa.uint64() if pa.types.is_unsigned_integer(kind) else pa.int64()
+
+
+def _present(block: pa.Table, name: str) -> np.ndarray:
+    values = numbers(block, name)
+    assert values is not None
+    return values.to_numpy()
 
 
 def numbers(block: pa.Table, name: str) -> pl.Series | None:
@@ -94,60 +92,3 @@ def _partial(block: pa.Table, columns: Sequence[str]) -> dict[str, dict[str, Any
                 "min": values.min(), "max": values.max(), "sum": mean * len(values)
             }  # fmt: skip
     return found
-
-
-def _grids(block: pa.Table, columns: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Of each column some of its values in their order, ends included, and their places in it."""
-    found = {}
-    for name in columns:
-        values = numbers(block, name)
-        assert values is not None
-        ordered = values.sort().to_numpy()
-        places = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), _GRID)).astype(int))
-        found[name] = (ordered[places] if len(ordered) else ordered, places)
-    return found
-
-
-def _bracket(grids: Sequence[tuple[np.ndarray, np.ndarray]], rank: int) -> tuple[Any, Any]:
-    """Two values with the one of this rank between them."""
-    tried = np.unique(np.concatenate([values for values, _ in grids]))
-    tried = tried[np.unique(np.linspace(0, len(tried) - 1, min(len(tried), _GRID)).astype(int))]
-    below, upto = np.zeros(len(tried), np.int64), np.zeros(len(tried), np.int64)
-    for values, places in grids:
-        if not len(values):
-            continue
-        # At most so many of the block's values are below the one tried: all before the first of
-        # the grid that is not. At least so many are at or below it: to the last of the grid.
-        bounds = np.concatenate([[0], places[:-1] + 1, [places[-1] + 1]])
-        left = np.searchsorted(values, tried, "left")
-        below += np.where(left == 0, 0, np.append(places, places[-1] + 1)[left])
-        upto += bounds[np.searchsorted(values, tried, "right")]
-    low = tried[np.flatnonzero(below <= rank)[-1]]
-    high = tried[np.flatnonzero(upto > rank)[0]]
-    return low.item(), high.item()
-
-
-def _between(
-    block: pa.Table, brackets: Mapping[str, Sequence[tuple[Any, Any]]]
-) -> dict[str, list[tuple[int, np.ndarray, np.ndarray]]]:
-    """Of each bracket the number of values below it, and the values in it with their counts."""
-    found = {}
-    for name, pairs in brackets.items():
-        values = numbers(block, name)
-        assert values is not None
-        array = values.to_numpy()
-        found[name] = [
-            (int((array < low).sum()), *np.unique(array[(array >= low) & (array <= high)],
-                                                  return_counts=True))
-            for low, high in pairs
-        ]  # fmt: skip
-    return found
-
-
-def _select(parts: Sequence[tuple[int, np.ndarray, np.ndarray]], rank: int) -> int | float:
-    below = sum(part[0] for part in parts)
-    values = np.concatenate([part[1] for part in parts])
-    counts = np.concatenate([part[2] for part in parts])
-    order = np.argsort(values, kind="stable")
-    reached = below + np.cumsum(counts[order])
-    return values[order][np.searchsorted(reached, rank, "right")].item()

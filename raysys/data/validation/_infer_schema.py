@@ -194,7 +194,7 @@ def _quartiles(
     for name in columns:
         if count := stats[name]["rows"] - stats[name]["nulls"]:
             ranks[name] = [(count - 1) // 4, count - 1 - (count - 1) // 4]
-    return {name: list(pair) for name, pair in order_statistics(typed, ranks).items()}
+    return order_statistics(typed, ranks)
 
 
 def _range(found: Mapping[str, Any], kind: str, is_key: bool) -> tuple[Any, Any]:
