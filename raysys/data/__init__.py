@@ -7,7 +7,7 @@ from raysys.data._row_hash import block_digest, hash_rows, hash_text
 from raysys.data._splitmix import splitmix64, splitmix64_int
 from raysys.data._table import Table
 from raysys.data.leakage._check_leaks import check_leaks
-from raysys.data.leakage._report import Finding, LeakLimits, LeakReport
+from raysys.data.leakage._report import LeakFinding, LeakLimits, LeakReport
 from raysys.data.readers._read import read
 from raysys.data.sampling._class_balance import class_counts, class_weights, oversample, undersample
 from raysys.data.sampling._reservoir import reservoir_sample
@@ -26,7 +26,7 @@ __all__ = [
     "Column",
     "Distribution",
     "Figure",
-    "Finding",
+    "LeakFinding",
     "LeakLimits",
     "LeakReport",
     "Lineage",

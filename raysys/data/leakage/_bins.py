@@ -1,4 +1,4 @@
-"""Bins in which the values of a column are counted, made of the training split."""
+"""Bins for counting the values of a column, from the training split."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
     from raysys.data._table import Table
 
-# Bins of numbers hold about as many rows of the training split each, and enough to tell by.
+# Bins of numbers have equally many rows of the training split, and enough for an estimate.
 _NUMBER_BINS, _ROWS_A_BIN = 256, 20
-# Categories by name, the most frequent ones; the others share a bin.
+# Categories with a bin of their own, the most frequent ones; the remaining ones share a bin.
 _CATEGORY_BINS = 512
-# Rows of the training split from which the bins are made.
+# Sample of the training split that defines the bins.
 _SAMPLE = 50_000
 
 
 @dataclass(frozen=True)
-class Bins:
-    """Where the values of a column are counted: bin 0 those missing, the last one the rest.
+class LeakBins:
+    """Bins of a column: the first for missing values, the last for all above or unlisted.
 
     Attributes:
         column: Name of the column.
-        number: Whether it holds numbers or times, not categories.
-        edges: Upper edges, float64, each in the bin below it; or hashes of categories, uint64.
+        number: Whether the values are numbers or times, not categories.
+        edges: Upper edges, inclusive, float64; or hashes of categories, uint64.
     """
 
     column: str
@@ -53,13 +53,15 @@ class Bins:
             return np.where(np.isnan(values), 0, 1 + np.searchsorted(self.edges, values))
         hashes = hash_rows(block, [self.column])
         at = np.searchsorted(self.edges, hashes)
-        known = self.edges[np.minimum(at, len(self.edges) - 1)] == hashes if len(self.edges) else at
-        bins = np.where(known, 1 + at, self.count - 1)
+        bins = np.full(len(hashes), self.count - 1)
+        if len(self.edges):
+            listed = self.edges[np.minimum(at, len(self.edges) - 1)] == hashes
+            bins[listed] = 1 + at[listed]
         return np.where(block[self.column].is_null().to_numpy(), 0, bins)
 
 
-def make_bins(train: Table, columns: Sequence[str], seed: int = 0) -> list[Bins]:
-    """Bins of each column, from a sample of the training split that one task looks at."""
+def make_bins(train: Table, columns: Sequence[str], seed: int = 0) -> list[LeakBins]:
+    """Bins of each column, from a sample of the training split in one task."""
     if not columns:
         return []
     schema = train.schema
@@ -69,33 +71,33 @@ def make_bins(train: Table, columns: Sequence[str], seed: int = 0) -> list[Bins]
     edges = results(
         [task.remote(edges_of, list(columns), numbers, *(block for block, _ in numbered(drawn)))]
     )[0]
-    return [Bins(*parts) for parts in zip(columns, numbers, edges, strict=True)]
+    return [LeakBins(*parts) for parts in zip(columns, numbers, edges, strict=True)]
 
 
 def edges_of(columns: Sequence[str], numbers: Sequence[bool], *blocks: pa.Table) -> list[Any]:
-    """The edges of each column's bins, of these rows."""
-    made = []
+    """Edges of the bins of each column, from these rows."""
+    edges: list[np.ndarray] = []
     for name, number in zip(columns, numbers, strict=True):
         if number:
             values = np.concatenate([as_numbers(block[name]) for block in blocks])
             values = np.sort(values[~np.isnan(values)])
-            some = np.unique(values)
-            most = min(max(len(values) // _ROWS_A_BIN, 2), _NUMBER_BINS)
-            if len(some) > most:
-                at = np.linspace(0, len(values) - 1, most).astype(int)
-                some = np.unique(values[at])
-            made.append(some)
+            distinct = np.unique(values)
+            limit = min(max(len(values) // _ROWS_A_BIN, 2), _NUMBER_BINS)
+            if len(distinct) > limit:
+                at = np.linspace(0, len(values) - 1, limit).astype(int)
+                distinct = np.unique(values[at])
+            edges.append(distinct)
         else:
             hashes = np.concatenate(
                 [hash_rows(block, [name])[block[name].is_valid().to_numpy()] for block in blocks]
             )
-            some, counts = np.unique(hashes, return_counts=True)
-            made.append(np.sort(some[np.lexsort((some, -counts))[:_CATEGORY_BINS]]))
-    return made
+            distinct, counts = np.unique(hashes, return_counts=True)
+            edges.append(np.sort(distinct[np.lexsort((distinct, -counts))[:_CATEGORY_BINS]]))
+    return edges
 
 
 def is_number(kind: Any) -> bool:
-    """Whether values of this type are numbers, truth values or times."""
+    """Whether values of this type are numbers, booleans or times."""
     t = pa.types
     return bool(
         t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind) or t.is_boolean(kind)
@@ -104,7 +106,7 @@ def is_number(kind: Any) -> bool:
 
 
 def as_numbers(column: Any) -> np.ndarray:
-    """Numbers, truth values or times as float64 `(rows,)`, NaN where one is missing."""
+    """Numbers, booleans or times as float64 `(rows,)`, NaN where missing."""
     if pa.types.is_temporal(column.type):
         small = pa.types.is_date32(column.type) or pa.types.is_time32(column.type)
         column = pc.cast(column, pa.int32() if small else pa.int64())

@@ -1,6 +1,6 @@
-"""A report before training: what a model could know that it will not know when it is used.
+"""A check before training for information that a model will lack in use.
 
-What leaks are and how they come about: Kaufman, Rosset & Perlich, "Leakage in data mining:
+On kinds and causes of leaks: Kaufman, Rosset & Perlich, "Leakage in data mining:
 formulation, detection, and avoidance" (2012).
 """
 
@@ -37,22 +37,21 @@ def check_leaks(
     fitted: Iterable[Any] = (),
     limits: LeakLimits | None = None,
 ) -> LeakReport:
-    """Look for what leaks between splits, and for columns that tell too much.
+    """Look for leaks between splits, and for columns that predict the label too well.
 
-    A balanced training split is looked at as it was drawn. The report alone reaches this process;
-    it does not depend on the blocks, but for the last digits of sums of floats.
+    A balanced training split is checked as it was before it was balanced. Only the report reaches
+    this process; it does not depend on the blocks, except for the last digits of sums of floats.
 
     Args:
-        splits: The splits; where `time` is given, in the order of time.
-        label: The column that will be predicted; without it, columns are not asked for it.
-        keys: Columns that identify a row: that it stands in two splits is a leak. Without them
-            rows that are equal in all features are a suspicion.
-        time: A column of times or numbers: each split must end before the next one starts.
-        features: Columns to look at; by default all but `label`, `keys` and `time`.
-        fitted: Things that were fitted, such as `raysys.features.FittedFeaturizer`, with
-            `fitted_on` (the fingerprint of a Table) and `rows` (of it): it must have been the
-            training split.
-        limits: From which figures on columns are reported.
+        splits: The splits, in the order of time if `time` is given.
+        label: Column to predict; without it, the power of the columns is not checked.
+        keys: Columns that identify a row; a row in two splits is a leak. Without them, rows
+            equal in all features are a suspicion.
+        time: Column of times or numbers; each split must end before the next one starts.
+        features: Columns to check; by default all except `label`, `keys` and `time`.
+        fitted: Fitted objects such as `raysys.features.FittedFeaturizer`, with `fitted_on` (the
+            fingerprint of a Table) and `rows`; they must be fitted on the training split.
+        limits: Thresholds for reporting columns.
 
     Raises:
         DataError: A split lacks a column or has no rows, times are in different units, or a row has
@@ -73,82 +72,84 @@ def _look(
     fitted: Sequence[Any],
     limits: LeakLimits,
 ) -> LeakReport:
-    """What `check_leaks` finds."""
-    tables = splits.as_drawn
+    """The report of `check_leaks`."""
+    tables = splits.original
     need(splits.train, keys)
     named = [*keys, *([label] if label else []), *([time] if time else [])]
     schema = splits.train.schema
-    others = [name for name in schema.names if name not in named]
-    columns = others if features is None else list(features)
+    columns = (
+        [name for name in schema.names if name not in named] if features is None else list(features)
+    )
     for table in tables.values():
         need(table, [*named, *columns])
         _same_clock(schema, table.schema, [*named, *columns])
     flat = [name for name in columns if _is_flat(schema.field(name).type)]
     nested = [name for name in columns if name not in flat]
-    target, why_not = label_of(tables[splits.training], label)
-    findings, checked = checks.rows_and_categories(
+    target, skipped = label_of(tables[splits.training], label)
+    findings, done = checks.rows_and_categories(
         splits, keys, columns, [name for name in flat if not is_number(schema.field(name).type)],
         limits,
     )  # fmt: skip
     if time is not None:
         findings += checks.time_order(tables, time)
-        checked.append(f"that {', then '.join(tables)} follow each other in {time}")
+        done.append(f"the order of {', '.join(tables)} in {time}")
     if fitted:
-        findings += [found for one in fitted if (found := checks.fitted_beyond(splits, one))]
-        checked.append(f"what {len(fitted)} fitted things were fitted on")
+        results = [checks.fitted_beyond(splits, item) for item in fitted]
+        findings += [finding for finding in results if finding]
+        done.append(f"the tables of {len(fitted)} fitted objects")
     findings += checks.columns_in_bins(splits, flat, target, limits)
-    checked.append(f"the distributions of {len(flat)} columns")
+    done.append(f"the distributions of {len(flat)} columns")
     if target is not None:
         kind = "a number" if target.classes is None else f"{len(target.classes)} classes"
-        checked.append(f"what each of them tells of {target.column}, {kind}")
-    if why_not:
-        checked.append(why_not)
+        done.append(f"how well each of them predicts {target.column}, {kind}")
+    if skipped:
+        done.append(skipped)
     if nested:
-        checked.append(f"not looked at, being lists or structs: {', '.join(nested)}")
-    findings.sort(key=lambda found: (not found.certain, found.kind, -found.figure, found.subject))
-    return LeakReport(tuple(findings), tuple(checked))
+        done.append(f"not the nested columns {', '.join(nested)}")
+    findings.sort(key=lambda f: (not f.certain, f.kind, -f.value, f.subject))
+    return LeakReport(tuple(findings), tuple(done))
 
 
 def label_of(train: Table, column: str | None) -> tuple[Label | None, str]:
-    """How a label is told: by its classes, up to 100 of them, or as a number of over 20 values.
+    """Type of the label: up to 100 classes, or a number of more than 20 values.
 
     Returns:
-        The label, or None and why it cannot be told.
+        The label, or None and the reason why its prediction cannot be checked.
     """
     if column is None:
         return None, ""
     number = is_number(train.schema.field(column).type)
-    most = 20 if number else 100
-    parts = list(each_block(train, "leaks_label")(_label_values, column, number, most))
+    max_classes = 20 if number else 100
+    parts = list(each_block(train, "leaks_label")(_label_values, column, number, max_classes))
     classes = np.unique(np.concatenate([part[0] for part in parts]))
     if len(classes) < 2:
-        return None, f"not what columns tell of {column}: it has {len(classes)} values"
-    if len(classes) <= most:
+        return None, f"not the prediction of {column}: it has {len(classes)} values"
+    if len(classes) <= max_classes:
         return Label(column, classes), ""
     if not number:
-        return None, f"not what columns tell of {column}: it has more than {most} classes"
+        return None, f"not the prediction of {column}: it has more than {max_classes} classes"
     total, rows = (sum(part[n] for part in parts) for n in (1, 2))
     return Label(column, None, float(total / rows)), ""
 
 
 def _label_values(
-    block: pa.Table, first: int, column: str, number: bool, most: int
+    block: pa.Table, first: int, column: str, number: bool, max_classes: int
 ) -> tuple[np.ndarray, float, int]:
-    """Hashes of values, a few more than `most` at most; sum and number of the values."""
-    there = block[column].is_valid().to_numpy()
-    values = as_numbers(block[column])[there] if number else np.zeros(0)
+    """Hashes of up to `max_classes` + 1 distinct values; sum and number of the values."""
+    present = block[column].is_valid().to_numpy()
+    values = as_numbers(block[column])[present] if number else np.zeros(0)
     values = values[~np.isnan(values)]
-    hashes = np.unique(hash_rows(block, [column])[there])[: most + 1]
+    hashes = np.unique(hash_rows(block, [column])[present])[: max_classes + 1]
     return hashes, float(values.sum()), len(values)
 
 
-def _same_clock(schema: pa.Schema, other: pa.Schema, columns: Sequence[str]) -> None:
+def _same_clock(training: pa.Schema, evaluation: pa.Schema, columns: Sequence[str]) -> None:
     for name in columns:
-        ours, theirs = schema.field(name).type, other.field(name).type
+        ours, theirs = training.field(name).type, evaluation.field(name).type
         if ours != theirs and (pa.types.is_temporal(ours) or pa.types.is_temporal(theirs)):
             raise DataError(
-                f"{name} is {ours} in the training split and {theirs} in another: times are "
-                "compared in one unit. Cast the column to one type before the split"
+                f"{name} is {ours} in the training split and {theirs} in another one, but "
+                "times are compared in one unit. Cast the column to one type before the split"
             )
 
 

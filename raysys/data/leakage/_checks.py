@@ -1,4 +1,4 @@
-"""The single checks of a leak report; each one gives findings."""
+"""The checks of a leak report; each returns findings."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysys.data.leakage._bins import Bins, make_bins
+from raysys.data.leakage._bins import LeakBins, make_bins
 from raysys.data.leakage._column_power import (
     CHANCE_SIGMAS,
     Label,
     joint_counts,
     kolmogorov_smirnov,
-    power,
-    power_held,
+    predictive_power,
     stability_index,
+    transferred_power,
 )
-from raysys.data.leakage._report import Finding, LeakLimits
-from raysys.data.leakage._shared_rows import Compared, disorder, shared_rows
+from raysys.data.leakage._report import LeakFinding, LeakLimits
+from raysys.data.leakage._shared_rows import RowComparison, SharedRows, shared_rows, time_overlaps
+from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from raysys.data._table import Table
     from raysys.data.sampling._split import Splits
 
-# Kolmogorov's 0.1 % point: distances of samples that are smaller than this times the square root
-# of (1/n + 1/m) are chance (Smirnov, 1948).
+stats = lazy_import("scipy.stats")
+
+# Kolmogorov's 0.1 % point: smaller distances of samples, in units of the square root of
+# (1/n + 1/m), are chance (Smirnov, 1948).
 _KS_CHANCE = 1.95
 _CHANCE = 0.001
 
@@ -37,203 +40,195 @@ def rows_and_categories(
     features: Sequence[str],
     categories: Sequence[str],
     limits: LeakLimits,
-) -> tuple[list[Finding], list[str]]:
-    """Rows that stand in two splits, and categories that the training split lacks."""
-    tables, training = splits.as_drawn, splits.training
+) -> tuple[list[LeakFinding], list[str]]:
+    """Rows that are in two splits, and categories that the training split lacks."""
+    tables, training = splits.original, splits.training
     columns = tuple(keys or features)
-    compared = [Compared(columns, missing=not keys), *(Compared((name,)) for name in categories)]
-    compared = [one for one in compared if one.columns]
-    if not compared:
-        return [], ["no column was given by which rows could be compared"]
-    shared, names = shared_rows(tables, compared), list(tables)
-    checked = [f"{sum(len(t) for t in tables.values())} rows by {', '.join(columns)}"]
+    comparisons = [
+        RowComparison(columns, missing=not keys), *(RowComparison((name,)) for name in categories)
+    ]  # fmt: skip
+    comparisons = [comparison for comparison in comparisons if comparison.columns]
+    if not comparisons:
+        return [], ["no rows, since there are neither keys nor features"]
+    shared, names = shared_rows(tables, comparisons), list(tables)
+    done = [f"{sum(len(t) for t in tables.values())} rows by {', '.join(columns)}"]
     findings = []
     for number, a in enumerate(names):
         for b in names[number + 1 :]:
-            found = shared.get((0, a, b))
-            if found:
-                findings.append(
-                    _shared(a, b, found.rows, found.examples, len(tables[b]), bool(keys), columns)
-                )
-    for what, name in enumerate(categories, start=1):
-        for other, table in splits.evaluation.items():
-            there = len(table) - _missing(table, name)
-            known = shared.get((what, training, other))
-            unseen = there - (known.rows if known else 0)
-            share = unseen / max(len(table), 1)
-            if share > limits.unseen:
-                findings.append(Finding(
-                    "unseen categories", False, name, (training, other), share,
-                    f"{share:.1%} of the rows of {other} ({unseen}) have a {name} that no row of "
-                    f"{training} has",
+            if overlap := shared.get((0, a, b)):
+                findings.append(_shared(a, b, overlap, len(tables[b]), bool(keys), columns))
+    for number, name in enumerate(categories, start=1):
+        for split, table in splits.evaluation.items():
+            overlap = shared.get((number, training, split))
+            seen = overlap.rows if overlap else 0
+            unseen = len(table) - _missing(table, name) - seen
+            fraction = unseen / max(len(table), 1)
+            if fraction > limits.unseen_fraction:
+                findings.append(LeakFinding(
+                    "unseen categories", False, name, (training, split), fraction,
+                    f"{fraction:.1%} of the rows of {split} ({unseen}) have a {name} that no row "
+                    f"of {training} has",
                     "Split so that training sees them, or give unknown values a code of their own",
                 ))  # fmt: skip
-    return findings, checked
+    return findings, done
 
 
-def time_order(tables: Mapping[str, Table], column: str) -> list[Finding]:
+def time_order(tables: Mapping[str, Table], column: str) -> list[LeakFinding]:
     """Splits that do not end before the next one starts."""
     return [
-        Finding(
-            "time order", True, column, (earlier, later), float(found.early),
-            f"{found.early} rows of {later} lie before the last of {earlier} ({found.last}), and "
-            f"{found.late} of {earlier} after the first of {later} ({found.first})",
+        LeakFinding(
+            "time order", True, column, (earlier, later), float(overlap.early),
+            f"{overlap.early} rows of {later} are before the last of {earlier} ({overlap.last}), "
+            f"and {overlap.late} of {earlier} after the first of {later} ({overlap.first})",
             "Split with split_by_time, or name the splits in the order of time",
         )
-        for (earlier, later), found in disorder(tables, column).items()
+        for (earlier, later), overlap in time_overlaps(tables, column).items()
     ]  # fmt: skip
 
 
-def fitted_beyond(splits: Splits, fitted: Any) -> Finding | None:
-    """What was fitted on something else than the training split."""
+def fitted_beyond(splits: Splits, fitted: Any) -> LeakFinding | None:
+    """A fit on anything except the training split."""
     training, name = splits.training, type(fitted).__name__
-    own = {splits.train.fingerprint(), splits.as_drawn[training].fingerprint()}
+    own = {splits.train.fingerprint(), splits.original[training].fingerprint()}
     if fitted.fitted_on in own:
         return None
-    rows = max(len(splits.train), len(splits.as_drawn[training]))
+    rows = max(len(splits.train), len(splits.original[training]))
     theirs = [
         s for s, table in splits.evaluation.items() if table.fingerprint() == fitted.fitted_on
     ]
     remedy = f"Fit it on splits.train, of {len(splits.train)} rows"
     if theirs or fitted.rows > rows:
         where = f"the split {theirs[0]}" if theirs else "more than the training split"
-        return Finding(
+        return LeakFinding(
             "fitted beyond training", True, name, tuple(theirs), float(fitted.rows),
             f"{name} was fitted on {where}: {fitted.rows} rows", remedy,
         )  # fmt: skip
-    return Finding(
+    return LeakFinding(
         "fitted beyond training", False, name, (), float(fitted.rows),
-        f"{name} was fitted on a Table of {fitted.rows} rows that is no split of these",
-        f"{remedy}; or see to it that those rows are all from {training}",
+        f"{name} was fitted on a Table of {fitted.rows} rows that is not one of these splits",
+        f"{remedy}, or make sure that those rows are all from {training}",
     )  # fmt: skip
 
 
 def columns_in_bins(
     splits: Splits, columns: Sequence[str], label: Label | None, limits: LeakLimits
-) -> list[Finding]:
-    """Columns that tell too much of the label, or are spread otherwise in another split."""
-    tables, training = splits.as_drawn, splits.training
+) -> list[LeakFinding]:
+    """Columns that predict the label too well, or are distributed differently in a split."""
+    tables, training = splits.original, splits.training
     bins = make_bins(tables[training], columns)
     if not bins:
         return []
     counted = {name: joint_counts(table, bins, label) for name, table in tables.items()}
-    findings: list[Finding] = []
-    for number, one in enumerate(bins):
+    findings: list[LeakFinding] = []
+    for number, column in enumerate(bins):
         train = counted[training][number]
         if label is not None:
-            findings += _power(one, label, training, train, limits)
-        for other in splits.evaluation:
-            held = counted[other][number]
+            findings += _power(column, label, training, train, limits)
+        for split in splits.evaluation:
+            test = counted[split][number]
             if label is not None:
-                findings += _lost(one, label, (training, other), train, held, limits)
-            rows = [_rows(counts, label) for counts in (train, held)]
-            findings += _coverage(one, (training, other), rows[0], rows[1], limits)
+                findings += _power_loss(column, label, (training, split), train, test, limits)
+            rows = [_rows(counts, label) for counts in (train, test)]
+            findings += _shift(column, (training, split), rows[0], rows[1], limits)
     return findings
 
 
 def _shared(
-    a: str,
-    b: str,
-    rows: int,
-    examples: list[tuple[int, int]],
-    of: int,
-    certain: bool,
-    columns: tuple[str, ...],
-) -> Finding:
-    pairs = ", ".join(f"{a} {x} = {b} {y}" for x, y in examples)
+    a: str, b: str, overlap: SharedRows, total: int, certain: bool, columns: tuple[str, ...]
+) -> LeakFinding:
+    rows, pairs = overlap.rows, ", ".join(f"{a} {x} = {b} {y}" for x, y in overlap.examples)
     by = ", ".join(columns[:5]) + (" and more" if len(columns) > 5 else "")
-    return Finding(
+    return LeakFinding(
         "shared rows", certain, "rows", (a, b), float(rows),
-        f"{rows} of the {of} rows of {b} ({rows / of:.2%}) stand in {a} too, by {by}: rows {pairs}",
+        f"{rows} of the {total} rows of {b} ({rows / total:.2%}) are in {a} too, by {by}: {pairs}",
         "Drop repeated rows before the split, or split by hash or by group of these columns",
     )  # fmt: skip
 
 
 def _power(
-    bins: Bins, label: Label, training: str, train: np.ndarray, limits: LeakLimits
-) -> list[Finding]:
+    bins: LeakBins, label: Label, training: str, train: np.ndarray, limits: LeakLimits
+) -> list[LeakFinding]:
     numeric = label.classes is None
-    found = power(train, numeric, bins.number)
-    limit = limits.explained if numeric else limits.area
-    if found.score <= limit or found.sigmas <= CHANCE_SIGMAS:
+    power = predictive_power(train, numeric, bins.number)
+    limit = limits.explained_variance if numeric else limits.roc_auc
+    if power.score <= limit or power.sigmas <= CHANCE_SIGMAS:
         return []
-    return [Finding(
-        "suspicious feature", False, bins.column, (training,), found.score,
-        f"{bins.column} alone tells {label.column}: {_measure(label)} {found.score:.4f}",
-        "Is it known before the label is, and not made of it? If not, leave it out",
+    return [LeakFinding(
+        "suspicious feature", False, bins.column, (training,), power.score,
+        f"{bins.column} alone predicts {label.column}: {_metric(label)} {power.score:.4f}",
+        "Is it known before the label, and not derived from it? If not, drop it",
     )]  # fmt: skip
 
 
-def _lost(
-    bins: Bins,
+def _power_loss(
+    bins: LeakBins,
     label: Label,
     splits: tuple[str, str],
     train: np.ndarray,
-    held: np.ndarray,
+    test: np.ndarray,
     limits: LeakLimits,
-) -> list[Finding]:
+) -> list[LeakFinding]:
     numeric = label.classes is None
-    before, after = power(train, numeric, ordered=False), power_held(train, held, numeric)
-    lost = before.score - after.score
-    if lost - 3 * (before.error + after.error) <= limits.lost:
+    before = predictive_power(train, numeric, ordered=False)
+    after = transferred_power(train, test, numeric)
+    loss = before.score - after.score
+    if loss - 3 * (before.error + after.error) <= limits.power_loss:
         return []
-    return [Finding(
-        "power lost", False, bins.column, splits, lost,
-        f"what {bins.column} tells of {label.column} in {splits[0]}, {_measure(label)} "
-        f"{before.score:.4f}, is {after.score:.4f} in {splits[1]}",
-        "It was made with the labels of the training split, or its meaning has changed",
+    return [LeakFinding(
+        "power loss", False, bins.column, splits, loss,
+        f"{bins.column} predicts {label.column} with {_metric(label)} {before.score:.4f} in "
+        f"{splits[0]} and {after.score:.4f} in {splits[1]}",
+        "It was computed from the labels of the training split, or its meaning has changed",
     )]  # fmt: skip
 
 
-def _coverage(
-    bins: Bins, splits: tuple[str, str], train: np.ndarray, held: np.ndarray, limits: LeakLimits
-) -> list[Finding]:
-    """Differences between the rows in bins, `(bins,)`, that are large and no chance."""
-    from scipy import stats
-
+def _shift(
+    bins: LeakBins, splits: tuple[str, str], train: np.ndarray, test: np.ndarray, limits: LeakLimits
+) -> list[LeakFinding]:
+    """Significant large differences between the numbers of rows in bins, `(bins,)`."""
     findings, name = [], bins.column
-    sizes = max(train.sum(), 1), max(held.sum(), 1)
-    shares = train[0] / sizes[0], held[0] / sizes[1]
-    both = (train[0] + held[0]) / sum(sizes)
+    sizes = max(train.sum(), 1), max(test.sum(), 1)
+    shares = train[0] / sizes[0], test[0] / sizes[1]
+    both = (train[0] + test[0]) / sum(sizes)
     error = np.sqrt(both * (1 - both) * (1 / sizes[0] + 1 / sizes[1]))
     difference = abs(shares[0] - shares[1])
-    if difference > max(limits.missing, 3.3 * error):
-        findings.append(Finding(
+    if difference > max(limits.missing_difference, 3.3 * error):
+        findings.append(LeakFinding(
             "missing values", False, name, splits, difference,
             f"{name} is missing in {shares[0]:.1%} of {splits[0]} and {shares[1]:.1%} of "
             f"{splits[1]}",
-            "See whether it is collected in the same way for both",
+            "Check that it is collected in the same way for both",
         ))  # fmt: skip
-    train, held = train[1:], held[1:]
-    there = 1 / max(train.sum(), 1) + 1 / max(held.sum(), 1)
+    train, test = train[1:], test[1:]
+    inverse_sizes = 1 / max(train.sum(), 1) + 1 / max(test.sum(), 1)
     if bins.number:
-        figure, measure = kolmogorov_smirnov(train, held), "Kolmogorov-Smirnov distance"
-        limit = max(limits.distance, _KS_CHANCE * np.sqrt(there))
+        value, metric = kolmogorov_smirnov(train, test), "Kolmogorov-Smirnov distance"
+        limit = max(limits.ks_distance, _KS_CHANCE * np.sqrt(inverse_sizes))
     else:
-        figure, kinds = stability_index(train, held)
-        measure = "population stability index"
-        # Of samples of one distribution it is chi-square, scaled (Yurdakul, 2018).
-        chance = stats.chi2.isf(_CHANCE, max(kinds - 1, 1)) * there
-        limit = max(limits.stability, chance)
-    if train.sum() and held.sum() and figure > limit:
-        findings.append(Finding(
-            "distribution", False, name, splits, float(figure),
-            f"{name} is spread otherwise in {splits[1]} than in {splits[0]}: {measure} "
-            f"{figure:.3f}",
-            "See what has changed: figures on this split say little about other data",
+        value, kinds = stability_index(train, test)
+        metric = "population stability index"
+        # For samples of one distribution it is chi-square, scaled (Yurdakul, 2018).
+        chance = stats.chi2.isf(_CHANCE, max(kinds - 1, 1)) * inverse_sizes
+        limit = max(limits.psi, chance)
+    if train.sum() and test.sum() and value > limit:
+        findings.append(LeakFinding(
+            "distribution", False, name, splits, float(value),
+            f"{name} is distributed differently in {splits[0]} and {splits[1]}: {metric} "
+            f"{value:.3f}",
+            "Find out what has changed: metrics on this split may not carry over to new data",
         ))  # fmt: skip
     return findings
 
 
 def _rows(counts: np.ndarray, label: Label | None) -> np.ndarray:
-    """Rows in each bin, whatever their label, `(bins,)`."""
-    whole = counts.sum(axis=0)
+    """Rows in each bin with any label, `(bins,)`."""
+    total = counts.sum(axis=0)
     if label is not None and label.classes is None:
-        return whole[:, 0] + whole[:, 3]
-    return whole.sum(axis=1)
+        return total[:, 0] + total[:, 3]
+    return total.sum(axis=1)
 
 
-def _measure(label: Label) -> str:
+def _metric(label: Label) -> str:
     return "explained variance" if label.classes is None else "area under the ROC curve"
 
 

@@ -1,4 +1,4 @@
-"""How well each column alone tells the label, and how its values are spread: counts in bins."""
+"""Predictive power and distribution of single columns, from counts in bins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from raysys.data._blocks import results, value_task
 from raysys.data._row_hash import hash_rows, uniforms
 from raysys.data._row_numbers import numbered
-from raysys.data.leakage._bins import Bins, as_numbers
+from raysys.data.leakage._bins import LeakBins, as_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
     from raysys.data._table import Table
 
-# A score by chance is that far off once in millions of columns.
+# Chance produces a score this far off once in millions of columns.
 CHANCE_SIGMAS = 5.0
 
 
 @dataclass(frozen=True)
 class Label:
-    """What single columns are asked to tell.
+    """The label that single columns predict.
 
     Attributes:
         column: Name of the column.
-        classes: Hashes of its classes in the order of the hashes; None if it is a number.
-        middle: A number near its mean, which keeps sums of squares exact.
+        classes: Hashes of the classes, ascending; None for a numeric label.
+        middle: Number near the mean, subtracted to keep sums of squares precise.
     """
 
     column: str
@@ -38,24 +38,25 @@ class Label:
     middle: float = 0.0
 
 
-def joint_counts(table: Table, bins: Sequence[Bins], label: Label | None) -> list[np.ndarray]:
-    """How each column goes with the label, over all blocks.
+def joint_counts(table: Table, bins: Sequence[LeakBins], label: Label | None) -> list[np.ndarray]:
+    """Joint counts of the bins of each column and the label, over all blocks.
 
     Returns:
-        For each column float64 `(2, bins, k)`: halves of the rows that chance makes, bins, and
-        rows of each class and without one; or for a number the rows with one, its sum, the sum
-        of its squares, and rows without one; only the rows (k = 1) without a label.
+        float64 `(2, bins, k)` for each column: random halves of the rows, bins, and the rows of
+        each class, then those without a class. For a numeric label k = 4: rows with a label, its
+        sum, the sum of its squares, and rows without a label; k = 1, the rows, if there is no
+        label.
     """
     count = value_task("leaks_count")
     parts = [count.remote(count_block, block, n, list(bins), label) for block, n in numbered(table)]
-    # Summed where they are, so that the driver gets one block's worth of numbers.
+    # Summed in a task, so that the driver receives the counts of one block only.
     return results([value_task("leaks_sum").remote(_sum, *parts)])[0]
 
 
 def count_block(
-    block: pa.Table, first: int, bins: Sequence[Bins], label: Label | None
+    block: pa.Table, first: int, bins: Sequence[LeakBins], label: Label | None
 ) -> list[np.ndarray]:
-    """What `joint_counts` returns, of one block."""
+    """Result of `joint_counts` for one block."""
     half = (uniforms(first, len(block), seed=1) < 0.5).astype(np.int64)
     codes, kinds, sums = np.zeros(len(block), np.int64), 1, None
     if label is not None and label.classes is not None:
@@ -65,29 +66,29 @@ def count_block(
     elif label is not None:
         sums = as_numbers(block[label.column]) - label.middle
     counted = []
-    for one in bins:
-        cells = one.of(block) + half * one.count
+    for column in bins:
+        cells, size = column.of(block) + half * column.count, 2 * column.count
         if sums is None:
-            counts = np.bincount(cells * kinds + codes, minlength=2 * one.count * kinds)
-            counted.append(counts.reshape(2, one.count, kinds).astype(float))
+            counts = np.bincount(cells * kinds + codes, minlength=size * kinds)
+            counted.append(counts.reshape(2, column.count, kinds).astype(float))
             continue
-        there = ~np.isnan(sums)
-        weights = [there, np.where(there, sums, 0), np.where(there, sums, 0) ** 2, ~there]
-        columns = [np.bincount(cells, weight, minlength=2 * one.count) for weight in weights]
-        counted.append(np.stack(columns, axis=-1).reshape(2, one.count, 4))
+        present = ~np.isnan(sums)
+        weights = [present, np.where(present, sums, 0), np.where(present, sums, 0) ** 2, ~present]
+        columns = [np.bincount(cells, weight, minlength=size) for weight in weights]
+        counted.append(np.stack(columns, axis=-1).reshape(2, column.count, 4))
     return counted
 
 
 def auc(below: np.ndarray, above: np.ndarray) -> tuple[float, float]:
-    """The area under the ROC curve of a score that was counted in bins.
+    """Area under the ROC curve of a score that was counted in bins.
 
     Args:
         below: Rows of the negative class in each bin, in the order of the score, `(bins,)`.
-        above: Those of the positive class.
+        above: Rows of the positive class, `(bins,)`.
 
     Returns:
-        The area where rows in one bin count as ties, and how far the area by the scores
-        themselves can be from it, in both directions; (0.5, 0.5) without rows of a class.
+        The area with rows in one bin as ties, and the largest error against the area of the
+        scores, in both directions; (0.5, 0.5) without rows of a class.
     """
     pairs = below.sum() * above.sum()
     if pairs == 0:
@@ -98,14 +99,14 @@ def auc(below: np.ndarray, above: np.ndarray) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Power:
-    """How well a column tells the label.
+class PredictivePower:
+    """Quality of the prediction of the label by one column.
 
     Attributes:
-        score: Area under the ROC curve, the largest over the classes against the rest; or for a
-            number the share of its variance that is explained.
-        error: The score's standard error; 0 for a number.
-        sigmas: How many standard errors of chance it is above what chance gives.
+        score: Area under the ROC curve, the largest of one class against the rest; explained
+            variance for a numeric label.
+        error: Standard error of the score; 0 for a numeric label.
+        sigmas: Distance from the score of chance, in standard errors of chance.
     """
 
     score: float
@@ -113,18 +114,18 @@ class Power:
     sigmas: float
 
 
-def power(counts: np.ndarray, numeric_label: bool, ordered: bool) -> Power:
-    """What a column tells of the label on rows that its table of bins was not made of.
+def predictive_power(counts: np.ndarray, numeric_label: bool, ordered: bool) -> PredictivePower:
+    """Cross-validated power of a column.
 
-    Each half of the rows is told by what the bins of the other half hold, so a column that is
-    different in each row tells nothing. For two classes, numbers are taken by their order too.
+    Each half of the rows is predicted from the bins of the second half, so a column of unique
+    values has no power. For two classes, the order of numbers is used too.
 
     Args:
-        counts: What `joint_counts` returns for the column.
+        counts: Result of `joint_counts` for the column.
         numeric_label: Whether the label is a number.
-        ordered: Whether bins have an order: those of numbers.
+        ordered: Whether the bins are ordered, as for numbers.
     """
-    halves = [_told(counts[1 - half], counts[half], numeric_label) for half in (0, 1)]
+    halves = [_predict(counts[1 - half], counts[half], numeric_label) for half in (0, 1)]
     scores = np.mean([score for score, _ in halves], axis=0)
     sizes = np.sum([size for _, size in halves], axis=0)
     if ordered and not numeric_label and counts.shape[2] == 3:
@@ -134,82 +135,81 @@ def power(counts: np.ndarray, numeric_label: bool, ordered: bool) -> Power:
     return _best(scores, sizes, numeric_label)
 
 
-def power_held(train: np.ndarray, other: np.ndarray, numeric_label: bool) -> Power:
-    """What a column's bins in the training split tell of another split's label."""
-    return _best(*_told(train.sum(axis=0), other.sum(axis=0), numeric_label), numeric_label)
+def transferred_power(train: np.ndarray, test: np.ndarray, numeric_label: bool) -> PredictivePower:
+    """Power of a column's bins in the training split for the label of another split."""
+    return _best(*_predict(train.sum(axis=0), test.sum(axis=0), numeric_label), numeric_label)
 
 
-def kolmogorov_smirnov(train: np.ndarray, other: np.ndarray) -> float:
+def kolmogorov_smirnov(train: np.ndarray, test: np.ndarray) -> float:
     """The largest distance of two cumulative distributions at the edges of their bins.
 
     Args:
-        train: Rows in each bin of a number, missing ones left out, `(bins,)`.
-        other: Those of the other split.
+        train: Rows in each bin of a numeric column, without missing values, `(bins,)`.
+        test: Rows of the evaluation split in the same bins.
     """
-    both = [np.cumsum(counts) / max(counts.sum(), 1) for counts in (train, other)]
+    both = [np.cumsum(counts) / max(counts.sum(), 1) for counts in (train, test)]
     return float(np.abs(both[0] - both[1]).max(initial=0))
 
 
-def stability_index(train: np.ndarray, other: np.ndarray) -> tuple[float, int]:
+def stability_index(train: np.ndarray, test: np.ndarray) -> tuple[float, int]:
     """The population stability index of two distributions over categories.
 
     Siddiqi, "Credit risk scorecards" (2006). Categories with less than a hundredth of the rows
-    of both are taken together; each gets half a row, so that none is empty.
+    of both are merged; half a row is added to each category, so that none is empty.
 
     Returns:
         The index and the number of categories.
     """
-    small = train + other < 0.01 * (train.sum() + other.sum())
+    small = train + test < 0.01 * (train.sum() + test.sum())
     shares = []
-    for counts in (train, other):
+    for counts in (train, test):
         merged = np.append(counts[~small], counts[small].sum())[: None if small.any() else -1] + 0.5
         shares.append(merged / merged.sum())
     a, b = shares
     return float(((b - a) * np.log(b / a)).sum()), len(a)
 
 
-def _told(known: np.ndarray, asked: np.ndarray, numeric: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Of `asked` told by `known`, both `(bins, k)`: scores, and rows of the rest and the class."""
+def _predict(train: np.ndarray, test: np.ndarray, numeric: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of predicting `test` from `train`, both `(bins, k)`, and rows of rest and class."""
     if numeric:
-        rows, total = known[:, 0], known[:, 1]
-        told = (total + total.sum() / max(rows.sum(), 1)) / (rows + 1)
-        n, first, second = asked[:, 0], asked[:, 1], asked[:, 2]
-        spread = second.sum() - first.sum() ** 2 / max(n.sum(), 1)
-        wrong = (second - 2 * told * first + told**2 * n).sum()
-        explained = 1 - wrong / spread if spread > 0 else 0.0
+        rows, total = train[:, 0], train[:, 1]
+        mean = (total + total.sum() / max(rows.sum(), 1)) / (rows + 1)
+        n, first, second = test[:, 0], test[:, 1], test[:, 2]
+        variance = second.sum() - first.sum() ** 2 / max(n.sum(), 1)
+        error = (second - 2 * mean * first + mean**2 * n).sum()
+        explained = 1 - error / variance if variance > 0 else 0.0
         return np.array([max(explained, 0.0)]), np.array([[n.sum(), n.sum()]])
-    classes = known.shape[1] - 1
-    rows = known[:, :classes].sum(axis=1)
+    classes = train.shape[1] - 1
+    rows, test_rows = train[:, :classes].sum(axis=1), test[:, :classes].sum(axis=1)
     scores, sizes = np.full(classes, 0.5), np.zeros((classes, 2))
-    for one in range(classes):
-        above, asked_above = known[:, one], asked[:, one]
+    for number in range(classes):
+        above, test_above = train[:, number], test[:, number]
         share = (above + above.sum() / max(rows.sum(), 1)) / (rows + 1)
         values, at = np.unique(share, return_inverse=True)
-        below = asked[:, :classes].sum(axis=1) - asked_above
-        counts = [np.bincount(at, part, minlength=len(values)) for part in (below, asked_above)]
-        scores[one] = auc(*counts)[0]
-        sizes[one] = [part.sum() for part in counts]
+        parts = test_rows - test_above, test_above
+        scores[number] = auc(*(np.bincount(at, part, minlength=len(values)) for part in parts))[0]
+        sizes[number] = [part.sum() for part in parts]
     return scores, sizes
 
 
-def _best(scores: np.ndarray, sizes: np.ndarray, numeric: bool) -> Power:
-    """The highest score that is no chance; the least likely one if all may be.
+def _best(scores: np.ndarray, sizes: np.ndarray, numeric: bool) -> PredictivePower:
+    """The highest significant score; the most significant one if none is.
 
     Without power an area varies with variance (m + n + 1) / (12 m n) (Mann & Whitney, 1947), and
     a correlation with 1 / n. Otherwise the variance of an area is at most area * (1 - area) over
-    the rows of the smaller class (Birnbaum & Klose, 1957); half a row on each side keeps it from
-    0 where all are told.
+    the rows of the smaller class (Birnbaum & Klose, 1957); half a row on each side keeps it above
+    0 for a perfect prediction.
     """
     if numeric:
-        return Power(float(scores[0]), 0.0, float(np.sqrt(scores[0] * sizes[0, 0])))
-    rest, mine = np.maximum(sizes, 1).T
-    sigmas = (scores - 0.5) / np.sqrt((rest + mine + 1) / (12 * rest * mine))
+        return PredictivePower(float(scores[0]), 0.0, float(np.sqrt(scores[0] * sizes[0, 0])))
+    remaining, mine = np.maximum(sizes, 1).T
+    sigmas = (scores - 0.5) / np.sqrt((remaining + mine + 1) / (12 * remaining * mine))
     sure = sigmas > CHANCE_SIGMAS
     best = int(np.argmax(np.where(sure, scores, 0) if sure.any() else sigmas))
-    few = min(rest[best], mine[best])
+    few = min(remaining[best], mine[best])
     near = (scores[best] * few + 0.5) / (few + 1)
     error = np.sqrt(near * (1 - near) / few)
-    return Power(float(scores[best]), float(error), float(sigmas[best]))
+    return PredictivePower(float(scores[best]), float(error), float(sigmas[best]))
 
 
 def _sum(*parts: list[np.ndarray]) -> list[np.ndarray]:

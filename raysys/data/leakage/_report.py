@@ -1,4 +1,4 @@
-"""What a leak check says: findings, from which figures on, and the report of them."""
+"""Findings of a leak check, their thresholds, and the report."""
 
 from __future__ import annotations
 
@@ -7,92 +7,94 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from raysys.console import html_table, text_table
 from raysys.errors import DataError
 
 Kind = Literal[
     "shared rows", "time order", "fitted beyond training", "suspicious feature",
-    "power lost", "unseen categories", "missing values", "distribution",
+    "power loss", "unseen categories", "missing values", "distribution",
 ]  # fmt: skip
+_COLUMNS = ["", "kind", "subject", "value", "fact"]
 
 
 @dataclass(frozen=True)
 class LeakLimits:
-    """From which figures on a column is reported.
+    """Thresholds above which a column is reported.
 
-    Those of the population stability index are Siddiqi's ("Credit risk scorecards", 2006): under
-    0.1 little has changed, over 0.25 much. The others are of this project.
+    The threshold of the population stability index is Siddiqi's ("Credit risk scorecards", 2006):
+    below 0.1 the change is small, above 0.25 large.
 
     Attributes:
-        area: Area under the ROC curve by one column alone, for a label of classes.
-        explained: Share of the variance explained by one column alone, for a number as label.
-        lost: How much of either an evaluation split may lose.
-        unseen: Share of the rows with a category that the training split lacks.
-        missing: Difference between the shares of missing values.
-        distance: Kolmogorov-Smirnov distance between the distributions of numbers.
-        stability: Population stability index of categories.
+        roc_auc: Area under the ROC curve of one column alone, for a label of classes.
+        explained_variance: Variance explained by one column alone, for a numeric label.
+        power_loss: Loss of either in an evaluation split.
+        unseen_fraction: Fraction of the rows with a category that the training split lacks.
+        missing_difference: Difference between the fractions of missing values.
+        ks_distance: Kolmogorov-Smirnov distance between the distributions of numbers.
+        psi: Population stability index of categories.
     """
 
-    area: float = 0.95
-    explained: float = 0.9
-    lost: float = 0.1
-    unseen: float = 0.01
-    missing: float = 0.1
-    distance: float = 0.2
-    stability: float = 0.25
+    roc_auc: float = 0.95
+    explained_variance: float = 0.9
+    power_loss: float = 0.1
+    unseen_fraction: float = 0.01
+    missing_difference: float = 0.1
+    ks_distance: float = 0.2
+    psi: float = 0.25
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was found.
+class LeakFinding:
+    """A leak or a suspicion.
 
     Attributes:
-        kind: What kind of thing.
-        certain: Whether it is a leak whatever the data mean; else it is a suspicion.
-        subject: The column or object that it is about, or "rows".
-        splits: The splits that it is about.
-        figure: How large it is, in the unit that `fact` names.
-        fact: What was found.
-        remedy: What to do.
+        kind: Kind of the finding.
+        certain: Whether it is a leak for any meaning of the data; else it is a suspicion.
+        subject: The column or object concerned, or "rows".
+        splits: The splits concerned.
+        value: Size, in the unit that `fact` names.
+        fact: Description with numbers.
+        remedy: Suggested action.
     """
 
     kind: Kind
     certain: bool
     subject: str
     splits: tuple[str, ...]
-    figure: float
+    value: float
     fact: str
     remedy: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LeakReport:
-    """What was looked for and what was found.
+    """Findings of a leak check.
 
     Attributes:
         findings: Leaks first, then suspicions, the largest of a kind first.
-        checked: What was looked for, one sentence each; also what could not be.
+        checks: Descriptions of the checks that ran, and of those that could not.
     """
 
-    findings: tuple[Finding, ...]
-    checked: tuple[str, ...]
+    findings: tuple[LeakFinding, ...]
+    checks: tuple[str, ...]
 
     @property
-    def leaks(self) -> tuple[Finding, ...]:
-        """Those that are certain."""
-        return tuple(found for found in self.findings if found.certain)
+    def leaks(self) -> tuple[LeakFinding, ...]:
+        """The findings that are certain."""
+        return tuple(finding for finding in self.findings if finding.certain)
 
     def require(self, *, suspicions: bool = False) -> LeakReport:
-        """The report itself, if it holds no leak.
+        """This report if it has no leak.
 
         Args:
-            suspicions: Whether a suspicion is refused as well.
+            suspicions: Whether to refuse suspicions as well.
 
         Raises:
-            DataError: It does.
+            DataError: There is a leak; the message has the facts and remedies.
         """
         refused = self.findings if suspicions else self.leaks
         if refused:
-            lines = "".join(f"\n- {found.fact}. {found.remedy}" for found in refused)
+            lines = "".join(f"\n- {finding.fact}. {finding.remedy}" for finding in refused)
             raise DataError(f"the splits leak into each other:{lines}")
         return self
 
@@ -100,14 +102,19 @@ class LeakReport:
         """The report as JSON, for run records."""
         return json.dumps(dataclasses.asdict(self), indent=1)
 
+    def __repr__(self) -> str:
+        suspicions = len(self.findings) - len(self.leaks)
+        return f"<LeakReport {len(self.leaks)} leaks, {suspicions} suspicions>"
+
     def __str__(self) -> str:
-        rows = [("", "what", "about", "figure", "fact")]
-        rows += [
-            ("LEAK" if f.certain else "?", f.kind, f.subject, f"{f.figure:.4g}", f.fact)
+        table = text_table(_COLUMNS, self._rows()) if self.findings else "no leaks"
+        return "\n".join([table, *(f"checked: {check}" for check in self.checks)])
+
+    def _repr_html_(self) -> str:
+        return html_table(_COLUMNS, self._rows())
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            ["LEAK" if f.certain else "?", f.kind, f.subject, f"{f.value:.4g}", f.fact]
             for f in self.findings
         ]
-        widths = [max(len(row[n]) for row in rows) for n in range(4)]
-        lines = ["  ".join([*map(str.ljust, row, widths), row[4]]).rstrip() for row in rows]
-        if not self.findings:
-            lines = ["no leak was found"]
-        return "\n".join([*lines, *(f"checked: {sentence}" for sentence in self.checked)])

@@ -1,4 +1,4 @@
-"""Rows that stand in several splits, found by exchanging hashes between tasks."""
+"""Rows in several splits, by an exchange of hashes between tasks."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ if TYPE_CHECKING:
 
     from raysys.data._table import Table
 
-# Of a key in a block: its two hashes, which key it is, in which split, how often, where first.
+# A key in a block: two hashes, numbers of the comparison and the split, its rows, the first one.
 _ENTRY = np.dtype(
-    [("high", "u8"), ("low", "u8"), ("what", "u2"), ("split", "u2"), ("rows", "i8"), ("row", "i8")]
-)
+    [
+        ("high", "u8"), ("low", "u8"), ("comparison", "u2"), ("split", "u2"), ("rows", "i8"),
+        ("row", "i8"),
+    ]
+)  # fmt: skip
 _ENTRIES_A_TASK = 2_000_000
 _EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Compared:
+class RowComparison:
     """Columns by which rows of splits are compared.
 
     Attributes:
-        columns: Rows are the same if they are equal in all of these.
-        missing: Whether a missing value is one like others; rows with one are left out if not.
+        columns: Columns in which rows must be equal.
+        missing: Whether missing values equal each other; otherwise rows with one are ignored.
     """
 
     columns: tuple[str, ...]
@@ -43,20 +46,22 @@ class Compared:
 
 
 @dataclass
-class Shared:
-    """What two splits share: rows of the second, and (row of the first, row of the second)."""
+class SharedRows:
+    """Number of rows of a split that are in another one, and example pairs of row numbers."""
 
     rows: int = 0
     examples: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Disorder:
-    """Rows of two splits that lie in time where the other is.
+class TimeOverlap:
+    """Overlap of two splits in time.
 
     Attributes:
-        late: Rows of the earlier split after the first of the later one, at `first`.
-        early: Rows of the later split before the last of the earlier one, at `last`.
+        late: Rows of the earlier split after `first`.
+        early: Rows of the later split before `last`.
+        first: First time of the later split.
+        last: Last time of the earlier split.
     """
 
     late: int
@@ -66,57 +71,59 @@ class Disorder:
 
 
 def shared_rows(
-    tables: Mapping[str, Table], compared: Sequence[Compared]
-) -> dict[tuple[int, str, str], Shared]:
-    """For each comparison and ordered pair of splits, rows of the second that are in the first.
+    tables: Mapping[str, Table], comparisons: Sequence[RowComparison]
+) -> dict[tuple[int, str, str], SharedRows]:
+    """Rows of a split that are in another one, by comparison and ordered pair of splits.
 
     Each block sends its distinct keys, as two hashes of 64 bits, to the task of their range.
 
     Args:
         tables: The splits.
-        compared: By what they are compared.
+        comparisons: Comparisons of the rows.
     """
     names = list(tables)
-    rows = sum(len(table) for table in tables.values()) * len(compared)
+    rows = sum(len(table) for table in tables.values()) * len(comparisons)
     bits = min(6, max(0, (rows // _ENTRIES_A_TASK).bit_length()))
     task = value_task("leaks_hash_rows", returns=1 << bits)
-    made = [
-        task.remote(entries, block, first, tuple(compared), number, bits)
+    parts = [
+        task.remote(entries, block, first, tuple(comparisons), number, bits)
         for number, table in enumerate(tables.values())
         for block, first in numbered(table)
     ]
-    sent = [[refs] for refs in made] if bits == 0 else made
+    sent = [[refs] for refs in parts] if bits == 0 else parts
     find = value_task("leaks_compare_rows")
-    parts = results([find.remote(_found, *[refs[n] for refs in sent]) for n in range(1 << bits)])
-    shared: dict[tuple[int, str, str], Shared] = {}
-    for part in parts:
-        for (what, a, b), found in part.items():
-            whole = shared.setdefault((what, names[a], names[b]), Shared())
-            whole.rows += found.rows
-            whole.examples = sorted(
-                whole.examples + found.examples, key=lambda pair: (pair[1], pair[0])
+    overlaps = results(
+        [find.remote(_compare, *[refs[n] for refs in sent]) for n in range(1 << bits)]
+    )
+    shared: dict[tuple[int, str, str], SharedRows] = {}
+    for overlap in overlaps:
+        for (comparison, a, b), part in overlap.items():
+            total = shared.setdefault((comparison, names[a], names[b]), SharedRows())
+            total.rows += len(part)
+            total.examples = sorted(
+                total.examples + part.examples, key=lambda pair: (pair[1], pair[0])
             )[:_EXAMPLES]
     return shared
 
 
-def disorder(tables: Mapping[str, Table], column: str) -> dict[tuple[str, str], Disorder]:
-    """Pairs of splits of which the earlier one does not end before the later one starts."""
+def time_overlaps(tables: Mapping[str, Table], column: str) -> dict[tuple[str, str], TimeOverlap]:
+    """Overlaps of pairs of splits of which the earlier one ends after the later one starts."""
     each = {name: each_block(table, "leaks_time") for name, table in tables.items() if len(table)}
     key = functools.partial(time_key, column=column)
     spans = {name: count_groups(call, key)[0] for name, call in each.items()}
     kind, names = next(iter(tables.values())).schema.field(column).type, list(each)
-    found = {}
+    overlaps = {}
     for number, earlier in enumerate(names):
         for later in names[number + 1 :]:
             first, last = spans[later].low, spans[earlier].high
             if first < last:
-                found[earlier, later] = Disorder(
+                overlaps[earlier, later] = TimeOverlap(
                     sum(each[earlier](_beyond, column, first, True)),
                     sum(each[later](_beyond, column, last, False)),
                     value_of(first, kind),
                     value_of(last, kind),
                 )
-    return found
+    return overlaps
 
 
 def _beyond(block: pa.Table, first: int, column: str, limit: int, after: bool) -> int:
@@ -125,48 +132,52 @@ def _beyond(block: pa.Table, first: int, column: str, limit: int, after: bool) -
 
 
 def entries(
-    block: pa.Table, first: int, compared: Sequence[Compared], split: int, bits: int
+    block: pa.Table, first: int, comparisons: Sequence[RowComparison], split: int, bits: int
 ) -> Any:
-    """The distinct keys of a block, dealt out to `2**bits` ranges of their first hash."""
-    made = []
-    for what, one in enumerate(compared):
-        high, low = (hash_rows(block, one.columns, seed) for seed in (0, 1))
+    """Distinct keys of a block, in `2**bits` ranges of their first hash."""
+    parts = []
+    for number, comparison in enumerate(comparisons):
+        high, low = (hash_rows(block, comparison.columns, seed) for seed in (0, 1))
         rows = np.arange(first, first + len(block))
-        if not one.missing:
-            there = _there(block, one.columns)
-            high, low, rows = high[there], low[there], rows[there]
+        if not comparison.missing:
+            present = np.ones(len(block), bool)
+            for name in comparison.columns:
+                present &= block[name].is_valid().to_numpy()
+            high, low, rows = high[present], low[present], rows[present]
         order = np.argsort(high, kind="stable")
         high, low = high[order], low[order]
-        # Equal first hashes with unequal second ones make entries too many, which are merged.
+        # Equal first hashes with unequal second ones give extra entries, which are merged later.
         starts = np.flatnonzero(_changes(high, low))
         part = np.empty(len(starts), _ENTRY)
         part["high"], part["low"], part["row"] = high[starts], low[starts], rows[order][starts]
         part["rows"] = np.diff(np.append(starts, len(high)))
-        part["what"], part["split"] = what, split
-        made.append(part)
+        part["comparison"], part["split"] = number, split
+        parts.append(part)
     if bits == 0:
-        return np.concatenate(made)
+        return np.concatenate(parts)
     bounds = np.arange(1, 1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
-    pieces = [np.split(part, np.searchsorted(part["high"], bounds)) for part in made]
+    pieces = [np.split(part, np.searchsorted(part["high"], bounds)) for part in parts]
     return [np.concatenate(piece) for piece in zip(*pieces, strict=True)]
 
 
-def _found(*parts: np.ndarray) -> dict[tuple[int, int, int], Shared]:
-    """What pairs of splits share, by (comparison, first split, second split)."""
+def _compare(*parts: np.ndarray) -> dict[tuple[int, int, int], SharedRows]:
+    """Shared rows by (comparison, first split, second split)."""
     sent = np.concatenate(parts)
     order = np.argsort(sent["high"])
     same = np.zeros(len(sent), bool)
     same[1:] = sent["high"][order[1:]] == sent["high"][order[:-1]]
     same[:-1] |= same[1:]
-    some = sent[order[same]]  # most keys stand in one split: only the others are sorted in full
-    some = some[np.lexsort((some["row"], some["split"], some["low"], some["high"], some["what"]))]
-    shared: dict[tuple[int, int, int], Shared] = {}
+    some = sent[order[same]]  # most keys are in one split: only the remaining ones are sorted
+    some = some[
+        np.lexsort((some["row"], some["split"], some["low"], some["high"], some["comparison"]))
+    ]
+    shared: dict[tuple[int, int, int], SharedRows] = {}
     if not len(some):
         return shared
-    changes = _changes(some["what"], some["high"], some["low"])
+    changes = _changes(some["comparison"], some["high"], some["low"])
     starts, run = np.flatnonzero(changes), np.cumsum(changes) - 1
     splits = sorted(set(some["split"].tolist()))
-    firsts = {}  # of each run, the first row in each split, or -1
+    firsts = {}  # first row of each run by split, or -1
     for split in splits:
         inside = np.flatnonzero(some["split"] == split)[::-1]
         firsts[split] = np.full(len(starts), -1)
@@ -176,21 +187,15 @@ def _found(*parts: np.ndarray) -> dict[tuple[int, int, int], Shared]:
             if a == b:
                 continue
             mine = some[(some["split"] == b) & (firsts[a][run] >= 0)]
-            for what in np.unique(mine["what"]).tolist():
-                rows = int(mine["rows"][mine["what"] == what].sum())
-                both = (firsts[a] >= 0) & (firsts[b] >= 0) & (some["what"][starts] == what)
+            for comparison in np.unique(mine["comparison"]).tolist():
+                rows = int(mine["rows"][mine["comparison"] == comparison].sum())
+                both = (
+                    (firsts[a] >= 0) & (firsts[b] >= 0) & (some["comparison"][starts] == comparison)
+                )
                 pairs = np.stack([firsts[a][both], firsts[b][both]], axis=1)
                 pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))[:_EXAMPLES]]
-                shared[what, a, b] = Shared(rows, [(int(x), int(y)) for x, y in pairs])
+                shared[comparison, a, b] = SharedRows(rows, [(int(x), int(y)) for x, y in pairs])
     return shared
-
-
-def _there(block: pa.Table, columns: Sequence[str]) -> np.ndarray:
-    """Whether a row has a value in each of the columns, bool `(rows,)`."""
-    there = np.ones(len(block), bool)
-    for name in columns:
-        there &= block[name].is_valid().to_numpy()
-    return there
 
 
 def _changes(*columns: np.ndarray) -> np.ndarray:

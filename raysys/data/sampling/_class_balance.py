@@ -1,4 +1,4 @@
-"""Classes of unlike sizes: rows repeated or left out, or weights; in the training split only."""
+"""Balancing of classes in the training split: oversampling, undersampling and weights."""
 
 from __future__ import annotations
 
@@ -14,64 +14,63 @@ from raysys.data.sampling._split import Splits
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
     import pyarrow as pa
 
     from raysys.data._table import Table
 
 
-def oversample(splits: Splits, label: str, *, ratio: float = 1.0, seed: int = 0) -> Splits:
+def oversample(
+    splits: Splits, label: str, *, sampling_strategy: float = 1.0, seed: int = 0
+) -> Splits:
     """Repeat rows of the smaller classes of the training split.
 
-    Each class gets at least `ratio` times the rows of the largest. Its rows are repeated equally
-    often, to one: which ones once more is drawn. Copies of a row follow it.
+    The numbers of copies of a class's rows differ by at most one; rows with an extra copy are
+    drawn. Copies of a row follow it.
 
     Args:
-        splits: Splits as `split_stratified` and its like make them.
-        label: The column of classes.
-        ratio: In (0, 1].
-        seed: Another seed draws other rows.
+        splits: The splits, see `split_stratified`.
+        label: Column of classes.
+        sampling_strategy: Minimum number of rows of a class relative to the largest class, in
+            (0, 1].
+        seed: Seed of the draw.
 
     Raises:
         DataError: Given a Table instead of Splits, rows without a class, or one class only.
     """
-    table = training_of(splits, "oversample")
-    counts, limits, times = _plan(table, label, seed, lambda rows: max(rows) * _checked(ratio), max)
-    how = {"label": label, "ratio": ratio, "seed": seed}
-    made = deal(
-        table, [splits.training], _repeated, seed, label, limits, times,
-        name="oversample", how=how,
-    )[0]  # fmt: skip
-    return splits.with_train(made, f"{counts} classes of {label} oversampled to {ratio:g}")
+    return _balance(
+        "oversample", splits, label, sampling_strategy, seed, max,
+        lambda sizes: max(sizes) * sampling_strategy,
+    )  # fmt: skip
 
 
-def undersample(splits: Splits, label: str, *, ratio: float = 1.0, seed: int = 0) -> Splits:
+def undersample(
+    splits: Splits, label: str, *, sampling_strategy: float = 1.0, seed: int = 0
+) -> Splits:
     """Leave out rows of the larger classes of the training split.
 
-    Each class keeps at most the rows of the smallest divided by `ratio`, drawn at random; rows
-    stay in their order. Arguments and errors as for `oversample`.
+    Each class keeps at most the rows of the smallest class divided by `sampling_strategy`, drawn
+    at random; rows stay in their order. Arguments and errors as for `oversample`.
     """
-    table = training_of(splits, "undersample")
-    counts, limits, times = _plan(table, label, seed, lambda rows: min(rows) / _checked(ratio), min)
-    how = {"label": label, "ratio": ratio, "seed": seed}
-    made = deal(
-        table, [splits.training], _repeated, seed, label, limits, times,
-        name="undersample", how=how,
-    )[0]  # fmt: skip
-    return splits.with_train(made, f"{counts} classes of {label} undersampled to {ratio:g}")
+    return _balance(
+        "undersample", splits, label, sampling_strategy, seed, min,
+        lambda sizes: min(sizes) / sampling_strategy,
+    )  # fmt: skip
 
 
 def class_weights(splits: Splits, label: str) -> dict[Any, float]:
-    """Weights under which each class of the training split counts the same.
+    """Weights that balance the classes of the training split.
 
-    Rows divided by (classes times rows of the class), which is scikit-learn's "balanced"; after
-    King & Zeng, "Logistic regression in rare events data" (2001). The mean over the rows is 1.
+    rows / (classes * rows of the class), scikit-learn's "balanced"; after King & Zeng, "Logistic
+    regression in rare events data" (2001). The mean over the rows is 1.
 
     Args:
-        splits: Splits as `split_stratified` and its like make them.
-        label: The column of classes.
+        splits: The splits, see `split_stratified`.
+        label: Column of classes.
 
     Returns:
-        The weight of each class, by its value, in the order of the values.
+        Weights by class, in the order of the classes.
 
     Raises:
         DataError: Given a Table instead of Splits, or rows without a class.
@@ -82,10 +81,10 @@ def class_weights(splits: Splits, label: str) -> dict[Any, float]:
 
 
 def class_counts(table: Table, label: str) -> dict[Any, int]:
-    """Number of rows of each class, in the order of their values.
+    """Number of rows of each class, in the order of the classes.
 
     Raises:
-        DataError: A row has no class, or there are more than 100,000.
+        DataError: A row has no class, or there are more than 100,000 classes.
     """
     need(table, [label])
     counts: dict[Any, int] = {}
@@ -94,27 +93,39 @@ def class_counts(table: Table, label: str) -> dict[Any, int]:
             counts[value] = counts.get(value, 0) + rows
     if missing := counts.pop(None, 0):
         raise DataError(
-            f"{label}: {missing} of the {len(table)} rows have no class. Leave them out, or give "
+            f"{label}: {missing} of the {len(table)} rows have no class. Drop them, or give "
             "them a class of their own"
         )
     return {value: counts[value] for value in sorted(counts)}
 
 
 def training_of(splits: Any, action: str) -> Table:
-    """The training split; what is not known to have one is refused."""
+    """The training split of Splits; anything else is refused."""
     if not isinstance(splits, Splits):
         raise DataError(
-            f"{action} takes Splits, and changes the training split only: in a Table of an "
-            "evaluation split the classes must keep the sizes that the model will meet. Give the "
-            'Splits that the table is from, or Splits({"train": table})'
+            f"{action} takes Splits and changes the training split only: the classes of an "
+            "evaluation split must keep their natural sizes. Give the Splits of the table, or "
+            'Splits({"train": table})'
         )
     return splits.train
 
 
-def _plan(
-    table: Table, label: str, seed: int, wanted: Any, side: Any
-) -> tuple[int, dict[int, tuple[int, int]], dict[int, int]]:
-    """Of each class, how often its rows stay, and up to which key they stay once more."""
+def _balance(
+    action: str,
+    splits: Splits,
+    label: str,
+    sampling_strategy: float,
+    seed: int,
+    bound: Callable[..., int],
+    target_of: Callable[[Collection[int]], float],
+) -> Splits:
+    """Splits with at least (`max`) or at most (`min`) a target number of rows of each class."""
+    if not 0 < sampling_strategy <= 1:
+        raise DataError(
+            f"sampling_strategy={sampling_strategy}: give the ratio of the smallest class to the "
+            "largest, in (0, 1]"
+        )
+    table = training_of(splits, action)
     classes = class_counts(table, label)
     if len(classes) < 2:
         raise DataError(
@@ -123,12 +134,19 @@ def _plan(
         )
     each, key = each_block(table, "count_classes"), random_key(seed)
     groups = strata(each, key, [label])
-    target = int(wanted(classes.values()) + 0.5)
-    sizes = {group: side(found.rows, target) for group, found in groups.items()}
+    target = int(target_of(classes.values()) + 0.5)
+    sizes = {group: bound(counted.rows, target) for group, counted in groups.items()}
     changed = sum(size != groups[group].rows for group, size in sizes.items())
-    times = {group: size // groups[group].rows for group, size in sizes.items()}
-    more = {group: size % groups[group].rows for group, size in sizes.items()}
-    return changed, limits_of(each, key, groups, more, [label]), times
+    copies = {group: size // groups[group].rows for group, size in sizes.items()}
+    extra = {group: size % groups[group].rows for group, size in sizes.items()}
+    limits = limits_of(each, key, groups, extra, [label])
+    balanced = deal(
+        table, [splits.training], _repeated, seed, label, limits, copies,
+        name=action, how={"label": label, "sampling_strategy": sampling_strategy, "seed": seed},
+    )[0]  # fmt: skip
+    return splits.with_train(
+        balanced, f"{changed} classes of {label} {action}d to {sampling_strategy:g}"
+    )
 
 
 def _repeated(
@@ -137,25 +155,19 @@ def _repeated(
     seed: int,
     label: str,
     limits: dict[int, tuple[int, int]],
-    times: dict[int, int],
+    copies: dict[int, int],
 ) -> tuple[pa.Table]:
-    groups = np.array(sorted(times), np.uint64)
-    whole = np.array([times[group] for group in groups.tolist()])
+    groups = np.array(sorted(copies), np.uint64)
+    counts = np.array([copies[group] for group in groups.tolist()])
     at = np.searchsorted(groups, groups_of(block, [label]))
-    once_more = drawn(block, first, random_key(seed), [label], limits)
-    return (block.take(np.repeat(np.arange(len(block)), whole[at] + once_more)),)
+    extra = drawn(block, first, random_key(seed), [label], limits)
+    return (block.take(np.repeat(np.arange(len(block)), counts[at] + extra)),)
 
 
 def _class_counts(block: pa.Table, label: str) -> list[tuple[Any, int]]:
     counted = pc.value_counts(block[label])
     if len(counted) > 100_000:
         raise DataError(
-            f"{label}: more than 100,000 values are no classes. Name the column of classes"
+            f"{label}: more than 100,000 values, too many for classes. Name the column of classes"
         )
     return [(entry["values"], entry["counts"]) for entry in counted.to_pylist()]
-
-
-def _checked(ratio: float) -> float:
-    if not 0 < ratio <= 1:
-        raise DataError(f"ratio={ratio}: give the smallest class's share of the largest, in (0, 1]")
-    return ratio

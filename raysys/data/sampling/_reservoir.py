@@ -1,4 +1,4 @@
-"""Samples of streams."""
+"""Reservoir samples of streams."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ def reservoir_sample(
 ) -> pa.Table:
     """Draw rows of a stream of unknown length, in one pass and the memory of a few samples.
 
-    The rows are those that `sample` would draw of all batches as one table, in their order; all
-    of them if there are fewer.
+    The result equals `sample` of all batches as one table; it has all rows if there are fewer.
 
     Args:
         batches: Arrow tables or record batches of one schema.
-        rows: How many to draw, from 1 on.
-        weights: As for `sample`.
-        seed: As for `sample`.
+        rows: Number of rows to draw, from 1 on.
+        weights: Column of weights, see `sample`.
+        seed: Seed of the draw, see `sample`.
 
     Raises:
-        DataError: Nothing came, or weights that are none.
+        DataError: The stream is empty, or a weight is invalid.
     """
     if rows < 1:
         raise DataError(f"rows={rows}: a reservoir holds at least 1 row")
     key, first = random_key(seed, weights), 0
-    held: pa.Table | None = None
+    reservoir: pa.Table | None = None
     keys, limit = np.zeros(0, np.uint64), np.uint64(NEVER if weights else 2**64 - 1)
     for batch in batches:
         block = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
         drawn = key(block, first)
         first += len(block)
-        # Rows stay in the order in which they came: of equal keys, the earlier row has stayed.
+        # Rows stay in the order of the stream: the earlier of two equal keys wins.
         close = drawn < limit
-        kept = block.filter(pa.array(close))
-        held = kept if held is None else pa.concat_tables([held, kept])
+        candidates = block.filter(pa.array(close))
+        parts = [candidates] if reservoir is None else [reservoir, candidates]
+        reservoir = pa.concat_tables(parts)
         keys = np.concatenate([keys, drawn[close]])
         if len(keys) >= 2 * rows:
-            keys, held = _smallest(keys, held, rows)
+            keys, reservoir = _smallest(keys, reservoir, rows)
             limit = keys.max()
-    if held is None:
-        raise DataError("the stream ended before its first batch: a sample needs a schema at least")
-    return _smallest(keys, held, rows)[1].combine_chunks()
+    if reservoir is None:
+        raise DataError("the stream ended before its first batch: give at least one batch")
+    return _smallest(keys, reservoir, rows)[1].combine_chunks()
 
 
 def _smallest(keys: np.ndarray, rows: Any, count: int) -> tuple[np.ndarray, Any]:

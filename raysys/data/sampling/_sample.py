@@ -1,7 +1,7 @@
-"""Samples: each row draws a number of its own, and the rows with the smallest are the sample.
+"""Samples of tables: every row draws a number, and the rows with the smallest are the sample.
 
-A row's number depends on its place in the table and the seed, so a sample is the same however
-the rows lie in blocks, and the same again when they come as a stream.
+A row's number depends on its place in the table and the seed only, so a sample does not depend on
+the blocks, and equals the sample of the same rows as a stream.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from raysys.data._row_numbers import Each
     from raysys.data._table import Table
 
-# The bits of the key of a row that is never drawn, and a key and row beyond all others.
+# Bits of the key of a row that is never drawn; key and row number above all, and below all.
 NEVER = int(np.array(np.inf).view(np.uint64))
 _ALL = (2**64 - 1, np.iinfo(np.int64).max)
 _NONE = (0, -1)
-# Groups become counts in the driver.
-_MOST_GROUPS = 100_000
+# Limit of the group counts in the driver.
+_MAX_GROUPS = 100_000
 
 
 def sample(
@@ -38,60 +38,63 @@ def sample(
     rows: int | None = None,
     fraction: float | None = None,
     *,
-    by: Sequence[str] = (),
+    stratify: Sequence[str] = (),
     allocation: Literal["proportional", "equal"] = "proportional",
     weights: str | None = None,
     seed: int = 0,
 ) -> Table:
     """Draw rows without replacement; they stay in their order.
 
-    Simple as it stands; stratified with `by`; weighted with `weights`, by the keys of Efraimidis
-    & Spirakis, "Weighted random sampling with a reservoir" (2006): as if one row after the other
-    were drawn with a chance in proportion to its weight among the rows that are left.
+    Simple by default; stratified with `stratify`; weighted with `weights`, by the keys of
+    Efraimidis & Spirakis, "Weighted random sampling with a reservoir" (2006): as if one row after
+    the other were drawn with a probability in proportion to its weight among the remaining rows.
 
     Args:
         table: The rows.
-        rows: How many to draw; or
-        fraction: their share of the table, in (0, 1].
-        by: Columns whose values make the strata.
-        allocation: What the strata get: rows in proportion to theirs, shares rounded by the
-            largest remainders; or equally many, where they have as many.
-        weights: A column of numbers from 0 on; a row of weight 0 is never drawn.
-        seed: Another seed draws another sample.
+        rows: Number of rows to draw; or
+        fraction: their fraction of the table, in (0, 1].
+        stratify: Columns of the strata; rows equal in them are of one stratum.
+        allocation: Rows of each stratum: "proportional" to its size, rounded by the largest
+            remainders, or "equal", as far as a stratum has as many.
+        weights: Column of numbers from 0 on; a row of weight 0 is never drawn.
+        seed: Seed of the draw.
 
     Raises:
-        DataError: There are fewer rows, a column is missing, too many strata, or weights that
-            are none.
+        DataError: There are fewer rows, a column is missing, too many strata, or an invalid
+            weight.
     """
-    need(table, by)
+    need(table, stratify)
     each = each_block(table, "sample")
     size = _size(len(table), rows, fraction)
-    limits = choose(each, size, by=by, allocation=allocation, weights=weights, seed=seed)
+    limits = choose(each, size, by=stratify, allocation=allocation, weights=weights, seed=seed)
     key = random_key(seed, weights)
-    how = {"rows": size, "by": by, "allocation": allocation, "weights": weights, "seed": seed}
-    return deal(table, ["sample"], _kept, key, tuple(by), limits, name="sample", how=how)[0]
+    how = {
+        "rows": size, "stratify": stratify, "allocation": allocation, "weights": weights,
+        "seed": seed,
+    }  # fmt: skip
+    return deal(table, ["sample"], _drawn, key, tuple(stratify), limits, name="sample", how=how)[0]
 
 
 def importance_sample(
     table: Table, rows: int, *, weights: str, column: str = "weight", seed: int = 0
 ) -> Table:
-    """A weighted sample with the weights that undo the choice.
+    """A weighted sample with inverse-probability weights.
 
-    `column` is one over the chance that a row was drawn, given the others: a sum over the sample
-    of a value times `column` is an unbiased estimate of the sum of the value over all rows with a
-    positive weight. (Horvitz-Thompson estimates with conditioned ranks: Cohen & Kaplan,
+    `column` is the inverse of a row's conditional probability of being drawn: the sum over the
+    sample of a value times `column` is an unbiased estimate of the sum of the value over all rows
+    with a positive weight. (Horvitz-Thompson estimates with conditioned ranks: Cohen & Kaplan,
     "Summarizing data using bottom-k sketches", PODC 2007.) It varies least for values in
     proportion to the weights.
 
     Args:
         table: The rows.
-        rows: How many to draw.
-        weights: A column of numbers from 0 on, large where a row matters.
-        column: Name of the float64 column that is added.
-        seed: Another seed draws another sample.
+        rows: Number of rows to draw.
+        weights: Column of numbers from 0 on, large where a row matters.
+        column: Name of the float64 column to add.
+        seed: Seed of the draw.
 
     Raises:
-        DataError: Fewer rows have a positive weight; or there is such a column already.
+        DataError: Fewer rows have a positive weight, or the column exists already.
     """
     if column in table.schema.names:
         raise DataError(f"the table has a column {column!r} already: give another name as column=")
@@ -100,13 +103,13 @@ def importance_sample(
     limits, beyond = importance_limits(each, size, len(table), weights, seed)
     how = {"rows": size, "weights": weights, "column": column, "seed": seed}
     return deal(
-        table, ["sample"], _kept_with_chance, key, limits, weights, beyond, column,
+        table, ["sample"], _drawn_with_weight, key, limits, weights, beyond, column,
         name="importance_sample", how=how,
     )[0]  # fmt: skip
 
 
 def random_key(seed: int, weights: str | None = None) -> Key:
-    """Keys that draw: uniform uint64 of which no two are equal, or exponential of these rates."""
+    """Keys of a draw: distinct uniform uint64, or exponential with the weights as rates."""
     if weights is None:
         return functools.partial(_uniform_keys, seed=seed)
     return functools.partial(_weighted_keys, seed=seed, weights=weights)
@@ -121,17 +124,17 @@ def choose(
     weights: str | None = None,
     seed: int = 0,
 ) -> dict[int, tuple[int, int]]:
-    """The largest key, and its row, that is drawn of each group."""
+    """The largest drawn key of each group, and its row."""
     key = random_key(seed, weights)
     groups = strata(each, key, by)
-    shares = allot({group: found.rows for group, found in groups.items()}, size, allocation)
+    shares = allot({group: counted.rows for group, counted in groups.items()}, size, allocation)
     return limits_of(each, key, groups, shares, by)
 
 
 def importance_limits(
     each: Each, size: int, rows: int, weights: str, seed: int
 ) -> tuple[dict[int, tuple[int, int]], float]:
-    """What `choose` gives, and the smallest key that was not drawn, infinite if there is none."""
+    """Limits as `choose` returns them, and the smallest key not drawn, infinite without one."""
     key = random_key(seed, weights)
     groups = count_groups(each, key)
     limits = limits_of(each, key, groups, {0: size})
@@ -142,12 +145,12 @@ def importance_limits(
 
 
 def strata(each: Each, key: Key, by: Sequence[str]) -> dict[int, Group]:
-    """The groups of rows equal in `by`, if they are few enough to be strata."""
+    """The groups of rows equal in `by`; too many to be strata are refused."""
     groups = count_groups(each, key, by)
-    if len(groups) > _MOST_GROUPS:
+    if len(groups) > _MAX_GROUPS:
         raise DataError(
             f"the columns {list(by)} have {len(groups)} combinations of values, more than "
-            f"{_MOST_GROUPS}: name columns of fewer values, or bin them first"
+            f"{_MAX_GROUPS}: name columns of fewer values, or bin them first"
         )
     return groups
 
@@ -161,32 +164,32 @@ def limits_of(
 ) -> dict[int, tuple[int, int]]:
     """The largest key, and its row, among the `sizes` smallest of each group."""
     limits = {group: _ALL if sizes[group] else _NONE for group in groups}
-    wanted = [(group, sizes[group]) for group in groups if 0 < sizes[group] < groups[group].rows]
-    for (group, size), place in zip(wanted, locate(each, key, wanted, groups, by), strict=True):
+    ranks = [(group, sizes[group]) for group in groups if 0 < sizes[group] < groups[group].rows]
+    for (group, size), place in zip(ranks, locate(each, key, ranks, groups, by), strict=True):
         limits[group] = place.key, place.row
         _refuse_never(place.key, place.below, size)
-    for group, found in groups.items():
-        if sizes[group] == found.rows and found.high == NEVER:
-            _refuse_never(NEVER, found.rows - 1, found.rows)
+    for group, counted in groups.items():
+        if sizes[group] == counted.rows and counted.high == NEVER:
+            _refuse_never(NEVER, counted.rows - 1, counted.rows)
     return limits
 
 
 def allot(sizes: dict[int, int], total: int, allocation: str) -> dict[int, int]:
-    """Deal `total` rows out to groups of these sizes, none more than it has."""
+    """Allocate `total` rows to groups of these sizes, none more than it has."""
     if allocation == "proportional":
         rows = sum(sizes.values())
-        given = {group: size * total // rows for group, size in sizes.items()}
+        shares = {group: size * total // rows for group, size in sizes.items()}
         by_remainder = sorted(sizes, key=lambda group: (-(sizes[group] * total % rows), group))
-        for group in by_remainder[: total - sum(given.values())]:
-            given[group] += 1
-        return given
+        for group in by_remainder[: total - sum(shares.values())]:
+            shares[group] += 1
+        return shares
     if allocation != "equal":
         raise DataError(f"allocation={allocation!r}: give 'proportional' or 'equal'")
-    given, left = {}, total
+    shares, left = {}, total
     for done, group in enumerate(sorted(sizes, key=lambda group: (sizes[group], group))):
-        given[group] = min(sizes[group], left // (len(sizes) - done))
-        left -= given[group]
-    return given
+        shares[group] = min(sizes[group], left // (len(sizes) - done))
+        left -= shares[group]
+    return shares
 
 
 def drawn(
@@ -201,26 +204,26 @@ def drawn(
     return (keys < keys_upto[at]) | ((keys == keys_upto[at]) & (rows <= rows_upto[at]))
 
 
-def _size(rows: int, wanted: int | None, fraction: float | None) -> int:
-    if (wanted is None) == (fraction is None):
-        raise DataError(f"rows={wanted}, fraction={fraction}: give one of them")
+def _size(available: int, rows: int | None, fraction: float | None) -> int:
+    if (rows is None) == (fraction is None):
+        raise DataError(f"rows={rows}, fraction={fraction}: give one of them")
     if fraction is not None:
         if not 0 < fraction <= 1:
-            raise DataError(f"fraction={fraction}: give a share of the rows, over 0 and up to 1")
-        wanted = int(fraction * rows + 0.5)
-    assert wanted is not None
-    if not 0 < wanted <= rows:
+            raise DataError(f"fraction={fraction}: give a fraction of the rows in (0, 1]")
+        rows = int(fraction * available + 0.5)
+    assert rows is not None
+    if not 0 < rows <= available:
         raise DataError(
-            f"{wanted} rows cannot be drawn from {rows} without replacement: ask for 1 to {rows}"
+            f"cannot draw {rows} rows from {available} without replacement: give 1 to {available}"
         )
-    return wanted
+    return rows
 
 
 def _refuse_never(key: int, positive: int, size: int) -> None:
     if key == NEVER:
         raise DataError(
-            f"{size} rows were asked for, and only {positive} have a positive weight: draw fewer, "
-            "or give the others a small weight"
+            f"cannot draw {size} rows: only {positive} have a positive weight. Draw fewer, or give "
+            "every row a positive weight"
         )
 
 
@@ -229,33 +232,33 @@ def _uniform_keys(block: pa.Table, first: int, seed: int) -> np.ndarray:
 
 
 def _weighted_keys(block: pa.Table, first: int, seed: int, weights: str) -> np.ndarray:
-    """Bits of -log(u) / w, which sort as these floats and as -u ** (1 / w), of more precision."""
-    given = weights_of(block, weights)
+    """Bits of -log(u) / w, which sort as these floats, and as -u ** (1 / w) but more precisely."""
+    rates = weights_of(block, weights)
     with np.errstate(divide="ignore", over="ignore"):
-        keys = -np.log(uniforms(first, len(block), seed)) / given
+        keys = -np.log(uniforms(first, len(block), seed)) / rates
     return keys.view(np.uint64)
 
 
 def weights_of(block: pa.Table, column: str) -> np.ndarray:
-    """A column of weights, float64 `(rows,)`, checked."""
+    """A validated column of weights, float64 `(rows,)`."""
     if column not in block.column_names:
-        raise DataError(f"there is no column {column!r} of weights: there is {block.column_names}")
+        raise DataError(f"no column {column!r} of weights; the table has {block.column_names}")
     weights = pc.fill_null(pc.cast(block[column], pa.float64()), np.nan).to_numpy()
     if bad := int((~(np.isfinite(weights) & (weights >= 0))).sum()):
         raise DataError(
-            f"{column}: {bad} rows of a block have no weight: missing, negative or not finite. "
-            "Weights are numbers from 0 on; a row of weight 0 is never drawn"
+            f"{column}: {bad} rows of a block have a missing, negative or infinite weight. Give "
+            "numbers from 0 on; a row of weight 0 is never drawn"
         )
     return weights
 
 
-def _kept(
+def _drawn(
     block: pa.Table, first: int, key: Key, by: Sequence[str], limits: dict[int, tuple[int, int]]
 ) -> tuple[pa.Table]:
     return (block.filter(pa.array(drawn(block, first, key, by, limits))),)
 
 
-def _kept_with_chance(
+def _drawn_with_weight(
     block: pa.Table,
     first: int,
     key: Key,
@@ -264,6 +267,6 @@ def _kept_with_chance(
     beyond: float,
     column: str,
 ) -> tuple[pa.Table]:
-    kept = _kept(block, first, key, (), limits)[0]
-    chance = -np.expm1(-weights_of(kept, weights) * beyond)
-    return (kept.append_column(column, pa.array(1.0 / chance)),)
+    rows = _drawn(block, first, key, (), limits)[0]
+    probability = -np.expm1(-weights_of(rows, weights) * beyond)
+    return (rows.append_column(column, pa.array(1.0 / probability)),)

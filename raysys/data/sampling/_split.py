@@ -1,4 +1,4 @@
-"""Splits of a table into rows for training and rows for evaluation."""
+"""Splits of a table into rows for training and for evaluation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,37 +18,36 @@ from raysys.data._table import Table
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from raysys.data._order_statistics import Key
     from raysys.data._row_numbers import Each
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Splits(Mapping[str, Table]):
-    """Tables by the name of their split; it is known which one is for training.
+    """Tables by the name of their split, one of them for training.
 
-    `splits["test"]` is a Table, and `train, test = splits.values()` works. What changes the shares
-    of classes takes Splits and changes the training split, so an evaluation split stays as it was
-    drawn.
+    `splits["test"]` is a Table, and `train, test = splits.values()` works. Functions that balance
+    classes take Splits and change the training split only.
 
     Attributes:
-        tables: The splits, in the order in which they were asked for.
-        training: Name of the one for training.
-        how: How they were made, for people and run records.
-        drawn: The training split as it was drawn, if it has been balanced since.
+        tables: The splits, in order.
+        training: Name of the training split.
+        description: Method and parameters of the split, for people and run records.
+        unbalanced: The training split before it was balanced; None if it was not.
     """
 
     tables: Mapping[str, Table]
     training: str = "train"
-    how: str = "made by hand"
-    drawn: Table | None = None
+    description: str = "custom"
+    unbalanced: Table | None = None
 
     def __post_init__(self) -> None:
         if self.training not in self.tables:
             raise DataError(
-                f"none of the splits {list(self.tables)} is called {self.training!r}: say which "
-                "one is for training, with training=NAME"
+                f"no split {self.training!r} in {list(self.tables)}: name the training split with "
+                "training=NAME"
             )
 
     def __getitem__(self, name: str) -> Table:
@@ -60,6 +59,9 @@ class Splits(Mapping[str, Table]):
     def __len__(self) -> int:
         return len(self.tables)
 
+    def __repr__(self) -> str:
+        return f"<Splits {', '.join(self)}: {self.description}>"
+
     @property
     def train(self) -> Table:
         """The training split."""
@@ -67,93 +69,96 @@ class Splits(Mapping[str, Table]):
 
     @property
     def evaluation(self) -> dict[str, Table]:
-        """The other splits."""
+        """The evaluation splits."""
         return {name: table for name, table in self.items() if name != self.training}
 
     @property
-    def as_drawn(self) -> dict[str, Table]:
-        """All splits, the training split as it was before it was balanced."""
-        return {**self.tables, self.training: self.drawn or self.train}
+    def original(self) -> dict[str, Table]:
+        """All splits, the training split before it was balanced."""
+        return {**self.tables, self.training: self._unbalanced()}
 
-    def with_train(self, table: Table, how: str) -> Splits:
-        """The same evaluation splits beside another training split, made of this one."""
+    def _unbalanced(self) -> Table:
+        return self.train if self.unbalanced is None else self.unbalanced
+
+    def with_train(self, table: Table, description: str) -> Splits:
+        """The same evaluation splits beside a balanced training split."""
         return dataclasses.replace(
             self,
             tables={**self.tables, self.training: table},
-            how=f"{self.how}; {how}",
-            drawn=self.drawn or self.train,
+            description=f"{self.description}; {description}",
+            unbalanced=self._unbalanced(),
         )
 
 
 def split_by_hash(
     table: Table,
-    shares: Mapping[str, float],
+    fractions: Mapping[str, float],
     columns: Sequence[str],
     *,
     seed: int = 0,
     training: str = "train",
 ) -> Splits:
-    """Split by a hash of a key: a row never changes its split, whatever rows are added later.
+    """Split by a hash of a key: a row keeps its split when rows are added later.
 
-    Rows that are equal in `columns` stand in one split. The shares are met by chance only, to
-    about one over the square root of the number of keys.
+    Rows equal in `columns` are in one split. The fractions are met at random, to about one over
+    the square root of the number of keys.
 
     Args:
         table: The rows.
-        shares: The share of the rows for each split; they sum to 1.
-        columns: What identifies a row, or what it belongs to.
-        seed: Another seed splits otherwise.
-        training: Name of the split that is for training.
+        fractions: Fraction of the rows of each split; they sum to 1.
+        columns: Columns of the key that identifies a row or its group.
+        seed: Seed of the hash.
+        training: Name of the training split.
 
     Raises:
-        DataError: The shares are none, a column is missing, or a split would be empty.
+        DataError: Invalid fractions, a missing column, or an empty split.
     """
     need(table, columns)
-    cuts = [min(int(upto * 2**64), 2**64 - 1) for upto in cuts_of_shares(shares)]
-    how = f"by hash of {', '.join(columns)}, {described_shares(shares)}, seed {seed}"
-    return cut(table, shares, hash_key(columns, seed), cuts, how, training)
+    cuts = [min(int(upto * 2**64), 2**64 - 1) for upto in cumulative(fractions)]
+    description = f"by hash of {', '.join(columns)}, {describe_fractions(fractions)}, seed {seed}"
+    return cut(table, list(fractions), hash_key(columns, seed), cuts, description, training)
 
 
 def split_by_group(
     table: Table,
-    shares: Mapping[str, float],
+    fractions: Mapping[str, float],
     columns: Sequence[str],
     *,
     seed: int = 0,
     training: str = "train",
 ) -> Splits:
-    """Split into shares of the rows so that no group stands in two splits.
+    """Split so that no group is in two splits.
 
-    Like `split_by_hash`, but the cuts are laid where they meet the shares to half of a group's
-    rows; so they move when rows are added, and groups beside a cut change their split.
+    Like `split_by_hash`, but cut where the fractions are met to half of a group's rows; the cuts
+    move when rows are added, and groups beside a cut change their split.
 
     Args:
         table: The rows.
-        shares: The share of the rows for each split; they sum to 1.
-        columns: Rows that are equal in these are of one group.
-        seed: Another seed splits otherwise.
-        training: Name of the split that is for training.
+        fractions: Fraction of the rows of each split; they sum to 1.
+        columns: Columns of the groups; rows equal in them are of one group.
+        seed: Seed of the hash.
+        training: Name of the training split.
 
     Raises:
-        DataError: The shares are none, a column is missing, or a split would be empty.
+        DataError: Invalid fractions, a missing column, or an empty split.
     """
     need(table, columns)
     key = hash_key(columns, seed)
-    cuts = cuts_of(each_block(table, "split_by_group"), key, cuts_of_shares(shares))
-    how = f"by group of {', '.join(columns)}, {described_shares(shares)}, seed {seed}"
-    return cut(table, shares, key, cuts, how, training)
+    cuts = cuts_of(each_block(table, "split_by_group"), key, cumulative(fractions))
+    description = f"by group of {', '.join(columns)}, {describe_fractions(fractions)}, seed {seed}"
+    return cut(table, list(fractions), key, cuts, description, training)
 
 
 def hash_key(columns: Sequence[str], seed: int) -> Key:
-    """Keys that are equal where these columns are."""
+    """Keys that hash these columns."""
     return functools.partial(_hash_key, columns=tuple(columns), seed=seed)
 
 
-def cuts_of(each: Each, key: Key, shares: Sequence[float]) -> list[int]:
-    """The keys at which the later parts start, so that their shares are met most closely."""
+def cuts_of(each: Each, key: Key, upto: Sequence[float]) -> list[int]:
+    """Keys at which the later splits start, nearest to these cumulative fractions."""
     groups = count_groups(each, key)
     rows = sum(group.rows for group in groups.values())
-    ranks = [min(max(int(share * rows + 0.5), 1), rows) for share in shares]
+    ranks = [min(max(int(fraction * rows + 0.5), 1), rows) for fraction in upto]
     places = locate(each, key, [(0, rank) for rank in ranks], groups)
 
     def start(place: RankedKey, rank: int) -> int:
@@ -166,46 +171,52 @@ def cuts_of(each: Each, key: Key, shares: Sequence[float]) -> list[int]:
 
 def cut(
     table: Table,
-    names: Mapping[str, float],
+    names: Sequence[str],
     key: Key,
     cuts: Sequence[int],
-    how: str,
+    description: str,
     training: str,
     ends: Sequence[int] | None = None,
 ) -> Splits:
-    parts = deal(
-        table, list(names), _between, key, cuts, ends or cuts, name="split", how={"how": how}
-    )
-    return splits_of(names, parts, how, training)
+    """Splits of the rows by their key, each from one cut to the end before the next."""
+    return deal_splits(table, names, description, training, _between, key, cuts, ends or cuts)
 
 
-def splits_of(names: Mapping[str, float], parts: list[Table], how: str, training: str) -> Splits:
-    """Splits of these tables; an empty one is refused."""
-    splits = Splits(dict(zip(names, parts, strict=True)), training, how)
+def deal_splits(
+    table: Table,
+    names: Sequence[str],
+    description: str,
+    training: str,
+    function: Callable[..., tuple[pa.Table, ...]],
+    *args: Any,
+) -> Splits:
+    """Splits of what `function(block, first row, *args)` returns; an empty one is refused."""
+    how = {"description": description}
+    parts = deal(table, names, function, *args, name="split", how=how)
+    splits = Splits(dict(zip(names, parts, strict=True)), training, description)
     if empty := [name for name, part in splits.items() if len(part) == 0]:
         rows = {name: len(part) for name, part in splits.items()}
         raise DataError(
-            f"the splits {empty} would be empty; the rows of each: {rows}. Give them a larger "
-            "share, or split by something that has more values"
+            f"the splits {empty} would be empty; number of rows: {rows}. Give them a larger "
+            "fraction, or split by columns with more values"
         )
     return splits
 
 
-def cuts_of_shares(shares: Mapping[str, float]) -> list[float]:
-    """The cumulative shares at which one split ends and the next starts."""
-    if len(shares) < 2 or any(share <= 0 for share in shares.values()) or (
-        abs(sum(shares.values()) - 1) > 1e-9
-    ):  # fmt: skip
+def cumulative(fractions: Mapping[str, float]) -> list[float]:
+    """The cumulative fractions at which one split ends and the next starts."""
+    values = list(fractions.values())
+    if len(values) < 2 or min(values) <= 0 or abs(sum(values) - 1) > 1e-9:
         raise DataError(
-            f"shares={dict(shares)}: give at least two shares over 0 that sum to 1, as in "
-            '{"train": 0.8, "validation": 0.1, "test": 0.1}'
+            f"fractions={dict(fractions)}: give at least two positive fractions that sum to 1, as "
+            'in {"train": 0.8, "validation": 0.1, "test": 0.1}'
         )
     # Rounded, so that 0.7 + 0.1 of 10 rows are 8 rows.
-    return [round(float(upto), 12) for upto in np.cumsum(list(shares.values()))[:-1]]
+    return [round(float(upto), 12) for upto in np.cumsum(values)[:-1]]
 
 
-def described_shares(shares: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {share:g}" for name, share in shares.items())
+def describe_fractions(fractions: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
 
 
 def _hash_key(block: pa.Table, first: int, columns: Sequence[str], seed: int) -> np.ndarray:
@@ -215,7 +226,7 @@ def _hash_key(block: pa.Table, first: int, columns: Sequence[str], seed: int) ->
 def _between(
     block: pa.Table, first: int, key: Key, cuts: Sequence[int], ends: Sequence[int]
 ) -> tuple[pa.Table, ...]:
-    """Rows before the first cut, from it on to the second, and so on, each up to its end."""
+    """Rows between consecutive cuts, up to the end that belongs to the later one."""
     keys = key(block, first)
     part = np.searchsorted(np.array(cuts, np.uint64), keys, side="right")
     bounds = np.array([*ends, 2**64 - 1], np.uint64)

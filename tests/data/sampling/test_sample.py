@@ -13,7 +13,7 @@ from scipy import stats
 from raysys.data import Table, importance_sample, reservoir_sample, sample
 from raysys.data import _order_statistics as ranks
 from raysys.data.sampling._sample import (
-    _kept_with_chance,
+    _drawn_with_weight,
     allot,
     choose,
     drawn,
@@ -24,11 +24,12 @@ from raysys.errors import DataError
 from tests.data.cut import each_block
 
 
-def _sample(table: pa.Table, rows: int, *cuts: int, seed: int = 0, **how: Any) -> pa.Table:
+def _sample(table: pa.Table, rows: int, *cuts: int, seed: int = 0, **options: Any) -> pa.Table:
     """`sample` without Ray."""
-    limits = choose(each_block(table, *cuts), rows, seed=seed, **how)
-    key = random_key(seed, how.get("weights"))
-    return table.filter(pa.array(drawn(table, 0, key, how.get("by", ()), limits)))
+    by = options.pop("stratify", ())
+    limits = choose(each_block(table, *cuts), rows, seed=seed, by=by, **options)
+    key = random_key(seed, options.get("weights"))
+    return table.filter(pa.array(drawn(table, 0, key, by, limits)))
 
 
 def _numbered(rows: int, **columns: Any) -> pa.Table:
@@ -37,33 +38,34 @@ def _numbered(rows: int, **columns: Any) -> pa.Table:
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_the_same_rows_are_drawn_whatever_the_blocks(data: st.DataObject) -> None:
+def test_a_sample_does_not_depend_on_the_blocks(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 200))
     table = _numbered(n, g=np.arange(n) % 3, w=1.0 + np.arange(n) % 7)
     cuts = data.draw(st.lists(st.integers(0, n), max_size=6))
     rows = data.draw(st.integers(1, n))
     seed = data.draw(st.integers(0, 2**31))
-    for how in ({}, {"weights": "w"}, {"by": ("g",)}, {"by": ("g",), "allocation": "equal"}):
-        whole = _sample(table, rows, seed=seed, **how)
-        assert len(whole) == rows
-        assert _sample(table, rows, *cuts, seed=seed, **how).equals(whole)
-        assert whole["row"].to_pylist() == sorted(set(whole["row"].to_pylist()))
+    strata: dict[str, Any] = {"stratify": ("g",)}
+    for options in ({}, {"weights": "w"}, strata, strata | {"allocation": "equal"}):
+        uncut = _sample(table, rows, seed=seed, **options)
+        assert len(uncut) == rows
+        assert _sample(table, rows, *cuts, seed=seed, **options).equals(uncut)
+        assert uncut["row"].to_pylist() == sorted(set(uncut["row"].to_pylist()))
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_a_reservoir_holds_what_a_sample_draws(data: st.DataObject) -> None:
+def test_a_reservoir_sample_equals_a_sample(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 300))
     table = _numbered(n, w=(1.0 + np.arange(n)) % 7)
     rows = data.draw(st.integers(1, n - n // 7))  # as many have a positive weight
     edges = [0, *sorted(data.draw(st.lists(st.integers(0, n), max_size=9))), n]
     batches = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
     for weights in (None, "w"):
-        held = reservoir_sample(batches, rows, weights=weights, seed=n)
-        assert held.equals(_sample(table, rows, weights=weights, seed=n).combine_chunks())
+        reservoir = reservoir_sample(batches, rows, weights=weights, seed=n)
+        assert reservoir.equals(_sample(table, rows, weights=weights, seed=n).combine_chunks())
 
 
-def test_a_reservoir_keeps_all_rows_of_a_short_stream_of_record_batches() -> None:
+def test_a_reservoir_has_all_rows_of_a_short_stream_of_record_batches() -> None:
     batches = _numbered(5).to_batches(max_chunksize=2)
     assert reservoir_sample(batches, 9)["row"].to_pylist() == [0, 1, 2, 3, 4]
 
@@ -73,17 +75,17 @@ def test_a_reservoir_of_a_long_stream_holds_no_more_than_three_samples(
 ) -> None:
     from raysys.data.sampling import _reservoir as module
 
-    held: list[int] = []
+    sizes: list[int] = []
     smallest = module._smallest
 
     def watched(keys: np.ndarray, rows: Any, count: int) -> Any:
-        held.append(len(rows))
+        sizes.append(len(rows))
         return smallest(keys, rows, count)
 
     monkeypatch.setattr(module, "_smallest", watched)
     reservoir_sample((_numbered(100) for _ in range(1000)), 100)
-    assert 5 < len(held) < 50
-    assert max(held) <= 300
+    assert 5 < len(sizes) < 50
+    assert max(sizes) <= 300
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -133,9 +135,9 @@ def test_a_weighted_pair_is_drawn_as_one_row_after_the_other() -> None:
 def test_proportional_strata_get_their_share_to_a_row() -> None:
     sizes = {1: 50, 2: 30, 3: 15, 4: 5}
     for total in range(1, 101):
-        given = allot(sizes, total, "proportional")
-        assert sum(given.values()) == total
-        assert all(abs(given[g] - total * n / 100) < 1 for g, n in sizes.items())
+        shares = allot(sizes, total, "proportional")
+        assert sum(shares.values()) == total
+        assert all(abs(shares[g] - total * n / 100) < 1 for g, n in sizes.items())
 
 
 def test_equal_strata_are_filled_up_from_the_larger_ones() -> None:
@@ -148,9 +150,9 @@ def test_equal_strata_are_filled_up_from_the_larger_ones() -> None:
 def test_a_stratified_sample_counts_each_stratum() -> None:
     rng = np.random.default_rng(0)
     table = _numbered(1000, g=rng.choice(["a", "b", None], 1000, p=[0.7, 0.2, 0.1]))
-    taken = _sample(table, 100, 333, by=("g",)).to_pandas()["g"].value_counts(dropna=False)
-    given = table.to_pandas()["g"].value_counts(dropna=False)
-    assert (abs(taken - given / 10) < 1).all()
+    drawn = _sample(table, 100, 333, stratify=("g",)).to_pandas()["g"].value_counts(dropna=False)
+    total = table.to_pandas()["g"].value_counts(dropna=False)
+    assert (abs(drawn - total / 10) < 1).all()
 
 
 @pytest.mark.parametrize("kind", ["few", "many equal", "wide"])
@@ -166,13 +168,13 @@ def test_ranks_are_those_of_a_sort(kind: str, monkeypatch: pytest.MonkeyPatch) -
     table = pa.table({"key": values, "g": groups})
     key = _column_key
     for by in ((), ("g",)):
-        found = ranks.count_groups(each_block(table, 31, 77), key, by)
-        assert sum(group.rows for group in found.values()) == len(values)
-        for group, about in found.items():
+        counted = ranks.count_groups(each_block(table, 31, 77), key, by)
+        assert sum(group.rows for group in counted.values()) == len(values)
+        for group, about in counted.items():
             mine = values[ranks.groups_of(table, by) == group]
-            wanted = [(group, rank) for rank in {1, 2, about.rows // 3, about.rows}]
-            places = ranks.locate(each_block(table, 31, 77), key, wanted, found, by)
-            for (_, rank), place in zip(wanted, places, strict=True):
+            pairs = [(group, rank) for rank in {1, 2, about.rows // 3, about.rows}]
+            places = ranks.locate(each_block(table, 31, 77), key, pairs, counted, by)
+            for (_, rank), place in zip(pairs, places, strict=True):
                 assert place.key == np.sort(mine)[rank - 1]
                 assert place.below == (mine < place.key).sum()
                 assert place.upto == (mine <= place.key).sum()
@@ -203,7 +205,7 @@ def test_keys_sort_as_their_values_and_back(values: np.ndarray) -> None:
 def _importance_sample(table: pa.Table, rows: int, seed: int, *cuts: int) -> pa.Table:
     """`importance_sample` without Ray."""
     limits, beyond = importance_limits(each_block(table, *cuts), rows, len(table), "w", seed)
-    return _kept_with_chance(table, 0, random_key(seed, "w"), limits, "w", beyond, "weight")[0]
+    return _drawn_with_weight(table, 0, random_key(seed, "w"), limits, "w", beyond, "weight")[0]
 
 
 def test_a_sum_over_importance_samples_is_unbiased_and_varies_little() -> None:
@@ -212,9 +214,9 @@ def test_a_sum_over_importance_samples_is_unbiased_and_varies_little() -> None:
     table = pa.table({"v": values, "w": values * rng.uniform(0.7, 1.4, 60)})
     estimates = []
     for seed in range(1500):
-        taken = _importance_sample(table, 15, seed)
-        assert len(taken) == 15
-        estimates.append(taken["v"].to_numpy() @ taken["weight"].to_numpy())
+        rows = _importance_sample(table, 15, seed)
+        assert len(rows) == 15
+        estimates.append(rows["v"].to_numpy() @ rows["weight"].to_numpy())
     error = (np.mean(estimates) - values.sum()) / (np.std(estimates, ddof=1) / 1500**0.5)
     assert abs(error) < 3.3
     plain = [60 / 15 * rng.choice(values, 15, replace=False).sum() for _ in range(1500)]
@@ -236,32 +238,33 @@ def test_the_weights_of_a_census_are_one(ray_cluster: None) -> None:
     assert importance_sample(table, 3, weights="w").to_pandas()["weight"].tolist() == [1, 1, 1]
 
 
-def test_samples_of_a_table_are_those_of_its_rows(ray_cluster: None) -> None:
-    whole = _numbered(5000, g=np.arange(5000) % 4, w=np.arange(5000) % 9)
-    table = Table.from_arrow(whole, 1300)
-    for how in ({}, {"by": ("g",)}, {"weights": "w"}):
-        expected = _sample(whole, 500, seed=3, **how)
-        assert sample(table, 500, seed=3, **how).to_arrow().equals(expected)
-        assert sample(table, fraction=0.1, seed=3, **how).to_arrow().equals(expected)
-    assert not sample(table, 500, seed=4).to_arrow().equals(_sample(whole, 500, seed=3))
+def test_a_sample_of_a_table_equals_that_of_its_rows(ray_cluster: None) -> None:
+    rows = _numbered(5000, g=np.arange(5000) % 4, w=np.arange(5000) % 9)
+    table = Table.from_arrow(rows, 1300)
+    options: Any
+    for options in ({}, {"stratify": ("g",)}, {"weights": "w"}):
+        expected = _sample(rows, 500, seed=3, **options)
+        assert sample(table, 500, seed=3, **options).to_arrow().equals(expected)
+        assert sample(table, fraction=0.1, seed=3, **options).to_arrow().equals(expected)
+    assert not sample(table, 500, seed=4).to_arrow().equals(_sample(rows, 500, seed=3))
 
 
-def test_what_cannot_be_drawn_is_refused(ray_cluster: None) -> None:
+def test_invalid_samples_are_refused(ray_cluster: None) -> None:
     table = Table.from_arrow(_numbered(4, w=[1.0, 0.0, 0.0, 3.0], bad=[1.0, -1.0, None, np.nan]))
     refused = functools.partial(pytest.raises, DataError)
-    with refused(match="5 rows cannot be drawn from 4"):
+    with refused(match="cannot draw 5 rows from 4"):
         sample(table, 5)
     with refused(match="'w' are no columns of the table: give a list"):
-        sample(table, 2, by="w")
+        sample(table, 2, stratify="w")
     with refused(match="give one of them"):
         sample(table)
     with refused(match=r"fraction=1\.5"):
         sample(table, fraction=1.5)
-    with refused(match="3 rows were asked for, and only 2 have a positive weight"):
+    with refused(match="cannot draw 3 rows: only 2 have a positive weight"):
         sample(table, 3, weights="w")
-    with refused(match="4 rows were asked for, and only"):
+    with refused(match="cannot draw 4 rows: only"):
         sample(table, 4, weights="w")
-    with refused(match="bad: 3 rows of a block have no weight"):
+    with refused(match="bad: 3 rows of a block have a missing, negative"):
         sample(table, 1, weights="bad")
     with refused(match="no column 'x' of weights"):
         sample(table, 1, weights="x")

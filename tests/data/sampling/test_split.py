@@ -24,7 +24,7 @@ from raysys.data.sampling._split_time import time_key
 from raysys.errors import DataError
 from tests.data.cut import each_block
 
-SHARES = {"train": 0.7, "validation": 0.2, "test": 0.1}
+FRACTIONS = {"train": 0.7, "validation": 0.2, "test": 0.1}
 UPTO = [0.7, 0.9]
 
 
@@ -39,9 +39,7 @@ def _strata(table: pa.Table, seed: int, *cuts: int) -> list[pa.Table]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_each_class_has_each_share_to_less_than_a_row_whatever_the_blocks(
-    data: st.DataObject,
-) -> None:
+def test_each_class_is_split_by_the_fractions_to_less_than_a_row(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 300))
     classes = np.random.default_rng(n).choice(["a", "b", None], n, p=[0.6, 0.3, 0.1])
     table = pa.table({"row": np.arange(n), "c": classes})
@@ -50,48 +48,48 @@ def test_each_class_has_each_share_to_less_than_a_row_whatever_the_blocks(
     assert sorted(itertools.chain(*_rows(*parts))) == list(range(n))
     assert _rows(*_strata(table, seed, *cuts)) == _rows(*parts)
     for value in ("a", "b", None):
-        whole = classes.tolist().count(value)
-        for part, share in zip(parts, SHARES.values(), strict=True):
-            assert abs(part["c"].to_pylist().count(value) - share * whole) < 1
+        total = classes.tolist().count(value)
+        for part, share in zip(parts, FRACTIONS.values(), strict=True):
+            assert abs(part["c"].to_pylist().count(value) - share * total) < 1
 
 
-def test_a_class_of_one_row_lies_in_each_split_as_often_as_its_share() -> None:
+def test_a_class_of_one_row_is_in_a_split_as_often_as_its_fraction() -> None:
     classes = [f"class {n}" for n in range(2000)]
     parts = _strata(pa.table({"row": np.arange(2000), "c": classes}), 0)
-    for part, share in zip(parts, SHARES.values(), strict=True):
+    for part, share in zip(parts, FRACTIONS.values(), strict=True):
         assert abs(len(part) - 2000 * share) < 4 * (2000 * share * (1 - share)) ** 0.5
 
 
-def test_a_stratified_split_counts_classes_as_scikit_learn_does(ray_cluster: None) -> None:
+def test_a_stratified_split_counts_classes_as_scikit_learn(ray_cluster: None) -> None:
     classes = np.random.default_rng(0).choice([1, 2, 3], 997, p=[0.6, 0.3, 0.1])
     table = Table.from_arrow(pa.table({"row": np.arange(997), "c": classes}), 300)
     splits = split_stratified(table, {"train": 0.8, "test": 0.2}, ["c"], seed=1)
     theirs = train_test_split(classes, test_size=0.2, stratify=classes, random_state=0)
     for ours, counts in zip(splits.values(), theirs, strict=True):
-        found = np.bincount(ours.to_arrow()["c"].to_numpy())
-        assert np.abs(found - np.bincount(counts)).max() <= 1
+        own = np.bincount(ours.to_arrow()["c"].to_numpy())
+        assert np.abs(own - np.bincount(counts)).max() <= 1
     assert list(splits) == ["train", "test"]
-    assert splits.how == "within c, train 0.8, test 0.2, seed 1"
+    assert splits.description == "stratified by c, train 0.8, test 0.2, seed 1"
     plain = split_stratified(table, {"train": 0.8, "test": 0.2}, [])
-    assert abs(plain.train.rows - 0.8 * 997) < 1
+    assert abs(len(plain.train) - 0.8 * 997) < 1
 
 
 def test_a_row_never_changes_its_split_by_hash(ray_cluster: None) -> None:
     frame = pd.DataFrame({"id": [f"user {n}" for n in range(4000)], "row": np.arange(4000)})
-    whole = pa.Table.from_pandas(frame)
-    splits = split_by_hash(Table.from_arrow(whole.slice(0, 2500), 999), SHARES, ["id"])
-    more = split_by_hash(Table.from_arrow(whole.take(np.arange(4000)[::-1])), SHARES, ["id"])
-    for name, share in SHARES.items():
-        before, after = (set(made[name].to_arrow()["row"].to_pylist()) for made in (splits, more))
+    rows = pa.Table.from_pandas(frame)
+    splits = split_by_hash(Table.from_arrow(rows.slice(0, 2500), 999), FRACTIONS, ["id"])
+    more = split_by_hash(Table.from_arrow(rows.take(np.arange(4000)[::-1])), FRACTIONS, ["id"])
+    for name, share in FRACTIONS.items():
+        before, after = (set(s[name].to_arrow()["row"].to_pylist()) for s in (splits, more))
         assert before == {row for row in after if row < 2500}
         assert abs(len(after) / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
-    other = split_by_hash(Table.from_arrow(whole), SHARES, ["id"], seed=1)
-    assert _rows(other.train.to_arrow()) != _rows(more.train.to_arrow())
+    reseeded = split_by_hash(Table.from_arrow(rows), FRACTIONS, ["id"], seed=1)
+    assert _rows(reseeded.train.to_arrow()) != _rows(more.train.to_arrow())
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=10, max_size=80), st.integers(0, 99))
-def test_groups_stay_whole_and_shares_are_met_to_half_a_group(sizes: list[int], seed: int) -> None:
+def test_groups_are_not_split_and_fractions_are_nearly_met(sizes: list[int], seed: int) -> None:
     groups = np.repeat(np.arange(len(sizes)), sizes)
     np.random.default_rng(seed).shuffle(groups)
     table = pa.table({"row": np.arange(len(groups)), "g": groups})
@@ -108,10 +106,10 @@ def test_groups_stay_whole_and_shares_are_met_to_half_a_group(sizes: list[int], 
         assert abs(upto - share * len(table)) <= max(sizes) / 2 + 1
 
 
-def test_no_group_stands_in_two_splits_of_a_table(ray_cluster: None) -> None:
+def test_no_group_is_in_two_splits_of_a_table(ray_cluster: None) -> None:
     groups = np.random.default_rng(0).integers(0, 50, 1000)
     table = Table.from_arrow(pa.table({"g": groups.astype(str), "row": np.arange(1000)}), 300)
-    splits = split_by_group(table, SHARES, ["g"])
+    splits = split_by_group(table, FRACTIONS, ["g"])
     frames = [part.to_pandas() for part in splits.values()]
     assert sum(frame["g"].nunique() for frame in frames) == 50
     assert sum(map(len, frames)) == 1000
@@ -120,7 +118,7 @@ def test_no_group_stands_in_two_splits_of_a_table(ray_cluster: None) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(-9, 9), min_size=4, max_size=200))
-def test_equal_times_stay_together_and_cuts_are_nearest_to_the_shares(times: list[int]) -> None:
+def test_equal_times_stay_together_and_cuts_are_nearest_to_the_fractions(times: list[int]) -> None:
     table = pa.table({"row": np.arange(len(times)), "t": pa.array(times, pa.int64())})
     key = _time_key
     cuts = cuts_of(each_block(table, 2), key, UPTO)
@@ -131,8 +129,8 @@ def test_equal_times_stay_together_and_cuts_are_nearest_to_the_shares(times: lis
     possible = [sum(time < cut for time in times) for cut in range(-10, 12)]
     for number, share in enumerate(UPTO):
         upto = sum(map(len, parts[: number + 1]))
-        wanted = min(max(int(share * len(times) + 0.5), 1), len(times))
-        assert abs(upto - wanted) == min(abs(one - wanted) for one in possible)
+        target = min(max(int(share * len(times) + 0.5), 1), len(times))
+        assert abs(upto - target) == min(abs(rows - target) for rows in possible)
 
 
 def _time_key(block: pa.Table, first: int) -> np.ndarray:
@@ -145,8 +143,8 @@ def days(ray_cluster: None) -> Table:
     return Table.from_arrow(pa.table({"day": day.astype("datetime64[us]")}), 30)
 
 
-def test_a_split_by_time_says_where_it_cut(days: Table) -> None:
-    splits = split_by_time(days, "day", SHARES)
+def test_a_split_by_time_describes_its_cuts(days: Table) -> None:
+    splits = split_by_time(days, "day", FRACTIONS)
     spans = {n: (part["day"].min(), part["day"].max(), len(part)) for n, part in _frames(splits)}
     first = pd.Timestamp("2024-01-01")
     assert spans == {
@@ -154,20 +152,22 @@ def test_a_split_by_time_says_where_it_cut(days: Table) -> None:
         "validation": (first + pd.Timedelta(days=70), first + pd.Timedelta(days=89), 20),
         "test": (first + pd.Timedelta(days=90), first + pd.Timedelta(days=99), 10),
     }
-    assert "cut at 2024-03-10 00:00:00.000001, 2024-03-30" in splits.how
+    assert "cut at 2024-03-10 00:00:00.000001, 2024-03-30" in splits.description
 
 
-def test_a_split_with_blocks_that_are_empty_is_a_table_like_others(days: Table) -> None:
+def test_a_split_may_have_empty_blocks(days: Table) -> None:
     blocks = Table.from_arrow(days.to_arrow().sort_by("day"), 10)
     splits = split_by_time(blocks, "day", {"train": 0.55, "test": 0.45})
     assert [meta.rows for meta in splits["test"].metas()] == [0, 0, 0, 0, 0, 5, 10, 10, 10, 10]
     again = Table.from_arrow(blocks.to_arrow().slice(55))
     assert splits["test"].fingerprint() == again.fingerprint()
     assert splits["test"].lineage.parameters["part"] == "test"
-    assert [one.operation for one in splits["test"].lineage.inputs] == [blocks.lineage.operation]
+    assert [source.operation for source in splits["test"].lineage.inputs] == [
+        blocks.lineage.operation
+    ]
 
 
-def test_starts_and_a_gap_leave_out_the_rows_just_before(days: Table) -> None:
+def test_a_gap_drops_the_rows_just_before_a_start(days: Table) -> None:
     starts = {"validation": datetime.datetime(2024, 3, 1), "test": datetime.datetime(2024, 4, 1)}
     gap = datetime.timedelta(days=7)
     splits = split_by_time(days, "day", starts=starts, gap=gap)
@@ -193,30 +193,30 @@ def test_a_split_by_float_time_takes_a_float_gap(ray_cluster: None) -> None:
     assert splits["test"].to_pandas()["t"].min() == 0.5
 
 
-def test_what_cannot_be_split_is_refused(days: Table) -> None:
+def test_invalid_splits_are_refused(days: Table) -> None:
     start = datetime.datetime(2024, 3, 1)
     for match, call in {
         "sum to 1": lambda: split_by_time(days, "day", {"train": 0.8, "test": 0.3}),
-        "at least two shares": lambda: split_by_time(days, "day", {"train": 1.0}),
-        "none of the splits .* is called 'train'": lambda: split_by_hash(
-            days, {"a": 0.5, "b": 0.5}, ["day"]
-        ),
-        "either the shares": lambda: split_by_time(days, "day"),
-        "'night'.* no columns of the table": lambda: split_by_hash(days, SHARES, ["night"]),
-        "'day' are no columns.*give a list": lambda: split_by_hash(days, SHARES, "day"),
+        "at least two positive fractions": lambda: split_by_time(days, "day", {"train": 1.0}),
+        "no split 'train' in": lambda: split_by_hash(days, {"a": 0.5, "b": 0.5}, ["day"]),
+        "either the fractions": lambda: split_by_time(days, "day"),
+        "'night'.* no columns of the table": lambda: split_by_hash(days, FRACTIONS, ["night"]),
+        "'day' are no columns.*give a list": lambda: split_by_hash(days, FRACTIONS, "day"),
         r"splits \['validation', 'test'\] would be empty": lambda: split_by_group(
-            days.map_blocks(_same_day), SHARES, ["day"]
+            days.map_blocks(_same_day), FRACTIONS, ["day"]
         ),
         "are not in order": lambda: split_by_time(days, "day", starts={"b": start, "c": start}),
-        "'soon' is none": lambda: split_by_time(days, "day", starts={"test": "soon"}),
-        "gap=7 cannot be taken from": lambda: split_by_time(
+        "'soon' is not a valid timestamp": lambda: split_by_time(
+            days, "day", starts={"test": "soon"}
+        ),
+        "cannot subtract gap=7 from": lambda: split_by_time(
             days, "day", starts={"test": start}, gap=7
         ),
         "t: 1 rows of a block have no value": lambda: split_by_time(
-            Table.from_arrow(pa.table({"t": [1, None]})), "t", SHARES
+            Table.from_arrow(pa.table({"t": [1, None]})), "t", FRACTIONS
         ),
         "by numbers or times, not by string": lambda: split_by_time(
-            Table.from_arrow(pa.table({"t": ["1", "2"]})), "t", SHARES
+            Table.from_arrow(pa.table({"t": ["1", "2"]})), "t", FRACTIONS
         ),
     }.items():
         with pytest.raises(DataError, match=match):
