@@ -15,7 +15,7 @@ from jobs.film_etl import NOW, TEST
 from jobs.film_features import FilmFeatures
 from jobs.film_retrieval import CANDIDATES, build_towers, candidates, index_search
 from raysys.evaluate import ndcg, recall, top_k
-from raysys.serve import Graph, Lazy, from_store
+from raysys.serve import Graph, LazyModel, LazyObject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -168,7 +168,7 @@ def write_model(
     (folder / "ranker.ubj").write_bytes(ranker)
 
 
-def build_graph(films: FilmGraph | Lazy, output: str = "answer") -> Graph:
+def build_graph(films: FilmGraph | LazyObject, output: str = "answer") -> Graph:
     """The graph over a model, or over one that each replica loads; "ranked" ends it at scores."""
     return Graph(
         inputs=RecommendRequest,
@@ -186,7 +186,7 @@ def build_graph(films: FilmGraph | Lazy, output: str = "answer") -> Graph:
 
 def endpoint_graph(storage: Storage, model: StoredModel, index: VectorIndex) -> Graph:
     """The graph that is served: all that is known, every rated film left out."""
-    return build_graph(from_store(FilmGraph, storage, model, index.name, part=NOW, rated=True))
+    return build_graph(LazyModel(FilmGraph, storage, model, index.name, part=NOW, rated=True))
 
 
 def measure(

@@ -264,10 +264,9 @@ def deploy(run: Run, config: Config, tables: Tables, model: StoredModel) -> None
         flight_graph.endpoint_graph(run.storage, model),
         route="/late",
         example={name: [value or ""] for name, value in request.items()},
-        host=config.host,
-        port=config.port,
+        gateway=serve.GatewayOptions(config.host, config.port),
     )
-    answer = endpoint.ask(request)
+    answer = endpoint.predict(request)
     print(
         f"\n{flight['carrier']} {flight['flight']} from {flight['origin']} to {flight['dest']}, "
         f"{request['sched_dep']}: {answer['probability_late']:.0%} likely to be over {LATE} "

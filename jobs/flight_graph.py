@@ -22,7 +22,7 @@ from jobs.flight_models import Models
 from jobs.flight_schedule import Flights
 from raysys.features import FittedFeaturizer
 from raysys.models import LogisticBlend
-from raysys.serve import Graph, Lazy, from_store
+from raysys.serve import Graph, LazyModel, LazyObject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -161,7 +161,7 @@ def write_model(
     (folder / "blend.json").write_text(json.dumps(asdict(blend)))
 
 
-def build_graph(flights: FlightGraph | Lazy, output: str = "answer") -> Graph:
+def build_graph(flights: FlightGraph | LazyObject, output: str = "answer") -> Graph:
     """The graph over a model, or over one that each replica loads."""
     return Graph(
         inputs=FlightRequest,
@@ -176,7 +176,7 @@ def build_graph(flights: FlightGraph | Lazy, output: str = "answer") -> Graph:
 
 def endpoint_graph(storage: Storage, model: StoredModel) -> Graph:
     """The graph that is served."""
-    return build_graph(from_store(FlightGraph, storage, model))
+    return build_graph(LazyModel(FlightGraph, storage, model))
 
 
 def minutes_of(text: str) -> int:

@@ -239,12 +239,11 @@ def deploy(run: Run, config: Config, model: StoredModel, index: VectorIndex) -> 
         film_graph.endpoint_graph(run.storage, model, index),
         route="/recommend",
         example={"user_id": [15], "k": [10]},
-        host=config.host,
-        port=config.port,
+        gateway=serve.GatewayOptions(config.host, config.port),
     )
     index.retire_others("recommender-")
     request = {"user_id": 15, "k": 10}
-    answer = endpoint.ask(request)
+    answer = endpoint.predict(request)
     whose = f"films for user {request['user_id']}" if answer["known_user"] else "popular films"
     print(f"\n{whose}:")
     for film in answer["films"]:

@@ -1,8 +1,8 @@
-"""A stored model as an application that Ray Serve itself deploys, as KubeRay's RayService asks.
+"""A stored model as an application that Ray Serve itself deploys, for KubeRay's RayService.
 
 `serve run jobs.service:build name=flight_delays graph=jobs.flight_graph:endpoint_graph route=/late`
-does the same on any cluster. The application is raysys' own, behind raysys' gateway; what Serve
-runs under this path deploys it, and deploys it again when it is gone.
+does the same on any cluster. Serve runs a small deployer under this path, which deploys the
+application behind raysys' gateway, and again when the application is gone.
 """
 
 import importlib
@@ -12,74 +12,73 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve as ray_serve
 
 from raysys import serve
+from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.models import ModelStore
 from raysys.storage import Storage
 
 
-class Settings(BaseModel):
-    """What is served, and how."""
+class ServiceConfig(BaseModel):
+    """The model, its graph, and how to serve it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(description="of the stored model, and of the application")
-    graph: str = Field(description="module:function that makes the graph, of storage and model")
+    name: str = Field(description="name of the stored model and of the application")
+    graph: str = Field(description="module:function that builds the graph of storage and model")
     alias: str = "champion"
     route: str | None = Field(None, description="path of requests; /<name> by default")
-    protected: bool = Field(False, description="asks an API key")
+    protected: bool = Field(False, description="require an API key")
     replicas: int = Field(1, ge=1)
     cpus_per_replica: float = Field(1.0, gt=0)
     host: str = Field("0.0.0.0", description="interface of the gateway")
     port: int = 8000
-    storage: str | None = Field(None, description="storage root; else RAYSYS_STORAGE")
+    storage: str | None = Field(None, description="storage root; RAYSYS_STORAGE by default")
 
 
-class Keeper:
-    """Deploys the application, and tells Serve when it is gone: then it is deployed again."""
+class ServiceDeployer:
+    """Deploys the application; Serve replaces it, so that it deploys again, when that is gone."""
 
-    def __init__(self, settings: Settings) -> None:
-        storage = Storage(settings.storage)
-        model = ModelStore(storage).get(settings.name, settings.alias)
+    def __init__(self, config: ServiceConfig) -> None:
+        storage = Storage(config.storage)
+        model = ModelStore(storage).get(config.name, config.alias)
         self.endpoint = serve.deploy(
-            settings.name,
-            _function(settings.graph)(storage, model),
-            route=settings.route,
-            replicas=settings.replicas,
-            cpus_per_replica=settings.cpus_per_replica,
-            protected=settings.protected,
-            host=settings.host,
-            port=settings.port,
-            storage=storage,
+            config.name,
+            _function(config.graph)(storage, model),
+            route=config.route,
+            replicas=config.replicas,
+            cpus_per_replica=config.cpus_per_replica,
+            protected=config.protected,
+            gateway=serve.GatewayOptions(config.host, config.port, storage=storage),
         )
-        print(f"{settings.name} version {model.version} answers at {self.endpoint.url}")
+        say(f"{config.name} version {model.version} is served at {self.endpoint.url}")
 
     def check_health(self) -> None:
         """Called by Serve.
 
         Raises:
-            RaysysError: The application that was deployed is no longer there.
+            RaysysError: The deployed application is gone.
         """
         title = f"{self.endpoint.name}-v{self.endpoint.version}"
         if title not in ray_serve.status().applications:
             raise RaysysError(f"{title} is gone")
 
     def __call__(self) -> str:
-        """Where the application answers."""
+        """URL of the application."""
         return self.endpoint.url
 
 
-def build(settings: Settings) -> ray_serve.Application:
+def build(config: ServiceConfig) -> ray_serve.Application:
     """The application that Serve runs."""
     deployment = ray_serve.deployment(
-        Keeper,
-        name="keeper",
+        ServiceDeployer,
+        name="deployer",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
-        health_check_period_s=2.0,  # three that fail, and it is made anew
+        health_check_period_s=2.0,  # replaced after three failures
         health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=2.0,
     )
-    return deployment.bind(settings)
+    return deployment.bind(config)
 
 
 def _function(path: str) -> Any:

@@ -61,8 +61,8 @@ def measure(report: Report, quick: bool) -> None:
     with growing(cpu=NodeType(2, most=3)) as grown:
         started = time.monotonic()
         endpoint = serve.deploy(
-            "grown", graph, replicas=serve.Scale(1, 4, down_after_s=_DOWN_S),
-            batching=serve.Batching(max_batch_size=_ROWS), port=port,
+            "grown", graph, replicas=serve.Autoscaling(1, 4, downscale_delay_s=_DOWN_S),
+            batching=serve.Batching(max_batch_size=_ROWS), gateway=serve.GatewayOptions(port=port),
         )  # fmt: skip
         report.add("application on a cluster without nodes: up after", time.monotonic() - started,
                    "s")  # fmt: skip

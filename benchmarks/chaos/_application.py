@@ -42,10 +42,10 @@ def deploy(root: str, gateways: int) -> None:
         output="score",
         placement={"score": serve.Placement(replicas=2, cpus=0.5)},
     )
-    how: dict[str, Any] = {"host": "0.0.0.0", "port": PORT, "storage": storage, "replicas": 2,
-           "cpus_per_replica": 0.5}  # fmt: skip
-    serve.deploy("score", graph, **how)
-    serve.deploy(_NAME, serve.index_graphs(index), **how)
+    gateway = serve.GatewayOptions("0.0.0.0", PORT, storage=storage)
+    options: dict[str, Any] = {"gateway": gateway, "replicas": 2, "cpus_per_replica": 0.5}
+    serve.deploy("score", graph, **options)
+    serve.deploy(_NAME, serve.index_graphs(index), **options)
 
 
 def check(acknowledged: str, found: str) -> None:

@@ -61,8 +61,11 @@ def replicas(report: Report, number: int) -> None:
     """An application of many replicas: until all answer, and what they cost at rest."""
     graph = serve.Graph(inputs={"x": serve.Array("float32")}, nodes={"same": same}, output="same")
     with measured() as spent:
-        endpoint = serve.deploy("many", graph, replicas=number, cpus_per_replica=0.1, port=18_000)
-        assert endpoint.ask({"x": 1.0}) == {"same": 1.0}
+        endpoint = serve.deploy(
+            "many", graph, replicas=number, cpus_per_replica=0.1,
+            gateway=serve.GatewayOptions(port=18_000),
+        )  # fmt: skip
+        assert endpoint.predict({"x": 1.0}) == {"same": 1.0}
     report.add(f"{number} replicas answer after", spent.wall_s, "s")
     with measured() as rest:
         time.sleep(5)

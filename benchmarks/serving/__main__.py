@@ -128,7 +128,7 @@ def batching(report: Report, folder: Path, seconds: float) -> None:
         rates = {}
         for size in (1, 64):
             endpoint = ours.deploy(
-                name, graph, batching=serve.Batching(max_batch_size=size, max_queue=4096)
+                name, graph, batching=serve.Batching(max_batch_size=size, max_queued_rows=4096)
             )
             load = run_load(endpoint.url, bodies, clients=_MANY, seconds=seconds, key=key)
             if load.failed or load.status.get("503"):
@@ -166,7 +166,7 @@ def faults(report: Report, folder: Path, kills: int) -> None:
     def break_off() -> None:
         nodes = {name: node.call for name, node in graph.nodes.items()}
         broken = serve.Graph(
-            inputs=graph.inputs, nodes={**nodes, "trees": serve.Lazy(CannotStart)}, output="y"
+            inputs=graph.inputs, nodes={**nodes, "trees": serve.LazyObject(CannotStart)}, output="y"
         )
         try:
             ours.deploy("yardstick", broken, replicas=2)

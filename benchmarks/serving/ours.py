@@ -42,9 +42,11 @@ def yardstick_graph(folder: Path, dtype: str = "float64") -> serve.Graph:
     return serve.Graph(
         inputs={"x": serve.Array(dtype, (yardstick.FEATURES,))},
         nodes={
-            "scaled": serve.Lazy(Scale if dtype == "float64" else yardstick.Scale, str(folder)),
-            "mlp": serve.Lazy(yardstick.Mlp, str(folder)),
-            "trees": serve.Lazy(yardstick.Trees, str(folder)),
+            "scaled": serve.LazyObject(
+                Scale if dtype == "float64" else yardstick.Scale, str(folder)
+            ),
+            "mlp": serve.LazyObject(yardstick.Mlp, str(folder)),
+            "trees": serve.LazyObject(yardstick.Trees, str(folder)),
             "y": y,
         },
         output="y",
@@ -56,7 +58,9 @@ def minilm_graph() -> serve.Graph:
     from benchmarks.serving.minilm import MiniLM
 
     return serve.Graph(
-        inputs={"text": serve.Array("str")}, nodes={"vector": serve.Lazy(MiniLM)}, output="vector"
+        inputs={"text": serve.Array("str")},
+        nodes={"vector": serve.LazyObject(MiniLM)},
+        output="vector",
     )
 
 
@@ -81,9 +85,9 @@ def port() -> int:
         return int(probe.getsockname()[1])
 
 
-def deploy(name: str, graph: serve.Graph, **how: Any) -> serve.Endpoint:
+def deploy(name: str, graph: serve.Graph, **options: Any) -> serve.Endpoint:
     """Deploy behind this run's gateway."""
-    return serve.deploy(name, graph, port=port(), **how)
+    return serve.deploy(name, graph, gateway=serve.GatewayOptions(port=port()), **options)
 
 
 def entry_pids(application: str) -> list[int]:

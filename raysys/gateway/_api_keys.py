@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from raysys import audit
 from raysys.errors import RaysysError
-from raysys.gateway._haproxy_config import Key
+from raysys.gateway._haproxy_config import ApiKey
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -59,7 +59,7 @@ def create_key(
     secret = f"rs_{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(secret.encode()).hexdigest()
     audit.record(storage, "key.add", name, rate_per_s=rate_per_s, expires=expires)
-    _write(storage, [*keys.values(), Key(name, digest, rate_per_s, max_body_bytes, expires)])
+    _write(storage, [*keys.values(), ApiKey(name, digest, rate_per_s, max_body_bytes, expires)])
     return secret
 
 
@@ -77,11 +77,11 @@ def revoke_key(storage: Storage, name: str) -> None:
     _write(storage, left)
 
 
-def read_keys(storage: Storage) -> list[Key]:
+def read_keys(storage: Storage) -> list[ApiKey]:
     """All keys, expired ones too: names, hashes and limits."""
     kept = storage.read_bytes(_PATH)
-    return [Key(**key) for key in json.loads(kept)] if kept else []
+    return [ApiKey(**key) for key in json.loads(kept)] if kept else []
 
 
-def _write(storage: Storage, keys: list[Key]) -> None:
+def _write(storage: Storage, keys: list[ApiKey]) -> None:
     storage.write_json(_PATH, [dataclasses.asdict(key) for key in keys])

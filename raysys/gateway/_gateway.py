@@ -22,9 +22,9 @@ import ray
 from raysys.cluster import NAMESPACE, raise_priority
 from raysys.errors import RaysysError
 from raysys.gateway._api_keys import read_keys
-from raysys.gateway._haproxy_config import SLOTS, Backend, Front, Key
+from raysys.gateway._haproxy_config import SLOTS, ApiKey, Backend, HAProxySettings
 from raysys.gateway._haproxy_process import HAProxy, new_token
-from raysys.gateway._holding_proxy import WaitingRoom
+from raysys.gateway._holding_proxy import HoldingProxy
 from raysys.gateway._metrics import GatewayMetrics
 from raysys.gateway._wire import GATEWAY_NAME
 from raysys.ray_internals import key_value
@@ -81,7 +81,7 @@ class Gateway:
         self._state = before or _State(host, port, grpc_port, new_token())
         raise_priority()
         self._storage = storage
-        self._keys: list[Key] = []
+        self._keys: list[ApiKey] = []
         self._servers: dict[str, dict[str, _Server]] = {}
         self._haproxy: HAProxy | None = None
         self._failure: str | None = None
@@ -285,8 +285,8 @@ class Gateway:
         """The waiting room, HAProxy, gRPC."""
         state = self._state
         if self._haproxy is None:
-            room_port = await WaitingRoom(self._live, self._deadline_s, self._is_ready).start()
-            self._haproxy = await self._take_over(room_port) or self._make(room_port)
+            holding_port = await HoldingProxy(self._live, self._deadline_s, self._is_ready).start()
+            self._haproxy = await self._take_over(holding_port) or self._make(holding_port)
         self._keys = await asyncio.to_thread(read_keys, self._storage)
         for backend in state.backends.values():
             self._place(backend)
@@ -297,23 +297,23 @@ class Gateway:
             url = f"http://{state.host}:{state.port}"
             self._grpc, state.grpc_port = await serve_grpc(state.host, state.grpc_port, url)
 
-    async def _take_over(self, room_port: int) -> HAProxy | None:
+    async def _take_over(self, holding_port: int) -> HAProxy | None:
         """The HAProxy that a gateway before this one left running, once replicas are known."""
         if not self._state.folder or not Path(self._state.folder).exists():
             return None
-        found = self._haproxy_in(Path(self._state.folder), room_port)
-        if not found.is_kept:
+        found = self._haproxy_in(Path(self._state.folder), holding_port)
+        if not found.is_supervised:
             return None
         await asyncio.sleep(2 * ANNOUNCE_S)
         return found
 
-    def _make(self, room_port: int) -> HAProxy:
+    def _make(self, holding_port: int) -> HAProxy:
         self._state.folder = tempfile.mkdtemp(prefix="raysys-gateway-")
-        return self._haproxy_in(Path(self._state.folder), room_port)
+        return self._haproxy_in(Path(self._state.folder), holding_port)
 
-    def _haproxy_in(self, folder: Path, room_port: int) -> HAProxy:
+    def _haproxy_in(self, folder: Path, holding_port: int) -> HAProxy:
         state = self._state
-        front = Front(folder, state.host, state.port, room_port, state.token)
+        front = HAProxySettings(folder, state.host, state.port, holding_port, state.token)
         # A head that can come back, since Ray keeps its state elsewhere, finds it running.
         comes_back = "RAY_REDIS_ADDRESS" in os.environ
         raylet = int(os.environ.get("RAY_RAYLET_PID", os.getppid()))

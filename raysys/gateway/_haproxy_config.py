@@ -60,7 +60,7 @@ class Backend:
 
 
 @dataclass(frozen=True)
-class Key:
+class ApiKey:
     """An API key's limits; of the key itself only the SHA-256 is kept.
 
     Attributes:
@@ -79,26 +79,26 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Front:
+class HAProxySettings:
     """What every configuration of a gateway has.
 
     Attributes:
         folder: Of control socket and key maps.
         host: Interface of the endpoint.
         port: Of the endpoint.
-        room_port: Where requests wait that no replica can take.
+        holding_port: Where requests wait that no replica can take.
         token: That replicas want to see.
     """
 
     folder: Path
     host: str
     port: int
-    room_port: int
+    holding_port: int
     token: str
 
 
 def render(
-    front: Front, backends: Sequence[Backend], servers: Servers, listen: str | None = None
+    front: HAProxySettings, backends: Sequence[Backend], servers: Servers, listen: str | None = None
 ) -> str:
     """The file's text; `listen` is what HAProxy is to bind instead of host and port."""
     threads = max(1, min(4, (os.cpu_count() or 1) // 4))  # one passes on 20,000 requests/s
@@ -139,7 +139,7 @@ defaults
     retry-on conn-failure empty-response junk-response
 {errors}
 backend gateway
-    server room 127.0.0.1:{front.room_port}
+    server room 127.0.0.1:{front.holding_port}
 backend keys
     stick-table type string len 64 size 100k expire 10s store http_req_rate(1s)
 backend shed
@@ -164,7 +164,7 @@ frontend http
     )
 
 
-def _routes(front: Front, backends: Sequence[Backend]) -> list[str]:
+def _routes(front: HAProxySettings, backends: Sequence[Backend]) -> list[str]:
     """Which application a request is for, who may ask it, and how much."""
     lines = []
     for backend in sorted(backends, key=lambda backend: -len(backend.route)):
@@ -242,7 +242,9 @@ def _routes(front: Front, backends: Sequence[Backend]) -> list[str]:
     return [f"    {line}" for line in lines]
 
 
-def _backend(front: Front, backend: Backend, servers: Mapping[int, tuple[str, int]]) -> str:
+def _backend(
+    front: HAProxySettings, backend: Backend, servers: Mapping[int, tuple[str, int]]
+) -> str:
     lines = [
         f"backend app.{backend.name}",
         f"    timeout server {int(1000 * (backend.deadline_s + _GRACE_S))}ms",
@@ -260,7 +262,7 @@ def _backend(front: Front, backend: Backend, servers: Mapping[int, tuple[str, in
         state = "" if slot in servers else " disabled"
         # One behind a link that is cut says nothing at all: TCP gives it up, not the deadline.
         lines.append(f"    server r{slot} {host}:{port} tcp-ut 2s{state}")
-    lines.append(f"    server room 127.0.0.1:{front.room_port} backup no-check")
+    lines.append(f"    server room 127.0.0.1:{front.holding_port} backup no-check")
     return "\n".join(lines)
 
 

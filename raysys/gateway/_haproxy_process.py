@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysys.errors import RaysysError
-from raysys.gateway import _supervisor as _keeper
-from raysys.gateway._haproxy_config import Backend, Front, Key, Servers, render
+from raysys.gateway import _supervisor
+from raysys.gateway._haproxy_config import ApiKey, Backend, HAProxySettings, Servers, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,10 +30,12 @@ _CODES = ("2xx", "3xx", "4xx", "5xx")
 class HAProxy:
     """A HAProxy that a keeper runs: it outlives this process, and whoever has its folder owns it.
 
-    See `_keeper`.
+    See `_supervisor`.
     """
 
-    def __init__(self, front: Front, watched: int | None = None, patience_s: float = 0.0) -> None:
+    def __init__(
+        self, front: HAProxySettings, watched: int | None = None, patience_s: float = 0.0
+    ) -> None:
         """Prepare, or take over what runs from this folder; nothing is started yet.
 
         Args:
@@ -47,14 +49,14 @@ class HAProxy:
         (front.folder / "watched").write_text(f"{watched} {patience_s}")
 
     @property
-    def is_kept(self) -> bool:
+    def is_supervised(self) -> bool:
         """Whether its keeper is there, and starts it whenever it ends."""
-        return self._keeper() is not None
+        return self._supervisor() is not None
 
     @property
     def is_running(self) -> bool:
         """Whether HAProxy is there."""
-        return self.is_kept and self.master is not None
+        return self.is_supervised and self.master is not None
 
     @property
     def is_as_applied(self) -> bool:
@@ -67,7 +69,7 @@ class HAProxy:
         pid = self._last_start()[0]
         return pid if _runs(pid, str(self._front.folder)) else None
 
-    def apply(self, backends: Sequence[Backend], servers: Servers, keys: Sequence[Key]) -> None:
+    def apply(self, backends: Sequence[Backend], servers: Servers, keys: Sequence[ApiKey]) -> None:
         """Start with this configuration, or go over to it without losing a connection.
 
         Args:
@@ -90,7 +92,7 @@ class HAProxy:
                 f"{checked.stderr.strip() or checked.stdout.strip()}"
             )
         self.write(backends, servers)
-        if self.is_kept:
+        if self.is_supervised:
             self._reload()
         else:
             self._start()
@@ -98,7 +100,7 @@ class HAProxy:
 
     def write(self, backends: Sequence[Backend], servers: Servers) -> None:
         """Leave what it would start with, if it had to start again now."""
-        text = render(self._front, backends, servers, f"fd@{_keeper.LISTEN_FD}")
+        text = render(self._front, backends, servers, f"fd@{_supervisor.LISTEN_FD}")
         beside = self._front.folder / "haproxy.new"
         beside.write_text(text)
         beside.replace(self._front.folder / "haproxy.cfg")
@@ -136,7 +138,7 @@ class HAProxy:
         )
 
     def answered(self) -> dict[tuple[str, str], int]:
-        """Answers since HAProxy was configured, by application and class of status.
+        """Outputs since HAProxy was configured, by application and class of status.
 
         The application is empty for those that no replica gave, such as for want of a key.
         """
@@ -166,7 +168,7 @@ class HAProxy:
 
     def _end(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while (pid := self._keeper()) is not None and time.monotonic() < deadline:
+        while (pid := self._supervisor()) is not None and time.monotonic() < deadline:
             os.kill(pid, signal.SIGTERM)
             time.sleep(0.05)
         with contextlib.suppress(OSError):  # of a keeper that was killed
@@ -176,10 +178,10 @@ class HAProxy:
     def _start(self) -> None:
         folder, front = self._front.folder, self._front
         self._end()
-        for name in ("admin.sock", "keeper.pid", "haproxy.pid"):
+        for name in ("admin.sock", "supervisor.pid", "haproxy.pid"):
             (folder / name).unlink(missing_ok=True)
         # Alone, by its path: it must not load this package.
-        command = [sys.executable, "-I", "-S", _keeper.__file__, str(folder)]
+        command = [sys.executable, "-I", "-S", _supervisor.__file__, str(folder)]
         command += [front.host, str(front.port), _binary()]
         kept = subprocess.run(command, capture_output=True, text=True, check=False)
         if kept.returncode:
@@ -193,9 +195,9 @@ class HAProxy:
                 raise self._cannot_listen(said[-1] if said else "HAProxy says nothing")
             time.sleep(0.02)
 
-    def _keeper(self) -> int | None:
+    def _supervisor(self) -> int | None:
         try:
-            pid = int((self._front.folder / "keeper.pid").read_text())
+            pid = int((self._front.folder / "supervisor.pid").read_text())
         except (OSError, ValueError):
             return None
         return pid if _runs(pid, str(self._front.folder)) else None
@@ -246,7 +248,7 @@ class HAProxy:
                 parts.append(part)
         return b"".join(parts).decode()
 
-    def _write_keys(self, keys: Sequence[Key]) -> None:
+    def _write_keys(self, keys: Sequence[ApiKey]) -> None:
         columns: dict[str, list[tuple[str, object]]] = {
             "keys": [(key.sha256, key.name) for key in keys],
             "rates": [(key.name, key.rate_per_s) for key in keys],

@@ -19,7 +19,7 @@ _CONNECT_S, _GRACE_S = 1.0, 0.5
 _BODY_MAX_BYTES = 1 << 30
 
 
-class WaitingRoom:
+class HoldingProxy:
     """An HTTP server that HAProxy falls back to; it passes requests on when a replica is there."""
 
     def __init__(

@@ -1,6 +1,6 @@
 """Metrics of the gateway, `raysys_serve_*`.
 
-The gateway asks HAProxy for its counters once a second, so counting costs no request anything.
+The gateway reads HAProxy's counters once a second, so counting costs requests nothing.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 
 class GatewayMetrics:
-    """The metrics of the gateway; HAProxy's own counters begin anew when it is reloaded."""
+    """The metrics of the gateway; HAProxy's own counters restart at 0 when it is reloaded."""
 
     def __init__(self) -> None:
         self._before: dict[tuple[str, str], int] = {}
 
     def requests(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """Note HAProxy's counters so far, by application and class of status."""
+        """Record HAProxy's counters so far, by application and status class."""
         for (application, code), count in counts.items():
             if new := self._since((application, code), count):
                 SERVE_REQUESTS.inc(new, {"application": application, "code": code})
 
     def shed(self, counts: Mapping[str, int]) -> None:
-        """Note how many requests the gateway has refused so far, by application."""
+        """Record the requests that the gateway has refused so far, by application."""
         for application, count in counts.items():
             if new := self._since((application, "shed"), count):
                 SERVE_SHED.inc(new, {"application": application, "by": "gateway"})
 
     def replicas(self, application: str, count: int) -> None:
-        """Note how many replicas an application has."""
+        """Record the number of an application's replicas."""
         SERVE_REPLICAS.set(count, {"application": application})
 
     def _since(self, key: tuple[str, str], count: int) -> int:

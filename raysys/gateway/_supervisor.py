@@ -1,6 +1,6 @@
 """Holds a gateway's port and keeps HAProxy running on it, whatever becomes of the gateway.
 
-Run as a script, `python -I _keeper.py FOLDER HOST PORT BINARY`, by nothing but the standard
+Run as a script, `python -I _supervisor.py FOLDER HOST PORT BINARY`, by nothing but the standard
 library, so that it starts at once and is small. The listening socket is this process's: while
 HAProxy starts again connections wait in it instead of being refused, and a gateway that dies
 takes nothing along. It ends at SIGTERM, or when the process that `FOLDER/watched` names has been
@@ -36,11 +36,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    _write(folder / "keeper.pid", str(os.getpid()))
-    _Keeper(folder, [binary, "-W", "-f", str(folder / "haproxy.cfg")]).run()
+    _write(folder / "supervisor.pid", str(os.getpid()))
+    _Supervisor(folder, [binary, "-W", "-f", str(folder / "haproxy.cfg")]).run()
 
 
-class _Keeper:
+class _Supervisor:
     def __init__(self, folder: Path, command: list[str]) -> None:
         self._folder, self._command = folder, command
         self._told_to_end = False

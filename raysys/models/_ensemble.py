@@ -57,7 +57,7 @@ class Ensemble:
         members = [Member(forest, StoredEstimator), Member(boosted, Trees)]
         ensemble = Ensemble.blend(storage, members, held_out, label="churned")
         run.store_model("churn", ensemble.write, signature=ensemble.signature)
-        serve.from_store(StoredEnsemble, storage, "churn")
+        serve.LazyModel(StoredEnsemble, storage, "churn")
 
     Attributes:
         storage: Of the members.

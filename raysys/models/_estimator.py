@@ -53,7 +53,7 @@ def save_estimator(estimator: Any, folder: Path, inputs: Sequence[str] | None = 
     Example:
         run.store_model("churn", functools.partial(save_estimator, fitted),
                         signature=estimator_signature(fitted))
-        graph_node = serve.from_store(StoredEstimator, storage, "churn")
+        graph_node = serve.LazyModel(StoredEstimator, storage, "churn")
 
     Args:
         estimator: Fitted. It is pickled: whoever may write to the store may have code run where
@@ -72,7 +72,7 @@ def save_estimator(estimator: Any, folder: Path, inputs: Sequence[str] | None = 
 
 
 class StoredEstimator:
-    """A stored estimator, to be asked in batches: for `serve.from_store` and ensembles.
+    """A stored estimator, to be asked in batches: for `serve.LazyModel` and ensembles.
 
     Attributes:
         inputs: Names of its features.

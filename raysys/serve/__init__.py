@@ -1,31 +1,35 @@
-"""Serving: a graph of batch functions, called in-process, mapped over a Table, put behind HTTP."""
+"""Graphs of batch functions, called in-process, mapped over a Table, deployed behind HTTP."""
 
-from raysys.serve._autoscaling import Scale
-from raysys.serve._batcher import Batching, RequestContext, current_requests
+from raysys.serve._autoscaling import Autoscaling
+from raysys.serve._batcher import Batching
 from raysys.serve._column_types import Array
 from raysys.serve._deploy import deploy, shutdown, undeploy
 from raysys.serve._endpoint import Endpoint
 from raysys.serve._graph import Graph
 from raysys.serve._index_application import IndexSearch, index_graphs
-from raysys.serve._model_nodes import ModelPool, from_store
-from raysys.serve._nodes import Lazy, Placement, using
+from raysys.serve._model_nodes import LazyModel, ModelPool
+from raysys.serve._nodes import LazyObject, Placement, bind_inputs
+from raysys.serve._options import GatewayOptions, HTTPOptions
+from raysys.serve._request_context import RequestContext, current_requests
 
 __all__ = [
     "Array",
+    "Autoscaling",
     "Batching",
     "Endpoint",
+    "GatewayOptions",
     "Graph",
+    "HTTPOptions",
     "IndexSearch",
-    "Lazy",
+    "LazyModel",
+    "LazyObject",
     "ModelPool",
     "Placement",
     "RequestContext",
-    "Scale",
+    "bind_inputs",
     "current_requests",
     "deploy",
-    "from_store",
     "index_graphs",
     "shutdown",
     "undeploy",
-    "using",
 ]

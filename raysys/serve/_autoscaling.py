@@ -1,4 +1,4 @@
-"""How many replicas an application has: what its user allows, and what its load asks for."""
+"""Replica autoscaling: the user's bounds, and the policy that follows the load."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
+from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+serve_config = lazy_import("ray.serve.config")
 
 LOAD = "raysys_load"
 _REPORT_S = 2.0
@@ -17,95 +20,96 @@ _LOOK_BACK_S = 8.0
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Replicas that come and go with the load.
+class Autoscaling:
+    """A number of replicas that follows the load.
 
     A replica's load is the share of its time that full batches would need for the rows that it
-    answers, and the seconds that the rows of its queue will take. Replicas are added until each
-    has a load of `busy`, and on a cluster that can grow, nodes for them. One that is not needed
-    any more answers what it has before it goes.
+    answers, plus the seconds of work in its queue. Replicas are added until the load of each is
+    `target_utilization`, and with them nodes, on a cluster that autoscales. A replica that is
+    removed answers its pending requests first.
 
     Attributes:
-        least: Replicas at least, one or more.
-        most: Replicas at most.
-        busy: Load of a replica that is wanted, above 0 and below 1.
-        up_after_s: How long the load asks for more before they come.
-        down_after_s: How long it asks for fewer before they go.
+        min_replicas: Minimum number of replicas, at least 1.
+        max_replicas: Maximum number of replicas.
+        target_utilization: Target load of a replica, between 0 and 1, exclusive.
+        upscale_delay_s: Seconds of high load before replicas are added.
+        downscale_delay_s: Seconds of low load before replicas are removed.
     """
 
-    least: int
-    most: int
-    busy: float = 0.7
-    up_after_s: float = 3.0
-    down_after_s: float = 60.0
+    min_replicas: int
+    max_replicas: int
+    target_utilization: float = 0.7
+    upscale_delay_s: float = 3.0
+    downscale_delay_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.most:
+        if not 1 <= self.min_replicas <= self.max_replicas:
             raise RaysysError(
-                f"Scale({self.least}, {self.most}): give the least replicas, 1 or more, then the "
-                "most, no fewer"
+                f"Autoscaling({self.min_replicas}, {self.max_replicas}): min_replicas must be at "
+                "least 1, and max_replicas at least min_replicas"
             )
-        if not 0 < self.busy < 1:
-            raise RaysysError(f"Scale(busy={self.busy:g}): give a load above 0 and below 1")
+        if not 0 < self.target_utilization < 1:
+            raise RaysysError(
+                f"Autoscaling(target_utilization={self.target_utilization:g}): give a value "
+                "between 0 and 1, exclusive"
+            )
 
 
 class LoadPolicy:
-    """What Ray Serve's controller asks how many replicas there should be.
+    """Autoscaling policy of Ray Serve's controller; pickled to it, so it depends on little."""
 
-    It travels to the controller by value, and uses nothing of raysys there.
-    """
-
-    def __init__(self, busy: float) -> None:
-        self._busy = busy
+    def __init__(self, target_utilization: float) -> None:
+        self._target_utilization = target_utilization
 
     def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
-        """The replicas that the load asks for; Serve adds delays and bounds."""
+        """The required number of replicas; Serve applies delays and bounds."""
         loads = (context.aggregated_metrics or {}).get(LOAD, {})
         if not loads:
             return context.target_num_replicas, {}
-        return replicas_wanted(list(loads.values()), self._busy), {}
+        return required_replicas(list(loads.values()), self._target_utilization), {}
 
 
-def replicas_wanted(loads: Sequence[float], busy: float) -> float:
-    """Replicas among which the loads of all make a load of `busy` each."""
-    return sum(loads) / busy
+def required_replicas(loads: Sequence[float], target_utilization: float) -> float:
+    """Number of replicas that brings the load of each to the target."""
+    return sum(loads) / target_utilization
 
 
-def bounds(replicas: int | Scale) -> tuple[int, int]:
-    """The least and the most."""
-    return (replicas, replicas) if isinstance(replicas, int) else (replicas.least, replicas.most)
+def replica_bounds(replicas: int | Autoscaling) -> tuple[int, int]:
+    """Minimum and maximum number of replicas."""
+    if isinstance(replicas, int):
+        return replicas, replicas
+    return replicas.min_replicas, replicas.max_replicas
 
 
-def options(replicas: int | Scale, running: int) -> dict[str, Any]:
-    """The same as Serve's options of a deployment.
+def initial_replicas(replicas: int | Autoscaling, running: int) -> int:
+    """Number of replicas that a new version starts with, given those of the old version."""
+    minimum, maximum = replica_bounds(replicas)
+    return min(maximum, max(minimum, running))
+
+
+def deployment_options(replicas: int | Autoscaling, running: int) -> dict[str, Any]:
+    """The options of a Serve deployment.
 
     Args:
-        replicas: That are wanted.
-        running: Of the version that is replaced; the next one begins with as many.
+        replicas: Number of replicas.
+        running: Running replicas of the old version; the new version starts with as many.
     """
     if isinstance(replicas, int):
         return {"num_replicas": replicas}
-    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
-
     with warnings.catch_warnings():
         # Its successor is an environment variable of every replica.
         warnings.simplefilter("ignore", DeprecationWarning)
-        scaling = AutoscalingConfig(
-            min_replicas=replicas.least,
-            max_replicas=replicas.most,
-            initial_replicas=begin(replicas, running),
+        config = serve_config.AutoscalingConfig(
+            min_replicas=replicas.min_replicas,
+            max_replicas=replicas.max_replicas,
+            initial_replicas=initial_replicas(replicas, running),
             metrics_interval_s=_REPORT_S,
             look_back_period_s=_LOOK_BACK_S,
-            upscale_delay_s=replicas.up_after_s,
-            downscale_delay_s=replicas.down_after_s,
-            policy=AutoscalingPolicy(
-                policy_function=LoadPolicy, policy_kwargs={"busy": replicas.busy}
+            upscale_delay_s=replicas.upscale_delay_s,
+            downscale_delay_s=replicas.downscale_delay_s,
+            policy=serve_config.AutoscalingPolicy(
+                policy_function=LoadPolicy,
+                policy_kwargs={"target_utilization": replicas.target_utilization},
             ),
         )
-    return {"num_replicas": "auto", "autoscaling_config": scaling}
-
-
-def begin(replicas: int | Scale, running: int) -> int:
-    """Replicas that a version starts with, where the one before has `running`."""
-    least, most = bounds(replicas)
-    return min(most, max(least, running))
+    return {"num_replicas": "auto", "autoscaling_config": config}

@@ -1,11 +1,9 @@
-"""Batching at the entry: whatever waits when the graph is free is the next batch."""
+"""Adaptive batching at the entry: all rows that wait when the graph is free are the next batch."""
 
 from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
-import contextvars
 import math
 import time
 from dataclasses import dataclass
@@ -14,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.errors import RaysysError
-from raysys.serve._outputs import Answers, join, slice_of
+from raysys.serve._outputs import Outputs, concat_outputs, slice_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from raysys.serve._column_types import Array, Columns
+    from raysys.serve._request_context import RequestContext
 
 _SWEEP_S = 0.05
 _GATHER_S = 0.001
 _QUEUED_BATCHES = 16
-# Of a prediction that deadlines are held against: a flood of requests takes processor time from
-# the batches, which are then several times slower than they were when requests were let in.
-_MARGIN = 3.0
+# Deadlines are compared with the predicted latency times this: a flood of requests takes processor
+# time from the batches, which then run several times slower than when the requests were admitted.
+_SAFETY_FACTOR = 3.0
 _SMOOTHING = 0.2
 
 
@@ -34,79 +33,46 @@ class OverloadedError(RaysysError):
     """The queue is full, or too long for the request's deadline."""
 
     def __init__(self, retry_after_s: float) -> None:
-        super().__init__("more requests wait than can be answered in time: try again later")
+        super().__init__("overloaded: the queue is too long to answer in time; try again later")
         self.retry_after_s = retry_after_s
 
 
 class DeadlineError(RaysysError):
-    """The request's deadline passed before its answer was there."""
+    """The request's deadline passed before its response was ready."""
+
+    def __init__(self) -> None:
+        super().__init__("deadline exceeded before the response was ready")
 
 
 @dataclass(frozen=True)
 class Batching:
-    """How requests are brought together.
+    """Batching options.
 
-    A batch is what has queued up while the graph was busy; no request waits for others to come,
-    unless no core of the machine is idle: then a batch gathers for a millisecond.
+    A batch is the rows that queued up while the graph was busy; requests do not wait for a batch
+    to fill up, unless all cores of the machine are busy: then a batch gathers for a millisecond.
 
     Attributes:
-        max_batch_size: Rows in a batch at most.
-        max_queue: Rows that wait at most, in each replica; 16 full batches by default.
-        cost: What a row costs, for example its tokens; it is given the row's values by name.
-        max_cost: Sum of a batch's costs at most; a row that costs more goes alone.
-        target_ms: A batch's time: the size follows it by additive increase and multiplicative
-            decrease (Crankshaw et al., Clipper, NSDI 2017, section 4.3.1).
+        max_batch_size: Maximum number of rows in a batch.
+        max_queued_rows: Maximum number of queued rows in each replica; 16 full batches by default.
+        cost_fn: Cost of a row, for example its number of tokens, from the row's values by name.
+        max_batch_cost: Maximum total cost of a batch; a row that exceeds it runs alone.
+        target_latency_ms: Target time of a batch; the batch size follows by additive increase and
+            multiplicative decrease (Crankshaw et al., Clipper, NSDI 2017, section 4.3.1).
     """
 
     max_batch_size: int = 64
-    max_queue: int | None = None
-    cost: Callable[[Mapping[str, Any]], float] | None = None
-    max_cost: float = math.inf
-    target_ms: float | None = None
+    max_queued_rows: int | None = None
+    cost_fn: Callable[[Mapping[str, Any]], float] | None = None
+    max_batch_cost: float = math.inf
+    target_latency_ms: float | None = None
 
     @property
-    def rows_queued(self) -> int:
-        """Rows that wait at most."""
-        return self.max_queue or _QUEUED_BATCHES * self.max_batch_size
+    def queue_limit(self) -> int:
+        """Maximum number of queued rows, with the default applied."""
+        return self.max_queued_rows or _QUEUED_BATCHES * self.max_batch_size
 
 
-@dataclass(frozen=True)
-class RequestContext:
-    """Whose row it is.
-
-    Attributes:
-        request_id: Of the header `x-request-id`.
-        traceparent: W3C trace context.
-    """
-
-    request_id: str
-    traceparent: str
-
-
-_current: contextvars.ContextVar[tuple[RequestContext, ...]] = contextvars.ContextVar(
-    "raysys_requests", default=()
-)
-
-
-def current_requests() -> tuple[RequestContext, ...]:
-    """The requests of the batch that is running, for a node's logs and spans; a bulk request once.
-
-    Empty outside of an HTTP application.
-    """
-    return _current.get()
-
-
-@contextlib.contextmanager
-def requests_running(contexts: tuple[RequestContext, ...]) -> Any:
-    """Say whose batch runs in this thread."""
-    token = _current.set(contexts)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-class _Item:
+class _QueuedRows:
     """Rows of one request that run in one batch."""
 
     __slots__ = (
@@ -115,7 +81,7 @@ class _Item:
 
     def __init__(
         self, row: Sequence[Any] | None, columns: Columns | None, rows: int, cost: float,
-        shape: Any, deadline: float, context: RequestContext, future: asyncio.Future[Answers],
+        shape: Any, deadline: float, context: RequestContext, future: asyncio.Future[Outputs],
     ) -> None:  # fmt: skip
         self.row, self.columns, self.rows, self.cost = row, columns, rows, cost
         self.shape, self.deadline, self.context, self.future = shape, deadline, context, future
@@ -126,14 +92,14 @@ class Batcher:
     """Queues rows and runs them in batches; belongs to one event loop.
 
     Attributes:
-        is_crowded: Whether no core of the machine is idle; told from outside. Then a batch
-            gathers for a millisecond: what that costs a request, larger batches save it.
-        refused: Requests so far that could not have been answered in time.
+        is_crowded: Whether all cores of the machine are busy, set by the owner. Then a batch
+            gathers for a millisecond: larger batches save more than a request waits.
+        refused: Number of requests refused so far, because of the queue or their deadline.
     """
 
     def __init__(
         self,
-        run: Callable[[Columns, tuple[RequestContext, ...]], Awaitable[Answers]],
+        run: Callable[[Columns, tuple[RequestContext, ...]], Awaitable[Outputs]],
         inputs: Mapping[str, Array],
         batching: Batching,
         *,
@@ -143,21 +109,22 @@ class Batcher:
         """Start with an empty queue.
 
         Args:
-            run: Answers a batch.
-            inputs: Types of its columns.
-            batching: Bounds.
-            in_flight: Batches under way at once.
-            observe: Told each batch's rows and seconds, and how long its oldest request waited.
+            run: Computes the outputs of a batch.
+            inputs: Column types of a batch.
+            batching: Limits.
+            in_flight: Maximum number of concurrent batches.
+            observe: Called after each batch with its rows, its seconds and the seconds that its
+                oldest request waited.
         """
         self._run, self._inputs, self._batching = run, inputs, batching
         self._in_flight, self._observe = in_flight, observe
-        # Rows of unequal length make no array, so they cannot share a batch.
+        # Rows of unequal length cannot be stacked, so they cannot share a batch.
         self._ragged = any(None in kind.shape for kind in inputs.values())
         self._limit = float(batching.max_batch_size)
-        self._queue: collections.deque[_Item] = collections.deque()
+        self._queue: collections.deque[_QueuedRows] = collections.deque()
         self._rows_queued = 0
         self._running: set[asyncio.Task[None]] = set()
-        self._items_running: set[_Item] = set()
+        self._items_running: set[_QueuedRows] = set()
         self.is_crowded = False
         self._starting = False
         self._batch_s = 0.0
@@ -167,110 +134,106 @@ class Batcher:
 
     @property
     def rows_queued(self) -> int:
-        """Rows that wait."""
+        """Number of rows in the queue."""
         return self._rows_queued
 
     def capacity(self, deadline_s: float) -> int:
-        """Rows that may be here at once, so that the last is answered in time."""
-        most = self._batching.rows_queued + self._in_flight * self._batching.max_batch_size
+        """Maximum number of pending rows of which the last still meets the deadline."""
+        limit = self._batching.queue_limit + self._in_flight * self._batching.max_batch_size
         if not self._batch_s:
-            return most
-        batches = self._in_flight * deadline_s / _MARGIN / self._batch_s
-        return int(min(most, self._limit * max(2.0 * self._in_flight, batches)))
+            return limit
+        batches = self._in_flight * deadline_s / _SAFETY_FACTOR / self._batch_s
+        return int(min(limit, self._limit * max(2.0 * self._in_flight, batches)))
 
     @property
     def is_idle(self) -> bool:
-        """Nothing waits or runs."""
+        """Whether no rows wait or run."""
         return not self._queue and not self._running
 
     def submit_row(
         self, row: Sequence[Any], deadline: float, context: RequestContext
-    ) -> asyncio.Future[Answers]:
+    ) -> asyncio.Future[Outputs]:
         """Queue one row.
 
         Args:
             row: Values of the inputs, in their order.
             deadline: On the clock of `time.monotonic`.
-            context: Whose it is.
+            context: Request of the row.
 
         Returns:
-            A future of answers to one row.
+            A future of the outputs of one row.
 
         Raises:
-            OverloadedError: The answer could not be there in time.
+            OverloadedError: The deadline cannot be met.
         """
         self._admit(1, deadline)
         shape = tuple(np.shape(value) for value in row) if self._ragged else None
-        cost = 1.0
-        if self._batching.cost:
-            cost = self._cost(dict(zip(self._inputs, row, strict=True)))
+        cost_fn = self._batching.cost_fn
+        cost = cost_fn(dict(zip(self._inputs, row, strict=True))) if cost_fn else 1.0
         return self._put(row, None, 1, cost, shape, deadline, context)
 
     async def submit_columns(
         self, columns: Columns, rows: int, deadline: float, context: RequestContext
-    ) -> Answers:
-        """Answer many rows, cut into batches if they are too many for one."""
+    ) -> Outputs:
+        """Outputs of many rows, split into several batches if necessary."""
         self._admit(min(rows, self._batching.max_batch_size), deadline)
         shape = tuple(column.shape[1:] for column in columns.values()) if self._ragged else None
-        waiting: collections.deque[asyncio.Future[Answers]] = collections.deque()
-        answers = []
+        waiting: collections.deque[asyncio.Future[Outputs]] = collections.deque()
+        outputs = []
         try:
-            for start, stop, cost in self._cuts(columns, rows):
-                # A few at a time, so that the rows of others come in between.
+            for start, stop, cost in self._pieces(columns, rows):
+                # A few at a time, so that rows of other requests run in between.
                 if len(waiting) > self._in_flight:
-                    answers.append(await waiting.popleft())
+                    outputs.append(await waiting.popleft())
                 piece = {name: column[start:stop] for name, column in columns.items()}
                 waiting.append(self._put(None, piece, stop - start, cost, shape, deadline, context))
             while waiting:
-                answers.append(await waiting.popleft())
+                outputs.append(await waiting.popleft())
         finally:
             for future in waiting:
                 future.cancel()
-        return join(answers)
+        return concat_outputs(outputs)
 
-    def _cuts(self, columns: Columns, rows: int) -> Iterator[tuple[int, int, float]]:
+    def _pieces(self, columns: Columns, rows: int) -> Iterator[tuple[int, int, float]]:
         """(start, stop, cost) of pieces that fit a batch."""
-        size, start = self._batching.max_batch_size, 0
+        size, start, cost_fn = self._batching.max_batch_size, 0, self._batching.cost_fn
         while start < rows:
             stop, cost = min(rows, start + size), float(min(size, rows - start))
-            if self._batching.cost:
+            if cost_fn:
                 stop, cost = start, 0.0
                 while stop < min(rows, start + size):
-                    one = self._cost({name: column[stop] for name, column in columns.items()})
-                    if stop > start and cost + one > self._batching.max_cost:
+                    row_cost = cost_fn({name: column[stop] for name, column in columns.items()})
+                    if stop > start and cost + row_cost > self._batching.max_batch_cost:
                         break
-                    stop, cost = stop + 1, cost + one
+                    stop, cost = stop + 1, cost + row_cost
             yield start, stop, cost
             start = stop
 
     async def drain(self) -> None:
-        """Wait until nothing waits or runs."""
+        """Wait until the batcher is idle."""
         while not self.is_idle:
             await asyncio.sleep(0.01)
 
-    def _cost(self, row: Mapping[str, Any]) -> float:
-        return self._batching.cost(row) if self._batching.cost else 1.0
-
     def _admit(self, rows: int, deadline: float) -> None:
-        """Refuse now what would be late later."""
+        """Refuse rows that would miss their deadline."""
         if not self._queue and len(self._running) < self._in_flight:
             return
         now = time.monotonic()
         batches = math.ceil((self._rows_queued + rows) / max(1.0, self._limit))
         running_s = max(0.0, self._started + self._batch_s - now)
         wait_s = running_s + batches / self._in_flight * self._batch_s
-        full = self._rows_queued + rows > self._batching.rows_queued and self._queue
-        if full or now + _MARGIN * wait_s > deadline:
+        full = self._rows_queued + rows > self._batching.queue_limit and self._queue
+        if full or now + _SAFETY_FACTOR * wait_s > deadline:
             self.refused += 1
             raise OverloadedError(wait_s)
 
     def _put(
         self, row: Sequence[Any] | None, columns: Columns | None, rows: int, cost: float,
         shape: Any, deadline: float, context: RequestContext,
-    ) -> asyncio.Future[Answers]:  # fmt: skip
+    ) -> asyncio.Future[Outputs]:  # fmt: skip
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answers] = loop.create_future()
-        self._queue.append(_Item(row, columns, rows, cost, shape, deadline, context, future))
+        future: asyncio.Future[Outputs] = loop.create_future()
+        self._queue.append(_QueuedRows(row, columns, rows, cost, shape, deadline, context, future))
         self._rows_queued += rows
         self._start_soon(loop)
         if not self._sweeping:
@@ -279,7 +242,7 @@ class Batcher:
         return future
 
     def _start_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        """After the requests that this turn of the event loop has read."""
+        """Start after all requests of this event loop iteration have been read."""
         if not self._starting and len(self._running) < self._in_flight:
             self._starting = True
             if self.is_crowded and self._rows_queued < self._limit / 2:
@@ -290,27 +253,27 @@ class Batcher:
     def _start(self) -> None:
         self._starting = False
         while self._queue and len(self._running) < self._in_flight:
-            items = self._take()
+            items = self._next_batch()
             if items:
                 task = asyncio.get_running_loop().create_task(self._work(items))
                 self._running.add(task)
 
-    def _take(self) -> list[_Item]:
-        """The next batch: the oldest item and those after it that fit beside it."""
-        items: list[_Item] = []
+    def _next_batch(self) -> list[_QueuedRows]:
+        """The oldest item and the following ones that fit into its batch."""
+        items: list[_QueuedRows] = []
         rows, cost, now = 0, 0.0, time.monotonic()
         while self._queue:
             item = self._queue[0]
-            if item.future.done():  # late, or its client has gone
+            if item.future.done():  # late, or its client has disconnected
                 self._drop()
                 continue
             if now > item.deadline:
                 self._drop()
-                item.future.set_exception(_late())
+                item.future.set_exception(DeadlineError())
                 continue
             if items and (
                 rows + item.rows > self._limit
-                or cost + item.cost > self._batching.max_cost
+                or cost + item.cost > self._batching.max_batch_cost
                 or item.shape != items[0].shape
             ):
                 break
@@ -322,39 +285,41 @@ class Batcher:
     def _drop(self) -> None:
         self._rows_queued -= self._queue.popleft().rows
 
-    async def _work(self, items: list[_Item]) -> None:
+    async def _work(self, items: list[_QueuedRows]) -> None:
         task = asyncio.current_task()
         assert task
         self._started = time.monotonic()
         self._items_running.update(items)
         try:
-            await self._answer(items, task)
+            await self._run_items(items, task)
         finally:
             self._release(task)
             self._items_running.difference_update(items)
 
-    async def _answer(self, items: list[_Item], task: asyncio.Task[None] | None = None) -> None:
-        """Run a batch; if it fails, find who is to blame by halving it."""
+    async def _run_items(
+        self, items: list[_QueuedRows], task: asyncio.Task[None] | None = None
+    ) -> None:
+        """Run a batch; if it fails, isolate the failing request by bisection."""
         started = time.monotonic()
         try:
             contexts = tuple(item.context for item in items)
-            answers = await self._run(self._columns(items), contexts)
+            outputs = await self._run(self._columns(items), contexts)
         except Exception as error:
             if len(items) == 1:
                 if not items[0].future.done():
                     items[0].future.set_exception(error)
                 return
-            await self._answer(items[: len(items) // 2])
-            await self._answer(items[len(items) // 2 :])
+            await self._run_items(items[: len(items) // 2])
+            await self._run_items(items[len(items) // 2 :])
             return
         rows, seconds = sum(item.rows for item in items), time.monotonic() - started
         self._adapt(rows, seconds)
         if task:
-            self._release(task)  # the next batch starts before this one's answers are sent
+            self._release(task)  # the next batch starts before these responses are sent
         start = 0
         for item in items:
             if not item.future.done():
-                item.future.set_result(slice_of(answers, start, start + item.rows))
+                item.future.set_result(slice_outputs(outputs, start, start + item.rows))
             start += item.rows
         if self._observe:
             self._observe(rows, seconds, started - items[0].arrived)
@@ -367,7 +332,7 @@ class Batcher:
             else:
                 self._start()
 
-    def _columns(self, items: list[_Item]) -> Columns:
+    def _columns(self, items: list[_QueuedRows]) -> Columns:
         if all(item.columns is None for item in items):
             return self._stack([item.row for item in items if item.row is not None])
         parts = [
@@ -385,9 +350,9 @@ class Batcher:
         }
 
     def _adapt(self, rows: int, seconds: float) -> None:
-        """Learn a batch's time; move the size towards the target."""
+        """Update the estimated batch time; move the batch size towards the target latency."""
         self._batch_s += (seconds - self._batch_s) * (_SMOOTHING if self._batch_s else 1.0)
-        target_ms = self._batching.target_ms
+        target_ms = self._batching.target_latency_ms
         if target_ms is None:
             return
         if 1000 * seconds > target_ms:
@@ -396,15 +361,11 @@ class Batcher:
             self._limit = min(self._batching.max_batch_size, self._limit + 1)
 
     def _sweep(self) -> None:
-        """Tell those whose deadline has passed, wherever their rows are."""
+        """Fail requests whose deadline has passed, queued or running."""
         now = time.monotonic()
         for item in [*self._queue, *self._items_running]:
             if now > item.deadline and not item.future.done():
-                item.future.set_exception(_late())
+                item.future.set_exception(DeadlineError())
         self._sweeping = bool(self._queue or self._items_running)
         if self._sweeping:
             asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
-
-
-def _late() -> DeadlineError:
-    return DeadlineError("the deadline passed before the answer was there")

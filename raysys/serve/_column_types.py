@@ -1,4 +1,4 @@
-"""Types of the columns that enter a graph and run along its edges."""
+"""Column types of a graph's inputs and edges."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _DTYPES = (
 class Array:
     """The type of a column: a NumPy array `(n, *shape)`, n being the rows of a batch.
 
-    Stands in the inputs of a graph, and in annotations of its nodes:
+    Used for the inputs of a graph, and in annotations of its nodes:
     `Annotated[np.ndarray, Array("float32", (64,))]`.
 
     Attributes:
-        dtype: NumPy's name of it, or "str" for Python strings in an object array.
-        shape: Of one row; None is any length. The empty shape is a single value.
+        dtype: NumPy dtype name, or "str" for Python strings in an object array.
+        shape: Shape of one row; None is any length, the empty shape a single value.
     """
 
     dtype: str = "float32"
@@ -54,7 +54,7 @@ class Array:
         return np.dtype(object if self.dtype == _TEXT else self.dtype)
 
     def fits(self, other: Array) -> bool:
-        """Whether a value of this type can be taken for one of the other."""
+        """Whether a value of this type is also one of the other type."""
         return (
             self.dtype == other.dtype
             and len(self.shape) == len(other.shape)
@@ -62,28 +62,28 @@ class Array:
         )
 
     def zeros(self, rows: int) -> np.ndarray:
-        """An example; sides of any length are 1."""
+        """An array of zeros or empty strings; sides of any length are 1."""
         shape = (rows, *(1 if side is None else side for side in self.shape))
         return np.full(shape, "" if self.dtype == _TEXT else 0, self.numpy)
 
     def check(self, name: str, values: Any) -> np.ndarray:
         """The values as a C-contiguous array of this type.
 
-        Integers become floats and narrow types wide ones; nothing is rounded or cut.
+        Integers are cast to floats and narrow types to wide ones, without loss.
 
         Raises:
-            DataError: They do not fit; the message names the column.
+            DataError: Wrong shape, dtype or range; the message names the column.
         """
         try:
             array = np.asarray(values, dtype=object if self.dtype == _TEXT else None)
         except ValueError as error:
             raise DataError(f"{name}: rows of unequal length ({error})") from error
-        want = ("n", *("any" if side is None else side for side in self.shape))
-        if array.ndim != len(want) or any(
-            side is not None and side != given
-            for side, given in zip(self.shape, array.shape[1:], strict=True)
+        expected = ("n", *("any" if side is None else side for side in self.shape))
+        if array.ndim != len(expected) or any(
+            side not in (None, actual)
+            for side, actual in zip(self.shape, array.shape[1:], strict=True)
         ):
-            raise DataError(f"{name}: expected shape {want}, given {array.shape}")
+            raise DataError(f"{name}: expected shape {expected}, given {array.shape}")
         if self.dtype == _TEXT:
             if not all(isinstance(value, str) for value in array.flat):
                 raise DataError(f"{name}: expected strings")
@@ -98,11 +98,11 @@ class Array:
         with np.errstate(over="ignore"):
             array = np.ascontiguousarray(array, self.numpy)
         if self.numpy.kind == "f" and not np.isfinite(array).all():
-            raise DataError(f"{name}: values that are not finite numbers in {self.dtype}")
+            raise DataError(f"{name}: values that are not finite in {self.dtype}")
         return array
 
     def field(self) -> tuple[Any, Any]:
-        """The type of one row in JSON, as pydantic takes it: annotation and Field."""
+        """The pydantic field of one row: annotation and default."""
         kind = self.numpy.kind
         scalar: Any = {"b": bool, "f": float, "O": str}.get(kind, int)
         bounds: dict[str, Any] = {}
@@ -110,10 +110,10 @@ class Array:
             limits = np.iinfo(self.numpy)
             bounds |= {"ge": int(limits.min), "le": int(limits.max)}
         elif kind == "f":
-            most = float(str(np.finfo(self.numpy).max))  # as JSON prints it, so that it comes back
-            bounds |= {"ge": -most, "le": most, "allow_inf_nan": False}
+            maximum = float(str(np.finfo(self.numpy).max))  # as JSON prints it
+            bounds |= {"ge": -maximum, "le": maximum, "allow_inf_nan": False}
         annotation: Any = typing.Annotated[scalar, Field(**bounds)]
-        if kind in "iu":  # JSON has no integers of its own: 1.0 is one by its schema
+        if kind in "iu":  # 1.0 is an integer in JSON Schema
             annotation = typing.Annotated[annotation, BeforeValidator(_integral)]
         for side in reversed(self.shape):
             length = {} if side is None else {"min_length": side, "max_length": side}
@@ -130,15 +130,15 @@ _SCALARS = {int: "int64", float: "float64", bool: "bool", str: _TEXT}
 
 
 def of_annotation(annotation: Any) -> Array | None:
-    """The Array that an annotation carries, if it does."""
+    """The Array of an annotation, if it has one."""
     return next((m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, Array)), None)
 
 
 def of_field(name: str, annotation: Any) -> Array:
-    """The type of the column that a field of a request model becomes.
+    """The column type of a request model's field.
 
     Raises:
-        GraphError: It has no such type.
+        GraphError: Unsupported annotation.
     """
     shape: list[int | None] = []
     while typing.get_origin(annotation) is list:
@@ -152,19 +152,19 @@ def of_field(name: str, annotation: Any) -> Array:
     return Array(_SCALARS[annotation], tuple(shape))
 
 
-def mismatch(given: Any, wanted: Any) -> str | None:
-    """Why an edge does not fit, by the annotations at its ends; None if it does or is untyped."""
-    given_array, wanted_array = of_annotation(given), of_annotation(wanted)
-    if given_array and wanted_array:
-        fits = given_array.fits(wanted_array)
-        return None if fits else f"{given_array}, but {wanted_array} is wanted"
-    given, wanted = _class_of(given), _class_of(wanted)
+def mismatch(actual: Any, expected: Any) -> str | None:
+    """Why the annotations of an edge's ends are incompatible; None if they are compatible."""
+    actual_array, expected_array = of_annotation(actual), of_annotation(expected)
+    if actual_array and expected_array:
+        fits = actual_array.fits(expected_array)
+        return None if fits else f"{actual_array}, expected {expected_array}"
+    actual, expected = _class_of(actual), _class_of(expected)
     try:
-        if given is None or wanted is None or issubclass(given, wanted):
+        if actual is None or expected is None or issubclass(actual, expected):
             return None
-    except TypeError:  # typed dicts and protocols know no instances
+    except TypeError:  # typed dicts and protocols do not support issubclass
         return None
-    return f"{given.__name__}, but {wanted.__name__} is wanted"
+    return f"{actual.__name__}, expected {expected.__name__}"
 
 
 def _class_of(annotation: Any) -> type | None:
@@ -180,9 +180,9 @@ def rows_of(columns: Mapping[str, Any]) -> int:
     """The number of rows, the same in every column.
 
     Raises:
-        DataError: Columns of unequal length, or none at all.
+        DataError: Columns of unequal length, or no columns.
     """
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) != 1:
-        raise DataError(f"columns must have one number of rows, given {lengths}")
+        raise DataError(f"columns must have equal lengths, given {lengths}")
     return next(iter(lengths.values()))

@@ -1,4 +1,4 @@
-"""The compiler: which nodes share a deployment, and in what order a batch passes through them."""
+"""The graph compiler: which nodes share a deployment, and the steps of a batch through them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raysys.serve._autoscaling import Scale, bounds
+from raysys.serve._autoscaling import Autoscaling, replica_bounds
 from raysys.serve._nodes import Placement
 
 if TYPE_CHECKING:
@@ -17,32 +17,32 @@ ENTRY = "entry"
 
 
 @dataclass(frozen=True)
-class Stage:
+class GraphStage:
     """A deployment: nodes that are fused into one replica.
 
     Attributes:
-        name: `ENTRY` for the one that requests come to, else its nodes' names.
-        placement: Hardware and scale.
-        nodes: In running order.
-        why: What made it a deployment of its own.
+        name: `ENTRY` for the deployment that receives requests, otherwise its nodes' names.
+        placement: Hardware and replicas.
+        nodes: Nodes in execution order.
+        reason: Why it is a deployment of its own.
     """
 
     name: str
     placement: Placement
     nodes: tuple[str, ...]
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
-class Step:
-    """Nodes of one stage that run in one go: one object there, one back.
+class BatchStep:
+    """Nodes of one stage that run in one call: one object there, one back.
 
     Attributes:
-        stage: The stage's name.
-        nodes: In running order.
-        needs: Inputs and other steps' nodes that travel there.
-        gives: Nodes whose values other steps want; the graph's output is among the last one's.
-        after: Numbers of the steps that must have ended.
+        stage: Name of the stage.
+        nodes: Nodes in execution order.
+        needs: Inputs and nodes of other steps that are sent along.
+        gives: Nodes that other steps need, or the graph's output.
+        after: Numbers of the steps that must finish first.
     """
 
     stage: str
@@ -53,25 +53,30 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Stages by name, and the steps that a batch takes; steps that wait for nothing run at once."""
+class ServingPlan:
+    """Stages by name, and the steps of a batch; independent steps run concurrently."""
 
-    stages: dict[str, Stage]
-    steps: tuple[Step, ...]
+    stages: dict[str, GraphStage]
+    steps: tuple[BatchStep, ...]
 
     @property
     def hops(self) -> int:
-        """Calls of other deployments that a batch makes."""
+        """Number of calls of other deployments per batch."""
         return sum(step.stage != ENTRY for step in self.steps)
 
     @property
     def in_flight(self) -> int:
-        """Batches that the entry keeps under way, so that no deployment waits for another."""
+        """Number of concurrent batches that keeps all deployments busy."""
         return 1 + self.hops
 
+    @property
+    def placed(self) -> list[GraphStage]:
+        """The stages other than the entry."""
+        return [stage for stage in self.stages.values() if stage.name != ENTRY]
 
-def compile_plan(graph: Graph) -> Plan:
-    """Fuse nodes of equal placement; cut the order into as few steps as their edges allow."""
+
+def compile_plan(graph: Graph) -> ServingPlan:
+    """Fuse nodes of equal placement, in as few steps as the edges allow."""
     members: dict[tuple[Placement, str], list[str]] = {}
     entry: list[str] = []
     for name in graph.order:
@@ -81,56 +86,57 @@ def compile_plan(graph: Graph) -> Plan:
         else:
             key = (placement, name if placement.isolated else "")
             members.setdefault(key, []).append(name)
-    stages = {ENTRY: Stage(ENTRY, Placement(), tuple(entry), "takes requests and batches them")}
+    stages = {
+        ENTRY: GraphStage(ENTRY, Placement(), tuple(entry), "receives requests and batches them")
+    }
     for (placement, _), fused in members.items():
         title = "-".join(fused)
         title += "-node" * (title == ENTRY)
-        why = "isolated" if placement.isolated else "asks for its own hardware and scale"
-        stages[title] = Stage(title, placement, tuple(fused), why)
+        reason = "isolated" if placement.isolated else "has a placement of its own"
+        stages[title] = GraphStage(title, placement, tuple(fused), reason)
     stage_of = {node: stage.name for stage in stages.values() for node in stage.nodes}
     cuts = _cut(graph, stage_of)
-    made_in = {node: number for number, (_, nodes) in enumerate(cuts) for node in nodes}
-    wanted = {graph.output}
+    step_of = {node: number for number, (_, nodes) in enumerate(cuts) for node in nodes}
+    needs_of: list[tuple[str, ...]] = []
     for number, (_, nodes) in enumerate(cuts):
-        outside = (need for node in nodes for need in graph.nodes[node].needs)
-        wanted.update(need for need in outside if made_in.get(need, number) != number)
-    steps = []
-    for number, (stage, nodes) in enumerate(cuts):
-        needs = dict.fromkeys(
-            need
-            for node in nodes
-            for need in graph.nodes[node].needs
-            if made_in.get(need) != number
+        needs = itertools.chain.from_iterable(graph.nodes[node].needs for node in nodes)
+        needs_of.append(tuple(dict.fromkeys(n for n in needs if step_of.get(n) != number)))
+    needed = {graph.output}.union(*needs_of)
+    steps = tuple(
+        BatchStep(
+            stage,
+            nodes,
+            needs,
+            tuple(node for node in nodes if node in needed),
+            tuple(sorted({step_of[need] for need in needs if need in step_of})),
         )
-        after = sorted({made_in[need] for need in needs if need in made_in})
-        gives = tuple(node for node in nodes if node in wanted)
-        steps.append(Step(stage, nodes, tuple(needs), gives, tuple(after)))
-    return Plan(stages, tuple(steps))
+        for (stage, nodes), needs in zip(cuts, needs_of, strict=True)
+    )
+    return ServingPlan(stages, steps)
 
 
 def _cut(graph: Graph, stage_of: dict[str, str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Steps as (stage, nodes), in running order.
+    """Steps as (stage, nodes), in execution order.
 
-    Nodes of a stage that wait for the same nodes elsewhere, and that the same nodes elsewhere
-    wait for, go together: then no node waits for a neighbour in its step that it does not need,
-    and steps cannot wait for each other in a circle.
+    Nodes of a stage with the same ancestors and descendants in other stages form a step: then no
+    node waits for a neighbour in its step that it does not need, and steps cannot deadlock.
     """
-    before: dict[str, set[str]] = {}
+    ancestors: dict[str, set[str]] = {}
     for name in graph.order:
         needs = [need for need in graph.nodes[name].needs if need in graph.nodes]
-        before[name] = set(needs).union(*(before[need] for need in needs))
-    kinds: dict[tuple[str, frozenset[str], frozenset[str]], list[str]] = {}
+        ancestors[name] = set(needs).union(*(ancestors[need] for need in needs))
+    groups: dict[tuple[str, frozenset[str], frozenset[str]], list[str]] = {}
     for name in graph.order:
-        here = stage_of[name]
-        waits = frozenset(n for n in before[name] if stage_of[n] != here)
-        awaited = frozenset(n for n in graph.order if name in before[n] and stage_of[n] != here)
-        kinds.setdefault((here, waits, awaited), []).append(name)
-    number = {name: n for n, nodes in enumerate(kinds.values()) for name in nodes}
+        stage = stage_of[name]
+        before = frozenset(n for n in ancestors[name] if stage_of[n] != stage)
+        after = frozenset(n for n in graph.order if name in ancestors[n] and stage_of[n] != stage)
+        groups.setdefault((stage, before, after), []).append(name)
+    number = {name: n for n, nodes in enumerate(groups.values()) for name in nodes}
     edges = {
-        n: {number[b] for name in nodes for b in before[name]} - {n}
-        for n, nodes in enumerate(kinds.values())
+        n: {number[ancestor] for name in nodes for ancestor in ancestors[name]} - {n}
+        for n, nodes in enumerate(groups.values())
     }
-    steps = [(stage, tuple(nodes)) for (stage, _, _), nodes in kinds.items()]
+    steps = [(stage, tuple(nodes)) for (stage, _, _), nodes in groups.items()]
     return [steps[n] for n in graphlib.TopologicalSorter(edges).static_order()]
 
 
@@ -142,33 +148,34 @@ def as_text(graph: Graph) -> str:
         f"output: {graph.output}",
     ]
     for stage in plan.stages.values():
-        place = stage.placement
-        hardware = f"{place.cpus:g} CPU" + (f", {place.gpus:g} GPU" if place.gpus else "")
-        scale = (
-            "replicas as deployed"
-            if stage.name == ENTRY
-            else f"{_count(place.replicas)} x {hardware}"
-        )
-        held = ", ".join(stage.nodes) or "no node"
-        lines.append(f"deployment {stage.name} ({scale}): {held} ({stage.why})")
+        nodes = ", ".join(stage.nodes) or "no nodes"
+        lines.append(f"deployment {stage.name} ({_resources(stage)}): {nodes} ({stage.reason})")
     for number, step in enumerate(plan.steps):
         after = f" after {', '.join(str(n) for n in step.after)}" if step.after else ""
         hop = "" if step.stage == ENTRY else ", one object there and one back for each batch"
         lines.append(f"step {number}{after}: {' -> '.join(step.nodes)} in {step.stage}{hop}")
     pairs = itertools.combinations(range(len(plan.steps)), 2)
-    lines += [f"steps {a} and {b} run at once" for a, b in pairs if _independent(plan, a, b)]
+    lines += [f"steps {a} and {b} run concurrently" for a, b in pairs if _independent(plan, a, b)]
     unused = [name for name in graph.nodes if name not in graph.order]
     if unused:
-        lines.append(f"left out, since the output needs nothing of them: {', '.join(unused)}")
+        lines.append(f"left out, not needed for the output: {', '.join(unused)}")
     return "\n".join(lines)
 
 
-def _count(replicas: int | Scale) -> str:
-    least, most = bounds(replicas)
-    return f"{least}" if least == most else f"{least} to {most}"
+def _resources(stage: GraphStage) -> str:
+    if stage.name == ENTRY:
+        return "replicas as deployed"
+    place = stage.placement
+    gpus = f", {place.gpus:g} GPU" if place.gpus else ""
+    return f"{_count(place.replicas)} x {place.cpus:g} CPU{gpus}"
 
 
-def _independent(plan: Plan, a: int, b: int) -> bool:
+def _count(replicas: int | Autoscaling) -> str:
+    minimum, maximum = replica_bounds(replicas)
+    return f"{minimum}" if minimum == maximum else f"{minimum} to {maximum}"
+
+
+def _independent(plan: ServingPlan, a: int, b: int) -> bool:
     reach = {b}
     for number in range(b, -1, -1):
         if number in reach:
@@ -177,7 +184,7 @@ def _independent(plan: Plan, a: int, b: int) -> bool:
 
 
 def as_mermaid(graph: Graph) -> str:
-    """The plan as a flowchart: a box for each deployment, types along the edges from inputs."""
+    """The plan as a flowchart: a box for each deployment, types of the inputs."""
     lines = ["flowchart LR"]
     lines += [f'    {name}(["{name}: {kind}"])' for name, kind in graph.inputs.items()]
     for number, stage in enumerate(graph.plan.stages.values()):

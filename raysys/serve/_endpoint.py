@@ -1,4 +1,4 @@
-"""Where a running application answers."""
+"""A running application's addresses, and a client for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysys.errors import RaysysError
-from raysys.serve._application import below
+from raysys.serve._application import with_action
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class Endpoint:
     """A running application.
 
     Attributes:
-        name: Of the application, and of the model in the Open Inference Protocol; an action's
-            model is `<name>/<action>`.
-        version: That answers.
-        base_url: Of the gateway; `tritonclient.http` takes it without its scheme.
-        route: Path of requests; those of an action go to `<route>/<action>`.
-        grpc_address: Of the Open Inference Protocol over gRPC, if it was asked for.
-        actions: Names of the graphs, if the application was deployed with several.
+        name: Name of the application, and its model name in the Open Inference Protocol; an
+            action's model name is `<name>/<action>`.
+        version: Version that receives the requests.
+        base_url: URL of the gateway; `tritonclient.http` takes it without the scheme.
+        route: Path of requests; an action's path is `<route>/<action>`.
+        grpc_address: gRPC address of the Open Inference Protocol, if enabled.
+        actions: Action names, if the application was deployed with several graphs.
     """
 
     name: str
@@ -32,52 +32,57 @@ class Endpoint:
     grpc_address: str | None = None
     actions: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        actions = f", actions={list(self.actions)}" if self.actions else ""
+        grpc = f", grpc={self.grpc_address}" if self.grpc_address else ""
+        return f"Endpoint({self.name} v{self.version} at {self.url}{actions}{grpc})"
+
     @property
     def url(self) -> str:
-        """Where requests are posted; those of an action below it."""
+        """URL of requests; an action's URL is `<url>/<action>`."""
         return self.base_url + self.route
 
     @property
     def docs_url(self) -> str:
-        """The OpenAPI form."""
+        """URL of the OpenAPI page."""
         return f"{self.url}/docs"
 
-    def ask(
+    def predict(
         self,
         request: dict[str, Any],
         *,
         action: str = "",
-        key: str | None = None,
+        api_key: str | None = None,
         timeout_s: float = 30.0,
     ) -> dict[str, Any]:
-        """Post one request and return its answer.
+        """Post one request and return its response.
 
         Args:
             request: Values of the graph's inputs.
-            action: Which graph answers, if the application has several.
-            key: An API key, if the application wants one.
-            timeout_s: Time for the answer.
+            action: Action, if the application has several.
+            api_key: API key, if the application requires one.
+            timeout_s: Client-side timeout.
 
         Raises:
-            RaysysError: The application has no such action.
-            HTTPError: Of `urllib.error`: the answer is not 200.
+            RaysysError: Unknown action.
+            urllib.error.HTTPError: A status other than 200.
         """
         headers = {"Content-Type": "application/json"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        call = urllib.request.Request(self._url(action), json.dumps(request).encode(), headers)
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        call = urllib.request.Request(
+            self._action_url(action), json.dumps(request).encode(), headers
+        )
         with urllib.request.urlopen(call, timeout=timeout_s) as reply:
             return json.load(reply)
 
     def curl(self, request: dict[str, Any], *, action: str = "") -> str:
-        """The same as a line for the shell."""
+        """The equivalent curl command."""
         header = "Content-Type: application/json"
-        return f"curl -s {self._url(action)} -H '{header}' -d '{json.dumps(request)}'"
+        return f"curl -s {self._action_url(action)} -H '{header}' -d '{json.dumps(request)}'"
 
-    def _url(self, action: str) -> str:
+    def _action_url(self, action: str) -> str:
         if action not in (self.actions or ("",)):
-            raise RaysysError(
-                f"application {self.name!r} has no action {action!r}: "
-                + (f"ask one of {list(self.actions)}" if self.actions else "leave it out")
-            )
-        return below(self.url, action)
+            remedy = f"choose from {list(self.actions)}" if self.actions else "leave it out"
+            raise RaysysError(f"application {self.name!r} has no action {action!r}: {remedy}")
+        return with_action(self.url, action)

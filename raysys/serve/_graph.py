@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import graphlib
 import inspect
-import itertools
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -14,27 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysys.errors import GraphError
+from raysys.console import html_table
+from raysys.errors import DataError, GraphError
 from raysys.identity import digest
 from raysys.serve._column_types import Array, Columns, mismatch, of_field, rows_of
-from raysys.serve._nodes import Placement, Renamed, content_of, function_of, load
+from raysys.serve._nodes import BoundNode, Placement, content_of, function_of, load
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from raysys.data import Table
-    from raysys.serve._compiler import Plan
+    from raysys.serve._compiler import ServingPlan
 
 
 @dataclass(frozen=True)
-class Node:
-    """A function of a graph, as the checks see it.
+class GraphNode:
+    """A function of a graph with its edges and annotations.
 
     Attributes:
         call: The function.
-        needs: Names of inputs and nodes, in the order of its parameters.
-        takes: Annotations of the parameters that have one.
-        gives: Annotation of what it returns, if it has one.
+        needs: Inputs and nodes, in the order of its parameters.
+        takes: Annotations of its parameters.
+        gives: Annotation of its return value.
         placement: None runs it in the entry's replica.
     """
 
@@ -46,15 +46,17 @@ class Node:
 
 
 class Graph:
-    """Batch functions joined by the names of their arguments.
+    """Batch functions connected by the names of their parameters.
 
-    A node is a function or a `Lazy` whose parameters are names of inputs or of other nodes. It
-    receives their values for a whole batch, and its own value is known by its node's name. The
-    same graph is called in-process, mapped over a Table (`map`) and put behind HTTP (`deploy`).
-    Nodes must not depend on which rows share their batch, and must be safe to run twice: rows
-    are split anew when one is bad, and run again when a replica dies.
+    A node is a function or a `LazyObject` whose parameters are names of inputs or of other nodes;
+    it receives their values for the whole batch. The same graph is called in-process, mapped over a
+    Table (`map`) and deployed behind HTTP (`deploy`). Nodes must be idempotent and must not depend
+    on which rows share their batch: a failing batch is split to isolate the bad row, and runs again
+    when a replica dies.
 
     Example:
+        >>> import numpy as np
+        >>> from raysys.serve import Array, Graph
         >>> graph = Graph(
         ...     inputs={"x": Array("int64")}, nodes={"double": lambda x: 2 * x}, output="double"
         ... )
@@ -75,23 +77,23 @@ class Graph:
         """Check and order the nodes.
 
         Args:
-            inputs: Types of the columns that a batch brings, or a pydantic model of one row,
-                whose bounds hold for every request that comes over HTTP.
-            nodes: Functions by the name of what they compute.
-            output: The node whose value answers: an array `(n, ...)`, a dict of such columns,
-                or a list of n dicts, one a row.
-            placement: Of the nodes that do not run in the entry's replica.
-            response: A pydantic model of one answer, for the OpenAPI form.
-            writes: The nodes change something, so that no example runs unless it is given, and
-                no answer is given twice.
+            inputs: Types of the input columns, or a pydantic model of one row, whose constraints
+                validate every HTTP request.
+            nodes: Functions by node name.
+            output: Name of the output node; its value is an array `(n, ...)`, a dict of such
+                columns, or a list of n dicts, one per row.
+            placement: Placement of nodes that do not run in the entry's replica.
+            response: A pydantic model of one response, for the OpenAPI document.
+            writes: Whether nodes have side effects: then replicas warm up only with a given
+                example, and responses are not cached.
 
         Raises:
-            GraphError: A cycle, a name that nothing provides, an edge whose types do not fit.
+            GraphError: A cycle, an unknown name, or an edge with incompatible types.
         """
         if isinstance(inputs, Mapping):
             self.request, types = None, dict(inputs)
         else:
-            fields = typing.get_type_hints(inputs)  # without Annotated's bounds
+            fields = typing.get_type_hints(inputs)  # without Annotated's constraints
             self.request = inputs
             types = {name: of_field(name, fields[name]) for name in inputs.model_fields}
         placement = placement or {}
@@ -102,6 +104,20 @@ class Graph:
             check(self, placement)
         self.order = self._sorted()
 
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{name}: {kind}" for name, kind in self.inputs.items())
+        return f"Graph({inputs} -> {self.output}; nodes: {', '.join(self.order)})"
+
+    def _repr_html_(self) -> str:
+        """The nodes as a table, for notebooks."""
+        rows = [("input", name, str(kind), "") for name, kind in self.inputs.items()]
+        for name in dict.fromkeys((*self.order, *self.nodes)):
+            node = self.nodes[name]
+            kind = "output" if name == self.output else "node" if name in self.order else "unused"
+            where = "entry" if node.placement is None else str(node.placement)
+            rows.append((kind, name, ", ".join(node.needs), where))
+        return html_table(("kind", "name", "takes", "placement"), rows)
+
     def _sorted(self) -> tuple[str, ...]:
         edges = {
             name: [n for n in node.needs if n in self.nodes] for name, node in self.nodes.items()
@@ -109,35 +125,33 @@ class Graph:
         try:
             order = tuple(graphlib.TopologicalSorter(edges).static_order())
         except graphlib.CycleError as error:
-            raise GraphError(f"nodes feed each other in a circle: {error.args[1]}") from error
-        wanted = {self.output}
+            raise GraphError(f"cycle of nodes: {error.args[1]}") from error
+        needed = {self.output}
         for name in reversed(order):
-            if name in wanted:
-                wanted.update(edges[name])
-        return tuple(name for name in order if name in wanted)
+            if name in needed:
+                needed.update(edges[name])
+        return tuple(name for name in order if name in needed)
 
     def __call__(self, batch: Mapping[str, Any]) -> Any:
-        """Run what the output needs in this process; the output node's value comes back.
+        """Run the graph in this process and return the output node's value.
 
         Args:
             batch: A column of n values for each input.
 
         Raises:
-            DataError: A column is missing or does not fit its type.
+            DataError: A column is missing or has the wrong type.
         """
         columns = self.check_columns(batch)
         return self.run(self.order, columns)[self.output]
 
-    def map(self, table: Table, **how: Any) -> Table:
+    def map(self, table: Table, **options: Any) -> Table:
         """Run the graph over a Table on the whole cluster; see `map_table`."""
         from raysys.serve._bulk_map import map_table
 
-        return map_table(self, table, **how)
+        return map_table(self, table, **options)
 
     def check_columns(self, batch: Mapping[str, Any]) -> Columns:
-        """The inputs' columns as arrays of their types; others are let be."""
-        from raysys.errors import DataError
-
+        """The input columns as arrays of their types; other columns are ignored."""
         if missing := [name for name in self.inputs if name not in batch]:
             raise DataError(f"inputs {missing} are missing; given {sorted(batch)}")
         columns = {name: self.inputs[name].check(name, batch[name]) for name in self.inputs}
@@ -150,62 +164,62 @@ class Graph:
         values: Columns,
         observe: Callable[[str, float], None] | None = None,
     ) -> Columns:
-        """Run some nodes in their order; their values come back by name.
+        """Run nodes in order and return their values by name.
 
         Args:
             names: Nodes.
-            values: What they need of inputs and other nodes.
-            observe: Told each node's name and seconds.
+            values: Values of the inputs and other nodes that they need.
+            observe: Called with each node's name and seconds.
         """
-        known = dict(values)
+        computed = dict(values)
         for name in names:
             node, started = self.nodes[name], time.perf_counter()
             try:
-                known[name] = node.call(*[known[need] for need in node.needs])
-            except StopIteration as error:  # no future takes one
+                computed[name] = node.call(*[computed[need] for need in node.needs])
+            except StopIteration as error:  # futures refuse it
                 raise RuntimeError(f"node {name!r} raised StopIteration") from error
             except Exception as error:
                 error.add_note(f"in node {name!r}")
                 raise
             if observe:
                 observe(name, time.perf_counter() - started)
-        return {name: known[name] for name in names}
+        return {name: computed[name] for name in names}
 
     def load(self, names: Sequence[str]) -> None:
-        """Make the objects that some nodes need, before the first batch."""
+        """Construct the LazyObjects of some nodes, before the first batch."""
         for name in names:
             load(self.nodes[name].call)
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the plan, the code that the nodes reach and the arguments of Lazy objects."""
+        """Digest of the plan, the code that the nodes reach and their LazyObjects' arguments."""
         nodes = [(name, self.nodes[name].needs, content_of(self.nodes[name].call))
                  for name in self.order]  # fmt: skip
         return digest(self.explain(), nodes)
 
     @functools.cached_property
-    def plan(self) -> Plan:
-        """What runs where."""
+    def plan(self) -> ServingPlan:
+        """The deployments and the steps of a batch."""
         from raysys.serve._compiler import compile_plan
 
         return compile_plan(self)
 
     def explain(self, form: typing.Literal["text", "mermaid"] = "text") -> str:
-        """What will run where, and why: to read, or as a Mermaid flowchart."""
-        from raysys.serve import _compiler as _plan
+        """The plan with its reasons, as text or as a Mermaid flowchart."""
+        from raysys.serve import _compiler
 
-        return _plan.as_mermaid(self) if form == "mermaid" else _plan.as_text(self)
+        return _compiler.as_mermaid(self) if form == "mermaid" else _compiler.as_text(self)
 
 
-def _node(name: str, call: Callable[..., Any], placement: Placement | None) -> Node:
-    """What the checks know of a function."""
-    if isinstance(call, Renamed):
+def _node(name: str, call: Callable[..., Any], placement: Placement | None) -> GraphNode:
+    """A node with the edges and annotations of its function."""
+    if isinstance(call, BoundNode):
         node = _node(name, call.call, placement)
         if unknown := sorted(set(call.names) - set(node.needs)):
-            raise GraphError(f"node {name!r} has no parameters {unknown}, it has {node.needs}")
+            raise GraphError(f"node {name!r} has no parameters {unknown}; it has {node.needs}")
         needs = tuple(call.names.get(need, need) for need in node.needs)
         takes = {call.names.get(need, need): kind for need, kind in node.takes.items()}
-        return Node(node.call, needs, takes, node.gives, placement)
+        return GraphNode(node.call, needs, takes, node.gives, placement)
     try:
         function, parameters = function_of(call)
     except GraphError as error:
@@ -215,17 +229,17 @@ def _node(name: str, call: Callable[..., Any], placement: Placement | None) -> N
         hints = typing.get_type_hints(target, include_extras=True)
     except Exception:  # names that exist for type checkers only
         hints = {}
-    return Node(call, tuple(parameters), hints, hints.get("return"), placement)
+    return GraphNode(call, tuple(parameters), hints, hints.get("return"), placement)
 
 
 def _check_names(graph: Graph, _: Mapping[str, Placement]) -> None:
-    known = {*graph.inputs, *graph.nodes}
-    if twice := set(graph.inputs) & set(graph.nodes):
-        raise GraphError(f"{sorted(twice)} are inputs and nodes at once: rename one of the two")
+    names = {*graph.inputs, *graph.nodes}
+    if duplicates := sorted(set(graph.inputs) & set(graph.nodes)):
+        raise GraphError(f"{duplicates} are both inputs and nodes: rename either")
     for name, node in graph.nodes.items():
-        if missing := [need for need in node.needs if need not in known]:
+        if missing := [need for need in node.needs if need not in names]:
             raise GraphError(
-                f"node {name!r} needs {missing}, which is neither an input "
+                f"node {name!r} needs {missing}, neither an input "
                 f"({list(graph.inputs)}) nor a node ({sorted(graph.nodes)}): rename the parameter "
                 "or add the node"
             )
@@ -240,23 +254,21 @@ def _check_output(graph: Graph, _: Mapping[str, Placement]) -> None:
 
 def _check_placement(graph: Graph, placement: Mapping[str, Placement]) -> None:
     if unknown := sorted(set(placement) - set(graph.nodes)):
-        raise GraphError(
-            f"placement of {unknown}, which are not nodes; nodes are {sorted(graph.nodes)}"
-        )
+        raise GraphError(f"placement of unknown nodes {unknown}; nodes are {sorted(graph.nodes)}")
 
 
 def _check_edges(graph: Graph, _: Mapping[str, Placement]) -> None:
-    for name, need in itertools.chain.from_iterable(
-        ((name, need) for need in node.needs) for name, node in graph.nodes.items()
-    ):
-        wanted = graph.nodes[name].takes.get(need)
+    edges = ((name, need) for name, node in graph.nodes.items() for need in node.needs)
+    for name, need in edges:
+        expected = graph.nodes[name].takes.get(need)
+        actual: Any
         if need in graph.nodes:
-            given, source = graph.nodes[need].gives, f"node {need!r}"
+            actual, source = graph.nodes[need].gives, f"node {need!r}"
         else:
-            given = typing.Annotated[np.ndarray, graph.inputs[need]]
+            actual = typing.Annotated[np.ndarray, graph.inputs[need]]
             source = f"input {need!r}"
-        if wanted is not None and given is not None and (why := mismatch(given, wanted)):
-            raise GraphError(f"{source} -> node {name!r}: gives {why}")
+        if expected is not None and actual is not None and (why := mismatch(actual, expected)):
+            raise GraphError(f"{source} -> node {name!r}: {why}")
 
 
 _CHECKS: tuple[Callable[[Graph, Mapping[str, Placement]], None], ...] = (

@@ -1,8 +1,8 @@
-"""A replica's HTTP/1.1 server, for HAProxy and the waiting room as its only clients.
+"""A replica's HTTP/1.1 server, for HAProxy and the holding proxy as its only clients.
 
-An ASGI server makes a task, a scope and several messages of each request, which costs more than a
-row's share of a batch. Here a request is a call, and its answer one write; llhttp parses, by way
-of httptools, and HAProxy has looked at the request before.
+An ASGI server creates a task, a scope and several messages per request, which costs more than a
+row's share of a batch. Here a request is a call and its response one write; httptools (llhttp)
+parses, after HAProxy has validated the request.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any, Protocol
 import httptools
 
 Headers = dict[bytes, bytes]
-"""By lower-case name; of several of one name, the last."""
+"""Header values by lower-case name; the last of repeated ones."""
 
 
 class Respond(Protocol):
-    """How a request is answered, once."""
+    """Callback that sends the response to a request, once."""
 
     def __call__(
         self, status: int, kind: str, body: bytes, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send status, content type, body and further headers."""
+        """Send status, content type, body and additional headers."""
         ...
 
 
-Answer = Callable[[str, str, Headers, bytes, Respond], None]
-"""Takes method, path, headers, body, and what to call with the answer, now or later."""
+Handle = Callable[[str, str, Headers, bytes, Respond], None]
+"""Takes method, path, headers, body, and the callback for the response, now or later."""
 
 _STATUS = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
@@ -41,16 +41,16 @@ _MALFORMED = b'{"error": "the request cannot be read as HTTP"}'
 
 
 class Connection(asyncio.Protocol):
-    """One connection; a request begins when the one before it is answered."""
+    """One connection, without pipelining: a request follows the response to the previous one."""
 
-    def __init__(self, answer: Answer, max_body_bytes: int) -> None:
+    def __init__(self, handle: Handle, max_body_bytes: int) -> None:
         """Serve a connection.
 
         Args:
-            answer: Called with each request.
-            max_body_bytes: Of a request; it gets 413 beyond, and the connection ends.
+            handle: Called with each request.
+            max_body_bytes: Maximum body size; beyond, 413 and the connection is closed.
         """
-        self._answer, self._max_body_bytes = answer, max_body_bytes
+        self._handle, self._max_body_bytes = handle, max_body_bytes
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: Any = None
         self._begin()
@@ -61,45 +61,45 @@ class Connection(asyncio.Protocol):
         self._size, self._is_open = 0, False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client is there."""
+        """Called by asyncio when a client has connected."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
+        """Called by asyncio with received bytes."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self._end(400, _MALFORMED)
 
     def on_url(self, url: bytes) -> None:
-        """Part of a request's target."""
+        """Called by httptools with part of a request's target."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header of it."""
+        """Called by httptools with a header."""
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        """All of them."""
+        """Called by httptools after the last header."""
         if self._headers.get(b"expect", b"").lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        """Part of its body."""
+        """Called by httptools with part of the body."""
         self._size += len(body)
         if self._size <= self._max_body_bytes:
             self._parts.append(body)
 
     def on_message_complete(self) -> None:
-        """All of it."""
-        if self._is_open:  # a client that does not wait for answers, which ours never are
+        """Called by httptools when the request is complete."""
+        if self._is_open:  # pipelining, which neither HAProxy nor the holding proxy does
             self._end(400, _MALFORMED)
             return
         if self._size > self._max_body_bytes:
             self._end(413, _TOO_LARGE)
             return
         method = self._parser.get_method().decode("latin-1")
-        stays, headers = self._parser.should_keep_alive(), self._headers
+        keep_alive, headers = self._parser.should_keep_alive(), self._headers
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         try:
             path = (httptools.parse_url(self._url).path or b"/").decode("latin-1")
@@ -116,19 +116,19 @@ class Connection(asyncio.Protocol):
         ) -> None:
             self._is_open = False
             more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
-            if not stays:
+            if not keep_alive:
                 more += "connection: close\r\n"
             head = f"content-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
             sent = b"" if method == "HEAD" else body
             if not self._transport.is_closing():
                 self._transport.write(_STATUS[status] + head.encode("latin-1") + sent)
-            if not stays:
+            if not keep_alive:
                 self._transport.close()
 
-        self._answer(method, path, headers, body, respond)
+        self._handle(method, path, headers, body, respond)
 
     def _end(self, status: int, body: bytes) -> None:
-        """Answer what cannot be answered otherwise, and hang up."""
+        """Respond with an error and close the connection."""
         if not self._transport.is_closing():
             head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
             head += "connection: close\r\n\r\n"

@@ -1,4 +1,4 @@
-"""An index in a graph, and an application over one."""
+"""A vector index as a graph node, and as an application."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from pydantic import BaseModel, Field, create_model
 from raysys.errors import GraphError
 from raysys.index import FILTER_GRAMMAR, VectorIndex, rows
 from raysys.serve._graph import Graph
-from raysys.serve._nodes import Lazy
+from raysys.serve._nodes import LazyObject
 
 _LARGEST_K = 1000
-# Twice, for a request that waits behind another, is less than the usual deadline.
+# Twice this, for a request queued behind another, is below the default deadline.
 _WRITE_S = 4.5
 
 
 class IndexSearch:
-    """Nearest neighbours as a node: `Lazy(IndexSearch, "films", k=10)`.
+    """Nearest neighbours as a node: `LazyObject(IndexSearch, "films", k=10)`.
 
-    An index of one shard is held by each replica, so that a search makes no hop; a change is
-    seen there a moment after it was acknowledged. Others are asked through their actors.
+    Each replica keeps a copy of an index of one shard, so that a search needs no remote call; a
+    write is visible there shortly after it was acknowledged. Other indexes are queried through
+    their actors.
     """
 
     def __init__(self, name: str, k: int, *, ef: int | None = None, fused: bool = True) -> None:
         """Connect to a running index.
 
         Args:
-            name: Of the index.
-            k: Neighbours of each vector.
-            ef: Candidates looked at; what the index was tuned to by default.
-            fused: Hold an index of one shard in this process.
+            name: Name of the index.
+            k: Number of neighbors.
+            ef: Number of candidates; the index's tuned value by default.
+            fused: Copy an index of one shard into this process.
         """
         index = VectorIndex.connect(name)
         is_local = fused and index.settings.shards == 1
@@ -44,31 +45,31 @@ class IndexSearch:
 
         Nearest first; padded with -1 and infinity where the index has fewer than k rows.
         """
-        found = self._index.query(vectors, self._k, ef=self._ef)
-        return found.ids, found.distances
+        result = self._index.query(vectors, self._k, ef=self._ef)
+        return result.ids, result.distances
 
     def filtered(self, vectors: np.ndarray, filters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same among the rows that satisfy each vector's predicate, `(n,)` of str."""
-        found = self._index.query(vectors, self._k, ef=self._ef, filters=list(filters))
-        return found.ids, found.distances
+        """The same among the rows that satisfy each vector's filter, `(n,)` of str."""
+        result = self._index.query(vectors, self._k, ef=self._ef, filters=list(filters))
+        return result.ids, result.distances
 
 
-class Neighbours(BaseModel):
-    """The nearest rows, nearest first."""
+class SearchResponse(BaseModel):
+    """Nearest rows, nearest first."""
 
     ids: list[int]
     distances: list[float]
-    attributes: list[dict[str, Any]] = Field(description="of each row, if asked for")
+    attributes: list[dict[str, Any]] = Field(description="of each row, if requested")
 
 
-class Matching(BaseModel):
+class FilterResponse(BaseModel):
     """Rows that satisfy a filter, by ascending id."""
 
     ids: list[int]
 
 
-class Changed(BaseModel):
-    """The version from which on every search sees the change."""
+class WriteResponse(BaseModel):
+    """Index version from which every search sees the write."""
 
     version: int
 
@@ -77,45 +78,44 @@ def index_graphs(index: VectorIndex, *, read_only: bool = False) -> dict[str, Gr
     """The actions of an application over an index, for `deploy`.
 
     `deploy("films", index_graphs(index))` serves `POST /films/search`, `/films/filter`,
-    `/films/upsert` and `/films/delete`, with their forms in `/films/docs`. A request to change
-    is one row; those that wait together become one batch of the index. Many rows at once come
-    as Arrow streams.
+    `/films/upsert` and `/films/delete`, documented in `/films/docs`. A JSON write is one row, and
+    queued writes become one batch of the index; an Arrow stream writes many rows.
 
     Args:
         index: A running index.
-        read_only: Leave out `upsert` and `delete`, say for an application without API keys.
+        read_only: Leave out `upsert` and `delete`, for example without API keys.
 
     Raises:
-        GraphError: An attribute is of a type that JSON requests have no form for.
+        GraphError: An attribute's type has no JSON equivalent.
     """
     dim = index.settings.dim
     vector: Any = (list[float], Field(min_length=dim, max_length=dim))
-    text: Any = (str, Field("", description=f"rows that satisfy it, or empty: {FILTER_GRAMMAR}"))
-    reads, name = Lazy(_Reads, index.name), index.name
+    text: Any = (str, Field("", description=f"filter expression, or empty: {FILTER_GRAMMAR}"))
+    reader, name = LazyObject(_IndexReader, index.name), index.name
     graphs = {
         "search": _graph(
             create_model(
-                "Search",
+                "SearchRequest",
                 vector=vector,
                 k=(int, Field(10, ge=1, le=_LARGEST_K)),
                 filter=text,
-                with_attributes=(bool, Field(False, description="give the rows' attributes too")),
+                with_attributes=(bool, Field(False, description="return the rows' attributes")),
             ),
-            reads.search,
-            Neighbours,
+            reader.search,
+            SearchResponse,
         ),
         "filter": _graph(
-            create_model("Filter", filter=text, limit=(int, Field(100, ge=1, le=100_000))),
-            reads.filter,
-            Matching,
+            create_model("FilterRequest", filter=text, limit=(int, Field(100, ge=1, le=100_000))),
+            reader.filter,
+            FilterResponse,
         ),
     }
     if not read_only:
         fields: Any = {field.name: (_json_type(field), ...) for field in index.schema}
-        upsert = create_model("Upsert", id=(int, ...), vector=vector, **fields)
-        graphs["upsert"] = _graph(upsert, _Upsert(name, tuple(fields)), Changed, writes=True)
-        delete = create_model("Delete", id=(int, ...))
-        graphs["delete"] = _graph(delete, Lazy(_Delete, name), Changed, writes=True)
+        upsert = create_model("UpsertRequest", id=(int, ...), vector=vector, **fields)
+        graphs["upsert"] = _graph(upsert, _Upsert(name, tuple(fields)), WriteResponse, writes=True)
+        delete = create_model("DeleteRequest", id=(int, ...))
+        graphs["delete"] = _graph(delete, LazyObject(_Delete, name), WriteResponse, writes=True)
     return graphs
 
 
@@ -128,7 +128,7 @@ def _graph(
 
 
 def _json_type(field: pa.Field) -> Any:
-    """The type of an attribute in a request's model."""
+    """The type of an attribute in a request model."""
     kind = field.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return list[_json_type(kind.value_field)]  # type: ignore[misc]
@@ -141,13 +141,13 @@ def _json_type(field: pa.Field) -> Any:
     if pa.types.is_string(kind) or pa.types.is_temporal(kind):
         return str
     raise GraphError(
-        f"attribute {field.name!r} is {kind}, which requests have no form for: use numbers, "
-        "booleans, strings, dates, or lists of them, or read_only=True"
+        f"attribute {field.name!r} is {kind}, which has no JSON equivalent: use numbers, booleans, "
+        "strings, dates, or lists of them, or read_only=True"
     )
 
 
-class _Reads:
-    """What asks an index, a batch of requests at a time."""
+class _IndexReader:
+    """Reads an index, a batch of requests at a time."""
 
     def __init__(self, name: str) -> None:
         self._index = VectorIndex.connect(name)
@@ -156,28 +156,30 @@ class _Reads:
         self, vector: np.ndarray, k: np.ndarray, filter: np.ndarray, with_attributes: np.ndarray
     ) -> list[dict[str, Any]]:
         filters = [text or None for text in filter] if any(filter) else None
-        found = self._index.query(vector, max(1, int(k.max())), filters=filters)
-        kept = [row[:wanted] for row, wanted in zip(found.ids, k, strict=True)]
-        kept = [row[row >= 0] if (row < 0).any() else row for row in kept]
+        result = self._index.query(vector, max(1, int(k.max())), filters=filters)
+        nearest = [ids[:limit] for ids, limit in zip(result.ids, k, strict=True)]
+        nearest = [ids[ids >= 0] if (ids < 0).any() else ids for ids in nearest]
         attributes: dict[int, dict[str, Any]] = {}
         if with_attributes.any():
-            wanted = np.concatenate([kept[row] for row in np.flatnonzero(with_attributes)])
-            rows = self._index.get(np.unique(wanted)).drop_columns("vector").to_pylist()
-            attributes = {row.pop("id"): row for row in rows}
+            requested = np.concatenate([nearest[row] for row in np.flatnonzero(with_attributes)])
+            table = self._index.get(np.unique(requested)).drop_columns("vector")
+            attributes = {row.pop("id"): row for row in table.to_pylist()}
         return [
             {
                 "ids": ids,
                 "distances": distances[: len(ids)],
-                # A row may have been deleted since it was found.
-                "attributes": [attributes.get(one, {}) for one in ids.tolist()] if asked else [],
+                # A row may have been deleted since the search.
+                "attributes": [attributes.get(id, {}) for id in ids.tolist()] if asked else [],
             }
-            for ids, distances, asked in zip(kept, found.distances, with_attributes, strict=True)
+            for ids, distances, asked in zip(
+                nearest, result.distances, with_attributes, strict=True
+            )
         ]
 
     def filter(self, filter: np.ndarray, limit: np.ndarray) -> list[dict[str, Any]]:
         return [
-            {"ids": self._index.matching(text or None, max(1, int(most)))}
-            for text, most in zip(filter, limit, strict=True)
+            {"ids": self._index.matching(text or None, max(1, int(maximum)))}
+            for text, maximum in zip(filter, limit, strict=True)
         ]
 
 
@@ -191,15 +193,15 @@ class _Delete:
 
 
 class _Upsert:
-    """A node whose parameters are the columns of an index."""
+    """An upsert node; its parameters are the columns of the index."""
 
     def __init__(self, name: str, attributes: tuple[str, ...]) -> None:
         self._name, self._attributes = name, attributes
         self._index: VectorIndex | None = None
         names = ("id", "vector", *attributes)
         plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        # Graphs join nodes by the names of their parameters.
-        self.__signature__ = inspect.Signature([inspect.Parameter(one, plain) for one in names])
+        # Graphs connect nodes by the names of their parameters.
+        self.__signature__ = inspect.Signature([inspect.Parameter(name, plain) for name in names])
 
     def __repr__(self) -> str:
         return f"upsert into {self._name} {self._attributes}"
@@ -207,13 +209,13 @@ class _Upsert:
     def __call__(self, id: np.ndarray, vector: np.ndarray, *columns: Any) -> list[dict[str, int]]:
         if self._index is None:
             self._index = VectorIndex.connect(self._name)
-        # Of requests that wait together and name the same row, the last counts.
+        # The last of a batch's writes to the same row wins.
         _, last = np.unique(id[::-1], return_index=True)
-        kept = len(id) - 1 - last
+        latest = len(id) - 1 - last
         attributes = {
-            name: pa.array([column[row] for row in kept.tolist()])
+            name: pa.array([column[row] for row in latest.tolist()])
             for name, column in zip(self._attributes, columns, strict=True)
         }
-        changed = rows(id[kept], vector[kept], attributes)
+        changed = rows(id[latest], vector[latest], attributes)
         version = self._index.upsert(changed, timeout_s=_WRITE_S)
         return [{"version": version}] * len(id)

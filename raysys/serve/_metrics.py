@@ -1,7 +1,6 @@
-"""What replicas and gateway report of their work, as `raysys_serve_*`.
+"""Metrics of replicas, `raysys_serve_*`: one observation per batch.
 
-Of requests the gateway tells, which asks HAProxy once a second: counting them costs no request
-anything. A replica notes one value of each kind for a batch.
+Requests are counted by the gateway, see `raysys.gateway._metrics`.
 """
 
 from __future__ import annotations
@@ -13,31 +12,31 @@ class Metrics:
     """The metrics of one graph of an application in this process."""
 
     def __init__(self, application: str, action: str) -> None:
-        """Start them.
+        """Start without observations.
 
         Args:
-            application: Whose graph it is.
-            action: That it answers; "" if the application has only this graph.
+            application: Name of the application.
+            action: Action of the graph; "" for a single graph.
         """
         self._tags = {"application": application, "action": action}
         self._nodes: dict[str, dict[str, str]] = {}
         self._refused = 0
 
     def node(self, name: str, seconds: float) -> None:
-        """Note a node's run over a batch."""
+        """Record a node's run over a batch."""
         tags = self._nodes.get(name)
         if tags is None:
             tags = self._nodes[name] = {**self._tags, "node": name}
         metrics.SERVE_NODE_SECONDS.observe(seconds, tags)
 
     def batch(self, rows: int, seconds: float, waited_s: float) -> None:
-        """Note a batch, and how long its oldest request had waited."""
+        """Record a batch, and the waiting time of its oldest request."""
         metrics.SERVE_BATCH_ROWS.observe(rows, self._tags)
         metrics.SERVE_BATCH_SECONDS.observe(seconds, self._tags)
         metrics.SERVE_LATENCY_SECONDS.observe(waited_s + seconds, self._tags)
 
     def queue(self, rows: int, refused: int) -> None:
-        """Note how many rows wait, and how many requests were refused so far."""
+        """Record the queued rows, and the requests refused so far."""
         metrics.SERVE_QUEUE_ROWS.set(rows, self._tags)
         if refused > self._refused:
             tags = {"application": self._tags["application"], "by": "replica"}

@@ -1,4 +1,4 @@
-"""Nodes over stored models."""
+"""Graph nodes for stored models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from raysys.errors import DataError, StorageError
 from raysys.models import ModelStore
-from raysys.serve._nodes import Lazy
+from raysys.serve._nodes import LazyObject
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,63 +20,57 @@ if TYPE_CHECKING:
     from raysys.models import StoredModel
     from raysys.storage import Storage
 
-_UNKNOWN_S = 10.0
+_MISSING_TTL_S = 10.0
+_MAX_MISSING = 10_000
 
 
-def from_store(
-    make: type,
-    storage: Storage,
-    model: StoredModel | str,
-    *args: Any,
-    alias: str = "champion",
-    **kwargs: Any,
-) -> Lazy:
-    """A Lazy over a stored model: every replica loads the files that the store recorded.
-
-    Args:
-        make: Class that is given the model's folder, then `args` and `kwargs`.
-        storage: Of the store.
-        model: The model, or its registered name: then the version that `alias` points at now.
-        args: Further arguments of the class.
-        alias: Used with a name.
-        kwargs: Likewise.
-
-    Raises:
-        StorageError: There is no such model; or later, in a replica, its files are not those
-            that were stored.
-    """
-    found = ModelStore(storage).get(model, alias) if isinstance(model, str) else model
-    return _Stored(make, storage, found, args, kwargs)
-
-
-class _Stored(Lazy):
-    """A Lazy whose first argument is a folder that is fetched and checked where it is made."""
+class LazyModel(LazyObject):
+    """A LazyObject over a stored model: each replica fetches its files and checks their hashes."""
 
     def __init__(
-        self, make: type, storage: Storage, model: StoredModel, args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:  # fmt: skip
-        super().__init__(make, model, *args, **kwargs)
+        self,
+        cls: type,
+        storage: Storage,
+        model: StoredModel | str,
+        /,
+        *args: Any,
+        alias: str = "champion",
+        **kwargs: Any,
+    ) -> None:
+        """Describe the object.
+
+        Args:
+            cls: Class that takes the model's folder, then `args` and `kwargs`.
+            storage: Storage of the model store.
+            model: The model, or its registered name, resolved to the version with the alias now.
+            args: Further arguments of the class.
+            alias: Alias of the version, with a name.
+            kwargs: Keyword arguments of the class.
+
+        Raises:
+            StorageError: Unknown model; or, in a replica, files that differ from the stored ones.
+        """
+        if isinstance(model, str):
+            model = ModelStore(storage).get(model, alias)
+        super().__init__(cls, model, *args, **kwargs)
         self._storage = storage
 
-    def _get(self) -> Any:
-        if self._made is None:
-            model, *args = self._args
-            self._made = self._make(model.fetch(self._storage), *args, **self._kwargs)
-        return self._made
+    def _construct(self) -> Any:
+        model, *args = self._args
+        return self._cls(model.fetch(self._storage), *args, **self._kwargs)
 
 
 class ModelPool:
-    """Many stored models of one shape behind one node; each row names its own.
+    """Many stored models of one shape behind one node; each row names its model.
 
-    `Lazy(ModelPool, Mlp, storage, "price", max_loaded=16)` answers a row whose `model` is
-    "berlin" by the model that the store has under "price-berlin". Models are loaded when a row
-    asks for them, and the one that was asked for longest ago makes room.
+    `LazyObject(ModelPool, Mlp, storage, "price", max_loaded=16)` answers a row whose `model` is
+    "berlin" with the registered model "price-berlin". Models are loaded on demand; the least
+    recently used one is evicted.
     """
 
     def __init__(
         self,
-        make: Callable[..., Any],
+        factory: Callable[..., Any],
         storage: Storage,
         family: str,
         *,
@@ -86,37 +80,37 @@ class ModelPool:
         """Start with no model loaded.
 
         Args:
-            make: Makes a model of its folder; called with the rows of a batch that name it.
-            storage: Of the store.
-            family: What the registered names begin with.
-            max_loaded: Models in memory at once.
-            alias: Of each model, resolved when it is loaded.
+            factory: Takes a model's folder; its result is called with the rows of the model.
+            storage: Storage of the model store.
+            family: Prefix of the registered names.
+            max_loaded: Maximum number of models in memory.
+            alias: Alias of each model's version, resolved when it is loaded.
         """
-        self._make, self._store, self._storage = make, ModelStore(storage), storage
+        self._factory, self._store, self._storage = factory, ModelStore(storage), storage
         self._family, self._alias, self._max_loaded = family, alias, max_loaded
         self._loaded: collections.OrderedDict[str, Any] = collections.OrderedDict()
-        self._unknown: dict[str, float] = {}
+        self._missing_until: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def __call__(self, model: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Answers `(n, ...)` in the rows' order.
+        """Predictions `(n, ...)` in row order.
 
         Args:
-            model: Names `(n,)` of str.
-            x: Values `(n, ...)`, of which each model is given its rows.
+            model: Model names `(n,)` of str.
+            x: Values `(n, ...)`; each model is called with its rows.
 
         Raises:
-            DataError: The store has no such model.
+            DataError: Unknown model.
         """
-        answers: np.ndarray | None = None
+        predictions: np.ndarray | None = None
         names, which = np.unique(model, return_inverse=True)
         for number, name in enumerate(names):
             rows = np.flatnonzero(which == number)
-            made = np.asarray(self._get(str(name))(x[rows]))
-            if answers is None:
-                answers = np.empty((len(x), *made.shape[1:]), made.dtype)
-            answers[rows] = made
-        return np.empty(0, np.float32) if answers is None else answers
+            values = np.asarray(self._get(str(name))(x[rows]))
+            if predictions is None:
+                predictions = np.empty((len(x), *values.shape[1:]), values.dtype)
+            predictions[rows] = values
+        return np.empty(0, np.float32) if predictions is None else predictions
 
     def _get(self, name: str) -> Any:
         with self._lock:
@@ -125,16 +119,17 @@ class ModelPool:
                 return self._loaded[name]
             if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
                 raise DataError(f"model {name!r}: use letters, digits, _, . and -")
-            if time.monotonic() < self._unknown.get(name, 0.0):
-                raise DataError(f"model {name!r} is not in the store")
+            missing = f"model {name!r} is not in the store"
+            if time.monotonic() < self._missing_until.get(name, 0.0):
+                raise DataError(missing)
             try:
-                found = self._store.get(f"{self._family}-{name}", self._alias)
+                stored = self._store.get(f"{self._family}-{name}", self._alias)
             except StorageError as error:
-                if len(self._unknown) > 10_000:
-                    self._unknown.clear()
-                self._unknown[name] = time.monotonic() + _UNKNOWN_S
-                raise DataError(f"model {name!r} is not in the store") from error
+                if len(self._missing_until) > _MAX_MISSING:
+                    self._missing_until.clear()
+                self._missing_until[name] = time.monotonic() + _MISSING_TTL_S
+                raise DataError(missing) from error
             while len(self._loaded) >= self._max_loaded:
                 self._loaded.popitem(last=False)
-            self._loaded[name] = self._make(found.fetch(self._storage))
+            self._loaded[name] = self._factory(stored.fetch(self._storage))
             return self._loaded[name]

@@ -1,4 +1,4 @@
-"""Nodes that describe what each process makes for itself, and where it runs."""
+"""Graph nodes: objects built per process, renamed inputs, and placement."""
 
 from __future__ import annotations
 
@@ -12,82 +12,89 @@ from raysys.identity import digest
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from raysys.serve._autoscaling import Scale
+    from raysys.serve._autoscaling import Autoscaling
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a node runs, if not beside the others.
+    """A deployment of its own for a node.
 
-    Nodes of equal placement share a deployment of their own, unless they are isolated.
+    Nodes of equal placement share a deployment, unless they are isolated.
 
     Attributes:
-        replicas: Processes that hold the node; a `Scale` lets them follow the load.
-        cpus: Logical CPUs of each.
-        gpus: GPUs of each.
-        isolated: Alone, so that what kills it takes nothing else along.
+        replicas: Number of processes that run the node; an `Autoscaling` follows the load.
+        cpus: Logical CPUs of each replica.
+        gpus: GPUs of each replica.
+        isolated: Run alone, so that a crash affects no other node.
     """
 
-    replicas: int | Scale = 1
+    replicas: int | Autoscaling = 1
     cpus: float = 1.0
     gpus: float = 0.0
     isolated: bool = False
 
 
-class Lazy:
-    """An object that each process makes for itself when it first runs one of its nodes.
+class LazyObject:
+    """An object that each process constructs when it first runs one of its nodes.
 
-    So a graph travels as a description: models are loaded where they compute. A Lazy is a node
-    if its class has `__call__`; its methods are nodes too, and share the object.
+    A graph is pickled as a description: models are loaded where they compute. A LazyObject is a
+    node if its class has `__call__`; its methods are nodes too, and share the object.
 
     Example:
+        >>> from raysys.serve import Array, Graph, LazyObject
         >>> class Shift:
         ...     def __init__(self, by: int):
         ...         self.by = by
         ...
         ...     def up(self, x):
         ...         return x + self.by
-        >>> shift = Lazy(Shift, 3)
+        >>> shift = LazyObject(Shift, 3)
         >>> Graph(inputs={"x": Array("int64")}, nodes={"y": shift.up}, output="y")({"x": [1]})
         array([4])
     """
 
-    def __init__(self, make: type, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, cls: type, /, *args: Any, **kwargs: Any) -> None:
         """Describe the object.
 
         Args:
-            make: Its class.
-            args: Of the class; they are pickled to every replica, so give paths, not weights.
-            kwargs: Likewise.
+            cls: Its class.
+            args: Arguments of the class; pickled to every replica, so pass paths, not weights.
+            kwargs: Keyword arguments of the class.
         """
-        self._make, self._args, self._kwargs = make, args, kwargs
-        self._made: Any = None
+        self._cls, self._args, self._kwargs = cls, args, kwargs
+        self._instance: Any = None
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("_") or not callable(getattr(self._make, name, None)):
-            raise AttributeError(f"{self._make.__name__} has no method {name!r}")
-        return Method(self, name)
+        if name.startswith("_") or not callable(getattr(self._cls, name, None)):
+            raise AttributeError(f"{self._cls.__name__} has no method {name!r}")
+        return LazyMethod(self, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": None}
+        return {**self.__dict__, "_instance": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._cls.__name__})"
+
     def _get(self) -> Any:
         """The object of this process."""
-        if self._made is None:
-            self._made = self._make(*self._args, **self._kwargs)
-        return self._made
+        if self._instance is None:
+            self._instance = self._construct()
+        return self._instance
+
+    def _construct(self) -> Any:
+        return self._cls(*self._args, **self._kwargs)
 
     def __call__(self, *args: Any) -> Any:
         return self._get()(*args)
 
 
-class Method:
-    """A method of a Lazy as a node."""
+class LazyMethod:
+    """A method of a LazyObject as a node."""
 
-    def __init__(self, owner: Lazy, name: str) -> None:
+    def __init__(self, owner: LazyObject, name: str) -> None:
         self.owner, self.name = owner, name
 
     def __call__(self, *args: Any) -> Any:
@@ -95,53 +102,58 @@ class Method:
 
 
 def load(call: Callable[..., Any]) -> None:
-    """Make the object that a node needs, if it is a Lazy's and not yet there."""
-    lazy = call.owner if isinstance(call, Method) else call
-    if isinstance(lazy, Lazy):
-        lazy._get()
+    """Construct the LazyObject of a node, if it has one."""
+    owner = call.owner if isinstance(call, LazyMethod) else call
+    if isinstance(owner, LazyObject):
+        owner._get()
 
 
 def function_of(call: Callable[..., Any]) -> tuple[Any, list[str]]:
-    """The function behind a node and its parameters, `self` left out.
+    """The function behind a node and the names of its parameters without `self`.
 
     Raises:
-        GraphError: It is nothing that can be called.
+        GraphError: Not a callable with plain parameters.
     """
     function: Any = call
-    if isinstance(call, Method):
-        function = getattr(call.owner._make, call.name)
-    elif isinstance(call, Lazy):
-        function = call._make.__call__
+    if isinstance(call, LazyMethod):
+        function = getattr(call.owner._cls, call.name)
+    elif isinstance(call, LazyObject):
+        function = call._cls.__call__
         if not inspect.isfunction(function):
-            raise GraphError(f"{call._make.__name__} has no __call__; give one of its methods")
+            raise GraphError(f"{call._cls.__name__} has no __call__; give one of its methods")
     elif not callable(call):
-        raise GraphError(f"type {type(call).__name__} cannot be called: give a function or a Lazy")
+        raise GraphError(
+            f"type {type(call).__name__} is not callable: give a function or a LazyObject"
+        )
     try:
         parameters = inspect.signature(function).parameters
     except ValueError as error:  # of some built-in functions
-        raise GraphError(f"{call!r} does not say what it takes: wrap it in a function") from error
+        raise GraphError(f"{call!r} has no signature: wrap it in a function") from error
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    free = [parameter for parameter in parameters.values() if parameter.kind in plain]
-    if len(free) < len(parameters):
-        raise GraphError(f"{call!r} takes more than plain parameters: wrap it in a function")
-    static = isinstance(call, Method) and isinstance(
-        inspect.getattr_static(call.owner._make, call.name), (staticmethod, classmethod)
+    names = [parameter.name for parameter in parameters.values() if parameter.kind in plain]
+    if len(names) < len(parameters):
+        raise GraphError(
+            f"{call!r} has keyword-only or variadic parameters: wrap it in a function with "
+            "positional ones"
+        )
+    static = isinstance(call, LazyMethod) and isinstance(
+        inspect.getattr_static(call.owner._cls, call.name), (staticmethod, classmethod)
     )
-    names = [parameter.name for parameter in free]
-    return function, names[1:] if isinstance(call, (Lazy, Method)) and not static else names
+    has_self = isinstance(call, (LazyObject, LazyMethod)) and not static
+    return function, names[1:] if has_self else names
 
 
 def content_of(call: Callable[..., Any]) -> str:
-    """Digest of a node: the code it reaches, and the arguments of its Lazy object."""
-    lazy = call.owner if isinstance(call, Method) else call
-    if not isinstance(lazy, Lazy):
+    """Digest of a node: the code it reaches, and the arguments of its LazyObject."""
+    owner = call.owner if isinstance(call, LazyMethod) else call
+    if not isinstance(owner, LazyObject):
         return digest(call, strict=False)
-    method = call.name if isinstance(call, Method) else "__call__"
-    return digest(lazy._make, method, lazy._args, lazy._kwargs, strict=False)
+    method = call.name if isinstance(call, LazyMethod) else "__call__"
+    return digest(owner._cls, method, owner._args, owner._kwargs, strict=False)
 
 
-class Renamed:
-    """A node whose parameters are fed by others than their names say; see `using`."""
+class BoundNode:
+    """A node with renamed inputs; see `bind_inputs`."""
 
     def __init__(self, call: Callable[..., Any], names: Mapping[str, str]) -> None:
         self.call, self.names = call, dict(names)
@@ -150,14 +162,14 @@ class Renamed:
         return self.call(*args)
 
 
-def using(node: Callable[..., Any], **names: str) -> Callable[..., Any]:
-    """A node whose parameters are fed by the inputs or nodes of these names.
+def bind_inputs(node: Callable[..., Any], /, **names: str) -> Callable[..., Any]:
+    """A node whose parameters are bound to inputs or nodes of other names.
 
     Example:
-        >>> triple = using(lambda x: 3 * x, x="weight")
-        >>> Graph(inputs={"weight": Array("int64")}, nodes={"y": triple}, output="y")(
-        ...     {"weight": np.array([2])}
-        ... )
+        >>> from raysys.serve import Array, Graph, bind_inputs
+        >>> triple = bind_inputs(lambda x: 3 * x, x="weight")
+        >>> graph = Graph(inputs={"weight": Array("int64")}, nodes={"y": triple}, output="y")
+        >>> graph({"weight": [2]})
         array([6])
     """
-    return Renamed(node, names)
+    return BoundNode(node, names)

@@ -1,4 +1,4 @@
-"""What a graph's output node gives back, as rows and as columns."""
+"""The value of a graph's output node, as rows and as columns."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ import numpy as np
 from raysys.errors import GraphError
 from raysys.serve._column_types import Array
 
-Answers = dict[str, Any] | list[Any]
+Outputs = dict[str, Any] | list[Any]
 """Columns of n values by name, or a list of n rows."""
 
 
-def answers_of(output: str, value: Any, rows: int) -> Answers:
+def as_outputs(output: str, value: Any, rows: int) -> Outputs:
     """The output node's value in one of the two forms.
 
     Args:
-        output: The node's name; of the column too, if the value is a single array.
-        value: What it gave.
-        rows: How many rows it was given.
+        output: Name of the node; also of the column, if the value is a single array.
+        value: The node's value.
+        rows: Number of rows of the batch.
 
     Raises:
-        GraphError: Another kind of value, or another number of rows.
+        GraphError: An unsupported type, or a different number of rows.
     """
-    answers: Answers
+    outputs: Outputs
     lengths: dict[str, Any]
     if isinstance(value, Mapping):
-        answers = {
+        outputs = {
             name: column if isinstance(column, list) else np.asarray(column)
             for name, column in value.items()
         }
         lengths = {
             name: len(column) if isinstance(column, list) or column.ndim else "no"
-            for name, column in answers.items()
+            for name, column in outputs.items()
         }
     elif isinstance(value, np.ndarray) and value.ndim:
-        answers, lengths = {output: value}, {output: len(value)}
+        outputs, lengths = {output: value}, {output: len(value)}
     elif isinstance(value, list):
-        answers, lengths = value, {output: len(value)}
+        outputs, lengths = value, {output: len(value)}
     else:
         raise GraphError(
-            f"the output node {output!r} gave a {type(value).__name__}: give an array of n rows, a "
-            "dict of such columns, or a list of n dicts"
+            f"the output node {output!r} returned a {type(value).__name__}: return an array of n "
+            "rows, a dict of such columns, or a list of n dicts"
         )
     if set(lengths.values()) != {rows}:
-        raise GraphError(f"the output node {output!r} gave {lengths} rows for {rows}")
-    return answers
+        raise GraphError(f"the output node {output!r} returned {lengths} rows for {rows}")
+    return outputs
 
 
-def columns_of(output: str, answers: Answers) -> dict[str, Any]:
-    """Answers as columns; a list of rows is one column named by the output node."""
-    return answers if isinstance(answers, dict) else {output: answers}
+def output_columns(output: str, outputs: Outputs) -> dict[str, Any]:
+    """Outputs as columns; a list of rows is one column named after the output node."""
+    return outputs if isinstance(outputs, dict) else {output: outputs}
 
 
-def slice_of(answers: Answers, start: int, stop: int) -> Answers:
-    """The answers of some rows."""
-    if isinstance(answers, dict):
-        return {name: column[start:stop] for name, column in answers.items()}
-    return answers[start:stop]
+def slice_outputs(outputs: Outputs, start: int, stop: int) -> Outputs:
+    """The outputs of a range of rows."""
+    if isinstance(outputs, dict):
+        return {name: column[start:stop] for name, column in outputs.items()}
+    return outputs[start:stop]
 
 
-def join(parts: Sequence[Answers]) -> Answers:
-    """Answers to consecutive batches, as one."""
+def concat_outputs(parts: Sequence[Outputs]) -> Outputs:
+    """The outputs of consecutive batches as one."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -77,10 +77,10 @@ def join(parts: Sequence[Answers]) -> Answers:
     }
 
 
-def types_of(output: str, answers: Answers) -> dict[str, Array]:
-    """The types of the columns of some answers; lists and objects count as strings of JSON."""
+def output_types(output: str, outputs: Outputs) -> dict[str, Array]:
+    """Column types of some outputs; lists and objects count as strings of JSON."""
     types = {}
-    for name, column in columns_of(output, answers).items():
+    for name, column in output_columns(output, outputs).items():
         plain = isinstance(column, np.ndarray) and column.dtype.kind in "biuf"
         types[name] = Array(column.dtype.name, column.shape[1:]) if plain else Array("str")
     return types

@@ -1,4 +1,4 @@
-"""What one graph answers over HTTP: checks in front of its batcher."""
+"""The HTTP requests of one graph: validation and response cache in front of its batcher."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from raysys.errors import DataError, StorageError, UnavailableError
 from raysys.gateway import TIMEOUT_HEADER
-from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError, RequestContext
-from raysys.serve._outputs import Answers, columns_of, types_of
+from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
+from raysys.serve._outputs import Outputs, output_columns, output_types
+from raysys.serve._request_context import RequestContext
 from raysys.serve.protocols import _arrow
 from raysys.serve.protocols import _open_inference as _v2
 
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from raysys.serve._http_server import Headers, Respond
 
 JSON_TYPE = "application/json"
-_CACHED_ANSWERS = 4096
+_MAX_CACHED = 4096
 _log = logging.getLogger("raysys.serve")
 
 
-class HttpError(Exception):
-    """An answer that is not 200."""
+class HTTPStatusError(Exception):
+    """A response with a status other than 200."""
 
     def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(text)
@@ -39,35 +40,35 @@ class HttpError(Exception):
         self.body: dict[str, Any] = {"error": text}
 
 
-class Action:
-    """The answers of one graph in one replica.
+class RequestHandler:
+    """Handles the requests of one graph in one replica.
 
     Attributes:
-        request: The model of one request.
-        example: Answers to an example, by which clients are told what to expect.
+        request: Pydantic model of one request.
+        example: Example outputs, which give the response schema.
     """
 
     def __init__(
-        self, application: Application, action: str, batcher: Batcher, example: Answers | None
+        self, application: Application, action: str, batcher: Batcher, example: Outputs | None
     ) -> None:
-        """Prepare the checks.
+        """Prepare validation.
 
         Args:
-            application: What is served.
-            action: Which of its graphs this is.
-            batcher: Answers rows.
-            example: Answers to an example, if one was run.
+            application: Definition of the application.
+            action: Action of the graph.
+            batcher: Batcher of the graph.
+            example: Example outputs, if a warm-up ran.
         """
         self._app, self._batcher, self.example = application, batcher, example
         self._graph = graph = application.graphs[action]
-        self._cache_s = 0.0 if graph.writes else application.cache_s
+        self._cache_ttl_s = 0.0 if graph.writes else application.cache_ttl_s
         self._model = application.model(action)
-        self._outputs = {} if example is None else types_of(graph.output, example)
+        self._outputs = {} if example is None else output_types(graph.output, example)
         fields: Any = {name: kind.field() for name, kind in graph.inputs.items()}
         self.request: type[BaseModel] = graph.request or create_model(f"{action}Request", **fields)
         self._validate = self.request.__pydantic_validator__.validate_json
         self._inputs = tuple(graph.inputs)
-        # Models of our own are as strict as the schema that clients see.
+        # Generated models are as strict as the schema that clients see.
         self._strict = True if graph.request is None else None
         self._loose = graph.request is not None or any(
             None in kind.shape for kind in graph.inputs.values()
@@ -76,28 +77,28 @@ class Action:
         self._cache: collections.OrderedDict[bytes, tuple[float, bytes]] = collections.OrderedDict()
 
     def predict(self, headers: Headers, body: bytes, respond: Respond) -> None:
-        """One row as JSON, or many as Arrow."""
+        """Respond to one row as JSON, or many as Arrow."""
         kind = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
         if kind == _arrow.MEDIA_TYPE.encode():
             self._later(self._arrow(headers, body), headers, respond)
             return
         if kind != b"application/json":
-            raise HttpError(415, f"content-type must be {JSON_TYPE} or {_arrow.MEDIA_TYPE}")
-        if self._cache_s and (found := self._cached(body)) is not None:
-            respond(200, JSON_TYPE, found, {"x-cache": "hit"})
+            raise HTTPStatusError(415, f"content-type must be {JSON_TYPE} or {_arrow.MEDIA_TYPE}")
+        if self._cache_ttl_s and (cached := self._cached(body)) is not None:
+            respond(200, JSON_TYPE, cached, {"x-cache": "hit"})
             return
         request = self._validate(body, strict=self._strict)
         row = tuple([getattr(request, name) for name in self._inputs])
-        if self._loose:  # the types of the columns are narrower than the model of a row
+        if self._loose:  # column types are narrower than the request model
             for value, (name, column) in zip(row, self._graph.inputs.items(), strict=True):
                 column.check(name, [value])
         future = self._batcher.submit_row(row, self._deadline(headers), _context(headers))
 
-        def done(future: asyncio.Future[Answers]) -> None:
+        def done(future: asyncio.Future[Outputs]) -> None:
             try:
                 encoded = _encoded(future.result())
-                if self._cache_s:
-                    self._keep(body, encoded)
+                if self._cache_ttl_s:
+                    self._store(body, encoded)
                 respond(200, JSON_TYPE, encoded)
             except Exception as error:
                 fail(error, headers, respond)
@@ -105,11 +106,11 @@ class Action:
         future.add_done_callback(done)
 
     def infer(self, headers: Headers, body: bytes, respond: Respond) -> None:
-        """Many rows in the Open Inference Protocol."""
+        """Respond to many rows in the Open Inference Protocol."""
         self._later(self._v2(headers, body), headers, respond)
 
     def metadata(self) -> dict[str, Any]:
-        """What the graph takes and gives, in the Open Inference Protocol."""
+        """The model metadata of the Open Inference Protocol."""
         versions = [str(self._app.version)]
         return _v2.model_metadata(self._model, versions, self._graph.inputs, self._outputs)
 
@@ -117,18 +118,18 @@ class Action:
         self, headers: Headers, body: bytes
     ) -> tuple[str, bytes, dict[str, str] | None]:
         columns = _decoded(lambda: _arrow.decode(body, self._graph.inputs))
-        answers = await self._bulk(columns, headers)
-        encoded = _arrow.encode(columns_of(self._graph.output, answers))
+        outputs = await self._bulk(columns, headers)
+        encoded = _arrow.encode(output_columns(self._graph.output, outputs))
         return _arrow.MEDIA_TYPE, encoded, None
 
     async def _v2(self, headers: Headers, body: bytes) -> tuple[str, bytes, dict[str, str] | None]:
         length = headers.get(b"inference-header-content-length")
         if length is not None and not (length.isdigit() and len(length) < 12):
-            raise HttpError(400, "Inference-Header-Content-Length is not a number")
+            raise HTTPStatusError(400, "Inference-Header-Content-Length is not a number")
         graph, json_length = self._graph, None if length is None else int(length)
         request = _decoded(lambda: _v2.decode(body, json_length, graph.inputs))
-        answers = await self._bulk(request.columns, headers)
-        columns = columns_of(graph.output, answers)
+        outputs = await self._bulk(request.columns, headers)
+        columns = output_columns(graph.output, outputs)
         version = str(self._app.version)
         encoded, json_length = _decoded(lambda: _v2.encode(request, self._model, version, columns))
         if json_length is None:
@@ -137,16 +138,16 @@ class Action:
             "inference-header-content-length": str(json_length)
         }  # fmt: skip
 
-    async def _bulk(self, columns: dict[str, Any], headers: Headers) -> Answers:
+    async def _bulk(self, columns: dict[str, Any], headers: Headers) -> Outputs:
         rows = len(next(iter(columns.values())))
         if self._graph.request:
-            # Aside: of a large body this takes long enough for the event loop to be missed.
+            # In a thread: a large body would block the event loop for too long.
             await asyncio.to_thread(self._check_rows, columns, rows)
         deadline = self._deadline(headers)
         return await self._batcher.submit_columns(columns, rows, deadline, _context(headers))
 
     def _check_rows(self, columns: dict[str, Any], rows: int) -> None:
-        """The model of a row may bound more than the columns' types do."""
+        """Validate rows by the request model, whose constraints may go beyond column types."""
         for row in range(rows):
             values = {
                 name: column[row].tolist() if hasattr(column[row], "tolist") else column[row]
@@ -155,44 +156,42 @@ class Action:
             try:
                 self.request.model_validate(values)
             except ValidationError as error:
-                raise HttpError(422, f"row {row}: {_first(error)}") from error
+                raise HTTPStatusError(422, f"row {row}: {_first(error)}") from error
 
     def _deadline(self, headers: Headers) -> float:
-        asked = headers.get(TIMEOUT_HEADER.encode())
-        seconds = self._app.deadline_s
-        if asked is not None:
+        header = headers.get(TIMEOUT_HEADER.encode())
+        timeout_s = self._app.deadline_s
+        if header is not None:
             try:
-                wanted = float(asked)
+                requested_s = float(header)
             except ValueError:
-                wanted = math.nan
-            if not wanted > 0:
-                raise HttpError(400, f"{TIMEOUT_HEADER} is not a positive number")
-            seconds = min(seconds, wanted)
-        return time.monotonic() + seconds
+                requested_s = math.nan
+            if not requested_s > 0:
+                raise HTTPStatusError(400, f"{TIMEOUT_HEADER} is not a positive number")
+            timeout_s = min(timeout_s, requested_s)
+        return time.monotonic() + timeout_s
 
     def _cached(self, body: bytes) -> bytes | None:
-        found = self._cache.get(body)
-        if found is None:
-            return None
-        if found[0] < time.monotonic():
+        expires, encoded = self._cache.get(body, (math.inf, None))
+        if expires < time.monotonic():
             del self._cache[body]
             return None
-        return found[1]
+        return encoded
 
-    def _keep(self, body: bytes, encoded: bytes) -> None:
-        self._cache[body] = (time.monotonic() + self._cache_s, encoded)
-        if len(self._cache) > _CACHED_ANSWERS:
+    def _store(self, body: bytes, encoded: bytes) -> None:
+        self._cache[body] = (time.monotonic() + self._cache_ttl_s, encoded)
+        if len(self._cache) > _MAX_CACHED:
             self._cache.popitem(last=False)
 
     def _later(
-        self, answer: Coroutine[Any, Any, tuple[str, bytes, dict[str, str] | None]],
+        self, response: Coroutine[Any, Any, tuple[str, bytes, dict[str, str] | None]],
         headers: Headers, respond: Respond,
     ) -> None:  # fmt: skip
-        """Answer when a coroutine has ended."""
+        """Respond when a coroutine has finished."""
 
         async def run() -> None:
             try:
-                respond(200, *await answer)
+                respond(200, *await response)
             except Exception as error:
                 fail(error, headers, respond)
 
@@ -202,67 +201,67 @@ class Action:
 
 
 def fail(error: BaseException, headers: Headers, respond: Respond) -> None:
-    """Answer a request that has failed."""
-    failed = _failed(error, headers)
-    respond(failed.status, JSON_TYPE, orjson.dumps(failed.body), failed.headers)
+    """Respond with the status and message of an error."""
+    failure = _as_http(error, headers)
+    respond(failure.status, JSON_TYPE, orjson.dumps(failure.body), failure.headers)
 
 
-def _failed(error: BaseException, headers: Headers) -> HttpError:
-    """What a client is told of an error."""
-    if isinstance(error, HttpError):
+def _as_http(error: BaseException, headers: Headers) -> HTTPStatusError:
+    """The response to an error."""
+    if isinstance(error, HTTPStatusError):
         return error
     if isinstance(error, OverloadedError):
         wait = str(max(1, math.ceil(error.retry_after_s)))
-        return HttpError(503, str(error), {"retry-after": wait})
+        return HTTPStatusError(503, str(error), {"retry-after": wait})
     if isinstance(error, DeadlineError):
-        return HttpError(504, str(error))
+        return HTTPStatusError(504, str(error))
     if isinstance(error, ValidationError):
-        failed = HttpError(422, _first(error))
-        failed.body["detail"] = error.errors(
+        failure = HTTPStatusError(422, _first(error))
+        failure.body["detail"] = error.errors(
             include_url=False, include_context=False, include_input=False
         )
-        return failed
+        return failure
     if isinstance(error, DataError):
-        return HttpError(422, str(error))
-    # An index that cannot write its log has changed nothing.
+        return HTTPStatusError(422, str(error))
+    # An index that cannot write its log is unchanged.
     if isinstance(error, UnavailableError | StorageError):
-        return HttpError(503, str(error), {"retry-after": "1"})
+        return HTTPStatusError(503, str(error), {"retry-after": "1"})
     request = _context(headers).request_id
     _log.error("request %s failed", request, exc_info=error, extra={"request_id": request})
-    return HttpError(500, f"the graph failed; the replica's log says why at {request}")
+    return HTTPStatusError(500, f"the graph failed; see the replica's log for request {request}")
 
 
-def _encoded(answers: Answers) -> bytes:
-    """The answers to one row as JSON."""
-    answer = (
-        answers[0]
-        if isinstance(answers, list)
-        else {name: column[0] for name, column in answers.items()}
+def _encoded(outputs: Outputs) -> bytes:
+    """The outputs of one row as JSON."""
+    row = (
+        outputs[0]
+        if isinstance(outputs, list)
+        else {name: column[0] for name, column in outputs.items()}
     )
-    return orjson.dumps(answer, _as_list, orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(row, _as_list, orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _as_list(value: Any) -> Any:
-    """Arrays that orjson does not take, such as those in Fortran's order."""
+    """Convert arrays that orjson does not support, such as those in Fortran order."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} is not JSON serializable")
 
 
 def _decoded(decode: Callable[[], Any]) -> Any:
-    """Malformed bodies are 400; what a graph says of good ones is 422."""
+    """A malformed body is 400; a graph's DataError on a well-formed one is 422."""
     try:
         return decode()
     except DataError as error:
-        raise HttpError(400, str(error)) from error
+        raise HTTPStatusError(400, str(error)) from error
 
 
 def _first(error: ValidationError) -> str:
-    """The first complaint, with its field named."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in found["loc"]) or "the body"
+    """The first error, with its field."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the body"
     more = error.error_count() - 1
-    return f"{place}: {found['msg']}" + (f" (and {more} more)" if more else "")
+    return f"{place}: {first['msg']}" + (f" (and {more} more)" if more else "")
 
 
 def _context(headers: Headers) -> RequestContext:

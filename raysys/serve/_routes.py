@@ -1,4 +1,4 @@
-"""What a replica answers over HTTP: its routes."""
+"""The HTTP routes of a replica."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from raysys.gateway import ALIVE_PATH, APP_HEADER, TOKEN_HEADER
-from raysys.serve._request_handler import JSON_TYPE, Action, HttpError, fail
+from raysys.serve._request_handler import JSON_TYPE, HTTPStatusError, RequestHandler, fail
 from raysys.serve.protocols import _openapi
 
 if TYPE_CHECKING:
@@ -17,80 +17,81 @@ if TYPE_CHECKING:
     from raysys.serve._application import Application
     from raysys.serve._batcher import Batcher
     from raysys.serve._http_server import Headers, Respond
-    from raysys.serve._outputs import Answers
+    from raysys.serve._outputs import Outputs
 
 
-class HttpApp:
-    """The answers of one replica."""
+class Router:
+    """Dispatches a replica's requests."""
 
     def __init__(
         self,
         application: Application,
         batchers: Mapping[str, Batcher],
-        examples: Mapping[str, Answers | None],
+        examples: Mapping[str, Outputs | None],
     ) -> None:
         """Prepare the routes.
 
         Args:
-            application: What is served.
-            batchers: Answer rows, by action.
-            examples: Answers to an example of each action, by which clients are told what to
-                expect.
+            application: Definition of the application.
+            batchers: Batchers by action.
+            examples: Example outputs by action, which give the response schemas.
         """
         self._app, self._token = application, application.token.encode()
-        self._actions = {
-            name: Action(application, name, batchers[name], examples[name])
-            for name in application.graphs
+        self._handlers = {
+            action: RequestHandler(application, action, batchers[action], examples[action])
+            for action in application.graphs
         }
         self._get: dict[str, Callable[[], Any]] = {
             f"{application.route}/healthz": lambda: {"status": "ok"},
             f"{application.route}/openapi.json": self._openapi,
         }
         self._post: dict[str, Callable[[Headers, bytes, Respond], None]] = {}
-        for name, action in self._actions.items():
-            self._post[application.path(name)] = action.predict
-            model = f"/v2/models/{application.model(name)}"
+        for action, handler in self._handlers.items():
+            self._post[application.path(action)] = handler.predict
+            model = f"/v2/models/{application.model(action)}"
             for path in (model, f"{model}/versions/{application.version}"):
-                self._get[path] = action.metadata
+                self._get[path] = handler.metadata
                 self._get[f"{path}/ready"] = lambda: {"ready": True}
-                self._post[f"{path}/infer"] = action.infer
+                self._post[f"{path}/infer"] = handler.infer
 
-    def answer(
+    def handle(
         self, method: str, path: str, headers: Headers, body: bytes, respond: Respond
     ) -> None:
-        """Answer one request, at once or when its batch has run."""
+        """Respond to one request, at once or when its batch has run."""
         try:
             if path == ALIVE_PATH:
                 ours = headers.get(APP_HEADER.encode()) == self._app.name.encode()
                 respond(200 if ours else 404, JSON_TYPE, b"{}")
                 return
             if not hmac.compare_digest(headers.get(TOKEN_HEADER, b""), self._token):
-                raise HttpError(403, "replicas answer the gateway only: use the endpoint's URL")
-            handle = self._post.get(path)
-            if handle is None or method != "POST":
-                respond(200, *self._other(method, path))
+                raise HTTPStatusError(403, "replicas accept requests of the gateway only: use the "
+                                    "endpoint's URL")  # fmt: skip
+            handler = self._post.get(path)
+            if handler is None or method != "POST":
+                respond(200, *self._describe(method, path))
             else:
-                handle(headers, body, respond)
+                handler(headers, body, respond)
         except Exception as error:
             fail(error, headers, respond)
 
-    def _other(self, method: str, path: str) -> tuple[str, bytes]:
+    def _describe(self, method: str, path: str) -> tuple[str, bytes]:
+        """The response to a request that does not run the graph."""
         if path == f"{self._app.route}/docs" and method == "GET":
             return "text/html; charset=utf-8", _openapi.page(self._app)
-        make = self._get.get(path)
-        if make is None or method != "GET":
-            allowed = "POST" if path in self._post else "GET"
-            if make is None and path not in self._post:
-                paths = ", ".join(map(self._app.path, self._actions))
-                raise HttpError(
-                    404, f"there is nothing at {path}: post to {paths}, see {self._app.route}/docs"
-                )
-            raise HttpError(405, f"{method} is not allowed here", {"allow": allowed})
-        return JSON_TYPE, orjson.dumps(make())
+        get = self._get.get(path)
+        if get is not None and method == "GET":
+            return JSON_TYPE, orjson.dumps(get())
+        if get is None and path not in self._post:
+            paths = ", ".join(map(self._app.path, self._handlers))
+            raise HTTPStatusError(
+                404, f"unknown path {path}: post to {paths}, see {self._app.route}/docs"
+            )
+        allowed = "POST" if path in self._post else "GET"
+        raise HTTPStatusError(405, f"{method} is not allowed for {path}", {"allow": allowed})
 
     def _openapi(self) -> dict[str, Any]:
         return _openapi.document(
             self._app,
-            {name: action.request for name, action in self._actions.items()},
-            {name: action.example for name, action in self._actions.items()},
+            {action: handler.request for action, handler in self._handlers.items()},
+            {action: handler.example for action, handler in self._handlers.items()},
         )

@@ -1,4 +1,4 @@
-"""How much of what a replica can do it does."""
+"""The utilization of a replica."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import math
 import threading
 import time
 
-_FORGET = 0.98  # of what was learned, by each batch
-_QUEUE_S = 1.0  # rows whose work takes as long as this wait: a load of 1 on top
+_FORGET = 0.98  # weight of earlier batches after each batch
+_QUEUE_S = 1.0  # queued work of this many seconds adds a load of 1
 
 
-class Load:
-    """Learns what batches cost, and reckons the work that was done in full batches.
+class LoadEstimator:
+    """Estimates a replica's load: the work done, as if in full batches, per second.
 
-    A batch takes a time for itself and one for each row, by least squares over the latest
-    batches. So a graph that answers one row at a time in half of its time is not half busy, if
-    it could answer many in that time.
+    A batch's time is modelled as a fixed part and a part per row, by least squares over the latest
+    batches. So a graph that spends half of its time on single rows has a load below 0.5 if it could
+    process many rows in the same time.
     """
 
-    def __init__(self, most_rows: int, in_flight: int = 1) -> None:
+    def __init__(self, max_batch_size: int, in_flight: int = 1) -> None:
         """Start idle.
 
         Args:
-            most_rows: Of a batch.
-            in_flight: Batches that run at once at most.
+            max_batch_size: Maximum number of rows in a batch.
+            in_flight: Maximum number of concurrent batches.
         """
-        self._most_rows, self._in_flight = most_rows, in_flight
+        self._max_batch_size, self._in_flight = max_batch_size, in_flight
         self._lock = threading.Lock()
         self._weight = self._rows = self._seconds = self._squares = self._products = 0.0
         self._done, self._since = 0, time.monotonic()
 
     def batch(self, rows: int, seconds: float) -> None:
-        """Note a batch."""
+        """Record a batch."""
         with self._lock:
             self._done += rows
             self._weight = _FORGET * self._weight + 1
@@ -41,7 +41,7 @@ class Load:
             self._products = _FORGET * self._products + rows * seconds
 
     def row_s(self) -> float:
-        """Seconds of a row in a full batch; 0 before the first batch."""
+        """Seconds per row of a full batch; 0 before the first batch."""
         if not self._weight:
             return 0.0
         rows, seconds = self._rows / self._weight, self._seconds / self._weight
@@ -49,15 +49,15 @@ class Load:
         if variance > 1e-3 * rows * rows:
             covariance = self._products / self._weight - rows * seconds
             slope = min(max(0.0, covariance / variance), seconds / rows)
-        else:  # batches of one size do not tell their two times apart: the dearer way
+        else:  # batches of equal size cannot separate the two parts: assume the larger cost
             slope = seconds / rows
-        return slope + (seconds - slope * rows) / self._most_rows
+        return slope + (seconds - slope * rows) / self._max_batch_size
 
-    def share(self, waiting: int = 0) -> float:
-        """The load since the last call: 1 is all that can be done, more is a queue.
+    def load(self, queued: int = 0) -> float:
+        """The load since the last call: 1 is full utilization, more means a queue.
 
         Args:
-            waiting: Rows of the queue.
+            queued: Number of queued rows.
         """
         with self._lock:
             now = time.monotonic()
@@ -65,5 +65,5 @@ class Load:
             self._done, self._since = 0, now
         if math.isclose(past_s, 0.0):
             return 0.0
-        beyond = max(0, waiting - self._most_rows)
-        return (done * row_s / past_s + beyond * row_s / _QUEUE_S) / self._in_flight
+        excess = max(0, queued - self._max_batch_size)
+        return (done * row_s / past_s + excess * row_s / _QUEUE_S) / self._in_flight

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from raysys.models import ModelStore, StoredModel
-from raysys.serve import Array, Graph, from_store
+from raysys.serve import Array, Graph, LazyModel
 from raysys.storage import Storage
 from raysys.tracking import open_run
 
@@ -20,7 +20,7 @@ class Doubler:
 
 
 def graph(storage: Storage, model: StoredModel) -> Graph:
-    nodes = {"y": from_store(Doubler, storage, model)}
+    nodes = {"y": LazyModel(Doubler, storage, model)}
     return Graph(inputs={"x": Array("float32", (2,))}, nodes=nodes, output="y")
 
 

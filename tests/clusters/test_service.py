@@ -78,7 +78,7 @@ def test_serve_deploys_a_stored_model_behind_the_gateway_and_again_when_it_is_go
     url = handle.remote().result()
     assert url == f"http://127.0.0.1:{port}/double"
     endpoint = serve.Endpoint("times", 1, f"http://127.0.0.1:{port}", "/double")
-    assert endpoint.ask({"x": [1, 2]}) == {"y": [2, 4]}
+    assert endpoint.predict({"x": [1, 2]}) == {"y": [2, 4]}
     # What KubeRay asks the head before the Kubernetes service sends requests there.
     assert _health(port) == 200
 
@@ -87,7 +87,7 @@ def test_serve_deploys_a_stored_model_behind_the_gateway_and_again_when_it_is_go
     deadline = time.monotonic() + 60
     while True:
         try:
-            answer = endpoint.ask({"x": [1, 2]})
+            answer = endpoint.predict({"x": [1, 2]})
             break
         except urllib.error.HTTPError as error:
             if error.code not in (404, 503) or time.monotonic() > deadline:

@@ -115,8 +115,8 @@ def main(folder: str) -> None:
         inputs={"x": serve.Array("float32")}, nodes={"answer": answer}, output="answer"
     )
     endpoint = serve.deploy(
-        "watched", graph, batching=serve.Batching(max_batch_size=1, max_queue=1), deadline_s=0.5,
-        port=free_port(),
+        "watched", graph, batching=serve.Batching(max_batch_size=1, max_queued_rows=1),
+        deadline_s=0.5, gateway=serve.GatewayOptions(port=free_port()),
     )  # fmt: skip
     for _ in range(6):
         threading.Thread(target=load, args=(endpoint.url, stop), daemon=True).start()

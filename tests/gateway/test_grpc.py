@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from raysys.errors import DataError, ResourceError
 from raysys.gateway import _grpc_proxy as _grpc
+from raysys.gateway import server_metadata
 from raysys.serve._column_types import Array
 from raysys.serve.protocols import _open_inference as _v2
 
@@ -59,7 +60,7 @@ class Endpoint:
         return web.json_response({}, status=200 if self.healthy else 503)
 
     async def _server(self, request: web.Request) -> web.Response:
-        return web.json_response(_v2.server_metadata())
+        return web.json_response(server_metadata())
 
     async def _model(self, request: web.Request) -> web.Response:
         name, version = request.match_info["name"], request.match_info.get("version", "1")
@@ -256,11 +257,11 @@ def test_outputs_are_raw_whatever_the_parameters_say(stub: Any) -> None:
         (lambda r: r.raw_input_contents.extend([b"", b""]), "1 inputs, but 2 raw_input_contents"),
         (lambda r: setattr(r.inputs[0], "datatype", "FP16"), "x: send 'FP16' as raw"),
         (lambda r: setattr(r.inputs[0], "datatype", "INT8"), "x: INT8 goes in int_contents"),
-        (lambda r: setattr(r.inputs[0], "name", "z"), "no input 'z'"),
+        (lambda r: setattr(r.inputs[0], "name", "z"), "unknown input 'z'"),
         (lambda r: r.inputs[0].shape.append(1), "x: shape must be [-1, -1]"),
         (lambda r: r.inputs.add().CopyFrom(r.inputs[0]), "x: given twice"),
         (lambda r: r.ClearField("inputs"), "missing inputs ['x']"),
-        (lambda r: r.outputs.add(name="z"), "no output 'z'"),
+        (lambda r: r.outputs.add(name="z"), "unknown output 'z'"),
         (
             lambda r: setattr(
                 r.outputs.add(name="y").parameters["classification"], "int64_param", 3

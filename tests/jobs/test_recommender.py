@@ -97,7 +97,7 @@ def test_artefacts_are_whole_and_the_model_is_champion(finished: Finished) -> No
 
 
 def test_a_known_person_gets_films_that_they_have_not_rated(finished: Finished) -> None:
-    answer = finished.endpoint.ask({"user_id": 15, "k": 25})
+    answer = finished.endpoint.predict({"user_id": 15, "k": 25})
     rated = set(finished.ratings[finished.ratings["userId"] == 15]["movieId"])
     movies = [film["movie_id"] for film in answer["films"]]
     assert answer["known_user"] is True
@@ -108,7 +108,7 @@ def test_a_known_person_gets_films_that_they_have_not_rated(finished: Finished) 
 
 
 def test_an_unknown_person_gets_popular_films_and_is_told(finished: Finished) -> None:
-    answer = finished.endpoint.ask({"user_id": 10**6, "k": 3})
+    answer = finished.endpoint.predict({"user_id": 10**6, "k": 3})
     liked = finished.ratings[finished.ratings["rating"] >= 4]["movieId"].value_counts()
     assert answer["known_user"] is False
     assert [liked[film["movie_id"]] for film in answer["films"]] == liked.head(3).tolist()
@@ -117,7 +117,7 @@ def test_an_unknown_person_gets_popular_films_and_is_told(finished: Finished) ->
 @pytest.mark.parametrize(("field", "value"), [("user_id", "x"), ("k", 0), ("k", 10**6)])
 def test_bad_input_names_the_field(finished: Finished, field: str, value: object) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
-        finished.endpoint.ask({"user_id": 15, field: value})
+        finished.endpoint.predict({"user_id": 15, field: value})
     assert refused.value.code == 422
     assert json.load(refused.value)["detail"][0]["loc"] == [field]
 
@@ -134,7 +134,7 @@ def test_a_restarted_replica_answers_the_same(finished: Finished) -> None:
 
     import ray
 
-    before = finished.endpoint.ask({"user_id": 20})
+    before = finished.endpoint.predict({"user_id": 20})
     replica = next(
         actor["name"]
         for actor in ray.util.list_named_actors(all_namespaces=True)
@@ -144,7 +144,7 @@ def test_a_restarted_replica_answers_the_same(finished: Finished) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            assert finished.endpoint.ask({"user_id": 20}) == before
+            assert finished.endpoint.predict({"user_id": 20}) == before
             return
         except OSError:
             time.sleep(0.5)

@@ -210,7 +210,7 @@ def test_a_table_a_graph_and_another_process_answer_alike(
     assert made["target"].to_pylist() == ASKED["target"].tolist()
     graph = serve.Graph(
         inputs={"features": serve.Array("float64", (6,))},
-        nodes={"answer": serve.from_store(StoredEnsemble, three.storage, "kept")},
+        nodes={"answer": serve.LazyModel(StoredEnsemble, three.storage, "kept")},
         output="answer",
     )
     np.testing.assert_allclose(graph({"features": features}), here, atol=1e-12)

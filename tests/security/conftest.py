@@ -24,7 +24,6 @@ _DEPLOY = """
 import sys
 import numpy as np
 from raysys import cluster, serve
-from raysys.storage import Storage
 
 path, port, grpc_port = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
@@ -37,8 +36,8 @@ cluster.connect()
 graph = serve.Graph(
     inputs={"x": serve.Array("float32", ())}, nodes={"noted": noted}, output="noted"
 )
-serve.deploy("guarded", graph, protected=True, cpus_per_replica=0.1, port=port,
-             grpc_port=grpc_port, storage=Storage())
+serve.deploy("guarded", graph, protected=True, cpus_per_replica=0.1,
+             gateway=serve.GatewayOptions(port=port, grpc_port=grpc_port))
 """
 
 

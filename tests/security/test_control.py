@@ -103,7 +103,7 @@ def test_every_open_port_is_accounted_for_and_wants_the_token(target: Target) ->
         assert kind, f"{address} of {command} is not known"
     kinds = list(seen.values())
     # HAProxy is a process of its own, outside of the head's: its port is asked below.
-    for kind in ("dashboard", "agent", "environments", "metrics", "replica", "room"):
+    for kind in ("dashboard", "agent", "environments", "metrics", "replica", "holding proxy"):
         assert kind in kinds, _told(target, seen)
     # GCS, raylet, object manager, Ray Client, agent, workers.
     assert sum(isinstance(kind, int) and kind > 0 for kind in kinds) >= 6, _told(target, seen)
@@ -146,13 +146,13 @@ def _http_port(target: Target, address: str, command: str) -> str | None:
                 assert ask(url + path, method, token) in DENIED, path
         return "environments"
     if "ServeReplica" in command or "Gateway" in command:
-        # A replica answers the gateway's own token alone; the waiting room passes on what it got.
+        # A replica answers the gateway's own token alone; the holding proxy passes on what it got.
         before = target.runs
         for token in target.intruders().values():
             said = ask(f"{url}/guarded", "POST", token, {"x": 1}, app="guarded")
             assert said in DENIED, (command, said)
         assert target.runs == before
-        return "replica" if "ServeReplica" in command else "room"
+        return "replica" if "ServeReplica" in command else "holding proxy"
     return None
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from raysys.serve import Endpoint, Graph, deploy, shutdown
+from raysys.serve import Endpoint, GatewayOptions, Graph, deploy, shutdown
 from raysys.storage import Storage
 from tests.ports import free_ports
 from tests.serve.serving import mixed_graph
@@ -24,10 +24,10 @@ def deployer(ray_cluster: None, serving_storage: Storage) -> Iterator[Deployer]:
     """`deploy` behind a gateway on free ports, with replicas that ask for little."""
     shutdown()  # a gateway of other tests would keep its own ports
     port, grpc_port = free_ports(2)
-    gateway: dict[str, Any] = {"port": port, "grpc_port": grpc_port, "storage": serving_storage}
+    gateway = GatewayOptions(port=port, grpc_port=grpc_port, storage=serving_storage)
 
-    def deploy_small(name: str, graph: Graph | Mapping[str, Graph], **how: Any) -> Endpoint:
-        return deploy(name, graph, **{"cpus_per_replica": 0.1, **gateway, **how})
+    def deploy_small(name: str, graph: Graph | Mapping[str, Graph], **options: Any) -> Endpoint:
+        return deploy(name, graph, **{"cpus_per_replica": 0.1, "gateway": gateway, **options})
 
     yield deploy_small
     shutdown()

@@ -21,11 +21,11 @@ from raysys.serve import (
     Array,
     Graph,
     IndexSearch,
-    Lazy,
+    LazyObject,
     ModelPool,
     Placement,
+    bind_inputs,
     current_requests,
-    using,
 )
 from raysys.storage import Storage
 
@@ -183,8 +183,8 @@ def _stamped(x: np.ndarray, near: np.ndarray, far: dict[str, np.ndarray]) -> dic
 
 def stamped_graph(version: int, *, broken: bool = False) -> Graph:
     """Two deployments that both say their version, and whose request they answered."""
-    stamp = Lazy(Stamp, version)
-    near = Lazy(Broken) if broken else stamp.near
+    stamp = LazyObject(Stamp, version)
+    near = LazyObject(Broken) if broken else stamp.near
     return Graph(
         inputs={"x": Array("int64")},
         nodes={"near": near, "far": stamp.far, "answer": _stamped},
@@ -223,7 +223,7 @@ class Counter:
 
 def counted_graph() -> Graph:
     """An answer that no other has."""
-    return Graph(inputs={"x": Array("int64")}, nodes={"count": Lazy(Counter)}, output="count")
+    return Graph(inputs={"x": Array("int64")}, nodes={"count": LazyObject(Counter)}, output="count")
 
 
 class Linear:
@@ -249,16 +249,16 @@ def _stored_answer(
     return {"base": base, "own": own, "held": held, "ids": near[0], "scores": near[1]}
 
 
-def stored_graph(base: Lazy, storage: Storage, index: str) -> Graph:
+def stored_graph(base: LazyObject, storage: Storage, index: str) -> Graph:
     """A stored model, a pool of at most three others, and an index of two shards."""
-    pool = Lazy(LinearPool, Linear, storage, "own", max_loaded=3)
+    pool = LazyObject(LinearPool, Linear, storage, "own", max_loaded=3)
     return Graph(
         inputs={"model": Array("str"), "x": Array("float32", (4,))},
         nodes={
             "base": base,
             "own": pool,
             "held": pool.sizes,
-            "near": using(Lazy(IndexSearch, index, 3), vectors="x"),
+            "near": bind_inputs(LazyObject(IndexSearch, index, 3), vectors="x"),
             "answer": _stored_answer,
         },
         output="answer",
@@ -286,7 +286,7 @@ def _far(number: np.ndarray) -> np.ndarray:
 
 def shelf_graphs() -> dict[str, Graph]:
     """Three actions: two share an object, the third has a node in a deployment of its own."""
-    shelf, number = Lazy(Shelf), Array("int64")
+    shelf, number = LazyObject(Shelf), Array("int64")
     return {
         "put": Graph(
             inputs={"number": number, "title": Array("str")},
@@ -345,7 +345,7 @@ class Client:
             reply = self._connection.getresponse()
             lower = {name.lower(): value for name, value in reply.getheaders()}
             return Reply(reply.status, lower, reply.read())
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPStatusError):
             self._connection.close()  # the next request opens another
             raise
 
@@ -413,7 +413,7 @@ def load(
                 break
             try:
                 result.replies.append((number, client.post(body(number))))
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPStatusError) as error:
                 result.failures.append(f"request {number}: {error!r}")
             stop.wait(pause_s)
         client.close()

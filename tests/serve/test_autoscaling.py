@@ -10,9 +10,15 @@ import pytest
 from ray import cloudpickle, serve
 
 from raysys.errors import RaysysError, ResourceError
-from raysys.serve import Array, Batching, Graph, Scale, undeploy
-from raysys.serve._autoscaling import LOAD, LoadPolicy, begin, options, replicas_wanted
-from raysys.serve._utilization import Load
+from raysys.serve import Array, Autoscaling, Batching, Graph, undeploy
+from raysys.serve._autoscaling import (
+    LOAD,
+    LoadPolicy,
+    deployment_options,
+    initial_replicas,
+    required_replicas,
+)
+from raysys.serve._utilization import LoadEstimator
 from tests.serve.conftest import Deployer
 from tests.serve.serving import eventually, load
 
@@ -24,11 +30,11 @@ from tests.serve.serving import eventually, load
     [([0.0], 0.0), ([0.35], 0.5), ([0.7, 0.7], 2.0), ([1.4], 2.0), ([1.4, 0.0, 0.0], 2.0)],
 )
 def test_replicas_are_as_many_as_share_the_load(loads: list[float], wanted: float) -> None:
-    assert replicas_wanted(loads, busy=0.7) == pytest.approx(wanted)
+    assert required_replicas(loads, target_utilization=0.7) == pytest.approx(wanted)
 
 
 def test_the_policy_keeps_what_there_is_until_replicas_have_reported() -> None:
-    policy = LoadPolicy(busy=0.5)
+    policy = LoadPolicy(target_utilization=0.5)
     silent = SimpleNamespace(aggregated_metrics={}, target_num_replicas=3)
     assert policy(silent) == (3, {})
     heard = SimpleNamespace(aggregated_metrics={LOAD: {"a": 1.0, "b": 0.5}}, target_num_replicas=2)
@@ -36,34 +42,39 @@ def test_the_policy_keeps_what_there_is_until_replicas_have_reported() -> None:
 
 
 def test_the_policy_runs_where_raysys_is_not() -> None:
-    settings = options(Scale(1, 4), 0)["autoscaling_config"]
+    settings = deployment_options(Autoscaling(1, 4), 0)["autoscaling_config"]
     assert b"raysys.errors" not in settings.policy.get_serialized_policy_def()
-    policy = cloudpickle.loads(settings.policy.get_serialized_policy_def())(busy=0.5)
+    policy = cloudpickle.loads(settings.policy.get_serialized_policy_def())(target_utilization=0.5)
     context = SimpleNamespace(aggregated_metrics={LOAD: {"a": 1.0}}, target_num_replicas=1)
     assert policy(context) == (2.0, {})
 
 
 def test_a_new_version_begins_with_the_replicas_of_the_old_one() -> None:
-    assert [begin(Scale(2, 5), running) for running in (0, 1, 3, 9)] == [2, 2, 3, 5]
-    assert begin(4, 1) == 4
+    assert [initial_replicas(Autoscaling(2, 5), running) for running in (0, 1, 3, 9)] == [
+        2,
+        2,
+        3,
+        5,
+    ]
+    assert initial_replicas(4, 1) == 4
 
 
 @pytest.mark.parametrize("wrong", [(0, 2), (3, 2)])
 def test_bounds_that_are_none_are_refused(wrong: tuple[int, int]) -> None:
-    with pytest.raises(RaysysError, match=r"the least replicas, 1 or more"):
-        Scale(*wrong)
+    with pytest.raises(RaysysError, match="min_replicas must be at least 1"):
+        Autoscaling(*wrong)
 
 
 # --- what a replica says ---
 
 
-def _after(meter: Load, seconds: float, waiting: int = 0) -> float:
+def _after(meter: LoadEstimator, seconds: float, queued: int = 0) -> float:
     meter._since = time.monotonic() - seconds
-    return meter.share(waiting)
+    return meter.load(queued)
 
 
 def test_a_batch_that_costs_the_same_for_any_rows_leaves_room_for_more() -> None:
-    meter = Load(most_rows=50)
+    meter = LoadEstimator(max_batch_size=50)
     for rows in (1, 9, 1, 9):
         meter.batch(rows, 0.1)
     assert meter.row_s() == pytest.approx(0.1 / 50)
@@ -71,7 +82,7 @@ def test_a_batch_that_costs_the_same_for_any_rows_leaves_room_for_more() -> None
 
 
 def test_rows_that_each_cost_the_same_leave_no_room() -> None:
-    meter = Load(most_rows=50)
+    meter = LoadEstimator(max_batch_size=50)
     for rows in (2, 8, 4, 6):
         meter.batch(rows, 0.05 * rows)
     assert _after(meter, 1.0) == pytest.approx(1.0, rel=0.05)
@@ -79,17 +90,17 @@ def test_rows_that_each_cost_the_same_leave_no_room() -> None:
 
 
 def test_batches_of_one_size_count_as_they_are() -> None:
-    meter = Load(most_rows=50)
+    meter = LoadEstimator(max_batch_size=50)
     for _ in range(4):
         meter.batch(1, 0.1)
     assert _after(meter, 1.0) == pytest.approx(0.4, rel=0.05)
 
 
 def test_a_queue_beyond_the_next_batch_is_load_too() -> None:
-    meter = Load(most_rows=10)
+    meter = LoadEstimator(max_batch_size=10)
     meter.batch(10, 0.5)
-    assert _after(meter, 1.0, waiting=10) == pytest.approx(0.5, rel=0.05)
-    assert _after(meter, 1.0, waiting=30) == pytest.approx(1.0, rel=0.05)
+    assert _after(meter, 1.0, queued=10) == pytest.approx(0.5, rel=0.05)
+    assert _after(meter, 1.0, queued=30) == pytest.approx(1.0, rel=0.05)
 
 
 # --- both together ---
@@ -110,7 +121,7 @@ def _running(name: str, version: int) -> int:
 
 
 def test_replicas_come_and_go_with_the_load_and_no_request_fails(deployer: Deployer) -> None:
-    scale = Scale(1, 3, up_after_s=0.5, down_after_s=2.0)
+    scale = Autoscaling(1, 3, upscale_delay_s=0.5, downscale_delay_s=2.0)
     endpoint = deployer(
         "scaled", _slow_graph(), replicas=scale, batching=Batching(max_batch_size=2)
     )
@@ -127,6 +138,6 @@ def test_replicas_come_and_go_with_the_load_and_no_request_fails(deployer: Deplo
 
 def test_the_most_must_fit_a_cluster_that_cannot_grow(deployer: Deployer) -> None:
     with pytest.raises(ResourceError, match=r"application 'vast' needs 32 CPUs"):
-        deployer("vast", _slow_graph(), replicas=Scale(1, 32), cpus_per_replica=1)
-    with pytest.raises(RaysysError, match=r"may have 33 replicas: .* 32 at most"):
-        deployer("vast", _slow_graph(), replicas=Scale(1, 33))
+        deployer("vast", _slow_graph(), replicas=Autoscaling(1, 32), cpus_per_replica=1)
+    with pytest.raises(RaysysError, match=r"may have 33 replicas: .* at most 32"):
+        deployer("vast", _slow_graph(), replicas=Autoscaling(1, 33))

@@ -23,8 +23,8 @@ from raysys.serve import (
 )
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
 from raysys.serve._column_types import Columns
-from raysys.serve._replica import Runner
-from raysys.serve._utilization import Load
+from raysys.serve._plan_executor import PlanExecutor
+from raysys.serve._utilization import LoadEstimator
 from tests.serve.asynchronous import SAFETY_S, in_loop
 
 INT = {"x": Array("int64")}
@@ -159,7 +159,7 @@ async def test_a_batch_holds_no_more_rows_than_it_may() -> None:
 @in_loop
 async def test_a_batch_costs_no_more_than_it_may_and_what_costs_more_goes_alone() -> None:
     run = Doubling(held=False)
-    batcher = Batcher(run, INT, Batching(cost=lambda row: row["x"], max_cost=10))
+    batcher = Batcher(run, INT, Batching(cost_fn=lambda row: row["x"], max_batch_cost=10))
     await answers(put(batcher, 6, 4, 1, 20, 3, 7, 1))
     assert run.batches == [[6, 4], [1], [20], [3, 7], [1]]
 
@@ -223,7 +223,7 @@ async def test_bulk_columns_are_cut_and_joined_in_order_whichever_piece_ends_fir
 @in_loop
 async def test_bulk_columns_are_cut_by_cost() -> None:
     run = Doubling(held=False)
-    batcher = Batcher(run, INT, Batching(cost=lambda row: row["x"], max_cost=10))
+    batcher = Batcher(run, INT, Batching(cost_fn=lambda row: row["x"], max_batch_cost=10))
     found = await bulk(batcher, [6, 4, 1, 20, 3])
     assert found["y"].tolist() == [12, 8, 2, 40, 6]
     assert run.batches == [[6, 4], [1], [20], [3]]
@@ -306,7 +306,7 @@ async def test_a_deadline_that_has_passed_already_is_told_without_a_run(clock: C
 @in_loop
 async def test_a_full_queue_refuses_until_there_is_room() -> None:
     run = Doubling()
-    batcher = Batcher(run, INT, Batching(max_batch_size=2, max_queue=3))
+    batcher = Batcher(run, INT, Batching(max_batch_size=2, max_queued_rows=3))
     futures = put(batcher, 1)
     await run.began(1)
     futures += put(batcher, 2, 3, 4)
@@ -325,7 +325,7 @@ async def test_a_full_queue_refuses_until_there_is_room() -> None:
 @in_loop
 async def test_a_bulk_request_longer_than_the_queue_is_taken_and_others_come_in_between() -> None:
     run = Doubling()
-    batcher = Batcher(run, INT, Batching(max_batch_size=2, max_queue=10))
+    batcher = Batcher(run, INT, Batching(max_batch_size=2, max_queued_rows=10))
     many = asyncio.create_task(bulk(batcher, range(100, 140)))
     await run.began(1)
     await turns()
@@ -337,8 +337,8 @@ async def test_a_bulk_request_longer_than_the_queue_is_taken_and_others_come_in_
 
 
 def test_the_queue_is_sixteen_batches_by_default() -> None:
-    assert Batching(max_batch_size=8).rows_queued == 128
-    assert Batching(max_batch_size=8, max_queue=5).rows_queued == 5
+    assert Batching(max_batch_size=8).queue_limit == 128
+    assert Batching(max_batch_size=8, max_queued_rows=5).queue_limit == 5
 
 
 @in_loop
@@ -365,7 +365,7 @@ async def test_a_hopeless_deadline_is_refused_at_once_with_the_time_to_wait(cloc
 
 @in_loop
 async def test_the_capacity_shrinks_to_what_slow_batches_answer_in_time(clock: Clock) -> None:
-    batching = Batching(max_batch_size=10, max_queue=100)
+    batching = Batching(max_batch_size=10, max_queued_rows=100)
     batch_s = 0.0
 
     async def run(columns: Columns, contexts: tuple[RequestContext, ...]) -> Any:
@@ -394,7 +394,9 @@ async def test_the_size_of_batches_follows_their_target_time(clock: Clock) -> No
         clock.now += next(milliseconds) / 1000
         return {"y": columns["x"]}
 
-    batcher = Batcher(run, INT, Batching(max_batch_size=10, target_ms=100, max_queue=1000))
+    batcher = Batcher(
+        run, INT, Batching(max_batch_size=10, target_latency_ms=100, max_queued_rows=1000)
+    )
     await answers(put(batcher, *range(100)))
     assert sizes[:13] == [10, 9, 8, 7, 6, 5, 6, 7, 8, 9, 10, 10, 5]
 
@@ -408,7 +410,9 @@ async def test_batches_that_are_always_too_slow_shrink_to_one_row(clock: Clock) 
         clock.now += 1
         return {"y": columns["x"]}
 
-    batcher = Batcher(run, INT, Batching(max_batch_size=4, target_ms=100, max_queue=1000))
+    batcher = Batcher(
+        run, INT, Batching(max_batch_size=4, target_latency_ms=100, max_queued_rows=1000)
+    )
     assert await answers(put(batcher, *range(60))) == list(range(60))
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] == 1
@@ -417,7 +421,7 @@ async def test_batches_that_are_always_too_slow_shrink_to_one_row(clock: Clock) 
 @in_loop
 async def test_small_batches_that_are_fast_do_not_raise_the_size(clock: Clock) -> None:
     run = Doubling(held=False)
-    batcher = Batcher(run, INT, Batching(max_batch_size=10, target_ms=100))
+    batcher = Batcher(run, INT, Batching(max_batch_size=10, target_latency_ms=100))
 
     async def slow(columns: Columns, contexts: tuple[RequestContext, ...]) -> Any:
         clock.now += 1
@@ -544,7 +548,7 @@ async def test_a_busy_batcher_has_one_timer_for_deadlines(clock: Clock) -> None:
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 6), st.sampled_from([None, 20.0]))
 @settings(deadline=None, derandomize=True, max_examples=40)
 def test_no_answer_is_lost_doubled_or_given_to_another(
-    seed: int, in_flight: int, size: int, max_cost: float | None
+    seed: int, in_flight: int, size: int, max_batch_cost: float | None
 ) -> None:
     dice = random.Random(seed)
     succeeded: collections.Counter[int] = collections.Counter()
@@ -576,7 +580,7 @@ def test_no_answer_is_lost_doubled_or_given_to_another(
             assert (await asked)["y"].tolist() == [2 * row for row in rows]
 
     async def main() -> None:
-        batching = Batching(size, 10_000, lambda row: row["x"] % 10, max_cost or math.inf)
+        batching = Batching(size, 10_000, lambda row: row["x"] % 10, max_batch_cost or math.inf)
         batcher = Batcher(run, INT, batching, in_flight=in_flight)
         rows, requests = list(range(120)), []
         while rows:
@@ -606,8 +610,8 @@ class Elsewhere:
         self.remote = answer
 
 
-def runner_of(graph: Graph, **handles: Elsewhere) -> Runner:
-    return Runner(graph, handles, NoMetrics(), Load(1))  # type: ignore[arg-type]
+def executor_of(graph: Graph, **handles: Elsewhere) -> PlanExecutor:
+    return PlanExecutor(graph, handles, NoMetrics(), LoadEstimator(1))  # type: ignore[arg-type]
 
 
 @in_loop
@@ -619,7 +623,7 @@ async def test_nodes_see_the_requests_of_their_batch_and_nobody_else_does() -> N
         return x
 
     graph = Graph(inputs=INT, nodes={"y": y}, output="y")
-    batcher = Batcher(runner_of(graph), INT, Batching())
+    batcher = Batcher(executor_of(graph), INT, Batching())
     a, b = RequestContext("a", ""), RequestContext("b", "")
     await asyncio.gather(*put(batcher, 1, who=a), *put(batcher, 2, who=b))
     await asyncio.gather(*put(batcher, 3, who=b))
@@ -642,7 +646,7 @@ async def test_a_placed_node_gets_what_it_needs_and_the_requests() -> None:
         "near": lambda x: x + 1, "far": lambda near: near, "y": lambda near, far: near + far,
     }  # fmt: skip
     graph = Graph(inputs=INT, nodes=nodes, output="y", placement={"far": Placement()})
-    found = await runner_of(graph, far=Elsewhere(answer))({"x": np.array([1, 2])}, (WHO,))
+    found = await executor_of(graph, far=Elsewhere(answer))({"x": np.array([1, 2])}, (WHO,))
     assert isinstance(found, dict)
     assert found["y"].tolist() == [22, 33]
     assert asked == [(1, {"near": [2, 3]}, (WHO,))]
@@ -662,7 +666,7 @@ async def test_a_branch_elsewhere_and_one_here_run_at_once() -> None:
 
     nodes = {"far": lambda x: x, "here": here, "y": lambda far, here: far + here}
     graph = Graph(inputs=INT, nodes=nodes, output="y", placement={"far": Placement()})
-    found = await runner_of(graph, far=Elsewhere(answer))({"x": np.array([1])}, ())
+    found = await executor_of(graph, far=Elsewhere(answer))({"x": np.array([1])}, ())
     assert isinstance(found, dict)
     assert found["y"].tolist() == [2]
 
@@ -681,7 +685,7 @@ async def test_a_batch_whose_replica_dies_is_sent_again(deaths: int) -> None:
 
     nodes = {"y": lambda x: x}
     graph = Graph(inputs=INT, nodes=nodes, output="y", placement={"y": Placement()})
-    found = await runner_of(graph, y=Elsewhere(answer))({"x": np.array([1])}, ())
+    found = await executor_of(graph, y=Elsewhere(answer))({"x": np.array([1])}, ())
     assert isinstance(found, dict)
     assert found["y"].tolist() == [1]
 
@@ -689,9 +693,9 @@ async def test_a_batch_whose_replica_dies_is_sent_again(deaths: int) -> None:
 def test_a_batch_whose_replica_is_silent_is_sent_to_another_as_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from raysys.serve import _replica
+    from raysys.serve import _plan_executor
 
-    monkeypatch.setattr(_replica, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(_plan_executor, "_HEDGE_MIN_S", 0.05)
     asked: list[int] = []
 
     async def answer(number: int, values: Columns, contexts: object) -> Columns:
@@ -703,9 +707,9 @@ def test_a_batch_whose_replica_is_silent_is_sent_to_another_as_well(
     async def main() -> None:
         nodes = {"y": lambda x: x}
         graph = Graph(inputs=INT, nodes=nodes, output="y", placement={"y": Placement()})
-        runner = runner_of(graph, y=Elsewhere(answer))
+        executor = executor_of(graph, y=Elsewhere(answer))
         for times in (1, 3):
-            found = await runner({"x": np.array([times])}, ())
+            found = await executor({"x": np.array([times])}, ())
             assert isinstance(found, dict)
             assert found["y"].tolist() == [times]
             assert len(asked) == times
@@ -717,7 +721,7 @@ async def _failing(nodes: dict[str, Callable[..., Any]], **handles: Elsewhere) -
     """What a request is told by a graph that fails."""
     placement = {name: Placement() for name in handles}
     graph = Graph(inputs=INT, nodes=nodes, output="y", placement=placement)
-    return (await answers(put(Batcher(runner_of(graph, **handles), INT, Batching()), 1)))[0]
+    return (await answers(put(Batcher(executor_of(graph, **handles), INT, Batching()), 1)))[0]
 
 
 @in_loop
@@ -773,10 +777,10 @@ async def test_brief_steps_run_on_the_event_loop_in_a_crowd_only(crowded: bool) 
         return x
 
     graph = Graph(inputs=INT, nodes={"y": node}, output="y")
-    runner = Runner(graph, {}, NoMetrics(), Load(1))  # type: ignore[arg-type]
-    runner.is_crowded = crowded
+    executor = PlanExecutor(graph, {}, NoMetrics(), LoadEstimator(1))  # type: ignore[arg-type]
+    executor.is_crowded = crowded
     columns = graph.check_columns({"x": [1]})
-    await runner(columns, ())  # nothing is known yet of its time
-    await runner(columns, ())
+    await executor(columns, ())  # nothing is known yet of its time
+    await executor(columns, ())
     here = threading.get_ident()
     assert [thread == here for thread in threads] == [False, crowded]

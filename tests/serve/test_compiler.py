@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.serve import Array, Graph, Placement
-from raysys.serve._compiler import ENTRY, Plan
+from raysys.serve._compiler import ENTRY, ServingPlan
 
 PLACEMENTS = [None, None, Placement(), Placement(2), Placement(isolated=True)]
 MANY = settings(deadline=None, derandomize=True, max_examples=80)
@@ -59,7 +59,7 @@ def ancestors(graph: Graph) -> dict[str, set[str]]:
     return found
 
 
-def awaited(plan: Plan) -> Iterator[set[int]]:
+def awaited(plan: ServingPlan) -> Iterator[set[int]]:
     """Steps that have ended before each step starts."""
     known: list[set[int]] = []
     for step in plan.steps:
@@ -182,7 +182,7 @@ def test_neighbours_of_equal_placement_make_one_hop_and_isolated_ones_two() -> N
     alone = Placement(gpus=1, isolated=True)
     isolated = graph_of(needs, placement={"a": alone, "b": alone}).plan
     assert [step.stage for step in isolated.steps] == ["a", "b", ENTRY]
-    assert isolated.stages["a"].why == "isolated"
+    assert isolated.stages["a"].reason == "isolated"
 
 
 def test_an_output_that_is_placed_leaves_the_entry_without_nodes() -> None:

@@ -42,13 +42,13 @@ def at_once(url: str, bodies: list[Any]) -> list[Reply]:
 
 def test_an_answer_equals_the_plain_call(double: Endpoint) -> None:
     plain = double_graph()({"x": [4], "k": [3]})
-    assert double.ask({"x": 4, "k": 3}) == {name: column[0] for name, column in plain.items()}
-    assert double.ask({"x": 4})["doubled"] == 8  # the default of k
+    assert double.predict({"x": 4, "k": 3}) == {name: column[0] for name, column in plain.items()}
+    assert double.predict({"x": 4})["doubled"] == 8  # the default of k
     assert double.url == f"{double.base_url}/arithmetic/double"
 
 
 def test_a_lone_request_is_a_batch_of_one(double: Endpoint) -> None:
-    assert double.ask({"x": 4}) == {"doubled": 8, "batch": 1}
+    assert double.predict({"x": 4}) == {"doubled": 8, "batch": 1}
 
 
 def test_requests_that_wait_are_answered_in_one_batch(double: Endpoint) -> None:
@@ -150,7 +150,7 @@ def test_a_route_that_is_taken_is_refused(double: Endpoint, deployer: Deployer) 
 
     with pytest.raises(RaysysError, match="route /arithmetic/double belongs to 'double'"):
         deployer("other", counted_graph(), route="/arithmetic/double")
-    assert double.ask({"x": 4})["doubled"] == 8
+    assert double.predict({"x": 4})["doubled"] == 8
     eventually(lambda: not [one for one in serve.status().applications if "other" in one])
 
 

@@ -10,7 +10,16 @@ import pytest
 
 from raysys.errors import GraphError
 from raysys.index import VectorIndex, rows
-from raysys.serve import Array, Endpoint, Graph, IndexSearch, Lazy, index_graphs, undeploy, using
+from raysys.serve import (
+    Array,
+    Endpoint,
+    Graph,
+    IndexSearch,
+    LazyObject,
+    bind_inputs,
+    index_graphs,
+    undeploy,
+)
 from raysys.storage import Storage
 from tests.serve.conftest import Deployer
 from tests.serve.serving import eventually, get, post
@@ -40,7 +49,7 @@ def shop(index: VectorIndex, deployer: Deployer) -> Iterator[Endpoint]:
 
 def test_search_answers_as_the_index_does(shop: Endpoint, index: VectorIndex) -> None:
     request = {"vector": VECTORS[7].tolist(), "k": 3, "with_attributes": True}
-    answer = shop.ask(request, action="search")
+    answer = shop.predict(request, action="search")
     found = index.query(VECTORS[7:8], 3)
     assert answer["ids"] == found.ids[0].tolist()
     np.testing.assert_allclose(answer["distances"], found.distances[0], atol=1e-6)
@@ -51,7 +60,7 @@ def test_search_answers_as_the_index_does(shop: Endpoint, index: VectorIndex) ->
 def test_requests_of_one_batch_have_their_own_k_and_filter(shop: Endpoint) -> None:
     def ask(number: int) -> dict[str, Any]:
         request = {"vector": VECTORS[0].tolist(), "k": number, "filter": f"year == {1900 + number}"}
-        return shop.ask(request, action="search")
+        return shop.predict(request, action="search")
 
     with concurrent.futures.ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(ask, range(1, 41)))
@@ -61,25 +70,25 @@ def test_requests_of_one_batch_have_their_own_k_and_filter(shop: Endpoint) -> No
 
 
 def test_filter_lists_ids(shop: Endpoint) -> None:
-    answer = shop.ask({"filter": "year == 1901 and 'drama' in tags"}, action="filter")
+    answer = shop.predict({"filter": "year == 1901 and 'drama' in tags"}, action="filter")
     assert answer["ids"] == [1, 101, 201]
 
 
 def test_changes_are_seen_by_the_next_search(shop: Endpoint) -> None:
     row = {"id": 900, "vector": [9.0, 0, 0, 0], "year": 2030, "title": "new", "tags": []}
-    versions = [shop.ask(row, action="upsert")["version"]]
+    versions = [shop.predict(row, action="upsert")["version"]]
     search = {"vector": [9.0, 0, 0, 0], "filter": "year > 2000", "with_attributes": True}
-    answer = shop.ask(search, action="search")
+    answer = shop.predict(search, action="search")
     assert (answer["ids"], answer["attributes"][0]["title"]) == ([900], "new")
-    versions.append(shop.ask({"id": 900}, action="delete")["version"])
-    assert shop.ask(search, action="search")["ids"] == []
+    versions.append(shop.predict({"id": 900}, action="delete")["version"])
+    assert shop.predict(search, action="search")["ids"] == []
     assert versions[0] < versions[1]
 
 
 def test_upserts_that_wait_together_all_arrive(shop: Endpoint, index: VectorIndex) -> None:
     def put(number: int) -> None:
         row = {"id": 2000 + number % 20, "vector": [1.0, 1, 1, number], "year": 2040}
-        shop.ask({**row, "title": "t", "tags": ["x"]}, action="upsert")
+        shop.predict({**row, "title": "t", "tags": ["x"]}, action="upsert")
 
     with concurrent.futures.ThreadPoolExecutor(16) as threads:
         list(threads.map(put, range(60)))
@@ -127,7 +136,7 @@ def test_read_only_leaves_the_changes_out(index: VectorIndex) -> None:
 def test_a_node_over_one_shard_follows_the_index(index: VectorIndex) -> None:
     graph = Graph(
         inputs={"x": Array("float32", (DIM,))},
-        nodes={"near": using(Lazy(IndexSearch, "shop", 2), vectors="x"), "ids": _ids},
+        nodes={"near": bind_inputs(LazyObject(IndexSearch, "shop", 2), vectors="x"), "ids": _ids},
         output="ids",
     )
     batch = {"x": VECTORS[5:6]}

@@ -14,7 +14,7 @@ from raysys.data import Table
 from raysys.errors import RaysysError, StorageError
 from raysys.index import VectorIndex
 from raysys.models import ModelStore, StoredModel
-from raysys.serve import Endpoint, from_store, undeploy
+from raysys.serve import Endpoint, LazyModel, undeploy
 from raysys.storage import Storage
 from raysys.tracking import connect, open_run, tracking_uri
 from tests.serve.conftest import Deployer
@@ -63,7 +63,7 @@ def stored(deployer: Deployer, tmp_path_factory: pytest.TempPathFactory) -> Iter
     index = VectorIndex.build("neighbours", Table.load(vectors_table), storage, metric="ip")
     endpoint = deployer(
         "stored",
-        stored_graph(from_store(Linear, storage, "base"), storage, "neighbours"),
+        stored_graph(LazyModel(Linear, storage, "base"), storage, "neighbours"),
         example={"model": ["m0"], "x": np.zeros((1, DIM), np.float32)},
     )
     yield Stored(endpoint, storage, base, index)
@@ -150,7 +150,7 @@ def test_neighbours_are_those_of_the_index(stored: Stored) -> None:
 def test_a_model_that_was_changed_is_not_served(stored: Stored, deployer: Deployer) -> None:
     changed = save(stored.storage, "changed", 5.0, "models/changed")
     write_linear(6.0, Path(stored.storage.uri("models/changed")))
-    graph = stored_graph(from_store(Linear, stored.storage, changed), stored.storage, "neighbours")
+    graph = stored_graph(LazyModel(Linear, stored.storage, changed), stored.storage, "neighbours")
     with pytest.raises(RaysysError, match=r"cannot start(.|\n)*not those that were stored"):
         deployer("stored", graph)
     assert ask(stored, "m0", [1, 2, 3, 4]).json["base"] == 10.0
@@ -208,14 +208,14 @@ def test_a_model_without_a_digest_is_refused(linear: StoredModel, storage: Stora
 
 def test_a_name_or_alias_that_is_not_there(linear: StoredModel, storage: Storage) -> None:
     with pytest.raises(StorageError, match="no model 'nobody'"):
-        from_store(Linear, storage, "nobody")
+        LazyModel(Linear, storage, "nobody")
     with pytest.raises(StorageError, match="alias 'challenger'"):
-        from_store(Linear, storage, "linear", alias="challenger")
+        LazyModel(Linear, storage, "linear", alias="challenger")
 
 
 def test_what_is_loaded_is_what_the_alias_pointed_at(linear: StoredModel, storage: Storage) -> None:
-    lazy = from_store(Linear, storage, "linear")
+    lazy = LazyModel(Linear, storage, "linear")
     save(storage, "linear", 7.0, "models/newer")
     ones = np.ones((1, DIM), np.float32)
     assert lazy(ones) == [8.0]
-    assert from_store(Linear, storage, "linear")(ones) == [28.0]
+    assert LazyModel(Linear, storage, "linear")(ones) == [28.0]

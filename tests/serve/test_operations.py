@@ -19,7 +19,7 @@ from raysys import cluster
 from raysys.errors import RaysysError
 from raysys.gateway import create_key, read_keys, revoke_key
 from raysys.gateway._wire import GATEWAY_NAME
-from raysys.serve import Batching, Endpoint, undeploy
+from raysys.serve import Batching, Endpoint, HTTPOptions, undeploy
 from raysys.storage import Storage
 from tests.serve.conftest import Deployer
 from tests.serve.serving import (
@@ -50,7 +50,7 @@ def stamped(deployer: Deployer) -> Iterator[Endpoint]:
 @pytest.fixture(scope="module")
 def held(deployer: Deployer) -> Iterator[Endpoint]:
     """One replica, one row a batch, three rows in the queue."""
-    batching = Batching(max_batch_size=1, max_queue=3)
+    batching = Batching(max_batch_size=1, max_queued_rows=3)
     yield deployer("held", held_graph(), batching=batching, deadline_s=20.0)
     undeploy("held")
 
@@ -58,7 +58,9 @@ def held(deployer: Deployer) -> Iterator[Endpoint]:
 @pytest.fixture(scope="module")
 def guarded(deployer: Deployer) -> Iterator[Endpoint]:
     """Wants a key, and keeps answers."""
-    yield deployer("guarded", counted_graph(), protected=True, cache_s=CACHE_S)
+    yield deployer(
+        "guarded", counted_graph(), protected=True, http=HTTPOptions(cache_ttl_s=CACHE_S)
+    )
     undeploy("guarded")
 
 
@@ -253,7 +255,7 @@ def test_keys_let_in_what_their_limits_allow(guarded: Endpoint, serving_storage:
     assert post(guarded.url, {"x": 0}, bearer("rs_guess")).status == 401
     eventually(lambda: post(guarded.url, {"x": 0}, bearer(key)).status == 200)
     assert post(guarded.url, {"x": 0}, {"x-api-key": key}).status == 200
-    assert guarded.ask({"x": 0}, key=key)["count"] >= 0
+    assert guarded.predict({"x": 0}, api_key=key)["count"] >= 0
     # Neither a name, nor the hash that is kept, is a key.
     digest = hashlib.sha256(key.encode()).hexdigest()
     assert post(guarded.url, {"x": 0}, bearer("ann")).status == 401

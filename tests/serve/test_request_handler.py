@@ -44,27 +44,27 @@ def shelf(deployer: Deployer) -> Iterator[Endpoint]:
 def test_actions_share_a_replica_and_its_objects(shelf: Endpoint) -> None:
     assert shelf.actions == ACTIONS
     assert post(f"{shelf.url}/find", {"number": 7}).json["title"] == "nothing"
-    put = shelf.ask({"number": 7, "title": "Ulysses"}, action="put")
+    put = shelf.predict({"number": 7, "title": "Ulysses"}, action="put")
     found = post(f"{shelf.url}/find", {"number": 7}).json
     assert (put["put"], found["title"]) == (7, "Ulysses")
     assert put["pid"] == found["pid"]
 
 
 def test_an_action_whose_example_is_none_has_not_run(shelf: Endpoint) -> None:
-    assert shelf.ask({"number": 0}, action="find")["title"] == "nothing"  # else zeros were put
+    assert shelf.predict({"number": 0}, action="find")["title"] == "nothing"  # else zeros were put
 
 
 def test_a_node_of_an_action_has_its_own_deployment(shelf: Endpoint) -> None:
-    here = shelf.ask({"number": 1}, action="find")["pid"]
-    assert shelf.ask({"number": 1}, action="go-far")["far"] != here
+    here = shelf.predict({"number": 1}, action="find")["pid"]
+    assert shelf.predict({"number": 1}, action="go-far")["far"] != here
 
 
 def test_requests_to_all_actions_at_once_get_their_own_answers(shelf: Endpoint) -> None:
     def ask(number: int) -> Any:
         title = f"volume {number}"
-        shelf.ask({"number": number, "title": title}, action="put")
-        shelf.ask({"number": number}, action="go-far")
-        return shelf.ask({"number": number}, action="find")["title"] == title
+        shelf.predict({"number": number, "title": title}, action="put")
+        shelf.predict({"number": number}, action="go-far")
+        return shelf.predict({"number": number}, action="find")["title"] == title
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         assert all(pool.map(ask, range(100, 200)))
@@ -147,7 +147,7 @@ def test_metrics_say_which_action(shelf: Endpoint) -> None:
 
     def all_there() -> bool:
         for action in ACTIONS:
-            shelf.ask({"number": 5, "title": "Dubliners"}, action=action)
+            shelf.predict({"number": 5, "title": "Dubliners"}, action=action)
         with urllib.request.urlopen(url, timeout=PATIENCE_S) as reply:
             text = reply.read().decode()
         return all(re.search(f"ray_raysys_serve_{pattern}", text) for pattern in wanted)
@@ -158,10 +158,10 @@ def test_metrics_say_which_action(shelf: Endpoint) -> None:
 def test_a_version_may_have_other_actions(deployer: Deployer) -> None:
     counts = {"one": counted_graph(), "two": counted_graph()}
     many = deployer("changing", counts)
-    assert [many.ask({"x": 1}, action=action)["count"] for action in counts] == [1, 1]
+    assert [many.predict({"x": 1}, action=action)["count"] for action in counts] == [1, 1]
     alone = deployer("changing", counted_graph())
     assert alone.actions == ()
-    assert alone.ask({"x": 1}) == {"count": 1}
+    assert alone.predict({"x": 1}) == {"count": 1}
     assert post(f"{alone.url}/one", {"x": 1}).status == 404
     undeploy("changing")
 
@@ -221,7 +221,7 @@ def test_an_endpoint_names_its_actions() -> None:
     )
     for action in ("", "delete"):
         with pytest.raises(RaysysError, match=rf"no action '{action}': ask one of \['search', 'up"):
-            films.ask({"x": 1}, action=action)
+            films.predict({"x": 1}, action=action)
     alone = Endpoint("films", 1, "http://127.0.0.1:8000", "/films")
     assert "/films -H" in alone.curl({"x": 1})
     with pytest.raises(RaysysError, match="'films' has no action 'search': leave it out"):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from raysys.data import Table, described
 from raysys.errors import DataError
 from raysys.identity import RunIdentity
-from raysys.serve import Array, Endpoint, Graph, Lazy
+from raysys.serve import Array, Endpoint, Graph, LazyObject
 from raysys.storage import Storage
 from tests.serve.serving import Client, mixed_graph
 
@@ -45,19 +45,19 @@ def table_of(*blocks: pa.Table) -> Table:
     )
 
 
-def columns_of(rows: list[Row]) -> dict[str, Any]:
+def output_columns(rows: list[Row]) -> dict[str, Any]:
     columns = zip(*rows, strict=True)
     return dict(zip(DATATYPES, map(list, columns), strict=True))
 
 
 def as_arrow(rows: list[Row]) -> pa.Table:
-    columns = columns_of(rows)
+    columns = output_columns(rows)
     columns["vector"] = pa.array(columns["vector"], pa.list_(pa.float32(), 3))
     return pa.table(columns)
 
 
 def normal(answers: dict[str, Any]) -> dict[str, list]:
-    """Answers of any use as lists; numbers of float32 whatever they were written as."""
+    """Outputs of any use as lists; numbers of float32 whatever they were written as."""
     kinds = {"scores": np.float32, "turned": np.float32, "next": np.int64, "unset": np.bool_}
     return {name: np.asarray(answers[name], kinds.get(name, object)).tolist() for name in OUTPUTS}
 
@@ -81,7 +81,7 @@ def by_arrow(client: Client, rows: list[Row]) -> dict[str, list]:
 
 
 def by_v2(client: Client, rows: list[Row]) -> dict[str, list]:
-    columns = columns_of(rows)
+    columns = output_columns(rows)
     inputs = [
         {
             "name": name,
@@ -105,7 +105,7 @@ def test_all_uses_of_a_graph_give_the_same_answers(mixed: Endpoint) -> None:
               suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
     @given(st.lists(rows_drawn, min_size=1, max_size=8))
     def over_http(rows: list[Row]) -> None:
-        plain = normal(graph(columns_of(rows)))
+        plain = normal(graph(output_columns(rows)))
         assert by_json(client, rows) == plain
         assert by_arrow(client, rows) == plain
         assert by_v2(client, rows) == plain
@@ -116,7 +116,7 @@ def test_all_uses_of_a_graph_give_the_same_answers(mixed: Endpoint) -> None:
     rows = [row for batch in drawn for row in batch]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         parts = list(pool.map(lambda row: by_json(Client(mixed.url), [row]), rows[:64]))
-    plain = normal(graph(columns_of(rows)))
+    plain = normal(graph(output_columns(rows)))
     assert {name: [one for part in parts for one in part[name]] for name in OUTPUTS} == {
         name: column[:64] for name, column in plain.items()
     }
@@ -157,10 +157,12 @@ def test_a_job_whose_actor_is_killed_gives_all_rows_in_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     marker = tmp_path / "killed"
-    answers = graph_of(Lazy(Mortal, str(marker))).map(numbers(12), name="mortal", max_actors=2)
+    answers = graph_of(LazyObject(Mortal, str(marker))).map(
+        numbers(12), name="mortal", max_actors=2
+    )
     assert marker.exists()
     assert answers.to_arrow()["y"].to_pylist() == list(range(0, 240, 2))
-    assert "mortal: an actor died" in capsys.readouterr().err
+    assert "mortal: an actor died" in capsys.readouterr().out
 
 
 class Fragile:
@@ -180,7 +182,7 @@ class Fragile:
 def test_a_job_goes_on_where_it_was_interrupted(tmp_path: Path, storage: Storage) -> None:
     calls = tmp_path / "calls"
     calls.mkdir()
-    graph, table = graph_of(Lazy(Fragile, str(calls))), numbers(6)
+    graph, table = graph_of(LazyObject(Fragile, str(calls))), numbers(6)
 
     def answered() -> list[int]:
         return sorted(int(file.name.split("-")[0]) for file in calls.glob("*-*"))

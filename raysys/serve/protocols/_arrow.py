@@ -1,10 +1,9 @@
-"""Bulk bodies: columns as streams of Arrow's IPC format, and Arrow tables.
+"""Bulk bodies: columns as Arrow IPC streams, and Arrow tables.
 
-pyarrow reads what a client sent without copying, which is safe only after checks that it leaves to
-the caller: full validation, a limit on what compressed buffers expand to, and no extension types,
-whose Python classes may unpickle what the stream brings. The last two must happen before pyarrow
-makes anything of a message, so its flatbuffer is looked into here (layout: Message.fbs and
-Schema.fbs of Apache Arrow).
+pyarrow reads a stream without copying, which is safe only after checks that it leaves to the
+caller: full validation, a limit on the decompressed size, and no extension types, whose Python
+classes may unpickle data of the stream. The last two must happen before pyarrow reads a message, so
+its flatbuffer is inspected here (layout: Message.fbs and Schema.fbs of Apache Arrow).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _EXTENSION_KEY, _TENSOR = b"ARROW:extension:name", b"arrow.fixed_shape_tensor"
 _LISTS = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
 _TEXTS = (pa.types.is_string, pa.types.is_large_string)
 _NUMBERS = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
-# What pyarrow, and reading a forged flatbuffer, raise.
+# Errors of pyarrow, and of reading a forged flatbuffer.
 _MALFORMED = (pa.ArrowException, OSError, ValueError, struct.error)
 
 
@@ -42,55 +41,53 @@ def decode(
 
     Args:
         body: The stream; its buffers may be compressed.
-        inputs: Types of the columns; all must be in the stream, and no others.
-        max_bytes: What compressed buffers may expand to, all together.
+        inputs: Column types; the stream must have exactly these columns.
+        max_bytes: Maximum total size of decompressed buffers.
 
     Returns:
-        Arrays `(n, ...)` by name, n being 1 at least; not to be written to.
+        Read-only arrays `(n, ...)` by name, with n at least 1.
 
     Raises:
-        DataError: The body is malformed or does not fit the inputs.
+        DataError: The body is malformed or does not match the inputs.
     """
     if body.startswith(b"ARROW1"):
-        raise DataError(
-            "the body is a file of Arrow's IPC format: send a stream (pa.ipc.new_stream)"
-        )
+        raise DataError("the body is an Arrow IPC file: send a stream (pa.ipc.new_stream)")
     try:
         size = len(body) + _scan(body, max_bytes)
-        # Else a stream out of step would make arrays that NumPy wrongly takes for aligned.
+        # Otherwise a misaligned stream gives arrays that NumPy wrongly considers aligned.
         options = pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.DataTypeSpecific)
         table = pa.ipc.open_stream(pa.py_buffer(body), options=options).read_all()
         table.validate(full=True)
     except _MALFORMED as error:
-        raise DataError(f"the body is no valid Arrow IPC stream: {error}") from error
+        raise DataError(f"the body is not a valid Arrow IPC stream: {error}") from error
     columns = from_table(table, inputs)
     if not table.num_rows:
-        raise DataError("the body has no rows: send one at least")
+        raise DataError("the body has no rows: send at least one")
     for name, values in columns.items():
-        # An element takes a bit at least, and so must a row without any: it costs memory later.
+        # An element takes at least a bit; so must an empty row, since it costs memory later.
         if math.prod(itertools.takewhile(bool, values.shape)) > 8 * size:
-            raise DataError(f"{name}: shape {values.shape} is more than {size} bytes hold")
+            raise DataError(f"{name}: shape {values.shape} exceeds {size} bytes")
     return columns
 
 
 def from_table(table: pa.Table, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:
-    """The columns of a table as arrays, without copying numbers that lie in one chunk.
+    """The columns of a table as arrays, without copying numbers of a single chunk.
 
-    A column of single values is of numbers, bool or strings, also dictionary-encoded. One with a
-    shape is a FixedSizeList (nested for more sides), a tensor of fixed shape (Arrow's or Ray's),
-    or a List of which all have one length.
+    Scalar columns are numbers, bool or strings, also dictionary-encoded. Columns with a shape are
+    FixedSizeLists (nested for more sides), fixed-shape tensors (Arrow's or Ray's), or Lists of
+    equal length.
 
     Args:
-        table: Of a trusted source, or validated in full.
-        inputs: Types of the columns; all must be in the table, and no others.
+        table: Trusted or fully validated table.
+        inputs: Column types; the table must have exactly these columns.
 
     Raises:
-        DataError: The table does not fit the inputs, or has nulls.
+        DataError: The table does not match the inputs, or has nulls.
     """
     names = table.column_names
     if len(set(names)) != len(names) or set(names) != set(inputs):
-        given = reprlib.repr(sorted(names))
-        raise DataError(f"columns must be {sorted(inputs)}, each once, given {given}")
+        actual = reprlib.repr(sorted(names))
+        raise DataError(f"columns must be {sorted(inputs)}, each once, given {actual}")
     columns = {}
     for name, array in inputs.items():
         column = table.column(name)
@@ -99,7 +96,7 @@ def from_table(table: pa.Table, inputs: Mapping[str, Array]) -> dict[str, np.nda
             values = _from_chunks(name, column, array) if len(column) else array.zeros(0)
             columns[name] = array.check(name, values)
         except (pa.ArrowException, ValueError) as error:
-            raise DataError(f"{name}: {column.type} does not become {array}: {error}") from error
+            raise DataError(f"{name}: cannot convert {column.type} to {array}: {error}") from error
     return columns
 
 
@@ -117,11 +114,11 @@ def to_table(columns: Mapping[str, Any] | list[dict[str, Any]]) -> pa.Table:
 
     Args:
         columns: Arrays `(n, ...)` or lists of n by name; an array with more than one side becomes
-            a FixedSizeList, a list of dicts a struct. Or a list of dicts: rows, whose keys are
-            the columns; a key that a row lacks is null there.
+            a FixedSizeList, a list of dicts a struct. Or rows as a list of dicts; missing keys
+            become null.
 
     Raises:
-        GraphError: Arrow has no type for the values, or the columns differ in length.
+        GraphError: Arrow has no type for the values, or the columns have unequal lengths.
     """
     return pa.Table.from_batches([_batch(columns)])
 
@@ -136,16 +133,16 @@ def _check_type(name: str, kind: pa.DataType, array: Array) -> None:
         else:
             break
     if not any(is_kind(leaf) for is_kind in (_TEXTS if array.dtype == "str" else _NUMBERS)):
-        given = str(kind)
-        given = given if len(given) < 100 else f"{given[:100]}..."
-        raise DataError(f"{name}: expected {array}, given Arrow's {given}: cast it")
+        actual = str(kind)
+        actual = actual if len(actual) < 100 else f"{actual[:100]}..."
+        raise DataError(f"{name}: expected {array}, given Arrow type {actual}: cast it")
 
 
 def _from_chunks(name: str, column: pa.ChunkedArray, array: Array) -> np.ndarray:
     if pa.types.is_dictionary(column.type):
         return _from_dictionaries(name, column, array)
-    one = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    return _from_arrow(name, one, array)
+    merged = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return _from_arrow(name, merged, array)
 
 
 def _from_arrow(name: str, column: pa.Array, array: Array) -> np.ndarray:
@@ -165,8 +162,8 @@ def _from_arrow(name: str, column: pa.Array, array: Array) -> np.ndarray:
         side = int(lengths[0]) if rows else 0
         if (lengths != side).any():
             raise DataError(
-                f"{name}: lists of {lengths.min()} to {lengths.max()} values: all must have one "
-                "length in a request"
+                f"{name}: lists of {lengths.min()} to {lengths.max()} values: all lists of a "
+                "request must have equal lengths"
             )
         inner = _from_arrow(name, column.flatten(), array)
         return inner.reshape(rows, side, *inner.shape[1:])
@@ -174,7 +171,7 @@ def _from_arrow(name: str, column: pa.Array, array: Array) -> np.ndarray:
 
 
 def _from_dictionaries(name: str, column: pa.ChunkedArray, array: Array) -> np.ndarray:
-    # One string object for each entry, however often rows or batches refer to it.
+    # One string object per entry, shared by all rows and batches.
     entries: dict[tuple[int, ...], np.ndarray] = {}
     parts = []
     for chunk in column.chunks:
@@ -196,7 +193,7 @@ def _batch(columns: Mapping[str, Any] | list[dict[str, Any]]) -> pa.RecordBatch:
     arrays = [_to_arrow(name, values) for name, values in columns.items()]
     if len({len(array) for array in arrays}) > 1:
         lengths = dict(zip(columns, map(len, arrays), strict=True))
-        raise GraphError(f"outputs must have one number of rows, given {lengths}")
+        raise GraphError(f"outputs must have equal lengths, given {lengths}")
     return pa.RecordBatch.from_arrays(arrays, list(columns))
 
 
@@ -218,11 +215,11 @@ def _to_arrow(name: str, values: np.ndarray | list) -> pa.Array:
             leaf = pa.FixedSizeListArray.from_arrays(leaf, side)
         return leaf
     except pa.ArrowException as error:
-        raise GraphError(f"output {name!r}: Arrow has no type for it ({error})") from error
+        raise GraphError(f"output {name!r}: not representable in Arrow ({error})") from error
 
 
 def _scan(body: bytes, max_bytes: int) -> int:
-    """Check the messages before they are read; the bytes that compressed buffers expand to."""
+    """Check the messages before they are read; returns the decompressed size of their buffers."""
     source = pa.BufferReader(body)
     reader = pa.ipc.MessageReader.open_stream(source)
     expanded = 0
@@ -231,7 +228,7 @@ def _scan(body: bytes, max_bytes: int) -> int:
             message = reader.read_next_message()
         except StopIteration:
             break
-        # pyarrow has verified the flatbuffer, so that its offsets stay inside and run in no circle.
+        # pyarrow has verified the flatbuffer: its offsets are in range and acyclic.
         metadata = _Flatbuffer(message.metadata.to_pybytes())
         root = metadata.target(0)
         header = metadata.slot(root, 2)
@@ -249,13 +246,13 @@ def _scan(body: bytes, max_bytes: int) -> int:
                 raise ValueError("a dictionary in parts (delta); send it whole")
             header = metadata.target(data)
         if message.metadata_version != pa.MetadataVersion.V5 and metadata.slot(root, 4) is not None:
-            raise ValueError("metadata of a version before 1.0 that may hide compression")
+            raise ValueError("metadata of a version before 1.0, which may hide compression")
         if metadata.slot(header, 3) is not None:
             expanded += sum(_expanded(metadata, header, memoryview(message.body)))
         if expanded > max_bytes:
-            raise ValueError(f"it expands to more than {max_bytes} bytes; send it in parts")
+            raise ValueError(f"it decompresses to more than {max_bytes} bytes; send it in parts")
     if source.tell() != len(body):
-        raise ValueError(f"{len(body) - source.tell()} bytes follow its end")
+        raise ValueError(f"{len(body) - source.tell()} bytes after its end")
     return expanded
 
 
@@ -263,32 +260,32 @@ def _check_extension(metadata: _Flatbuffer, field: int | None) -> None:
     while field is not None:
         for pair in metadata.tables(field, 6):
             if metadata.text(pair, 0) == _EXTENSION_KEY and metadata.text(pair, 1) != _TENSOR:
-                raise ValueError("it has a column of an extension type other than a tensor's")
+                raise ValueError("a column has an extension type other than a fixed-shape tensor")
         children = list(itertools.islice(metadata.tables(field, 5), 2))
         if len(children) > 1:
-            raise ValueError("it has a column of structs or the like")
+            raise ValueError("a column has a struct or another nested type")
         field = children[0] if children else None
 
 
 def _expanded(metadata: _Flatbuffer, batch: int, body: memoryview) -> Iterator[int]:
     for offset, length in metadata.pairs(batch, 2):
-        # A compressed buffer starts with its length before; -1 says that it is as it was.
+        # A compressed buffer starts with its uncompressed length; -1 means uncompressed.
         if length:
             yield max(0, *struct.unpack_from("<q", body, offset))
 
 
 class _Flatbuffer:
-    """The few reads of a flatbuffer that the checks need; positions are offsets in it."""
+    """Minimal reader of a flatbuffer; positions are offsets in it."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
 
     def target(self, position: int) -> int:
-        """Where the reference at a position points."""
+        """Target of the reference at a position."""
         return position + self._read("<I", position)
 
     def slot(self, table: int, number: int) -> int | None:
-        """Where a field of a table is; None if it is left out."""
+        """Position of a table's field; None if it is absent."""
         vtable = table - self._read("<i", table)
         if 4 + 2 * number >= self._read("<H", vtable):
             return None
@@ -296,17 +293,17 @@ class _Flatbuffer:
         return table + offset if offset else None
 
     def tables(self, table: int, number: int) -> Iterator[int]:
-        """The tables that a field lists."""
+        """Tables of a vector field."""
         start, count = self._vector(table, number)
         return (self.target(start + 4 * index) for index in range(count))
 
     def pairs(self, table: int, number: int) -> Iterator[tuple[int, int]]:
-        """The pairs of 64-bit integers that a field lists."""
+        """Pairs of 64-bit integers of a vector field."""
         start, count = self._vector(table, number)
         return (struct.unpack_from("<qq", self._data, start + 16 * index) for index in range(count))
 
     def text(self, table: int, number: int) -> bytes:
-        """The string that a field holds."""
+        """Value of a string field."""
         start, count = self._vector(table, number)
         return self._data[start : start + count]
 

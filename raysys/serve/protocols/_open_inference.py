@@ -1,7 +1,7 @@
-"""Open Inference Protocol v2, as KServe and Triton speak it, with binary tensors.
+"""Open Inference Protocol v2 of KServe and Triton, with binary tensors.
 
-Bodies to columns and back, without I/O. A binary tensor stands after the JSON, in the order of the
-tensors; the header `Inference-Header-Content-Length` says where the JSON ends (Triton, "Binary
+Bodies to columns and back, without I/O. Binary tensors follow the JSON, in the order of the
+tensors; the header `Inference-Header-Content-Length` is the length of the JSON (Triton, "Binary
 Tensor Data Extension").
 """
 
@@ -29,7 +29,7 @@ _DATATYPES = {
     "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
     "float16": "FP16", "float32": "FP32", "float64": "FP64", "str": "BYTES",
 }  # fmt: skip
-# What JSON values a column takes, by the kind of its dtype.
+# Python types of a column's JSON values, by the kind of its dtype.
 _JSON_TYPES: dict[str, set[type]] = {
     "b": {bool},
     "i": {int},
@@ -41,17 +41,17 @@ _JSON_NAMES = {
     dict: "object", list: "array", str: "string", int: "integer", float: "number",
     bool: "boolean", type(None): "null",
 }  # fmt: skip
-# Features of Triton that would change the answer: better refused than ignored.
+# Features of Triton that would change the response: refused, not ignored.
 _UNSUPPORTED = ("classification", "shared_memory_region")
 
 
 @dataclass(frozen=True)
 class RequestedOutput:
-    """An output that the client asks for.
+    """An output requested by the client.
 
     Attributes:
-        name: Of the output.
-        binary: Whether it goes after the JSON as bytes.
+        name: Name of the output.
+        binary: Whether it is sent as bytes after the JSON.
     """
 
     name: str
@@ -60,14 +60,14 @@ class RequestedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A request for inference.
+    """An inference request.
 
     Attributes:
-        columns: The inputs, `(rows, ...)` each, checked against their types; not to be written to.
-        rows: Rows in each column.
-        id: The client's name of the request.
-        outputs: What is asked for; None is everything.
-        binary_default: Whether outputs that are not named go as bytes.
+        columns: Validated, read-only inputs `(rows, ...)`.
+        rows: Number of rows.
+        id: The client's id of the request.
+        outputs: Requested outputs; None for all.
+        binary_default: Whether other outputs are sent as bytes.
     """
 
     columns: dict[str, np.ndarray]
@@ -78,23 +78,23 @@ class InferRequest:
 
 
 def datatype(array: Array) -> str:
-    """The protocol's name of a column's dtype."""
+    """The protocol's name of a dtype."""
     return _DATATYPES[array.dtype]
 
 
 def decode(body: bytes, json_length: int | None, inputs: Mapping[str, Array]) -> InferRequest:
-    """Read a request for inference.
+    """Parse an inference request.
 
-    Binary numbers are a view of the body, unless the client put them at an address that the
-    processor cannot read their type from; memory used stays in proportion to the body.
+    Binary numbers are a view of the body unless they are misaligned; memory use is proportional to
+    the body.
 
     Args:
-        body: Of the HTTP request.
+        body: HTTP request body.
         json_length: The header `Inference-Header-Content-Length`; None if it is absent.
-        inputs: Types of the columns; all must be given, and no others.
+        inputs: Column types; the request must have exactly these columns.
 
     Raises:
-        DataError: The body breaks the protocol or does not fit the inputs.
+        DataError: The body violates the protocol or does not match the inputs.
     """
     offset = len(body) if json_length is None else json_length
     if not 0 <= offset <= len(body):
@@ -110,7 +110,7 @@ def decode(body: bytes, json_length: int | None, inputs: Mapping[str, Array]) ->
     for tensor in _get(header, "inputs", list, "the request"):
         name = _name(tensor, "an input")
         if name not in inputs:
-            raise DataError(f"no input {reprlib.repr(name)}; inputs are {sorted(inputs)}")
+            raise DataError(f"unknown input {reprlib.repr(name)}; inputs are {sorted(inputs)}")
         if name in columns:
             raise DataError(f"{name}: given twice")
         raw = _raw(name, tensor, memoryview(body)[offset:])
@@ -119,7 +119,7 @@ def decode(body: bytes, json_length: int | None, inputs: Mapping[str, Array]) ->
     if missing := sorted(inputs.keys() - columns.keys()):
         raise DataError(f"missing inputs {missing}")
     if offset != len(body):
-        raise DataError(f"{len(body) - offset} bytes follow the data of the last input")
+        raise DataError(f"{len(body) - offset} bytes after the data of the last input")
 
     parameters = _get(header, "parameters", dict, "the request", {})
     binary = _get(parameters, "binary_data_output", bool, "the request's parameters", False)
@@ -138,39 +138,40 @@ def encode(
     version: str,
     columns: Mapping[str, np.ndarray | list],
 ) -> tuple[bytes, int | None]:
-    """Write the answer to a request: the body, and the length of its JSON if bytes follow it.
+    """Serialize a response: the body, and the length of its JSON if bytes follow.
 
-    Lists and arrays of objects become BYTES: strings as they are, and any other value as its JSON.
-    JSON has no form for float16, which goes as FP32 there, nor for numbers that are not finite,
-    which go as null.
+    Lists and arrays of objects become BYTES: strings unchanged, other values as JSON. In JSON,
+    float16 is sent as FP32, and numbers that are not finite as null.
 
     Args:
-        request: What is answered.
+        request: The request.
         model: Name of the model.
-        version: Its version; left out if it is empty.
+        version: Version of the model; omitted if empty.
         columns: Outputs by name: arrays `(rows, ...)`, or lists.
 
     Raises:
-        DataError: There is no such output.
-        GraphError: The graph answered values that neither the protocol nor JSON has a form for.
+        DataError: Unknown output.
+        GraphError: A value of the graph is not representable in the protocol.
     """
-    wanted = request.outputs
-    if wanted is None:
-        wanted = tuple(RequestedOutput(name, request.binary_default) for name in columns)
+    requested = request.outputs
+    if requested is None:
+        requested = tuple(RequestedOutput(name, request.binary_default) for name in columns)
     tensors, parts = [], []
-    for output in wanted:
+    for output in requested:
         if output.name not in columns:
-            raise DataError(f"no output {reprlib.repr(output.name)}; outputs are {sorted(columns)}")
+            raise DataError(
+                f"unknown output {reprlib.repr(output.name)}; outputs are {sorted(columns)}"
+            )
         tensor, raw = _tensor(output, columns[output.name])
         tensors.append(tensor)
         if raw is not None:
             parts.append(raw)
-    answer: dict[str, Any] = {"model_name": model}
+    header: dict[str, Any] = {"model_name": model}
     if version:
-        answer["model_version"] = version
+        header["model_version"] = version
     if request.id is not None:
-        answer["id"] = request.id
-    text = orjson.dumps({**answer, "outputs": tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
+        header["id"] = request.id
+    text = orjson.dumps({**header, "outputs": tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([text, *parts]), len(text)) if parts else (text, None)
 
 
@@ -180,7 +181,7 @@ def model_metadata(
     inputs: Mapping[str, Array],
     outputs: Mapping[str, Array],
 ) -> dict[str, Any]:
-    """What a model takes and gives, for `GET /v2/models/<name>`."""
+    """Signature of a model, for `GET /v2/models/<name>`."""
     return {
         "name": name,
         "versions": list(versions),
@@ -198,8 +199,8 @@ def _signature(name: str, array: Array) -> dict[str, Any]:
 def _get(owner: dict[str, Any], key: str, kind: type, where: str, default: Any = None) -> Any:
     value = owner.get(key, default)
     if type(value) is not kind:
-        given = reprlib.repr(value) if key in owner else "nothing"
-        raise DataError(f"{where}: {key!r} must be a JSON {_JSON_NAMES[kind]}, given {given}")
+        actual = reprlib.repr(value) if key in owner else "nothing"
+        raise DataError(f"{where}: {key!r} must be a JSON {_JSON_NAMES[kind]}, given {actual}")
     return value
 
 
@@ -222,22 +223,22 @@ def _outputs(tensors: list[Any], binary_default: bool) -> tuple[RequestedOutput,
         name = _name(tensor, "an output")
         where = f"output {reprlib.repr(name)}"
         if name in outputs:
-            raise DataError(f"{where}: asked for twice")
+            raise DataError(f"{where}: requested twice")
         binary = _get(_parameters(where, tensor), "binary_data", bool, where, binary_default)
         outputs[name] = RequestedOutput(name, binary)
     return tuple(outputs.values())
 
 
 def _raw(name: str, tensor: dict[str, Any], left: memoryview) -> memoryview | None:
-    """The bytes of an input, from the front of what is left; None if it is not binary."""
+    """The bytes of an input, from the start of the remaining body; None if it is not binary."""
     parameters = _parameters(name, tensor)
     if "binary_data_size" not in parameters:
         return None
     size = _get(parameters, "binary_data_size", int, name)
     if not 0 <= size <= len(left):
         raise DataError(
-            f"{name}: binary_data_size is {size}, but {len(left)} bytes are left after the JSON "
-            f"and the inputs before; is the header {JSON_LENGTH_HEADER} right?"
+            f"{name}: binary_data_size is {size}, but {len(left)} bytes follow the JSON and the "
+            f"inputs before; is the header {JSON_LENGTH_HEADER} correct?"
         )
     return left[:size]
 
@@ -245,9 +246,9 @@ def _raw(name: str, tensor: dict[str, Any], left: memoryview) -> memoryview | No
 def _column(
     name: str, array: Array, tensor: dict[str, Any], raw: memoryview | None, body_length: int
 ) -> np.ndarray:
-    given = _get(tensor, "datatype", str, name)
-    if given != datatype(array):
-        raise DataError(f"{name}: datatype must be {datatype(array)}, given {reprlib.repr(given)}")
+    actual = _get(tensor, "datatype", str, name)
+    if actual != datatype(array):
+        raise DataError(f"{name}: datatype must be {datatype(array)}, given {reprlib.repr(actual)}")
     shape = _shape(name, array, _get(tensor, "shape", list, name), body_length)
     if (raw is None) == ("data" not in tensor):
         raise DataError(f"{name}: needs either 'data' or the parameter 'binary_data_size'")
@@ -259,24 +260,24 @@ def _column(
         flat = _from_bytes(name, array, raw, math.prod(shape))
     try:
         return array.check(name, flat.reshape(shape))
-    except ValueError as error:  # sides beyond what NumPy counts, next to a side of 0
+    except ValueError as error:  # sides that overflow in NumPy, next to a side of 0
         raise DataError(f"{name}: shape {reprlib.repr(shape)} ({error})") from error
 
 
 def _shape(name: str, array: Array, shape: list[Any], body_length: int) -> list[int]:
-    want = (None, *array.shape)
-    fits = len(shape) == len(want) and all(
+    pattern = (None, *array.shape)
+    fits = len(shape) == len(pattern) and all(
         type(side) is int and side >= 0 and expected in (None, side)
-        for side, expected in zip(shape, want, strict=True)
+        for side, expected in zip(shape, pattern, strict=True)
     )
     if not fits or shape[0] == 0:
-        sides = [-1 if side is None else side for side in want]
+        sides = [-1 if side is None else side for side in pattern]
         raise DataError(
-            f"{name}: shape must be {sides} with a row at least, given {reprlib.repr(shape)}"
+            f"{name}: shape must be {sides} with at least one row, given {reprlib.repr(shape)}"
         )
-    # An element takes a byte at least, and so must a row without any: it costs memory later.
+    # An element takes at least a byte; so must an empty row, since it costs memory later.
     if math.prod(itertools.takewhile(bool, shape)) > body_length:
-        raise DataError(f"{name}: shape {shape} is more than a body of {body_length} bytes holds")
+        raise DataError(f"{name}: shape {shape} exceeds a body of {body_length} bytes")
     return shape
 
 
@@ -286,16 +287,16 @@ def _from_json(name: str, array: Array, shape: list[int], data: list[Any]) -> np
         flat = [data]
         for side in shape:
             if not all(type(row) is list and len(row) == side for row in flat):
-                raise DataError(f"{name}: nested data must have the shape {shape}")
+                raise DataError(f"{name}: nested data must have shape {shape}")
             flat = list(itertools.chain.from_iterable(flat))
     if len(flat) != math.prod(shape):
         raise DataError(f"{name}: shape {shape} needs {math.prod(shape)} values, given {len(flat)}")
     kind = array.numpy.kind
     if wrong := set(map(type, flat)) - _JSON_TYPES[kind]:
-        names = sorted(_JSON_NAMES[one] for one in wrong)
-        raise DataError(f"{name}: values do not fit {datatype(array)}: {', '.join(names)}")
+        names = sorted(_JSON_NAMES[json_type] for json_type in wrong)
+        raise DataError(f"{name}: values are not {datatype(array)}: {', '.join(names)}")
     try:
-        # float64 first: the check must see what overflows a narrower type.
+        # float64 first, so that the check sees values that overflow a narrower type.
         return np.array(flat, np.float64 if kind == "f" else array.numpy)
     except OverflowError as error:
         raise DataError(f"{name}: values beyond the range of {array.dtype}") from error
@@ -314,7 +315,7 @@ def _from_bytes(name: str, array: Array, raw: memoryview, count: int) -> np.ndar
             raise DataError(f"{name}: a byte of BOOL must be 0 or 1, given {flags.max()}")
         return flags.view(np.bool_)
     values = np.frombuffer(raw, dtype)
-    # Compiled code that gets the array may take alignment for granted and crash without it.
+    # Compiled code may assume alignment and crash without it.
     return values if values.flags.aligned else values.copy()
 
 
@@ -325,7 +326,7 @@ def _from_text(name: str, raw: memoryview, count: int) -> np.ndarray:
         length = int.from_bytes(raw[start : start + 4], "little")
         start += 4
         if length > len(raw) - start:
-            raise DataError(f"{name}: the length of element {len(texts)} is beyond the data's end")
+            raise DataError(f"{name}: element {len(texts)} extends beyond the end of the data")
         try:
             texts.append(str(raw[start : start + length], "utf-8"))
         except UnicodeDecodeError as error:
@@ -358,7 +359,7 @@ def _tensor(output: RequestedOutput, column: np.ndarray | list) -> tuple[dict[st
 
 
 def _as_array(name: str, column: np.ndarray | list) -> np.ndarray:
-    """Numbers, or objects."""
+    """The column as an array of numbers or objects."""
     if not isinstance(column, np.ndarray):
         return np.fromiter(column, object, len(column))
     if column.dtype.kind in "OUT":
@@ -386,4 +387,4 @@ def _texts(name: str, values: np.ndarray) -> list[str]:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    raise TypeError(f"no form in JSON for {type(value).__name__}")
+    raise TypeError(f"{type(value).__name__} is not JSON serializable")

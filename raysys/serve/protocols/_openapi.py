@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 form of an application."""
+"""The OpenAPI 3.1 document of an application."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic.json_schema import models_json_schema
 
+from raysys.imports import lazy_import
 from raysys.serve.protocols import _arrow
 
 if TYPE_CHECKING:
@@ -15,23 +16,25 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from raysys.serve._application import Application
-    from raysys.serve._outputs import Answers
+    from raysys.serve._outputs import Outputs
+
+fastapi_docs = lazy_import("fastapi.openapi.docs")
 
 _ERRORS = {
-    "400": "The body cannot be read",
-    "401": "An API key is missing or unknown",
-    "411": "Content-Length is missing",
-    "413": "The body is too large",
-    "415": "The content type is neither JSON nor Arrow",
-    "422": "A value does not fit; the message names the field",
-    "429": "The key's rate is exceeded",
+    "400": "Malformed body",
+    "401": "Missing or unknown API key",
+    "411": "Missing Content-Length",
+    "413": "Body too large",
+    "415": "Content type other than JSON or Arrow",
+    "422": "Invalid value; the message names the field",
+    "429": "Rate limit of the API key exceeded",
     "500": "The graph failed",
-    "503": "Too many requests wait; Retry-After says for how long",
-    "504": "The deadline passed",
+    "503": "Overloaded; Retry-After has the seconds to wait",
+    "504": "Deadline exceeded",
 }
 
 
-# A number that is not finite goes as null.
+# Numbers that are not finite are sent as null.
 _JSON_TYPES: dict[str, Any] = {
     "b": "boolean", "i": "integer", "u": "integer", "f": ["number", "null"],
 }  # fmt: skip
@@ -40,14 +43,14 @@ _JSON_TYPES: dict[str, Any] = {
 def document(
     application: Application,
     requests: Mapping[str, type[BaseModel]],
-    examples: Mapping[str, Answers | None],
+    examples: Mapping[str, Outputs | None],
 ) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
-        application: What is served.
-        requests: Models of one request, by action.
-        examples: Answers, by which the schema is told if a graph has no model of one.
+        application: Definition of the application.
+        requests: Pydantic models of a request, by action.
+        examples: Example outputs by action, for the schemas of graphs without a response model.
     """
     modes: dict[Any, None] = {}  # in place of a set, which has no order
     for action, graph in application.graphs.items():
@@ -68,18 +71,20 @@ def document(
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     paths: dict[str, Any] = {}
     for action, graph in application.graphs.items():
-        example, answered = examples[action], {}
-        if isinstance(example, dict):
-            schemas[f"{action}Answer"] = _schema_of(example)
-            answered = {"$ref": f"#/components/schemas/{action}Answer"}
+        example, response = examples[action], {}
         if graph.response:
-            answered = references[graph.response, "serialization"]
-        asked = references[requests[action], "validation"]
-        paths[application.path(action)] = {"post": _operation(application, action, asked, answered)}
+            response = references[graph.response, "serialization"]
+        elif isinstance(example, dict):
+            schemas[f"{action}Response"] = _schema_of(example)
+            response = {"$ref": f"#/components/schemas/{action}Response"}
+        request = references[requests[action], "validation"]
+        paths[application.path(action)] = {
+            "post": _operation(application, action, request, response)
+        }
     paths[f"{application.route}/healthz"] = {"get": {
         "operationId": "healthz",
-        "summary": "Says that a replica answers",
-        "responses": {"200": {"description": "It does", "content": {
+        "summary": "Health of a replica",
+        "responses": {"200": {"description": "The replica is healthy", "content": {
             "application/json": {"schema": {"type": "object"}}}}},
     }}  # fmt: skip
     return {
@@ -91,24 +96,24 @@ def document(
 
 
 def _operation(
-    application: Application, action: str, asked: Mapping[str, Any], answered: Mapping[str, Any]
+    application: Application, action: str, request: Mapping[str, Any], response: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What an action takes and gives, by the schemas of its JSON."""
+    """The operation of an action, from its JSON schemas."""
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     errors = {code: {"description": text, "content": error} for code, text in _ERRORS.items()}
     arrow = {_arrow.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
     model = application.model(action)
     operation: dict[str, Any] = {
         "operationId": model.replace("/", "-"),
-        "summary": f"Answers of {model}: one to a JSON request, many to Arrow's IPC",
+        "summary": f"Predictions of {model}: one row as JSON, many as an Arrow IPC stream",
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": asked}, **arrow},
+            "content": {"application/json": {"schema": request}, **arrow},
         },
         "responses": {
             "200": {
-                "description": "The answer",
-                "content": {"application/json": {"schema": answered}, **arrow},
+                "description": "The response",
+                "content": {"application/json": {"schema": response}, **arrow},
             },
             **errors,
         },
@@ -119,7 +124,7 @@ def _operation(
 
 
 def _schema_of(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of an answer with these columns; of lists and objects nothing is known."""
+    """The schema of a response with these columns; lists and objects are unconstrained."""
     properties: dict[str, Any] = {}
     for name, column in columns.items():
         properties[name] = {}
@@ -132,10 +137,8 @@ def _schema_of(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def page(application: Application) -> bytes:
-    """The document as a form to try requests with; the browser loads Swagger UI from its CDN."""
-    from fastapi.openapi.docs import get_swagger_ui_html
-
-    page = get_swagger_ui_html(
+    """The Swagger UI page of the document; the browser loads its scripts from a CDN."""
+    page = fastapi_docs.get_swagger_ui_html(
         openapi_url=f"{application.route}/openapi.json", title=application.name
     )
     return bytes(page.body)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.errors import DataError, GraphError
+from raysys.gateway import server_metadata
 from raysys.serve._column_types import Array
 from raysys.serve.protocols import _open_inference as _v2
 
@@ -178,7 +179,7 @@ MALFORMED = [
     (body_of(), "missing inputs ['x', 'y']"),
     (body_of(X1), "missing inputs ['y']"),
     (body_of(X1, Y1, Y1), "y: given twice"),
-    (body_of(X1, Y1, tensor("z", data=[1])), "no input 'z'; inputs are ['x', 'y']"),
+    (body_of(X1, Y1, tensor("z", data=[1])), "unknown input 'z'; inputs are ['x', 'y']"),
     (body_of(X1, 1), "an input must be a JSON object"),
     (body_of(X1, {}), "'name' must be a JSON string"),
     (body_of(X1, tensor(1)), "'name' must be a JSON string"),
@@ -198,31 +199,31 @@ MALFORMED = [
     (body_of(X1, tensor(shape=("1",), data=[1])), "y: shape must be [-1]"),
     (body_of(X1, tensor(shape=[1] * 100_000, data=[1])), "y: shape must be [-1]"),
     (body_of(Y1, tensor("x", (1, 3), "FP32", data=[1, 2, 3])), "x: shape must be [-1, 2]"),
-    (body_of(X1, tensor(shape=(10**12,), data=[1])), "y: shape [1000000000000] is more than"),
+    (body_of(X1, tensor(shape=(10**12,), data=[1])), "y: shape [1000000000000] exceeds"),
     (body_of(X1, tensor(shape=(2**80,), data=[1])), "y: shape must be [-1]"),
     (body_of(X1, tensor(shape=(2,), data=[1])), "y: shape [2] needs 2 values, given 1"),
     (body_of(X1, tensor(shape=(1,), data=[1, 2])), "y: shape [1] needs 1 values, given 2"),
-    (body_of(X1, tensor(shape=(2,), data=[1, 2])), "columns must have one number of rows"),
+    (body_of(X1, tensor(shape=(2,), data=[1, 2])), "columns must have equal lengths"),
     (body_of(X1, tensor()), "y: needs either"),
     (body_of(X1, tensor(data=None)), "y: 'data' must be a JSON array"),
     (body_of(X1, tensor(data=1)), "y: 'data' must be a JSON array"),
     (body_of(X1, tensor(data={"0": 1})), "y: 'data' must be a JSON array"),
-    (body_of(X1, tensor(data=[[1]])), "y: values do not fit INT64: array"),
-    (body_of(X1, tensor(data=[1.0])), "y: values do not fit INT64: number"),
-    (body_of(X1, tensor(data=[True])), "y: values do not fit INT64: boolean"),
-    (body_of(X1, tensor(data=["1"])), "y: values do not fit INT64: string"),
-    (body_of(X1, tensor(data=[None])), "y: values do not fit INT64: null"),
+    (body_of(X1, tensor(data=[[1]])), "y: values are not INT64: array"),
+    (body_of(X1, tensor(data=[1.0])), "y: values are not INT64: number"),
+    (body_of(X1, tensor(data=[True])), "y: values are not INT64: boolean"),
+    (body_of(X1, tensor(data=["1"])), "y: values are not INT64: string"),
+    (body_of(X1, tensor(data=[None])), "y: values are not INT64: null"),
     (body_of(X1, tensor(data=[2**63])), "y: values beyond the range of int64"),
-    (body_of(X1, tensor(data=[2**64])), "y: values do not fit INT64: number"),
-    (body_of(Y1, tensor("x", (1, 2), "FP32", data=[True, 1])), "x: values do not fit FP32"),
-    (body_of(Y1, tensor("x", (1, 2), "FP32", data=[None, 1])), "x: values do not fit FP32"),
+    (body_of(X1, tensor(data=[2**64])), "y: values are not INT64: number"),
+    (body_of(Y1, tensor("x", (1, 2), "FP32", data=[True, 1])), "x: values are not FP32"),
+    (body_of(Y1, tensor("x", (1, 2), "FP32", data=[None, 1])), "x: values are not FP32"),
     (body_of(Y1, tensor("x", (1, 2), "FP32", data=[1e39, 1])), "x: values that are not finite"),
     (body_of(Y1, tensor("x", (1, 2), "FP32", data=[[1, 2, 3]])), "x: nested data"),
     (body_of(Y1, tensor("x", (1, 2), "FP32", data=[[1, 2], [3, 4]])), "x: nested data"),
     (body_of(Y1, tensor("x", (2, 2), "FP32", data=[[1, 2], 3])), "x: nested data"),
     (body_of(Y1, tensor("x", (2, 2), "FP32", data=[[1, 2], "34"])), "x: nested data"),
-    (body_of(Y1, tensor("x", (1, 2), "FP32", data=[1, [2]])), "x: values do not fit FP32: array"),
-    (body_of(Y1, tensor("x", (1, 2), "FP32", data=[[[1], [2]]])), "x: values do not fit"),
+    (body_of(Y1, tensor("x", (1, 2), "FP32", data=[1, [2]])), "x: values are not FP32: array"),
+    (body_of(Y1, tensor("x", (1, 2), "FP32", data=[[[1], [2]]])), "x: values are not"),
     (body_of(X1, Y1).replace(b"[1]", b"[NaN]"), "JSON"),
     (body_of(X1, Y1).replace(b"[1]", b"[1e999]"), "JSON"),
     (body_of(X1, tensor(data=[1], parameters=[])), "y: 'parameters' must be a JSON object"),
@@ -231,7 +232,7 @@ MALFORMED = [
     (body_of(X1, tensor(parameters={"binary_data_size": True})), "y: 'binary_data_size'"),
     (body_of(X1, tensor(parameters={"binary_data_size": None})), "y: 'binary_data_size'"),
     (body_of(X1, tensor(parameters={"binary_data_size": -8})), "y: binary_data_size is -8"),
-    (body_of(X1, BINARY_Y), "y: binary_data_size is 8, but 0 bytes are left"),
+    (body_of(X1, BINARY_Y), "y: binary_data_size is 8, but 0 bytes follow"),
     (
         body_of(X1, tensor(parameters={"shared_memory_region": "r"})),
         "y: the parameter 'shared_memory_region' is not supported",
@@ -243,7 +244,7 @@ MALFORMED = [
     (body_of(X1, Y1, outputs={}), "'outputs' must be a JSON array"),
     (body_of(X1, Y1, outputs=["a"]), "an output must be a JSON object"),
     (body_of(X1, Y1, outputs=[{}]), "'name' must be a JSON string"),
-    (body_of(X1, Y1, outputs=[{"name": "a"}, {"name": "a"}]), "output 'a': asked for twice"),
+    (body_of(X1, Y1, outputs=[{"name": "a"}, {"name": "a"}]), "output 'a': requested twice"),
     (
         body_of(X1, Y1, outputs=[{"name": "a", "parameters": {"binary_data": "yes"}}]),
         "output 'a': 'binary_data' must be a JSON boolean",
@@ -281,10 +282,10 @@ def test_names_of_a_client_do_not_swell_the_message() -> None:
         (Array("float64"), [1], np.float64(-np.inf).tobytes(), "y: values that are not finite"),
         (Array("float16"), [1], np.float16(np.inf).tobytes(), "y: values that are not finite"),
         (Array("str"), [1], b"", "y: the shape needs 1 values, given 0"),
-        (Array("str"), [1], b"\1\0\0", "y: the length of element 0 is beyond"),
-        (Array("str"), [1], b"\2\0\0\0a", "y: the length of element 0 is beyond"),
-        (Array("str"), [1], b"\xff\xff\xff\xff", "y: the length of element 0 is beyond"),
-        (Array("str"), [1], b"\1\0\0\0ab", "y: the length of element 1 is beyond"),
+        (Array("str"), [1], b"\1\0\0", "y: element 0 extends beyond"),
+        (Array("str"), [1], b"\2\0\0\0a", "y: element 0 extends beyond"),
+        (Array("str"), [1], b"\xff\xff\xff\xff", "y: element 0 extends beyond"),
+        (Array("str"), [1], b"\1\0\0\0ab", "y: element 1 extends beyond"),
         (Array("str"), [2], b"\1\0\0\0a", "y: the shape needs 2 values, given 1"),
         (Array("str"), [1], b"\1\0\0\0a\1\0\0\0a", "y: the shape needs 1 values, given 2"),
         (Array("str"), [1], b"\1\0\0\0\xff", "y: element 0 is not UTF-8"),
@@ -307,9 +308,9 @@ def test_binary_sizes_must_add_up() -> None:
     raw = bytes(8)
     assert _v2.decode(text + raw, len(text), inputs).rows == 1
     cases = [
-        (text + raw[:7], len(text), "y: binary_data_size is 8, but 7 bytes are left"),
-        (text + raw + b"!", len(text), "1 bytes follow the data of the last input"),
-        (body_of(Y1) + b"!", len(body_of(Y1)), "1 bytes follow"),
+        (text + raw[:7], len(text), "y: binary_data_size is 8, but 7 bytes follow"),
+        (text + raw + b"!", len(text), "1 bytes after the data of the last input"),
+        (body_of(Y1) + b"!", len(body_of(Y1)), "1 bytes after"),
         (text + raw, None, "JSON"),
         (text + raw, 0, "JSON"),
         (text + raw, len(text) - 1, "JSON"),
@@ -499,7 +500,7 @@ def test_lists_of_equal_lists_have_one_text_a_row() -> None:
 
 
 def test_an_output_that_is_not_there_is_refused() -> None:
-    with pytest.raises(DataError, match=r"no output 'b'; outputs are \['a'\]"):
+    with pytest.raises(DataError, match=r"unknown output 'b'; outputs are \['a'\]"):
         _v2.encode(asking(_v2.RequestedOutput("b", True)), "m", "1", {"a": np.array([1])})
 
 
@@ -513,7 +514,7 @@ def test_values_without_a_form_are_the_graphs_fault(column: Any) -> None:
 
 
 def test_metadata_describe_the_columns() -> None:
-    assert _v2.server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert server_metadata()["extensions"] == ["binary_tensor_data"]
     described = _v2.model_metadata("m", ["1", "2"], XY, {"s": Array("str", (None, 3))})
     assert described == {
         "name": "m",

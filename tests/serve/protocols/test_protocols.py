@@ -283,7 +283,7 @@ def test_an_arrow_stream_that_could_run_code_is_refused(mixed: Endpoint) -> None
 
 
 def answered_by(endpoint: Endpoint) -> int:
-    return int(endpoint.ask(json.loads(json_body()[0]))["pid"])
+    return int(endpoint.predict(json.loads(json_body()[0]))["pid"])
 
 
 # --- OpenAPI ---
