@@ -9,7 +9,7 @@ import numpy as np
 
 from jobs.two_tower import Towers, film_content
 from raysys.evaluate import top_k
-from raysys.index import rows
+from raysys.index import vector_table
 from raysys.serve import IndexSearch
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def build_towers(films: pa.Table, parameters: StateDict) -> Towers:
 def film_vectors(films: Table, parameters: StateDict) -> pa.Table:
     """What the index is built from: `id`, the film's row, and `vector`."""
     vectors = build_towers(films.to_arrow(), parameters).index_vectors()
-    return rows(np.arange(len(vectors)), vectors)
+    return vector_table(np.arange(len(vectors)), vectors)
 
 
 def index_search(name: str) -> Search:

@@ -191,7 +191,7 @@ def build_index(run: Run, tables: Tables, towers: train.FitResult, shards: int |
     """Index the films' vectors on actors; the index's name."""
     vectors = Table.load(film_retrieval.film_vectors, tables["films"], towers.state_dict())
     name = f"{run.id}/films"
-    VectorIndex.build(name, vectors, run.storage, metric="ip", shards=shards, ef=400)
+    VectorIndex.build(name, vectors, run.storage, metric="ip", shards=shards, ef_search=400)
     return name
 
 
@@ -241,7 +241,7 @@ def deploy(run: Run, config: Config, model: StoredModel, index: VectorIndex) -> 
         example={"user_id": [15], "k": [10]},
         gateway=serve.GatewayOptions(config.host, config.port),
     )
-    index.retire_others("recommender-")
+    index.close_others("recommender-")
     request = {"user_id": 15, "k": 10}
     answer = endpoint.predict(request)
     whose = f"films for user {request['user_id']}" if answer["known_user"] else "popular films"

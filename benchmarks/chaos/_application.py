@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.chaos._load import DIM
 from raysys import cluster, serve
-from raysys.index import VectorIndex, rows
+from raysys.index import VectorIndex, vector_table
 from raysys.storage import Storage
 
 PORT = 8000
@@ -34,7 +34,7 @@ def deploy(root: str, gateways: int) -> None:
     """A graph with a hop, at `/score`; an index with upserts, at `/chaos`."""
     storage = Storage(root)
     vectors = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
-    table = rows(np.arange(ROWS), vectors, {"value": np.arange(ROWS)})
+    table = vector_table(np.arange(ROWS), vectors, {"value": np.arange(ROWS)})
     index = VectorIndex.build(_NAME, table, storage, shards=2, replicas=2)
     graph = serve.Graph(
         inputs={"features": serve.Array("float32", (DIM,))},

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from benchmarks._figures import Report
-from raysys.index import VectorIndex, rows
+from raysys.index import VectorIndex, vector_table
 
 _CLIENTS = 8
 _BATCH = 10
@@ -97,7 +97,7 @@ class _Writer:
             time.sleep(_PAUSE_S)
 
     def _put(self, ids: np.ndarray, vectors: np.ndarray) -> None:
-        self._index.upsert(rows(ids, vectors, {"price": np.zeros(len(ids), np.int64)}))
+        self._index.upsert(vector_table(ids, vectors, {"price": np.zeros(len(ids), np.int64)}))
 
     def _vectors(self) -> np.ndarray:
         """Unlike each other and all others, near those that queries are like."""

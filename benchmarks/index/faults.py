@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from benchmarks._figures import Report
 from raysys.errors import StorageError
-from raysys.index import VectorIndex, rows
+from raysys.index import VectorIndex, vector_table
 from raysys.storage import Storage
 
 _CLIENTS, _IDS, _DIM, _SHARDS = 3, 500, 16, 2
@@ -92,7 +92,7 @@ class _Round:
                 index.close()
 
     def _kill(self, index: VectorIndex, draw: random.Random) -> None:
-        replicas = [one for some in index._readers._replicas.values() for one in some]
+        replicas = [one for some in index._router._replicas.values() for one in some]
         victim = draw.choice([index._writer, *replicas])
         pid = _pid(victim)
         started = time.monotonic()
@@ -205,7 +205,7 @@ class _Client:
 
 
 def _rows(ids: np.ndarray, value: int) -> pa.Table:
-    return rows(ids, _VECTORS[ids], {"value": np.full(len(ids), value)})
+    return vector_table(ids, _VECTORS[ids], {"value": np.full(len(ids), value)})
 
 
 def _pid(actor: Any) -> int:

@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from benchmarks.index._peer import EF_CONSTRUCTION, M, Peer
-from raysys.index import LocalIndex, VectorIndex, rows
+from raysys.index import LocalIndex, VectorIndex, vector_table
 from raysys.storage import Storage
 
 
@@ -21,7 +21,7 @@ class _Asked(Peer):
 
     def query(self, vectors: np.ndarray, k: int) -> np.ndarray:
         """See the base class."""
-        return self._asked.query(vectors, k, ef=self._ef).ids
+        return self._asked.query(vectors, k, ef_search=self._ef).ids
 
     def filtered(self, vector: np.ndarray, k: int, low: int, high: int) -> np.ndarray:
         """By a predicate in the index's language."""
@@ -30,7 +30,7 @@ class _Asked(Peer):
     def batch_filtered(self, vectors: np.ndarray, k: int, low: int, high: int) -> np.ndarray:
         """One predicate for a batch."""
         text = f"{low} <= price < {high}"
-        return self._asked.query(vectors, k, ef=self._ef, filters=text).ids
+        return self._asked.query(vectors, k, ef_search=self._ef, filters=text).ids
 
 
 class Ours(_Asked):
@@ -41,10 +41,10 @@ class Ours(_Asked):
         self.name, self._storage, self.shards = f"raysys, {shards} actors", storage, shards
 
     def _build(self, vectors: np.ndarray) -> None:
-        table = rows(np.arange(len(vectors)), vectors, {"price": self._price})
+        table = vector_table(np.arange(len(vectors)), vectors, {"price": self._price})
         self.index = self._asked = VectorIndex.build(
             f"benchmark-{self.shards}", table, self._storage, metric="ip", shards=self.shards,
-            m=M, ef_construction=EF_CONSTRUCTION,
+            M=M, ef_construction=EF_CONSTRUCTION,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from benchmarks.scaling._nodes import Spent, idle, measured, nodes
 from raysys import serve
 from raysys.data import Table
-from raysys.index import VectorIndex, rows
+from raysys.index import VectorIndex, vector_table
 from raysys.storage import Storage
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def etl(number: int) -> None:
 def index(number: int) -> None:
     """A shard for each node: build, ask one by one, close."""
     vectors = np.random.default_rng(0).normal(size=(number * _ROWS // 10, _DIM))
-    table = rows(np.arange(len(vectors)), vectors.astype(np.float32))
+    table = vector_table(np.arange(len(vectors)), vectors.astype(np.float32))
     made = VectorIndex.build(f"weak{number}", table, Storage(), shards=number, replicas=1)
     for row in range(_QUERIES):
         made.query(vectors[row : row + 1], 10)

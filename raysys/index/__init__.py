@@ -2,18 +2,21 @@
 
 from raysys.index._filter import GRAMMAR as FILTER_GRAMMAR
 from raysys.index._local_index import LocalIndex
-from raysys.index._recall_tuning import Tuned
-from raysys.index._types import Found, Metric, Settings, rows
-from raysys.index._vector_index import Snapshot, VectorIndex
+from raysys.index._persistence import IndexSnapshot
+from raysys.index._query_result import QueryResult
+from raysys.index._recall_tuning import RecallTuningResult
+from raysys.index._rows import vector_table
+from raysys.index._settings import IndexSettings, Metric
+from raysys.index._vector_index import VectorIndex
 
 __all__ = [
     "FILTER_GRAMMAR",
-    "Found",
+    "IndexSettings",
+    "IndexSnapshot",
     "LocalIndex",
     "Metric",
-    "Settings",
-    "Snapshot",
-    "Tuned",
+    "QueryResult",
+    "RecallTuningResult",
     "VectorIndex",
-    "rows",
+    "vector_table",
 ]

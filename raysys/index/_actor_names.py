@@ -13,17 +13,17 @@ from raysys.cluster import NAMESPACE
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-_STOP_S = 5.0
+_STOP_TIMEOUT_S = 5.0
 _PREFIX = "index:"
 
 
 def writer_name(index: str) -> str:
-    """The actor that orders changes; the index itself, as others find it."""
+    """Name of the actor that orders changes."""
     return f"{_PREFIX}{index}"
 
 
 def replica_name(index: str, shard: int, replica: int) -> str:
-    """An actor that holds a shard."""
+    """Name of a replica of a shard."""
     return f"{_PREFIX}{index}:{shard}.{replica}"
 
 
@@ -31,25 +31,25 @@ def actor(name: str) -> ActorHandle:
     """A running actor.
 
     Raises:
-        ValueError: There is none.
+        ValueError: No actor has the name.
     """
     return ray.get_actor(name, namespace=NAMESPACE)
 
 
 def names() -> list[str]:
-    """All actors of all indexes on the cluster."""
-    found: list[dict[str, Any]] = list_named_actors(all_namespaces=True)
+    """Names of all actors of all indexes on the cluster."""
+    actors: list[dict[str, Any]] = list_named_actors(all_namespaces=True)
     return [
-        one["name"]
-        for one in found
-        if one["namespace"] == NAMESPACE and one["name"].startswith(_PREFIX)
+        entry["name"]
+        for entry in actors
+        if entry["namespace"] == NAMESPACE and entry["name"].startswith(_PREFIX)
     ]
 
 
 def of(index: str) -> list[str]:
-    """The actors of an index that are there, the writer first."""
-    mine = [name for name in names() if f"{name}:".startswith(f"{writer_name(index)}:")]
-    return sorted(mine, key=len)
+    """Names of the running actors of an index, the writer first."""
+    writer = writer_name(index)
+    return sorted([name for name in names() if f"{name}:".startswith(f"{writer}:")], key=len)
 
 
 def indexes() -> list[str]:
@@ -58,10 +58,10 @@ def indexes() -> list[str]:
 
 
 def end(index: str) -> None:
-    """End all actors of an index, the writer first: a change that it has not logged is refused."""
+    """End all actors of an index, the writer first: unlogged changes are refused."""
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
-        # Killed in the middle of a record it might finish it after the next writer has started.
-        ray.get(actor(writer_name(index)).stop.remote(), timeout=_STOP_S)
+        # Killed within a write, it might complete the record after the next writer has started.
+        ray.get(actor(writer_name(index)).stop.remote(), timeout=_STOP_TIMEOUT_S)
     for name in of(index):
         with contextlib.suppress(ValueError):  # it has just ended
             ray.kill(actor(name))

@@ -1,4 +1,4 @@
-"""A batch of changes as bytes: what the log keeps and what the replicas are sent."""
+"""Batches of changes and their encoding in the log and between actors."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from raysys.index._types import shard_of, vector_column, with_id
+from raysys.index._rows import shard_of, vector_matrix, with_id, with_vector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
 
 _TOKEN = b"token"
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Changes that appear together.
+class ChangeBatch:
+    """Changes that become visible together.
 
     Attributes:
-        ids: int64 `(n,)`, of rows that are new or replace what stood under their id.
+        ids: int64 `(n,)`, ids of new and replaced rows.
         vectors: float32 `(n, dim)`.
-        attributes: Of the index's schema.
-        deleted: int64, ids to delete, none of them among `ids`.
+        attributes: Columns in the index's schema.
+        deleted: int64, ids to delete, disjoint from `ids`.
     """
 
     ids: np.ndarray
@@ -33,28 +32,22 @@ class Batch:
     attributes: pa.Table
     deleted: np.ndarray
 
-    def of_shard(self, shard: int, shards: int) -> Batch:
-        """The changes that concern a shard."""
-        mine = np.flatnonzero(shard_of(self.ids, shards) == shard)
+    def of_shard(self, shard: int, shards: int) -> ChangeBatch:
+        """The changes of a shard."""
+        rows = np.flatnonzero(shard_of(self.ids, shards) == shard)
         deleted = self.deleted[shard_of(self.deleted, shards) == shard]
-        return Batch(self.ids[mine], self.vectors[mine], self.attributes.take(mine), deleted)
+        return ChangeBatch(self.ids[rows], self.vectors[rows], self.attributes.take(rows), deleted)
 
 
-def encode(batch: Batch, token: str) -> bytes:
-    """One Arrow IPC stream; a deleted row has no vector.
-
-    Args:
-        batch: The changes.
-        token: By which a batch that is sent again is known.
-    """
-    table = with_id(batch.ids, batch.attributes)
-    table = table.add_column(1, "vector", vector_column(batch.vectors))
-    ended = pa.table({"id": pa.array(batch.deleted)})
-    whole = pa.concat_tables([table, ended], promote_options="default")
-    whole = whole.replace_schema_metadata({_TOKEN: token.encode()})
+def encode(batch: ChangeBatch, token: str) -> bytes:
+    """An Arrow IPC stream; a deleted row has a null vector. `token` identifies a resent batch."""
+    table = with_vector(with_id(batch.ids, batch.attributes), batch.vectors)
+    deleted = pa.table({"id": pa.array(batch.deleted)})
+    table = pa.concat_tables([table, deleted], promote_options="default")
+    table = table.replace_schema_metadata({_TOKEN: token.encode()})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, whole.schema) as writer:
-        writer.write_table(whole)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
     return sink.getvalue().to_pybytes()
 
 
@@ -63,30 +56,26 @@ def tokens(record: bytes) -> list[str]:
     return [token for token, _ in _streams(record)]
 
 
-def decode(record: bytes) -> Batch:
-    """The changes of a record: one or more encoded batches behind each other, the last wins."""
+def decode(record: bytes) -> ChangeBatch:
+    """The changes of a record: concatenated encoded batches, of which the last change wins."""
     tables = [table for _, table in _streams(record)]
-    whole = pa.concat_tables(tables).combine_chunks()
-    ids = whole["id"].to_numpy()
+    table = pa.concat_tables(tables).combine_chunks()
+    ids = table["id"].to_numpy()
     if len(tables) > 1:
         _, last = np.unique(ids[::-1], return_index=True)
         last = np.sort(len(ids) - 1 - last)
-        whole, ids = whole.take(last).combine_chunks(), ids[last]
-    ended = whole["vector"].is_null().to_numpy()
-    kept = whole.filter(~ended) if ended.any() else whole
-    column = kept["vector"].combine_chunks()
-    dim = column.type.list_size
-    if isinstance(column, pa.ChunkedArray):  # of no chunk at all
-        vectors = np.empty((0, dim), np.float32)
-    else:
-        vectors = column.flatten().to_numpy().reshape(-1, dim)
-    attributes = kept.drop_columns(["id", "vector"]).replace_schema_metadata(None)
-    return Batch(ids[~ended], vectors, attributes, ids[ended])
+        table, ids = table.take(last).combine_chunks(), ids[last]
+    is_deleted = table["vector"].is_null().to_numpy()
+    if is_deleted.any():
+        table = table.filter(~is_deleted)
+    attributes = table.drop_columns(["id", "vector"]).replace_schema_metadata(None)
+    vectors = vector_matrix(table["vector"])
+    return ChangeBatch(ids[~is_deleted], vectors, attributes, ids[is_deleted])
 
 
 def _streams(record: bytes) -> Sequence[tuple[str, pa.Table]]:
-    source, found = pa.BufferReader(record), []
+    source, streams = pa.BufferReader(record), []
     while source.tell() < len(record):
         table = pa.ipc.open_stream(source).read_all()
-        found.append((table.schema.metadata[_TOKEN].decode(), table))
-    return found
+        streams.append((table.schema.metadata[_TOKEN].decode(), table))
+    return streams

@@ -1,7 +1,7 @@
-"""Questions to a replica on the same node, over a socket: a tenth of the time of Ray's calls.
+"""Requests to a replica on the same node over a Unix socket, in a tenth of a Ray call's time.
 
-The sockets are Unix ones without a file (Linux's abstract names): they end with their process, no
-other machine reaches them, and each side makes sure that the other is a process of its own user.
+The sockets have abstract names (Linux) instead of files: they end with their process, no other
+machine reaches them, and each side checks that the other is a process of its own user.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _log = logging.getLogger("raysys.index")
 
 
 def listen(answer: Callable[[bytes], bytes]) -> str | None:
-    """Answer questions, in a thread for each client that is connected.
+    """Answer requests, in a thread per client.
 
     Returns:
-        The address, or None where the system has no such sockets.
+        The address, or None where the system lacks abstract sockets.
     """
     address = f"\0raysys-{uuid.uuid4().hex}"
     listening = socket.socket(socket.AF_UNIX)
     try:
         listening.bind(address)
     except OSError as error:
-        _log.warning("a replica is asked by Ray's calls only: %s", error)
+        _log.warning("cannot listen on a local socket, using Ray calls: %s", error)
         return None
     listening.listen(128)
 
@@ -54,29 +54,29 @@ def _answer_all(client: socket.socket, answer: Callable[[bytes], bytes]) -> None
     with client, contextlib.suppress(OSError):
         _check_user(client)
         while True:
-            _, question = _receive(client)
+            _, request = _receive(client)
             try:
-                kind, made = _ANSWER, answer(question)
+                kind, data = _ANSWER, answer(request)
             except Exception as error:
-                kind, made = _ERROR, _pickled(error)
-            client.sendall(_HEAD.pack(len(made), kind) + made)
+                kind, data = _ERROR, _pickled(error)
+            client.sendall(_HEAD.pack(len(data), kind) + data)
 
 
 def _pickled(error: Exception) -> bytes:
     try:
         return pickle.dumps(error)
-    except Exception:  # of a class that has no name, or holds what cannot be sent
+    except Exception:  # of a local class, or with attributes that cannot be pickled
         return pickle.dumps(RuntimeError(repr(error)))
 
 
 class Channel:
-    """A connection to a replica: one question at a time."""
+    """A connection to a replica, for one request at a time."""
 
     def __init__(self, address: str) -> None:
         """Connect.
 
         Raises:
-            OSError: Nobody listens.
+            OSError: The address has no listener.
         """
         self._socket = socket.socket(socket.AF_UNIX)
         try:
@@ -86,42 +86,45 @@ class Channel:
             self._socket.close()
             raise
 
-    def send(self, question: bytes) -> None:
-        """Ask; `receive` takes the answer.
+    def send(self, request: bytes) -> None:
+        """Send a request; `receive` returns the answer.
 
         Raises:
             OSError: The replica has ended.
         """
-        self._socket.sendall(_HEAD.pack(len(question), _ANSWER) + question)
+        self._socket.sendall(_HEAD.pack(len(request), _ANSWER) + request)
 
     def is_ready(self, timeout_s: float) -> bool:
-        """Whether `receive` would answer, or tell that the replica has ended."""
-        # Not select.select, which takes no more than 1,024 files.
-        waiting = select.poll()
-        waiting.register(self._socket, select.POLLIN)
-        return bool(waiting.poll(1000 * max(0.0, timeout_s)))
+        """Whether `receive` would return or raise at once."""
+        # Not select.select, which accepts no more than 1,024 files.
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(1000 * max(0.0, timeout_s)))
 
-    def receive(self) -> bytes:
-        """The answer, or what the replica raised.
+    def receive(self, timeout_s: float) -> bytes:
+        """The answer; raises the exception of the replica.
 
         Raises:
+            TimeoutError: The answer did not arrive in time.
             OSError: The replica has ended.
         """
-        kind, made = _receive(self._socket)
+        if not self.is_ready(timeout_s):
+            raise TimeoutError
+        kind, data = _receive(self._socket)
         if kind == _ERROR:
-            raise pickle.loads(made)
-        return made
+            raise pickle.loads(data)
+        return data
 
     def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         self._socket.close()
 
 
 def _check_user(peer: socket.socket) -> None:
-    """What comes over a channel is unpickled, so it must come from the same user."""
-    found = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    if _CREDENTIALS.unpack(found)[1] != os.getuid():
-        raise PermissionError("the process on the other side is another user's")
+    """Refuse another user's process, since its data is unpickled."""
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    if _CREDENTIALS.unpack(credentials)[1] != os.getuid():
+        raise PermissionError("the peer is a process of another user")
 
 
 def _receive(source: socket.socket) -> tuple[int, bytes]:
@@ -134,7 +137,7 @@ def _exactly(source: socket.socket, count: int) -> bytes:
     while count:
         part = source.recv(min(count, 1 << 20))
         if not part:
-            raise ConnectionResetError("the other side has ended")
+            raise ConnectionResetError("the peer has ended")
         parts.append(part)
         count -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,4 +1,4 @@
-"""What an index leaves on the storage root: snapshots, and a log of the changes since."""
+"""Snapshots of an index and the log of later changes, on the storage root."""
 
 from __future__ import annotations
 
@@ -13,42 +13,52 @@ import pyarrow as pa
 from raysys.errors import StorageError
 from raysys.index import _change_record as _record
 from raysys.index._hnsw_graph import HnswGraph
-from raysys.index._shard import Capture, Shard
-from raysys.index._slot_rows import NEVER, Rows
-from raysys.index._types import Settings, vector_column
+from raysys.index._rows import vector_column, vector_matrix, with_vector
+from raysys.index._settings import IndexSettings
+from raysys.index._shard import Shard, ShardCapture
+from raysys.index._slot_rows import NEVER, SlotRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from raysys.index._change_record import Batch
+    from raysys.index._change_record import ChangeBatch
     from raysys.storage import Storage
 
 _GRAPH, _ROWS, _STATE, _MANIFEST = "graph.hnsw", "rows.arrow", "state.json", "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)
+class IndexSnapshot:
+    """A snapshot for `VectorIndex.restore`, identified by its version."""
+
+    version: int
+    rows: int
+    shards: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What makes a snapshot complete; written last.
+    """Description of a snapshot, written last: it makes the snapshot complete.
 
     Attributes:
-        folder: Its name below `snapshots`.
-        version: Of the index that it restores, with the log of up to then.
-        shard_versions: Of each shard as it was written: the log goes on from there.
-        rows: Of all shards.
-        settings: Of the index.
-        schema: Of the attributes.
+        folder: Name of the snapshot's folder below `snapshots`.
+        version: Version of the index, restored with the log up to it.
+        shard_versions: Version of each shard as written; its log resumes after it.
+        rows: Number of rows of all shards.
+        settings: Settings of the index.
+        schema: Schema of the attributes.
     """
 
     folder: str
     version: int
     shard_versions: tuple[int, ...]
     rows: int
-    settings: Settings
+    settings: IndexSettings
     schema: pa.Schema
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written."""
+        """The contents of the manifest's file."""
         return {
             "version": self.version,
             "shard_versions": list(self.shard_versions),
@@ -60,45 +70,50 @@ class Manifest:
 
     @classmethod
     def from_json(cls, folder: str, data: bytes) -> Manifest:
-        """As it is read."""
-        found = json.loads(data)
-        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(found["schema"])))
+        """The manifest of a file's contents."""
+        facts = json.loads(data)
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(facts["schema"])))
         return cls(
-            folder, found["version"], tuple(found["shard_versions"]), found["rows"],
-            Settings(**found["settings"]), schema,
+            folder, facts["version"], tuple(facts["shard_versions"]), facts["rows"],
+            IndexSettings(**facts["settings"]), schema,
         )  # fmt: skip
 
 
-class Files:
+class IndexFiles:
     """The folder of an index.
 
-    `snapshots/<version>/manifest.json` with `<shard>/` beside it, and `log/<version>`: one file
-    for each batch of changes, written whole and flushed to disk before anybody sees the change.
+    `snapshots/<version>/manifest.json` with `<shard>/` beside it, and `log/<version>`: a file
+    per batch of changes, written atomically and flushed to disk before the change is visible.
     """
 
     def __init__(self, storage: Storage, path: str) -> None:
         self.storage, self.path = storage, path
 
-    # --- the log ---
+    @property
+    def uri(self) -> str:
+        """Address of the folder, for messages."""
+        return self.storage.uri(self.path)
+
+    # --- log ---
 
     def write_record(self, version: int, record: bytes) -> None:
         """Make a batch of changes durable.
 
         Raises:
-            FileExistsError: Another writer has written that version.
+            FileExistsError: Another writer has written the version.
         """
-        self.storage.create(f"{self.path}/log/{version:020d}", record)
+        self.storage.create(self._log_path(version), record)
 
     def record(self, version: int) -> bytes | None:
-        """A batch of changes, if the log has it."""
-        return self.storage.read_bytes(f"{self.path}/log/{version:020d}")
+        """A batch of changes, or None if the log lacks it."""
+        return self.storage.read_bytes(self._log_path(version))
 
     def log_versions(self) -> list[int]:
         """Versions in the log, ascending."""
         return [int(name) for name in self.storage.names(f"{self.path}/log")]
 
-    def changes(self, after: int, upto: int | None = None) -> Iterator[tuple[int, Batch]]:
-        """The changes of the log that follow a version."""
+    def changes(self, after: int, upto: int | None = None) -> Iterator[tuple[int, ChangeBatch]]:
+        """The changes of the log after a version."""
         for version in self.log_versions():
             if version > after and (upto is None or version <= upto):
                 record = self.record(version)
@@ -106,58 +121,69 @@ class Files:
                     raise StorageError(f"the log lost version {version} while it was read")
                 yield version, _record.decode(record)
 
+    def _log_path(self, version: int) -> str:
+        return f"{self.path}/log/{version:020d}"
+
     # --- snapshots ---
 
     def manifests(self) -> list[Manifest]:
-        """Complete snapshots, oldest first."""
-        found = []
-        for folder in self.storage.names(f"{self.path}/snapshots"):
+        """Manifests of the complete snapshots, oldest first."""
+        manifests = []
+        for folder in self._folders():
             data = self.storage.read_bytes(f"{self.path}/snapshots/{folder}/{_MANIFEST}")
             if data is not None:
-                found.append(Manifest.from_json(folder, data))
-        return found
+                manifests.append(Manifest.from_json(folder, data))
+        return manifests
+
+    def snapshots(self) -> list[IndexSnapshot]:
+        """The complete snapshots, oldest first."""
+        return [
+            IndexSnapshot(manifest.version, manifest.rows, manifest.settings.shards)
+            for manifest in self.manifests()
+        ]
 
     def manifest(self, version: int | None = None) -> Manifest | None:
-        """The snapshot of a version, the last by default, or None."""
-        found = [one for one in self.manifests() if version in (None, one.version)]
-        return found[-1] if found else None
+        """The manifest of a version, the last by default, or None."""
+        manifests = [item for item in self.manifests() if version in (None, item.version)]
+        return manifests[-1] if manifests else None
 
     def last_version(self) -> int:
-        """The highest that stands here, 0 if none does."""
-        found = [one.version for one in self.manifests()] + self.log_versions()[-1:]
-        folders = [int(name) for name in self.storage.names(f"{self.path}/snapshots")]
-        return max([0, *found, *folders])
+        """The highest version in the folder, 0 if it is empty."""
+        versions = [manifest.version for manifest in self.manifests()]
+        return max([0, *versions, *self.log_versions()[-1:], *map(int, self._folders())])
 
     def commit(self, manifest: Manifest) -> None:
-        """Make a snapshot whose shards are written complete, or change its settings."""
+        """Complete a snapshot after its shards are written, or change its settings."""
         path = f"{self.path}/snapshots/{manifest.folder}/{_MANIFEST}"
         self.storage.write_json(path, manifest.to_json())
 
     def prune(self, keep: int) -> None:
-        """Remove all snapshots but the last ones, and the log that only the others need."""
-        manifests = self.manifests()
-        kept = manifests[-keep:]
-        if not kept:
+        """Remove all snapshots but the last ones, and the log before them."""
+        manifests = self.manifests()[-keep:]
+        if not manifests:
             return
-        last = kept[-1].folder
-        for folder in self.storage.names(f"{self.path}/snapshots"):
-            if folder < last and folder not in {one.folder for one in kept}:
+        retained = {manifest.folder for manifest in manifests}
+        for folder in self._folders():
+            if folder < manifests[-1].folder and folder not in retained:
                 self.storage.remove(f"{self.path}/snapshots/{folder}")
-        needed = min(min(one.shard_versions) for one in kept)
+        oldest = min(min(manifest.shard_versions) for manifest in manifests)
         for version in self.log_versions():
-            if version <= needed:
-                self.storage.remove(f"{self.path}/log/{version:020d}")
+            if version <= oldest:
+                self.storage.remove(self._log_path(version))
+
+    def _folders(self) -> list[str]:
+        return self.storage.names(f"{self.path}/snapshots")
 
     # --- shards ---
 
-    def write_shard(self, folder: str, shard: int, state: Capture) -> None:
-        """Write one shard of a snapshot."""
+    def write_shard(self, folder: str, shard: int, state: ShardCapture) -> None:
+        """Write a shard of a snapshot."""
         with self.storage.new_dir(f"{self.path}/snapshots/{folder}/{shard}") as local:
             table = state.table.append_column("vector", vector_column(state.vectors))
-            ended = np.zeros(len(table), bool)
-            ended[state.deleted] = True
-            # Read by its place: an attribute may have the same name.
-            table = table.append_column("ended", pa.array(ended))
+            is_deleted = np.zeros(len(table), bool)
+            is_deleted[state.deleted] = True
+            # Read by position: an attribute may have the same name.
+            table = table.append_column("ended", pa.array(is_deleted))
             options = pa.ipc.IpcWriteOptions(unify_dictionaries=True)
             with (
                 pa.OSFile(str(local / _ROWS), "wb") as sink,
@@ -171,17 +197,17 @@ class Files:
 
     def read_shard(self, manifest: Manifest, shard: int) -> Shard:
         """A shard of a snapshot, without the log."""
-        folder = self.storage.fetch(f"{self.path}/snapshots/{manifest.folder}/{shard}")
+        folder = self._fetch(manifest, shard)
         facts = json.loads((folder / _STATE).read_text())
         settings, merged, version = manifest.settings, facts["merged"], facts["version"]
-        rows, ended = _read_rows(folder / _ROWS, manifest, version)
+        rows, deleted = _read_rows(folder / _ROWS, manifest, version)
         late = np.array(facts["late"], np.int64)
-        graph = HnswGraph.load(settings, folder / _GRAPH, ended, late)
+        graph = HnswGraph.load(settings, folder / _GRAPH, deleted, late)
         return Shard(settings, rows, graph, merged, version)
 
     def read_rows(self, manifest: Manifest, shard: int, upto: int) -> pa.Table:
-        """The living rows of a shard of a snapshot and of the log up to a version."""
-        folder = self.storage.fetch(f"{self.path}/snapshots/{manifest.folder}/{shard}")
+        """The living rows of a shard at a version, from a snapshot and the log."""
+        folder = self._fetch(manifest, shard)
         version, shards = manifest.shard_versions[shard], manifest.settings.shards
         rows, _ = _read_rows(folder / _ROWS, manifest, version)
         for number, batch in self.changes(version, upto):
@@ -189,32 +215,31 @@ class Files:
                 break
             rows.change(batch.of_shard(shard, shards), number)
             version = number
-        # A version beyond the log may be that of a snapshot that was never finished.
+        # A version beyond the log may be of an unfinished snapshot.
         reachable = max([manifest.version, *self.log_versions()])
         if version < min(upto, reachable):
             raise StorageError(
-                f"the log at {self.storage.uri(self.path)}/log lacks version {version + 1}: "
-                "restore another snapshot"
+                f"the log at {self.uri}/log lacks version {version + 1}: restore another snapshot"
             )
         alive = rows.alive()
-        column = vector_column(rows.vectors[alive])
-        return rows.table.take(alive).add_column(1, "vector", column)
+        return with_vector(rows.table.take(alive), rows.vectors[alive])
+
+    def _fetch(self, manifest: Manifest, shard: int) -> Path:
+        return self.storage.fetch(f"{self.path}/snapshots/{manifest.folder}/{shard}")
 
 
-def _read_rows(file: Path, manifest: Manifest, version: int) -> tuple[Rows, np.ndarray]:
-    """Rows of a shard, and the slots of those that have ended."""
+def _read_rows(file: Path, manifest: Manifest, version: int) -> tuple[SlotRows, np.ndarray]:
+    """Rows of a shard, and the slots of the deleted ones."""
     with pa.memory_map(str(file)) as source:
         reader = pa.ipc.open_file(source)
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        rows = Rows(manifest.settings.dim, manifest.schema, int(sum(map(len, batches)) * 1.1))
+        rows = SlotRows(manifest.settings.dim, manifest.schema, int(sum(map(len, batches)) * 1.1))
         for batch in batches:
-            ids, *columns, flat, marks = batch.columns
+            ids, *columns, vectors, is_deleted = batch.columns
             attributes = pa.Table.from_arrays(columns, schema=manifest.schema)
-            vectors = flat.flatten().to_numpy().reshape(len(batch), manifest.settings.dim)
-            ended = marks.to_numpy(zero_copy_only=False)
-            died = np.where(ended, version, NEVER)
-            # Taken out of the mapped file, which may be removed.
+            died = np.where(is_deleted.to_numpy(zero_copy_only=False), version, NEVER)
+            # Copied out of the mapped file, which may be removed.
             attributes = attributes.take(np.arange(len(batch)))
-            rows.append(ids.to_numpy(), vectors, attributes, version, died)
+            rows.append(ids.to_numpy(), vector_matrix(vectors), attributes, version, died)
     rows.index_ids()
     return rows, np.flatnonzero(rows.died[: rows.length] != NEVER)

@@ -1,9 +1,10 @@
-"""How a filtered query is answered: through the graph, or by comparing with all that match."""
+"""Plans of filtered queries: through the graph, or by comparison with all matching rows."""
 
 from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,107 +12,118 @@ import numpy as np
 
 if TYPE_CHECKING:
     from raysys.index._filter import Filter
-    from raysys.index._slot_rows import Rows
-    from raysys.index._types import Settings
+    from raysys.index._settings import IndexSettings
+    from raysys.index._slot_rows import SlotRows
 
 _SAMPLE = 1024
-_FEW = 4
-_REMEMBERED = 32
-# Microseconds on one core; only their ratios matter.
+_MIN_MATCHES = 4
+_MAX_CACHED_FILTERS = 32
+# Microseconds on one core; only the ratios matter.
 _PER_CANDIDATE = 2.0  # of the graph, at 128 dimensions
-_PER_ROW_COMPARED, _PER_NUMBER_COMPARED = 0.004, 0.001  # with a filter
+_PER_ROW_FILTERED, _PER_NUMBER_FILTERED = 0.004, 0.001
 _PER_BYTE_GATHERED = 1.2e-4
 _PER_ROW_GATHERED = 0.05
 _PER_PRODUCT = 2e-4
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the two ways to answer cost for one filter, in microseconds.
+class QueryPlan:
+    """Estimated costs of both ways to answer queries with a filter, in microseconds.
 
     Attributes:
-        k: Neighbours wanted.
-        share: Of the rows that match, 0 if too few do to tell.
-        per_candidate: Of the graph, for each query.
-        exact_once: Finding and gathering the rows that match.
-        exact_each: Comparing them with a query.
+        k: Number of neighbours.
+        selectivity: Share of the rows that match, 0 if too few match for an estimate.
+        candidate_cost: Cost of a candidate of the graph, per query.
+        exact_fixed_cost: Cost of finding and gathering the matching rows.
+        exact_query_cost: Cost of comparing them with a query.
     """
 
     k: int
-    share: float
-    per_candidate: float
-    exact_once: float
-    exact_each: float
+    selectivity: float
+    candidate_cost: float
+    exact_fixed_cost: float
+    exact_query_cost: float
 
     def candidates(self, queries: int, ef: int) -> int:
-        """How many neighbours to ask the graph for so that k match; 0 to search exactly."""
-        if not self.share:
+        """Number of neighbours to request from the graph so that k match; 0: search exactly."""
+        if not self.selectivity:
             return 0
-        # So many that in nine of ten queries enough match.
-        wanted = math.ceil((self.k + 1.5 * math.sqrt(self.k) + 1) / self.share)
-        return self._unless_exact_is_cheaper(queries, max(wanted, self.k), ef)
+        # Enough that k match in nine of ten queries.
+        candidates = math.ceil((self.k + 1.5 * math.sqrt(self.k) + 1) / self.selectivity)
+        return self._unless_exact_is_cheaper(queries, max(candidates, self.k), ef)
 
-    def more(self, queries: int, wanted: int) -> int:
-        """How many after `wanted` did not do for some queries; 0 to search exactly."""
-        return self._unless_exact_is_cheaper(queries, 4 * wanted, 0)
+    def more_candidates(self, queries: int, candidates: int) -> int:
+        """Number to request after `candidates` did not suffice for some; 0: search exactly."""
+        return self._unless_exact_is_cheaper(queries, 4 * candidates, 0)
 
-    def _unless_exact_is_cheaper(self, queries: int, wanted: int, ef: int) -> int:
-        graph = queries * max(ef, wanted) * self.per_candidate
-        return wanted if graph < self.exact_once + queries * self.exact_each else 0
+    def _unless_exact_is_cheaper(self, queries: int, candidates: int, ef: int) -> int:
+        graph_cost = queries * max(ef, candidates) * self.candidate_cost
+        exact_cost = self.exact_fixed_cost + queries * self.exact_query_cost
+        return candidates if graph_cost < exact_cost else 0
 
 
-class Planner:
-    """Estimates of what a filter keeps, and the rows of filters asked for before.
+class QueryPlanner:
+    """Estimates of the selectivity of filters, and the matching rows of recent ones.
 
-    Searching the graph for `k / share` candidates costs the more the fewer rows a filter keeps;
-    comparing with every row that it keeps costs the less. A sample of the rows tells the share.
+    The cost of searching the graph for `k / selectivity` candidates rises with the rows that a
+    filter drops, that of comparing with every matching row falls. A sample of the rows estimates
+    the selectivity.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: IndexSettings) -> None:
         self._dim = settings.dim
         self._sample: np.ndarray | None = None
         self._sampled_at = 0
-        self._remembered: collections.OrderedDict[Filter, tuple[int, np.ndarray]] = (
+        self._cache: collections.OrderedDict[Filter, tuple[int, np.ndarray]] = (
             collections.OrderedDict()
         )
 
-    def plan(self, rows: Rows, chosen: Filter, k: int) -> Plan:
-        """What a sample says of a filter."""
+    def plan(self, rows: SlotRows, predicate: Filter, k: int) -> QueryPlan:
+        """The plan of a filter, estimated from a sample."""
         slots = self._slots(rows)
-        matching = int(rows.mask(chosen, slots).sum()) if len(slots) else 0
-        share = matching / max(1, len(slots))
-        unknown = rows.length - self._remembered.get(chosen, (0, None))[0]
-        per_row = _PER_NUMBER_COMPARED if chosen.is_numeric else _PER_ROW_COMPARED
-        return Plan(
+        matches = int(rows.mask(predicate, slots).sum()) if len(slots) else 0
+        share = matches / max(1, len(slots))
+        unfiltered = rows.length - self._cache.get(predicate, (0, None))[0]
+        per_row = _PER_NUMBER_FILTERED if predicate.is_numeric else _PER_ROW_FILTERED
+        return QueryPlan(
             k=k,
-            share=share if matching >= _FEW else 0.0,
-            per_candidate=_PER_CANDIDATE * math.sqrt(self._dim / 128),
-            exact_once=unknown * per_row
+            selectivity=share if matches >= _MIN_MATCHES else 0.0,
+            candidate_cost=_PER_CANDIDATE * math.sqrt(self._dim / 128),
+            exact_fixed_cost=unfiltered * per_row
             + share * len(rows.slot_of) * (_PER_ROW_GATHERED + 4 * self._dim * _PER_BYTE_GATHERED),
-            exact_each=share * len(rows.slot_of) * self._dim * _PER_PRODUCT,
+            exact_query_cost=share * len(rows.slot_of) * self._dim * _PER_PRODUCT,
         )
 
-    def matching(self, rows: Rows, chosen: Filter) -> np.ndarray:
-        """Slots of all rows that satisfy a filter, ended ones among them, ascending."""
-        # A slot's content never changes: only what came since must be looked at.
-        upto, slots = self._remembered.pop(chosen, (0, np.empty(0, np.int64)))
+    def matching(self, rows: SlotRows, predicate: Filter) -> np.ndarray:
+        """Slots of all rows that satisfy a filter, including ended ones, ascending."""
+        # A slot's content never changes: only new slots are filtered.
+        upto, slots = self._cache.pop(predicate, (0, np.empty(0, np.int64)))
         if upto < rows.length:
-            more = np.flatnonzero(rows.mask(chosen, slice(upto, None))) + upto
-            slots = np.concatenate([slots, more])
-        self._remembered[chosen] = rows.length, slots
-        if len(self._remembered) > _REMEMBERED:
-            self._remembered.popitem(last=False)
+            new = np.flatnonzero(rows.mask(predicate, slice(upto, None))) + upto
+            slots = np.concatenate([slots, new])
+        self._cache[predicate] = rows.length, slots
+        if len(self._cache) > _MAX_CACHED_FILTERS:
+            self._cache.popitem(last=False)
         return slots
 
-    def _slots(self, rows: Rows) -> np.ndarray:
-        """A sample of the living rows, drawn anew when a fifth of the rows is new."""
+    def _slots(self, rows: SlotRows) -> np.ndarray:
+        """A sample of the living rows, drawn again after a fifth of the rows is new."""
         if self._sample is None or rows.length > 1.2 * self._sampled_at:
             alive = rows.alive()
-            rng = np.random.default_rng(0)
-            self._sample = (
-                alive[np.sort(rng.integers(0, len(alive), _SAMPLE))]
-                if len(alive) > _SAMPLE
-                else alive
-            )
-            self._sampled_at = rows.length
+            if len(alive) > _SAMPLE:
+                rng = np.random.default_rng(0)
+                alive = alive[np.sort(rng.integers(0, len(alive), _SAMPLE))]
+            self._sample, self._sampled_at = alive, rows.length
         return self._sample
+
+
+def group_by_filter(
+    rows: int, filters: Sequence[str | None] | None, size: int
+) -> Iterable[tuple[np.ndarray, str | None]]:
+    """Positions of queries with the same filter, at most `size` at a time, and the filter."""
+    by_text: dict[str | None, list[int]] = {}
+    for row, text in enumerate(filters or [None] * rows):
+        by_text.setdefault(text, []).append(row)
+    for text, members in by_text.items():
+        for start in range(0, len(members), size):
+            yield np.array(members[start : start + size]), text

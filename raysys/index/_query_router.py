@@ -1,8 +1,9 @@
-"""Asking every shard, by whichever of its replicas answers."""
+"""Routing of requests to the replicas of each shard."""
 
 from __future__ import annotations
 
 import contextlib
+import pickle
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,25 +14,29 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayEr
 from raysys.cluster import task_error_cause
 from raysys.errors import UnavailableError
 from raysys.index._local_socket import Channel
-from raysys.index._shard import SilentError
+from raysys.index._query_result import QueryResult, merge, padding
+from raysys.index._replica import StaleReplicaError
+from raysys.index._version_history import VersionExpiredError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    import numpy as np
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
-PROBES = "probes"  # of the threads of a replica
+PROBES = "probes"  # concurrency group of a replica
 _POLL_S = 0.02
-# Ray tells of a death a second or two later; a process that answers no probe is not waited for.
-_PATIENCE_S, _PROBE_S = 0.25, 0.5
+# Ray reports a death a second or two later; a process that does not answer a probe is skipped.
+_PATIENCE_S, _PROBE_TIMEOUT_S = 0.25, 0.5
 _NO_CHANNEL_S = 1.0
+_VERSION_ATTEMPTS = 10
 
 
-class Readers:
-    """The replicas of an index as one process sees them.
+class QueryRouter:
+    """The replicas of an index from the view of a process.
 
-    A replica that fails a call is left alone until it answers a probe; its calls go to another.
+    A replica that fails a call is avoided until it answers a probe; its calls go to another.
     """
 
     def __init__(self, index: str, replicas: Mapping[int, list[ActorHandle]]) -> None:
@@ -39,23 +44,60 @@ class Readers:
         self._index, self._replicas = index, replicas
         self._probes: dict[ActorHandle, ObjectRef] = {}
         self._ended: set[ActorHandle] = set()
-        # Of replicas on this node: where they listen, and connections that no thread uses now.
+        # Replicas on this node: addresses of their sockets, and idle connections.
         self._addresses: dict[ActorHandle, str | None] = {}
         self._channels: dict[ActorHandle, list[Channel]] = {}
         self._no_channel_until: dict[ActorHandle, float] = {}
 
+    def query(
+        self, matrix: np.ndarray, k: int, ef_search: int | None,
+        filters: Sequence[str | None] | None, allow_partial: bool, timeout_s: float,
+    ) -> QueryResult:  # fmt: skip
+        """The k nearest of all shards, as of the same version.
+
+        A batch of changes reaches one shard before another: all answer as of the lowest version,
+        which has reached them all.
+        """
+
+        def ask(as_of: int | None = None, **options: Any) -> dict[int, Any]:
+            request = pickle.dumps((matrix, k, ef_search, filters, as_of), protocol=5)
+            answers = self.ask("query", request, timeout_s=timeout_s, **options)
+            return {shard: pickle.loads(answer) for shard, answer in answers.items()}
+
+        for _ in range(_VERSION_ATTEMPTS):
+            try:
+                answers = ask(allow_partial=allow_partial)
+                oldest = min((version for version, _, _ in answers.values()), default=0)
+                ahead = [shard for shard, answer in answers.items() if answer[0] > oldest]
+                if ahead:
+                    answers |= ask(oldest, shards=ahead)
+            except VersionExpiredError:  # it took longer than a shard remembers
+                continue
+            if any(version != oldest for version, _, _ in answers.values()):
+                continue
+            missing = tuple(sorted(set(self._replicas) - set(answers)))
+            if not answers:
+                answers[0] = 0, *padding(len(matrix), k)
+            return QueryResult(
+                *merge([part[1:] for _, part in sorted(answers.items())], k), missing
+            )
+        raise UnavailableError(
+            f"index {self._index!r}: the shards did not agree on a version in "
+            f"{_VERSION_ATTEMPTS} attempts; retry, with fewer vectors per call"
+        )
+
     def ask(
         self, method: str, *args: Any, shards: Iterable[int] | None = None, timeout_s: float,
-        partial: bool = False,
+        allow_partial: bool = False,
     ) -> dict[int, Any]:  # fmt: skip
-        """What each shard answers.
+        """The answer of each shard.
 
         Args:
-            method: Of `Replica`.
-            args: Of the call.
+            method: "query", or a reading method of `Shard`.
+            args: Arguments of the call.
             shards: All by default.
-            timeout_s: After which a shard without a replica that answers is given up.
-            partial: Leave such shards out, after less than a second; else they are waited for.
+            timeout_s: Timeout for a shard without a replica that answers.
+            allow_partial: Leave such shards out, after less than a second, instead of waiting.
 
         Raises:
             UnavailableError: A shard did not answer in time.
@@ -63,61 +105,63 @@ class Readers:
         deadline = time.monotonic() + timeout_s
         missing = set(self._replicas if shards is None else shards)
         answers: dict[int, Any] = {}
-        silent: set[ActorHandle] = set()
+        stale: set[ActorHandle] = set()
         while True:
             calls = {}
             for shard in sorted(missing):
-                handle = self._choose(shard, silent)
-                if handle is not None and handle in silent:  # as are all others of the shard
-                    calls[shard] = handle, handle.anyhow.remote(method, *args)
-                elif handle is not None:
-                    channel = self._channel(handle, *args) if method == "query" else None
-                    calls[shard] = handle, channel or getattr(handle, method).remote(*args)
+                handle = self._choose(shard, stale)
+                if handle is not None:
+                    # A stale replica is chosen only where all replicas of the shard are.
+                    calls[shard] = handle, self._call(handle, handle in stale, method, *args)
             for shard, (handle, call) in calls.items():
-                hurry = partial or len(self._replicas[shard]) > 1
+                hurry = allow_partial or len(self._replicas[shard]) > 1
                 try:
                     answers[shard] = self._answer(handle, call, deadline, hurry)
                     missing.discard(shard)
-                except SilentError:
-                    silent.add(handle)
+                except StaleReplicaError:
+                    stale.add(handle)
                 except (RayActorError, GetTimeoutError, UnavailableError) as error:
-                    self._note(handle, error)
+                    self._avoid(handle, error)
                 except OSError:
-                    self._give_up_channels(handle)  # and ask by Ray's call, which tells more
-                except RayTaskError as error:
-                    cause = task_error_cause(error)
-                    if isinstance(cause, SilentError):
-                        silent.add(handle)
-                        continue
-                    if isinstance(cause, UnavailableError):
-                        self._note(handle, error)
-                        continue
-                    for _, other in calls.values():  # else Ray prints what they failed with
-                        if not isinstance(other, Channel):
+                    if isinstance(call, Channel):
+                        call.close()
+                    self._drop_channels(handle)  # the Ray call that follows tells the cause
+                except Exception:  # of the shard itself
+                    for _, pending in calls.values():  # else Ray prints their errors
+                        if not isinstance(pending, Channel):
                             with contextlib.suppress(RayError):
-                                ray.get(other, timeout=_PROBE_S)
-                    raise cause from None  # what the shard itself said
+                                ray.get(pending, timeout=_PROBE_TIMEOUT_S)
+                    raise
             if not missing:
                 return answers
-            if partial and not any(self._choose(shard) for shard in missing):
+            if allow_partial and not any(self._choose(shard) for shard in missing):
                 return answers
             if any(self._ended.issuperset(self._replicas[shard]) for shard in missing):
                 raise UnavailableError(
-                    f"the actors of index {self._index!r} have ended: it was closed, or built or "
-                    "restored anew. VectorIndex.connect finds the one that runs now"
+                    f"the actors of index {self._index!r} have ended: it was closed, rebuilt or "
+                    "restored. Reconnect with VectorIndex.connect"
                 )
             if time.monotonic() >= deadline:
                 raise UnavailableError(
                     f"index {self._index!r}: shard {sorted(missing)} of "
-                    f"{sorted(self._replicas)} has not answered within {timeout_s:g} s. It is "
-                    "restored by itself; ask again, or ask with partial=True for what the others "
-                    "hold"
+                    f"{sorted(self._replicas)} did not answer within {timeout_s:g} s. It restarts "
+                    "automatically; retry, or query with allow_partial=True for the rows of the "
+                    "other shards"
                 )
             if len(calls) < len(missing):
                 time.sleep(_POLL_S)
 
-    def _channel(self, handle: ActorHandle, question: bytes) -> Channel | None:
-        """A connection over which the question has been sent, to a replica on this node."""
+    def _call(
+        self, handle: ActorHandle, is_stale: bool, method: str, *args: Any
+    ) -> ObjectRef | Channel:
+        if method == "query":
+            if is_stale:
+                return handle.query_stale.remote(*args)
+            return self._channel(handle, *args) or handle.query.remote(*args)
+        return (handle.read_stale if is_stale else handle.read).remote(method, *args)
+
+    def _channel(self, handle: ActorHandle, request: bytes) -> Channel | None:
+        """A connection to a replica on this node over which the request has been sent."""
         if time.monotonic() < self._no_channel_until.get(handle, 0.0):
             return None
         try:
@@ -130,75 +174,61 @@ class Readers:
                 channel = self._channels.setdefault(handle, []).pop()
             except IndexError:
                 channel = Channel(address)
-            channel.send(question)
+            channel.send(request)
         except (OSError, RayError):
-            self._give_up_channels(handle)
+            self._drop_channels(handle)
             return None
         return channel
 
     def _address(self, handle: ActorHandle) -> str | None:
-        node, address = ray.get(handle.address.remote(), timeout=_PROBE_S)
+        node, address = ray.get(handle.address.remote(), timeout=_PROBE_TIMEOUT_S)
         return address if node == ray.get_runtime_context().get_node_id() else None
 
-    def _give_up_channels(self, handle: ActorHandle) -> None:
-        """Ask a replica by Ray's calls for a moment, then look where it listens now."""
+    def _drop_channels(self, handle: ActorHandle) -> None:
+        """Use Ray calls to a replica for a moment, then look up its address again."""
         self._no_channel_until[handle] = time.monotonic() + _NO_CHANNEL_S
         self._addresses.pop(handle, None)
         for channel in self._channels.pop(handle, []):
             channel.close()
 
-    def _answer_of(
-        self, handle: ActorHandle, channel: Channel, deadline: float, hurry: bool
-    ) -> bytes:
-        """Like `_answer`, over a channel.
-
-        Raises:
-            OSError: It has ended, or does not answer.
-        """
-        try:
-            while True:
-                left = deadline - time.monotonic()
-                if channel.is_ready(min(left, _PATIENCE_S) if hurry else left):
-                    break
-                if not hurry or left <= _PATIENCE_S:
-                    raise TimeoutError
-                probe = _probe(handle)
-                if not ray.wait([probe], timeout=_PROBE_S)[0] and not channel.is_ready(0):
-                    self._probes[handle] = probe
-                    raise TimeoutError
-            answer = channel.receive()
-        except OSError:
-            channel.close()
-            raise
-        self._channels.setdefault(handle, []).append(channel)
-        return answer
-
     def _answer(
         self, handle: ActorHandle, call: ObjectRef | Channel, deadline: float, hurry: bool
     ) -> Any:
-        """What a replica answers; in a hurry it is waited for only while it answers probes."""
-        if isinstance(call, Channel):
-            return self._answer_of(handle, call, deadline, hurry)
+        """The answer of a replica; in a hurry, wait only as long as it answers probes.
+
+        Raises:
+            OSError: A channel's replica has ended, or does not answer.
+            GetTimeoutError: A Ray call's replica does not answer.
+        """
         while True:
             left = max(0.0, deadline - time.monotonic())
+            timeout_s = min(left, _PATIENCE_S) if hurry else left
             try:
-                return ray.get(call, timeout=min(left, _PATIENCE_S) if hurry else left)
-            except GetTimeoutError:
+                if not isinstance(call, Channel):
+                    return ray.get(call, timeout=timeout_s)
+                answer = call.receive(timeout_s)
+                self._channels.setdefault(handle, []).append(call)
+                return answer
+            except RayTaskError as error:
+                raise task_error_cause(error) from None
+            except TimeoutError:  # of either kind
                 if not hurry or left <= _PATIENCE_S:
                     raise
-                probe = _probe(handle)
-                if not ray.wait([probe, call], timeout=_PROBE_S)[0]:
+                probe, is_channel = _probe(handle), isinstance(call, Channel)
+                answered, _ = ray.wait([probe] if is_channel else [probe, call],
+                                       timeout=_PROBE_TIMEOUT_S)  # fmt: skip
+                if not answered and not (is_channel and call.is_ready(0)):
                     self._probes[handle] = probe
                     raise
 
-    def _note(self, handle: ActorHandle, error: Exception) -> None:
-        """Leave a replica alone that failed, until it answers a probe."""
+    def _avoid(self, handle: ActorHandle, error: Exception) -> None:
+        """Avoid a replica that failed, until it answers a probe."""
         if isinstance(error, ActorDiedError):  # Ray will not restart it
             self._ended.add(handle)
         self._probes[handle] = _probe(handle)
 
     def _choose(self, shard: int, last: Collection[ActorHandle] = ()) -> ActorHandle | None:
-        """A replica that has not failed since it last answered; of some only if no other is."""
+        """A replica that has not failed since its last answer; those of `last` only at last."""
         handles = self._replicas[shard]
         if len(handles) > 1:
             handles = random.sample(handles, len(handles))
@@ -211,13 +241,13 @@ class Readers:
                 try:
                     ray.get(probe)
                 except RayError as error:
-                    self._note(handle, error)
+                    self._avoid(handle, error)
                 else:
-                    self._probes.pop(handle, None)  # unless another thread has seen it
+                    self._probes.pop(handle, None)  # unless another thread has done so
                     return handle
         return None
 
 
 def _probe(handle: ActorHandle) -> ObjectRef:
-    """Ask a replica for a sign of life, which does not wait behind queries."""
+    """Request a sign of life from a replica, which does not wait behind queries."""
     return handle.status.options(concurrency_group=PROBES).remote()

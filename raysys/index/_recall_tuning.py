@@ -1,4 +1,4 @@
-"""Choosing ef by the recall that it gives."""
+"""Choice of `ef_search` by the recall of queries."""
 
 from __future__ import annotations
 
@@ -9,80 +9,85 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysys.errors import DataError
+from raysys.index._rows import vector_matrix
 
 if TYPE_CHECKING:
     from raysys.index._vector_index import VectorIndex
 
-_LARGEST = 4096
+_MAX_EF_SEARCH = 4096
 _NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What `tune` found.
+class RecallTuningResult:
+    """Result of `VectorIndex.tune`.
 
     Attributes:
-        ef: The smallest that reaches the recall.
-        recall: That it gives, share of the true k nearest.
-        tried: Recall and queries a second, in batches, of each ef that was tried.
+        ef_search: Smallest value that reaches the recall.
+        recall: Its recall, the share of the true k nearest that are found.
+        trials: Recall, and queries per second in batches, of each value that was tried.
     """
 
-    ef: int
+    ef_search: int
     recall: float
-    tried: dict[int, tuple[float, float]]
+    trials: dict[int, tuple[float, float]]
 
 
-def smallest_ef(index: VectorIndex, queries: np.ndarray, recall: float, k: int) -> Tuned:
-    """Double ef until it reaches the recall, then halve the gap.
+def smallest_ef_search(
+    index: VectorIndex, queries: np.ndarray, recall: float, k: int
+) -> RecallTuningResult:
+    """Double `ef_search` until it reaches the recall, then bisect.
 
     Raises:
-        DataError: No ef does.
+        DataError: No value reaches it.
     """
     if not 0 < recall <= 1 or not len(queries):
-        raise DataError(f"recall is in (0, 1] and there are queries; given: {recall}")
+        raise DataError(
+            f"recall must be in (0, 1] and queries not empty; given: {recall}, "
+            f"{len(queries)} queries"
+        )
     truth = index.exact(queries, k).ids
-    tried: dict[int, tuple[float, float]] = {}
+    trials: dict[int, tuple[float, float]] = {}
 
-    def reaches(ef: int) -> bool:
+    def reaches(ef_search: int) -> bool:
         started = time.perf_counter()
-        found = index.query(queries, k, ef=ef).ids
+        ids = index.query(queries, k, ef_search=ef_search).ids
         seconds = time.perf_counter() - started
         hits = sum(
-            len(np.intersect1d(ours[ours >= 0], best[best >= 0]))
-            for ours, best in zip(found, truth, strict=True)
+            len(np.intersect1d(row[row >= 0], best[best >= 0]))
+            for row, best in zip(ids, truth, strict=True)
         )
-        tried[ef] = hits / max(1, (truth >= 0).sum()), len(queries) / seconds
-        return tried[ef][0] >= recall
+        trials[ef_search] = hits / max(1, (truth >= 0).sum()), len(queries) / seconds
+        return trials[ef_search][0] >= recall
 
     high = k
     while not reaches(high):
         high *= 2
-        if high > _LARGEST:
-            ef, (best, _) = max(tried.items(), key=lambda one: one[1][0])
+        if high > _MAX_EF_SEARCH:
+            ef_search, (best, _) = max(trials.items(), key=lambda trial: trial[1][0])
             raise DataError(
-                f"recall {recall} is not reached: {best:.4f} with ef {ef}. Build the index with a "
-                "larger m or ef_construction"
+                f"recall {recall} is out of reach: {best:.4f} with ef_search={ef_search}. Build "
+                "the index with a larger M or ef_construction"
             )
     low = high // 2 if high > k else k
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if reaches(middle) else (middle, high)
-    return Tuned(high, tried[high][0], dict(sorted(tried.items())))
+    return RecallTuningResult(high, trials[high][0], dict(sorted(trials.items())))
 
 
-def between(index: VectorIndex, count: int) -> np.ndarray:
-    """Vectors like those of the index and not in it, float32 `(n, dim)`.
+def sample_queries(index: VectorIndex, count: int) -> np.ndarray:
+    """Vectors similar to those of the index but not in it, float32 `(n, dim)`.
 
-    A row of the graph is found too easily: its links lead to its neighbours. So each is moved
-    half-way to one of its nearest.
+    A row of the graph is found too easily, since its links lead to its neighbours. So each is
+    moved half-way to one of its nearest.
     """
     rng = np.random.default_rng(0)
-    drawn = index.sample(count)
-    near = index.query(drawn, _NEIGHBOURS + 1).ids
-    chosen = near[np.arange(len(drawn)), rng.integers(1, _NEIGHBOURS + 1, len(drawn))]
+    sample = index.sample(count)
+    near = index.query(sample, _NEIGHBOURS + 1).ids
+    chosen = near[np.arange(len(sample)), rng.integers(1, _NEIGHBOURS + 1, len(sample))]
     chosen = np.where(chosen >= 0, chosen, near[:, 0])
     rows = index.get(np.unique(chosen))
-    vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
-    ids = rows["id"].to_numpy()
+    ids, vectors = rows["id"].to_numpy(), vector_matrix(rows["vector"])
     order = np.argsort(ids)
-    return (drawn + vectors[order[np.searchsorted(ids[order], chosen)]]) / 2
+    return (sample + vectors[order[np.searchsorted(ids[order], chosen)]]) / 2

@@ -1,4 +1,4 @@
-"""The actor that holds one shard and answers for it."""
+"""The actor that serves a replica of a shard."""
 
 from __future__ import annotations
 
@@ -16,67 +16,59 @@ from raysys.cluster import raise_priority
 from raysys.errors import StorageError, UnavailableError
 from raysys.index._actor_names import actor, writer_name
 from raysys.index._local_socket import listen
-from raysys.index._metrics import ReplicaMetrics
-from raysys.index._persistence import Files
-from raysys.index._shard import Shard, SilentError
-from raysys.index._shard_follower import HeldShard
-from raysys.index._types import split_rows
+from raysys.index._persistence import IndexFiles
+from raysys.index._rows import split_rows
+from raysys.index._shard import Shard
+from raysys.index._shard_follower import ShardFollower
+from raysys.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-
-    from raysys.index._types import Settings
+    from raysys.index._settings import IndexSettings
     from raysys.storage import Storage
 
 _REPORT_S, _RETRY_S = 1.0, 1.0
-# A change is acknowledged without a replica that does not take it, after `_writer._PATIENCE_S`;
-# before that the replica, behind a link that is cut, leaves questions to others.
-_SILENT_S, _JOIN_S = 3.0, 10.0
+# A change is acknowledged without an unreachable replica after `_writer._REDUNDANT_TIMEOUT_S`;
+# before that the replica, behind a broken link, leaves queries to others.
+_MAX_SILENCE_S, _JOIN_TIMEOUT_S = 3.0, 10.0
 _log = logging.getLogger("raysys.index")
 
 
-class Replica:
-    """One of the actors that hold the same shard.
+class StaleReplicaError(UnavailableError):
+    """The replica has not heard from the writer lately: others may have changes that it lacks."""
 
-    It starts from the last snapshot and the log, and tells the writer before it answers: from
-    then on no change is acknowledged that it does not hold.
+
+class ShardReplica:
+    """A replica of a shard.
+
+    It starts from the last snapshot and the log, and joins at the writer before it answers: from
+    then on no change is acknowledged without it.
     """
 
     def __init__(
         self, name: str, storage: Storage, path: str, version: int, shard: int, number: int
     ) -> None:
-        """Load the shard, unless the snapshot is still to be built.
-
-        Args:
-            name: Of the index.
-            storage: Where its folder is.
-            path: Of the folder.
-            version: Of the snapshot that the index begins with; if it is not there yet, `start`
-                comes when it is.
-            shard: Number of the shard.
-            number: Of the replica.
-        """
+        """Load the shard, unless the index's first snapshot, of `version`, is still to be built."""
         raise_priority()
         self._name, self._shard, self._number, self._version = name, shard, number, version
-        self._files = Files(storage, path)
-        self._metrics = ReplicaMetrics(name, shard, number)
+        self._files = IndexFiles(storage, path)
+        self._tags = {"index": name, "shard": str(shard), "replica": str(number)}
         self._progress = 0
-        self._life = uuid.uuid4().hex
-        self._heard = time.monotonic()
-        self._held: HeldShard | None = None
+        self._incarnation = uuid.uuid4().hex
+        self._last_heard = time.monotonic()
+        self._follower: ShardFollower | None = None
         self._built: Shard | None = None
         self._opening = threading.Lock()
         self._was_restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self._address = listen(self.query)
-        self._come_back()
+        self._open_or_retry()
         threading.Thread(target=self._report, name="metrics", daemon=True).start()
 
-    def _come_back(self) -> None:
-        """Load the shard, if it is there.
+    def _open_or_retry(self) -> None:
+        """Load the shard, if it exists.
 
-        After a crash as often as it takes: Ray gives up an actor that raises.
+        Retried after a crash, since Ray gives up an actor that raises.
         """
         while True:
             try:
@@ -85,24 +77,21 @@ class Replica:
             except Exception:
                 if not self._was_restarted:
                     raise
-                _log.exception("shard %d cannot be loaded; it is tried again", self._shard)
+                _log.exception("cannot load shard %d; retrying", self._shard)
                 time.sleep(_RETRY_S)
 
     def _open(self) -> None:
         """Load the shard and join, once the snapshot is complete."""
         with self._opening:
             manifest = self._files.manifest()
-            if self._held is None and manifest is not None and manifest.version >= self._version:
-                held = HeldShard(self._files, self._shard, self._built)
-                self._join(held)
-                self._held, self._built = held, None
+            if self._follower or manifest is None or manifest.version < self._version:
+                return
+            follower = ShardFollower(self._files, self._shard, self._built)
+            self._join(follower)
+            self._follower, self._built = follower, None
 
-    def build(self, settings: Settings, schema: pa.Schema, pieces: Sequence[Any]) -> int:
-        """Build the shard from references to its rows and write its part of the snapshot.
-
-        Returns:
-            Number of rows.
-        """
+    def build(self, settings: IndexSettings, schema: pa.Schema, pieces: Sequence[Any]) -> int:
+        """Build the shard from references to its rows, write its snapshot, return its size."""
         table = pa.concat_tables(ray.get(list(pieces))).combine_chunks()
         ids, vectors, attributes = split_rows(table, settings.metric)
         del table
@@ -120,147 +109,132 @@ class Replica:
         return len(ids)
 
     def progress(self) -> int:
-        """Rows that `build` has put into the graph."""
+        """Number of rows that `build` has inserted into the graph."""
         return self._progress
 
     def start(self) -> None:
-        """Answer from now on: the snapshot is complete."""
+        """Start to answer: the snapshot is complete."""
         self._open()
-        if self._held is None:
-            where = self._files.storage.uri(self._files.path)
-            raise StorageError(f"there is no complete snapshot below {where}")
+        if self._follower is None:
+            raise StorageError(f"no complete snapshot below {self._files.uri}")
 
     def address(self) -> tuple[str, str | None]:
-        """The node, and where clients on it may ask without Ray's calls."""
+        """The node, and the address of the socket for clients on it."""
         return ray.get_runtime_context().get_node_id(), self._address
 
-    def query(self, question: bytes) -> bytes:
-        """This shard's nearest: arguments and answer of `Shard.search`, pickled.
+    def query(self, request: bytes) -> bytes:
+        """Pickled arguments and result of `Shard.search`: Ray passes bytes 0.25 ms faster."""
+        self._check_heard()
+        return self.query_stale(request)
 
-        Ray passes bytes on as they are, which saves a quarter of a millisecond a hop.
-        """
-        self._refuse_if_silent()
-        return self._answer(question)
-
-    def _answer(self, question: bytes) -> bytes:
+    def query_stale(self, request: bytes) -> bytes:
+        """Like `query`, though the writer may reach none of this shard's replicas."""
         started = time.perf_counter()
-        vectors, *others = pickle.loads(question)
-        found = self._shard_held.search(vectors, *others)
-        self._metrics.query(len(vectors), time.perf_counter() - started)
-        return pickle.dumps(found, protocol=5)
+        vectors, *arguments = pickle.loads(request)
+        result = self._present_shard.search(vectors, *arguments)
+        metrics.INDEX_QUERY_SECONDS.observe(time.perf_counter() - started, self._tags)
+        metrics.INDEX_QUERIES.inc(len(vectors), self._tags)
+        return pickle.dumps(result, protocol=5)
 
-    def exact(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """This shard's true nearest."""
-        return self._shard_held.exact(vectors, k)
+    def read(self, method: str, *args: Any) -> Any:
+        """Result of a reading method of `Shard`."""
+        self._check_heard()
+        return self.read_stale(method, *args)
 
-    def matching(self, text: str | None, limit: int) -> np.ndarray:
-        """Ids of up to `limit` rows that satisfy a filter."""
-        self._refuse_if_silent()
-        return self._shard_held.matching(text, limit)
+    def read_stale(self, method: str, *args: Any) -> Any:
+        """Like `read`, though the writer may reach none of this shard's replicas."""
+        return getattr(self._present_shard, method)(*args)
 
-    def get(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, pa.Table]:
-        """Rows by id."""
-        self._refuse_if_silent()
-        return self._shard_held.get(ids)
-
-    def anyhow(self, method: str, *args: Any) -> Any:
-        """Answer though the writer is silent: no replica of this shard hears it."""
-        if method == "query":
-            return self._answer(*args)
-        return getattr(self._shard_held, method)(*args)
-
-    def _refuse_if_silent(self) -> None:
-        silent_s = time.monotonic() - self._heard
-        if silent_s > _SILENT_S and self._shard_held.settings.replicas > 1:
-            raise SilentError(
-                f"replica {self._shard}.{self._number} of index {self._name!r} has not heard its "
-                f"writer for {silent_s:.1f} s: ask another"
+    def _check_heard(self) -> None:
+        silence_s = time.monotonic() - self._last_heard
+        if silence_s > _MAX_SILENCE_S and self._present_shard.settings.replicas > 1:
+            raise StaleReplicaError(
+                f"replica {self._shard}.{self._number} of index {self._name!r} has not heard "
+                f"from its writer for {silence_s:.1f} s: query another replica"
             )
 
-    def sample(self, rows: int, seed: int) -> np.ndarray:
-        """Vectors of some rows."""
-        return self._shard_held.sample(rows, seed)
-
     def apply(self, version: int, record: bytes) -> int:
-        """Apply a record of the log; tell how many rows wait beside the graph."""
-        held = self._joined()
-        held.apply(version, record)
-        return held.shard.pending
+        """Apply a record of the log; return the number of rows beside the graph."""
+        follower = self._joined()
+        follower.apply(version, record)
+        return follower.shard.pending
 
     def catch_up(self, version: int) -> int:
-        """Apply what the log holds up to a version; tell how many rows wait beside the graph."""
-        held = self._joined()
-        held.catch_up(version)
-        return held.shard.pending
+        """Apply the log up to a version; return the number of rows beside the graph."""
+        follower = self._joined()
+        follower.catch_up(version)
+        return follower.shard.pending
 
-    def set_ef(self, ef: int) -> None:
-        """Look at so many candidates by default."""
-        shard = self._shard_held
-        shard.settings = shard.settings.model_copy(update={"ef": ef})
+    def set_ef_search(self, ef_search: int) -> None:
+        """Set the default size of the candidate list."""
+        _set_ef_search(self._present_shard, ef_search)
 
     def snapshot(self, folder: str) -> tuple[int, int]:
-        """Write this shard's part of a snapshot; tell its version and number of rows."""
-        told = []
+        """Write this shard's part of a snapshot; return its version and number of rows."""
+        written = []
 
         def write(state: Any) -> None:
             self._files.write_shard(folder, self._shard, state)
-            told.append((state.version, len(state.ids) - len(state.deleted)))
+            written.append((state.version, len(state.ids) - len(state.deleted)))
 
-        self._shard_held.capture(write)
-        return told[0]
+        self._present_shard.capture(write)
+        return written[0]
 
     def compact(self) -> None:
         """Rebuild the graph without its tombstones now."""
-        self._shard_held.compact()
+        self._present_shard.compact()
 
     def status(self) -> dict[str, int]:
         """Counts of this shard."""
-        shard = self._shard_held
-        return {
-            "version": shard.version,
-            "rows": shard.size,
-            "pending": shard.pending,
-            "tombstones": shard.tombstones,
-        }
+        return self._present_shard.counts()
 
     @property
-    def _shard_held(self) -> Shard:
+    def _present_shard(self) -> Shard:
         return self._service().shard
 
-    def _service(self) -> HeldShard:
-        if self._held is None:
-            raise UnavailableError(f"shard {self._shard} of index {self._name!r} is not loaded yet")
-        return self._held
+    def _service(self) -> ShardFollower:
+        if self._follower is None:
+            raise UnavailableError(f"shard {self._shard} of index {self._name!r} is still loading")
+        return self._follower
 
-    def _joined(self) -> HeldShard:
+    def _joined(self) -> ShardFollower:
         with self._opening:
             return self._service()
 
-    def _join(self, held: HeldShard) -> None:
-        """Tell the writer, then take what was acknowledged until it listened."""
+    def _join(self, follower: ShardFollower) -> None:
+        """Join at the writer, then catch up with what was acknowledged before."""
         try:
             writer = actor(writer_name(self._name))
-        except ValueError:  # no writer: nothing changes
+        except ValueError:  # without a writer there are no changes
             return
         join = writer.join.options(max_task_retries=-1)
-        asked = time.monotonic()
-        told = join.remote(self._shard, self._number, self._life)
-        version, ef = ray.get(told, timeout=_JOIN_S if self._held else None)
-        self._metrics.lag(version - held.shard.version)
-        held.catch_up(version)
-        self._heard = asked
-        if ef != held.shard.settings.ef:
-            held.shard.settings = held.shard.settings.model_copy(update={"ef": ef})
+        started = time.monotonic()
+        reference = join.remote(self._shard, self._number, self._incarnation)
+        timeout_s = _JOIN_TIMEOUT_S if self._follower else None
+        version, ef_search = ray.get(reference, timeout=timeout_s)
+        metrics.INDEX_LAG.set(max(0, version - follower.shard.version), self._tags)
+        follower.catch_up(version)
+        self._last_heard = started
+        if ef_search != follower.shard.settings.ef_search:
+            _set_ef_search(follower.shard, ef_search)
 
     def _report(self) -> None:
-        """Metrics; and a word to the writer, which may have been restarted or given us up."""
+        """Update the metrics, and join again at a writer that may have restarted."""
         while True:
             time.sleep(_REPORT_S)
             try:
-                if self._held:
-                    self._metrics.state(self.status())
-                    self._join(self._held)
-                elif self._was_restarted:  # perhaps when the storage was away
+                if self._follower:
+                    counts = self.status()
+                    metrics.INDEX_ROWS.set(counts["rows"], self._tags)
+                    metrics.INDEX_PENDING.set(counts["pending"], self._tags)
+                    metrics.INDEX_TOMBSTONES.set(counts["tombstones"], self._tags)
+                    metrics.INDEX_VERSION.set(counts["version"], self._tags)
+                    self._join(self._follower)
+                elif self._was_restarted:  # perhaps while the storage was unavailable
                     self._open()
             except Exception:
-                _log.exception("replica %d.%d could not report", self._shard, self._number)
+                _log.exception("replica %d.%d cannot report", self._shard, self._number)
+
+
+def _set_ef_search(shard: Shard, ef_search: int) -> None:
+    shard.settings = shard.settings.model_copy(update={"ef_search": ef_search})

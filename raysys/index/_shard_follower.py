@@ -1,4 +1,4 @@
-"""A shard that a process keeps: loaded from storage, following the log, looked after."""
+"""A shard of a process that follows the log, and its background maintenance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raysys.errors import StorageError
 from raysys.index._change_record import decode
 
 if TYPE_CHECKING:
-    from raysys.index._persistence import Files, Manifest
+    from raysys.index._persistence import IndexFiles, Manifest
     from raysys.index._shard import Shard
 
 _IDLE_S = 0.2
@@ -21,23 +21,18 @@ _NICENESS = 10
 _log = logging.getLogger("raysys.index")
 
 
-class HeldShard:
-    """A shard kept up to date from an index's folder, and its housekeeping in a thread.
+class ShardFollower:
+    """A shard that follows an index's folder, and a thread that merges and compacts it.
 
     Attributes:
-        shard: What is searched.
+        shard: The present shard.
     """
 
-    def __init__(self, files: Files, number: int, shard: Shard | None = None) -> None:
-        """Load the last snapshot and the log since.
-
-        Args:
-            files: Of the index.
-            number: Of the shard.
-            shard: What a snapshot was just written of; nothing is loaded then.
+    def __init__(self, files: IndexFiles, number: int, shard: Shard | None = None) -> None:
+        """Adopt a shard that was just written, or load the last snapshot and the log since.
 
         Raises:
-            StorageError: There is no snapshot.
+            StorageError: The folder has no snapshot.
         """
         self._files, self._number = files, number
         self._shards = 0
@@ -45,14 +40,14 @@ class HeldShard:
         self._changed = threading.Event()
         self.shard = shard or self._load()
         self._is_closed = False
-        threading.Thread(target=self._keep_house, name="housekeeping", daemon=True).start()
+        threading.Thread(target=self._maintain, name="maintenance", daemon=True).start()
 
     def close(self) -> None:
-        """End the housekeeping, so that the shard can be freed."""
+        """End the maintenance, so that the shard can be freed."""
         self._is_closed = True
 
     def apply(self, version: int, record: bytes) -> None:
-        """Apply a record of the log, after those before it that never came."""
+        """Apply a record of the log, after those before it that were not received."""
         with self._order:
             if version > self.shard.version + 1:
                 self._catch_up(version - 1)
@@ -64,7 +59,7 @@ class HeldShard:
         self._changed.set()
 
     def catch_up(self, upto: int) -> None:
-        """Apply what the log holds up to a version."""
+        """Apply the log up to a version."""
         with self._order:
             self._catch_up(upto)
             self._check(upto)
@@ -73,14 +68,14 @@ class HeldShard:
     def _check(self, version: int) -> None:
         if self.shard.version < version:
             raise StorageError(
-                f"the log of {self._files.storage.uri(self._files.path)} goes to version "
-                f"{self.shard.version} here, and to {version} elsewhere"
+                f"the log of {self._files.uri} ends at version {self.shard.version} on this "
+                f"node, and at {version} elsewhere"
             )
 
     def _catch_up(self, upto: int) -> None:
         self._follow_log(self.shard, upto)
         if self.shard.version < upto:
-            # Only an index that was built anew under this name leaves such a gap.
+            # Only an index that was rebuilt under this name leaves such a gap.
             self.shard = self._load()
 
     def _load(self) -> Shard:
@@ -92,13 +87,12 @@ class HeldShard:
                 return shard
             if manifest == self._files.manifest():
                 raise StorageError(
-                    f"the log of {self._files.storage.uri(self._files.path)} lacks version {gap}: "
-                    "restore an earlier snapshot"
+                    f"the log of {self._files.uri} lacks version {gap}: restore an earlier snapshot"
                 )
-            # A newer snapshot took the place of that part of the log.
+            # A newer snapshot has replaced that part of the log.
 
     def _follow_log(self, shard: Shard, upto: int | None = None) -> int | None:
-        """Apply what follows; a version that is missing, if one is."""
+        """Apply the records that follow; return the first missing version, or None."""
         for version, batch in self._files.changes(shard.version, upto):
             if version != shard.version + 1:
                 return shard.version + 1
@@ -108,41 +102,41 @@ class HeldShard:
     def _read(self, manifest: Manifest | None) -> Shard:
         if manifest is None:
             raise StorageError(
-                f"there is no complete snapshot of an index at "
-                f"{self._files.storage.uri(self._files.path)}: build it again"
+                f"no complete snapshot of an index at {self._files.uri}: build it again"
             )
         self._shards = self._shards or manifest.settings.shards
         if manifest.settings.shards != self._shards:
             raise StorageError(
-                f"the index was built anew with {manifest.settings.shards} shards instead of "
+                f"the index was rebuilt with {manifest.settings.shards} shards instead of "
                 f"{self._shards}: connect to it again"
             )
         return self._files.read_shard(manifest, self._number)
 
-    def _keep_house(self) -> None:
-        """Move rows into the graph, a few at a time; rebuild it when too much of it is dead."""
+    def _maintain(self) -> None:
+        """Move rows into the graph, a few at a time; rebuild it when too many rows are deleted."""
         while not self._is_closed:
             shard = self.shard
             try:
                 started = time.monotonic()
-                if shard.wants_compaction:
+                if shard.needs_compaction:
                     _log.warning(
-                        "rebuilding shard %d, of %d rows: more than max_tombstones=%g have ended",
-                        self._number, shard.size, shard.settings.max_tombstones,
+                        "rebuilding shard %d of %d rows: deleted rows exceed "
+                        "max_tombstone_ratio=%g",
+                        self._number, shard.size, shard.settings.max_tombstone_ratio,
                     )  # fmt: skip
-                    # In a thread of its own: its low priority cannot be taken back.
+                    # In a thread of its own: its low priority cannot be raised again.
                     builder = threading.Thread(target=_compact, args=(shard,), daemon=True)
                     builder.start()
                     builder.join()
                 elif shard.merge():
-                    # Few rows beside the graph cost queries little: leave the processor to them.
-                    taken = time.monotonic() - started
-                    time.sleep(2e-4 if shard.pending > _FULL_SPEED_ROWS else 3 * taken)
+                    # Few rows outside the graph cost queries little: yield the processor to them.
+                    duration = time.monotonic() - started
+                    time.sleep(2e-4 if shard.pending > _FULL_SPEED_ROWS else 3 * duration)
                 else:
                     self._changed.wait(_IDLE_S)
                     self._changed.clear()
             except Exception:
-                _log.exception("housekeeping of a shard failed; it is tried again")
+                _log.exception("maintenance of a shard failed; retrying")
                 time.sleep(10 * _IDLE_S)
 
 

@@ -1,4 +1,4 @@
-"""The rows of a shard by slot: only appended to, so that a view of them stays true."""
+"""Rows of a shard by slot: append-only, so that a view of them stays valid."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from raysys.index._types import with_id
+from raysys.index._rows import with_id
 
 if TYPE_CHECKING:
-    from raysys.index._change_record import Batch
+    from raysys.index._change_record import ChangeBatch
     from raysys.index._filter import Filter
 
 NEVER = np.iinfo(np.int64).max
 
 
-class Rows:
-    """Ids, vectors and attributes in the order of their arrival, and when each came and went.
+class SlotRows:
+    """Ids, vectors and attributes in order of arrival, with the versions of birth and death.
 
-    A row's slot never changes and its content neither; a changed row is a new one in a new slot
-    and the end of the old. So what stood in the index at a version is told by two numbers.
+    A row's slot and content never change; a changed row is a new row in a new slot and the death
+    of the old one. Two numbers therefore tell whether a row was in the index at a version.
 
     Attributes:
         length: Slots in use.
-        ids: int64, by slot, like the following; longer than `length`.
+        ids: int64, by slot, as the following arrays; longer than `length`.
         vectors: float32 `(capacity, dim)`.
-        born: Version that brought the row.
-        died: Version that ended it, or NEVER.
-        slot_of: The living row of an id.
+        born: Version that added the row.
+        died: Version that ended the row, or NEVER.
+        slot_of: Slot of the living row of an id.
     """
 
     def __init__(self, dim: int, schema: pa.Schema, capacity: int = 0) -> None:
@@ -47,31 +47,31 @@ class Rows:
     def table(self) -> pa.Table:
         """`id` and the attributes of all slots, as filters see them."""
         if self._table is None:
-            none = with_id(np.empty(0, np.int64), self._schema.empty_table())
-            self._table = pa.concat_tables([none, *self._chunks])
+            empty = with_id(np.empty(0, np.int64), self._schema.empty_table())
+            self._table = pa.concat_tables([empty, *self._chunks])
         return self._table
 
     def append(
         self, ids: np.ndarray, vectors: np.ndarray, attributes: pa.Table, born: Any, died: Any
     ) -> None:
-        """Add rows; `slot_of` is the caller's matter."""
+        """Add rows; the caller updates `slot_of`."""
         if not len(ids):
-            return  # the columns that filters look at stay as they are
+            return  # the cached columns of filters stay valid
         start, end = self.length, self.length + len(ids)
         if end > len(self.ids):
             self._grow(max(end, len(self.ids) + len(self.ids) // 2, 1024))
         self.ids[start:end], self.vectors[start:end] = ids, vectors
         self.born[start:end], self.died[start:end] = born, died
         self._chunks.append(with_id(ids, attributes))
-        # Like a binary counter: few chunks, and each row is copied a logarithm of times.
+        # As a binary counter: few chunks, and each row is copied O(log n) times.
         while len(self._chunks) > 1 and len(self._chunks[-2]) <= 2 * len(self._chunks[-1]):
-            self._chunks[-2:] = [_concat(self._chunks[-2:])]
+            self._chunks[-2:] = [pa.concat_tables(self._chunks[-2:]).combine_chunks()]
         self._table = None
         self._columns.clear()
         self.length = end
 
-    def change(self, batch: Batch, version: int) -> np.ndarray:
-        """Apply a batch of changes; tell the slots whose rows have ended by it."""
+    def change(self, batch: ChangeBatch, version: int) -> np.ndarray:
+        """Apply a batch of changes; return the slots of the rows that it ended."""
         new = batch.ids.tolist()
         ended = [self.slot_of.pop(number, None) for number in (*new, *batch.deleted.tolist())]
         slots = np.array([slot for slot in ended if slot is not None], np.int64)
@@ -81,29 +81,29 @@ class Rows:
         self.slot_of.update(zip(new, range(start, self.length), strict=True))
         return slots
 
-    def take(self, slots: np.ndarray, table: pa.Table) -> Rows:
-        """A copy of some rows in new slots; `table` is that of when these slots were known."""
-        made = Rows(self.vectors.shape[1], self._schema, int(len(slots) * 1.1))
-        made.ids[: len(slots)] = self.ids[slots]
-        np.take(self.vectors, slots, axis=0, out=made.vectors[: len(slots)])
-        made.born[: len(slots)], made.died[: len(slots)] = self.born[slots], self.died[slots]
-        made._chunks = [table.take(slots).combine_chunks()]
-        made.length = len(slots)
-        return made
+    def take(self, slots: np.ndarray, table: pa.Table) -> SlotRows:
+        """A copy of some rows in new slots; `table` is the table when the slots were selected."""
+        rows = SlotRows(self.vectors.shape[1], self._schema, int(len(slots) * 1.1))
+        rows.ids[: len(slots)] = self.ids[slots]
+        np.take(self.vectors, slots, axis=0, out=rows.vectors[: len(slots)])
+        rows.born[: len(slots)], rows.died[: len(slots)] = self.born[slots], self.died[slots]
+        rows._chunks = [table.take(slots).combine_chunks()]
+        rows.length = len(slots)
+        return rows
 
     def attributes(self, start: int = 0) -> pa.Table:
         """The attribute columns, from a slot on."""
         return self.table.drop_columns("id").slice(start)
 
-    def mask(self, chosen: Filter, slots: np.ndarray | slice) -> np.ndarray:
-        """Which of these slots satisfy a filter, bool; `slots` ascending or not, or a slice."""
-        if chosen.is_numeric:
-            columns = {name: self._numbers(name) for name in chosen.names}
+    def mask(self, predicate: Filter, slots: np.ndarray | slice) -> np.ndarray:
+        """Whether each of the slots satisfies a filter, bool; slots in any order, or a slice."""
+        if predicate.is_numeric:
+            columns = {name: self._numbers(name) for name in predicate.names}
             if all(column is not None for column in columns.values()):
-                return chosen.mask({name: column[slots] for name, column in columns.items()})  # type: ignore[index]
+                return predicate.mask({name: column[slots] for name, column in columns.items()})  # type: ignore[index]
         if isinstance(slots, slice):
-            return chosen.mask(self.table.slice(slots.start))
-        return chosen.mask(self.table.take(slots))
+            return predicate.mask(self.table.slice(slots.start))
+        return predicate.mask(self.table.take(slots))
 
     def _numbers(self, name: str) -> np.ndarray | None:
         """A column as an array, or None if it has nulls."""
@@ -124,7 +124,7 @@ class Rows:
         return np.flatnonzero(self.died[: self.length] == NEVER)
 
     def visible(self, slots: np.ndarray, version: int) -> np.ndarray:
-        """Which of these stood in the index at a version, bool."""
+        """Whether each of the slots was in the index at a version, bool."""
         return (self.born[slots] <= version) & (self.died[slots] > version)
 
     def _grow(self, capacity: int) -> None:
@@ -133,7 +133,3 @@ class Rows:
             new = np.empty((capacity, *old.shape[1:]), old.dtype)
             new[: self.length] = old[: self.length]
             setattr(self, name, new)
-
-
-def _concat(chunks: list[pa.Table]) -> pa.Table:
-    return pa.concat_tables(chunks).combine_chunks()

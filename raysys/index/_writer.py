@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import dataclasses
 import logging
 import os
@@ -12,54 +11,51 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from raysys.cluster import raise_priority
 from raysys.errors import StorageError, UnavailableError
-from raysys.index import _change_record as _record
 from raysys.index._actor_names import actor, replica_name
-from raysys.index._metrics import WriterMetrics
-from raysys.index._persistence import Files, Manifest
+from raysys.index._persistence import IndexFiles, Manifest
+from raysys.index._recent_changes import RecentChanges
+from raysys.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raysys.storage import Storage
 
-_PUSH_TIMEOUT_S = 60.0
-# A replica that has a second beside it is waited for as long as this, and a record is given as
-# long as a slow link takes: the replica has then left questions to the other, see `_replica`.
-_PATIENCE_S, _BYTES_PER_S = 3.5, 10e6
+_CALL_TIMEOUT_S = 60.0
+# Timeout of a replica whose shard has another live replica, plus the time that a slow link takes
+# for the record; by then the replica leaves queries to the other, see `_replica`.
+_REDUNDANT_TIMEOUT_S, _BYTES_PER_S = 3.5, 10e6
 _RETRY_S = 1.0
 _OPEN_TIMEOUT_S = 30.0
-_REPORT_S, _SILENT_S = 2.0, 8.0
+_REPORT_S, _MAX_SILENCE_S = 2.0, 8.0
 _ATTEMPTS = 2
-_REMEMBERED_TOKENS = 100_000
-_REMEMBERED_BYTES = 64 << 20
-_SNAPSHOT_AFTER_RECORDS = 10_000
-# Rows beside the graph are compared with every query: beyond so many, writers wait for merging.
-_PENDING_ROWS, _WAIT_S_PER_ROW, _MAX_WAIT_S = 20_000, 2e-4, 5.0
+# Rows outside the graph are compared with every query: beyond so many, writers wait for merging.
+_MAX_PENDING_ROWS, _WAIT_S_PER_ROW, _MAX_WAIT_S = 20_000, 2e-4, 5.0
 _log = logging.getLogger("raysys.index")
 
 
-class Writer:
-    """Takes changes one after the other: into the log, then to every replica, then acknowledged.
+class IndexWriter:
+    """Sequence of changes: written to the log, sent to every replica, then acknowledged.
 
-    What waits while a record is written goes into the next one together. A change is visible to
-    readers only after it is in the log, and acknowledged only when each replica that answers
-    holds it; a replica that fails is left out until it has caught up and joins again. A client
-    whose call was cut off sends its batch again under the same token and is told the version
-    that it had.
+    Batches that wait while a record is written are joined into the next record. A change is
+    visible to readers only after it is in the log, and acknowledged only when each live replica
+    has it; a replica that fails is left out until it has caught up and joins again. A client
+    whose call was interrupted sends its batch again under the same token and receives the
+    version that the batch already has.
     """
 
     def __init__(self, name: str, storage: Storage, path: str, version: int) -> None:
-        """Read the folder, unless the snapshot of this version is still to be written."""
+        """Read the folder, unless the snapshot of the version is still to be written."""
         raise_priority()
-        self._name, self._files, self._first = name, Files(storage, path), version
+        self._name, self._files, self._first = name, IndexFiles(storage, path), version
         self._live: set[tuple[int, int]] = set()
-        # Which process of a replica joined last: what failed may have been the one before.
-        self._lives: dict[tuple[int, int], str] = {}
-        self._heard: dict[tuple[int, int], float] = {}
-        self._metrics = WriterMetrics(name)
+        # The process of a replica that joined last: a failure may be of the one before.
+        self._incarnations: dict[tuple[int, int], str] = {}
+        self._last_heard: dict[tuple[int, int], float] = {}
         self._waiting: list[tuple[bytes, asyncio.Future[int]]] = []
         self._underway: dict[str, asyncio.Future[int]] = {}
         self._committing: asyncio.Task[None] | None = None
@@ -73,20 +69,21 @@ class Writer:
         except Exception:
             if not ray.get_runtime_context().was_current_actor_reconstructed:
                 raise
-            # Ray gives up an actor that raises: it is tried again when it is asked for.
-            _log.exception("the folder of index %s cannot be read", name)
+            # Ray gives up an actor that raises: `_opened` tries again.
+            _log.exception("cannot read the folder of index %s", name)
         threading.Thread(target=self._report, name="metrics", daemon=True).start()
 
     def _report(self) -> None:
-        """Metrics: replicas tell every two seconds that they are there."""
+        """Update the metrics: replicas join again every second."""
         while True:
             time.sleep(_REPORT_S)
             if self._is_open.is_set():
-                settings, since = self._manifest.settings, time.monotonic() - _SILENT_S
+                settings, since = self._manifest.settings, time.monotonic() - _MAX_SILENCE_S
+                ready = [key[0] for key, heard in [*self._last_heard.items()] if heard > since]
                 for shard in range(settings.shards):
-                    of_shard = [heard for key, heard in [*self._heard.items()] if key[0] == shard]
-                    there = sum(heard > since for heard in of_shard)
-                    self._metrics.replicas(shard, there, settings.replicas)
+                    tags = {"index": self._name, "shard": str(shard)}
+                    metrics.INDEX_REPLICAS.set(ready.count(shard), tags)
+                    metrics.INDEX_REPLICAS_DESIRED.set(settings.replicas, tags)
 
     def _open(self) -> None:
         manifest = self._files.manifest()
@@ -95,7 +92,7 @@ class Writer:
             self._is_open.set()
 
     async def _opened(self) -> None:
-        """Wait until the snapshot is complete; after a crash, until the folder can be read."""
+        """Wait until the snapshot is complete; after a crash, until the folder is readable."""
         while not self._is_open.is_set():
             try:
                 await asyncio.wait_for(self._is_open.wait(), _RETRY_S)
@@ -103,29 +100,26 @@ class Writer:
                 try:
                     self._open()
                 except Exception:
-                    _log.exception("the folder of index %s cannot be read", self._name)
+                    _log.exception("cannot read the folder of index %s", self._name)
 
     async def start(self) -> None:
-        """Take changes from now on: the snapshot is complete."""
+        """Accept changes: the snapshot is complete."""
         if not self._is_open.is_set():
             self._open()
         if not self._is_open.is_set():
-            where = self._files.storage.uri(self._files.path)
-            raise StorageError(f"there is no complete snapshot below {where}")
+            raise StorageError(f"no complete snapshot below {self._files.uri}")
 
     def _load(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._version = manifest.version
-        self._tokens: collections.OrderedDict[str, int] = collections.OrderedDict()
-        self._recent: collections.deque[tuple[int, bytes]] = collections.deque()
-        self._recent_bytes = self._bytes_since = self._records_since = 0
+        self._recent = RecentChanges()
         for version in self._files.log_versions():
-            # Those before the snapshot too: a client may send again what it was not told of.
+            # Also those before the snapshot: an unacknowledged client may send its batch again.
             record = self._files.record(version)
             if version == min(manifest.shard_versions) + 1:
-                self._bytes_since = self._records_since = 0
+                self._recent.start_log()
             if record is not None:
-                self._remember(version, record)
+                self._add(version, record)
         settings = manifest.settings
         self._replicas = {
             (shard, number): actor(replica_name(self._name, shard, number))
@@ -133,29 +127,34 @@ class Writer:
             for number in range(settings.replicas)
         }
         self._live = set(self._replicas)
-        self._heard = dict.fromkeys(self._replicas, time.monotonic())
+        self._last_heard = dict.fromkeys(self._replicas, time.monotonic())
 
-    async def describe(self) -> tuple[Files, Manifest]:
-        """Where the index is kept, and what it is as of its last snapshot."""
+    def _add(self, version: int, record: bytes) -> None:
+        self._version = max(self._version, version)
+        self._recent.add(version, record)
+
+    async def describe(self) -> tuple[IndexFiles, Manifest]:
+        """The folder of the index, and the manifest of its last snapshot."""
         try:
             await asyncio.wait_for(self._opened(), _OPEN_TIMEOUT_S)
         except TimeoutError:
             raise UnavailableError(
-                f"index {self._name!r} is still being built: ask again later"
+                f"index {self._name!r} is still being built: try again later"
             ) from None
         return self._files, self._manifest
 
     async def commit(self, token: str, record: bytes) -> int:
-        """Apply a batch that `_record.encode` made; its version, once it is safe and visible."""
+        """Apply an encoded batch; return its version, once it is durable and visible."""
         await self._opened()
         async with self._recovering:
             await self._recover()
         done = self._underway.get(token)
         if done is None:
-            if token in self._tokens:
-                return self._tokens[token]
+            version = self._recent.version_of(token)
+            if version is not None:
+                return version
             if self._is_stopped:
-                raise UnavailableError(f"index {self._name!r} ends: it takes no more changes")
+                raise UnavailableError(f"index {self._name!r} is closing: changes are refused")
             done = asyncio.get_running_loop().create_future()
             self._underway[token] = done
             done.add_done_callback(lambda _: self._underway.pop(token, None))
@@ -165,55 +164,48 @@ class Writer:
         return await asyncio.shield(done)
 
     async def stop(self) -> None:
-        """Finish the changes under way and refuse others: what starts next reads the log."""
+        """Finish the changes under way and refuse further ones: the next writer reads the log."""
         self._is_stopped = True
         if self._committing is not None:
             await asyncio.shield(self._committing)
 
-    async def join(self, shard: int, number: int, life: str) -> tuple[int, int]:
-        """Count a replica in again.
+    async def join(self, shard: int, number: int, incarnation: str) -> tuple[int, int]:
+        """Count a replica as live; return the version to reach before it answers, and `ef_search`.
 
-        Args:
-            shard: Of the replica.
-            number: Of the replica.
-            life: Names its process.
-
-        Returns:
-            The version that it must have before it answers, and the ef of queries.
+        `incarnation` identifies the replica's process.
         """
         await self._opened()
         self._live.add((shard, number))
-        self._heard[shard, number] = time.monotonic()
-        self._lives[shard, number] = life
-        return self._version, self._manifest.settings.ef
+        self._last_heard[shard, number] = time.monotonic()
+        self._incarnations[shard, number] = incarnation
+        return self._version, self._manifest.settings.ef_search
 
-    async def changes(self, after: int, wait_s: float) -> list[tuple[int, bytes]] | None:
-        """The records after a version; waits for one. None: read the folder, they are too old."""
+    async def changes(self, after: int, timeout_s: float) -> list[tuple[int, bytes]] | None:
+        """The records after a version; waits for one. None: too old, read the folder."""
         await self._opened()
         if self._version <= after:
             async with self._news:
                 try:
-                    await asyncio.wait_for(self._news.wait(), wait_s)
+                    await asyncio.wait_for(self._news.wait(), timeout_s)
                 except TimeoutError:
                     return []
-        found = [one for one in self._recent if one[0] > after]
-        return found if found and found[0][0] == after + 1 else None
+        return self._recent.after(after)
 
-    async def set_ef(self, ef: int) -> None:
-        """Let every replica look at so many candidates, now and after a restart."""
+    async def set_ef_search(self, ef_search: int) -> None:
+        """Set the default size of the candidate list, which survives a restart."""
         await self._opened()
         async with self._describing:
-            settings = self._manifest.settings.model_copy(update={"ef": ef})
+            settings = self._manifest.settings.model_copy(update={"ef_search": ef_search})
             await self._describe(settings=settings)
-        await self._tell_all("set_ef", ef)
+        await self._call_all("set_ef_search", ef_search)
 
     async def compact(self) -> None:
         """Rebuild every replica's graph without its tombstones."""
         await self._opened()
-        await self._tell_all("compact", timeout_s=None)
+        await self._call_all("compact", timeout_s=None)
 
     async def snapshot(self) -> int:
-        """Write a snapshot while the index goes on; the version that it restores."""
+        """Write a snapshot while changes continue; return the version that it restores."""
         await self._opened()
         async with self._snapshotting:
             if self._manifest.version == self._version:
@@ -222,7 +214,7 @@ class Writer:
             written = await asyncio.gather(
                 *(self._snapshot_shard(folder, shard) for shard in range(shards))
             )
-            # A replica that dies now may have written; only the manifest makes it count.
+            # A replica that dies now may have written; only the manifest completes a snapshot.
             async with self._describing:
                 await self._describe(
                     folder=folder,
@@ -230,37 +222,36 @@ class Writer:
                     shard_versions=tuple(version for version, _ in written),
                     rows=sum(rows for _, rows in written),
                 )
-            self._bytes_since = self._records_since = 0
+            self._recent.start_log()
             await asyncio.to_thread(self._files.prune, self._manifest.settings.keep_snapshots)
             return self._manifest.version
 
     async def status(self) -> dict[tuple[int, int], dict[str, int] | None]:
-        """Counts of each replica, None of one that does not answer."""
+        """Counts of each replica, None for a replica that does not answer."""
         await self._opened()
-        found = await asyncio.gather(
-            *(self._ask(key, "status", timeout_s=5.0) for key in self._replicas),
+        counts = await asyncio.gather(
+            *(self._call(key, "status", timeout_s=5.0) for key in self._replicas),
             return_exceptions=True,
         )
         return {
-            key: None if isinstance(one, BaseException) else one
-            for key, one in zip(self._replicas, found, strict=True)
+            key: None if isinstance(value, BaseException) else value
+            for key, value in zip(self._replicas, counts, strict=True)
         }
 
-    # --- the loop of commits ---
+    # --- commits ---
 
     async def _recover(self) -> None:
-        """The last record of a writer that died may not have reached every replica."""
+        """Send the last record of a writer that died to the replicas that may lack it."""
         if not self._is_recovered:
-            await self._push("catch_up", self._version)
+            await self._broadcast("catch_up", self._version)
             self._is_recovered = True
 
     async def _commit_all(self) -> None:
         try:
             while self._waiting:
-                taken, self._waiting = self._waiting, []
-                await self._commit(
-                    b"".join(record for record, _ in taken), [one for _, one in taken]
-                )
+                batches, self._waiting = self._waiting, []
+                record = b"".join(record for record, _ in batches)
+                await self._commit(record, [done for _, done in batches])
         finally:
             self._committing = None
 
@@ -269,109 +260,107 @@ class Writer:
         try:
             await asyncio.to_thread(self._write, version, record)
         except Exception as error:
-            _log.exception("a batch of changes could not be logged")
+            _log.exception("cannot write a batch of changes to the log")
             for done in waiting:
                 done.set_exception(
-                    StorageError(f"the index's log cannot be written, nothing has changed: {error}")
+                    StorageError(f"cannot write the log of the index, nothing changed: {error}")
                 )
             return
-        self._remember(version, record)  # from here on a joining replica must have it
-        pending = await self._push("apply", version, record)
-        self._metrics.change()
+        self._add(version, record)  # from here on a joining replica must have it
+        pending = await self._broadcast("apply", version, record)
+        metrics.INDEX_CHANGES.inc(1, {"index": self._name})
         for done in waiting:
             done.set_result(version)
         async with self._news:
             self._news.notify_all()
-        await self._maybe_wait(pending)
+        await self._throttle(pending)
 
     def _write(self, version: int, record: bytes) -> None:
         try:
             self._files.write_record(version, record)
         except FileExistsError:
-            # This process was cut off, and another has taken its place: what it knows is old, and
-            # whoever asks it must ask the other. If it has none, it starts again from the log.
-            _log.error("index %s: version %d is another writer's; this one ends",
+            # This process was cut off and another has replaced it: its state is outdated, and
+            # its clients must call the other. If it is the only one, it restarts from the log.
+            _log.error("index %s: version %d was written by another writer; exiting",
                        self._name, version)  # fmt: skip
             os._exit(1)
 
-    async def _push(self, method: str, *args: Any) -> int:
-        """Have all replicas take a version; the most rows that wait beside a graph."""
-        taken = await asyncio.gather(
-            *(self._bring(key, method, *args) for key in sorted(self._live))
+    async def _broadcast(self, method: str, *args: Any) -> int:
+        """Bring all live replicas to a version; return the maximum of their pending rows."""
+        pending = await asyncio.gather(
+            *(self._deliver(key, method, *args) for key in sorted(self._live))
         )
-        return max(taken, default=0)
+        return max(pending, default=0)
 
-    async def _bring(self, key: tuple[int, int], method: str, *args: Any) -> int:
-        """Have a replica take a version; one that does not is left out until it joins again.
+    async def _deliver(self, key: tuple[int, int], method: str, *args: Any) -> int:
+        """Bring a replica to a version; on failure it is left out until it joins again.
 
-        Ray tells that a process is dead only a second later, when the next may have joined: that
-        one has read the log, and must not be left out. Nor must one that was out of reach for a
-        moment: it is asked again.
+        Ray reports a dead process only a second later, when its successor may have joined: that
+        one has read the log and must not be left out. A replica that was unreachable for a moment
+        is called again.
         """
-        failed: Exception | None = None
+        failure: Exception | None = None
         for _ in range(_ATTEMPTS):
-            life = self._lives.get(key)
+            incarnation = self._incarnations.get(key)
             try:
-                if self._has_second(key):
+                if self._is_redundant(key):
                     size = len(args[-1]) if method == "apply" else 0
-                    patience_s = _PATIENCE_S + size / _BYTES_PER_S
+                    timeout_s = _REDUNDANT_TIMEOUT_S + size / _BYTES_PER_S
                     try:
-                        return await self._ask(key, method, *args, timeout_s=patience_s)
+                        return await self._call(key, method, *args, timeout_s=timeout_s)
                     except TimeoutError:
-                        if self._has_second(key):
+                        if self._is_redundant(key):
                             raise
-                return await self._ask(key, method, *args)
-            except ray.exceptions.RayActorError as error:
-                failed = error
-                if self._lives.get(key) != life:
+                return await self._call(key, method, *args)
+            except RayActorError as error:
+                failure = error
+                if self._incarnations.get(key) != incarnation:
                     return 0
             except Exception as error:
-                # It lives, and would answer without this change.
-                failed = error
+                # It is alive, and would answer without this change.
+                failure = error
                 ray.kill(self._replicas[key], no_restart=False)
                 break
         self._live.discard(key)
-        _log.warning("replica %d.%d is left out until it joins again (%r)", *key, failed)
+        _log.warning("replica %d.%d is left out until it joins again (%r)", *key, failure)
         return 0
 
-    def _has_second(self, key: tuple[int, int]) -> bool:
-        """Whether another replica of a shard takes what this one takes."""
-        return any(one[0] == key[0] and one != key for one in self._live)
+    def _is_redundant(self, key: tuple[int, int]) -> bool:
+        """Whether another live replica holds the same shard."""
+        return any(live[0] == key[0] and live != key for live in self._live)
 
-    async def _maybe_wait(self, pending: int) -> None:
-        if pending > _PENDING_ROWS:
-            await asyncio.sleep(min(_MAX_WAIT_S, (pending - _PENDING_ROWS) * _WAIT_S_PER_ROW))
-        since = self._bytes_since, self._records_since
-        limits = self._manifest.settings.snapshot_after_bytes, _SNAPSHOT_AFTER_RECORDS
-        if any(one >= limit for one, limit in zip(since, limits, strict=True)):
-            self._bytes_since = self._records_since = 0
+    async def _throttle(self, pending: int) -> None:
+        if pending > _MAX_PENDING_ROWS:
+            await asyncio.sleep(min(_MAX_WAIT_S, (pending - _MAX_PENDING_ROWS) * _WAIT_S_PER_ROW))
+        if self._recent.needs_snapshot(self._manifest.settings.snapshot_after_bytes):
+            self._recent.start_log()
             self._background = asyncio.create_task(self._try_snapshot())
 
     async def _try_snapshot(self) -> None:
         try:
             await self.snapshot()
         except Exception:
-            _log.exception("a snapshot failed; the log keeps all changes, the next one follows")
+            _log.exception("snapshot failed; the log has all changes, the next snapshot follows")
 
     async def _snapshot_shard(self, folder: str, shard: int) -> tuple[int, int]:
         last: BaseException | None = None
         for key in sorted(self._live):
             if key[0] == shard:
                 try:
-                    return await self._ask(key, "snapshot", folder, timeout_s=None)
+                    return await self._call(key, "snapshot", folder, timeout_s=None)
                 except Exception as error:
                     last = error
-        raise StorageError(f"shard {shard} has no replica that can write a snapshot") from last
+        raise StorageError(f"no replica of shard {shard} can write a snapshot") from last
 
-    async def _tell_all(self, method: str, *args: Any, timeout_s: float | None = 60.0) -> None:
-        found = await asyncio.gather(
-            *(self._ask(key, method, *args, timeout_s=timeout_s) for key in sorted(self._live)),
+    async def _call_all(self, method: str, *args: Any, timeout_s: float | None = 60.0) -> None:
+        results = await asyncio.gather(
+            *(self._call(key, method, *args, timeout_s=timeout_s) for key in sorted(self._live)),
             return_exceptions=True,
         )
-        for one in found:
-            # What a replica that died missed it is told when it joins, or does not need.
-            if isinstance(one, BaseException) and not isinstance(one, ray.exceptions.RayActorError):
-                raise one
+        for result in results:
+            # A replica that died receives the setting when it joins again, or needs no call.
+            if isinstance(result, BaseException) and not isinstance(result, RayActorError):
+                raise result
 
     async def _describe(self, **changed: Any) -> None:
         """Change the manifest, on storage first."""
@@ -379,22 +368,9 @@ class Writer:
         await asyncio.to_thread(self._files.commit, manifest)
         self._manifest = manifest
 
-    async def _ask(
+    async def _call(
         self, key: tuple[int, int], method: str, *args: Any,
-        timeout_s: float | None = _PUSH_TIMEOUT_S,
+        timeout_s: float | None = _CALL_TIMEOUT_S,
     ) -> Any:  # fmt: skip
-        called = getattr(self._replicas[key], method).remote(*args)
-        return await asyncio.wait_for(asyncio.wrap_future(called.future()), timeout_s)
-
-    def _remember(self, version: int, record: bytes) -> None:
-        self._version = max(self._version, version)
-        for token in _record.tokens(record):
-            self._tokens[token] = version
-        while len(self._tokens) > _REMEMBERED_TOKENS:
-            self._tokens.popitem(last=False)
-        self._recent.append((version, record))
-        self._recent_bytes += len(record)
-        self._bytes_since += len(record)
-        self._records_since += 1
-        while self._recent_bytes > _REMEMBERED_BYTES and len(self._recent) > 1:
-            self._recent_bytes -= len(self._recent.popleft()[1])
+        reference = getattr(self._replicas[key], method).remote(*args)
+        return await asyncio.wait_for(asyncio.wrap_future(reference.future()), timeout_s)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field, create_model
 
 from raysys.errors import GraphError
-from raysys.index import FILTER_GRAMMAR, VectorIndex, rows
+from raysys.index import FILTER_GRAMMAR, VectorIndex, vector_table
 from raysys.serve._graph import Graph
 from raysys.serve._nodes import LazyObject
 
@@ -45,12 +45,12 @@ class IndexSearch:
 
         Nearest first; padded with -1 and infinity where the index has fewer than k rows.
         """
-        result = self._index.query(vectors, self._k, ef=self._ef)
+        result = self._index.query(vectors, self._k, ef_search=self._ef)
         return result.ids, result.distances
 
     def filtered(self, vectors: np.ndarray, filters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same among the rows that satisfy each vector's filter, `(n,)` of str."""
-        result = self._index.query(vectors, self._k, ef=self._ef, filters=list(filters))
+        result = self._index.query(vectors, self._k, ef_search=self._ef, filters=list(filters))
         return result.ids, result.distances
 
 
@@ -216,6 +216,6 @@ class _Upsert:
             name: pa.array([column[row] for row in latest.tolist()])
             for name, column in zip(self._attributes, columns, strict=True)
         }
-        changed = rows(id[latest], vector[latest], attributes)
+        changed = vector_table(id[latest], vector[latest], attributes)
         version = self._index.upsert(changed, timeout_s=_WRITE_S)
         return [{"version": version}] * len(id)

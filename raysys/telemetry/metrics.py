@@ -77,8 +77,8 @@ INDEX_QUERIES = Counter("raysys_index_queries_total", "Query vectors", _REPLICA,
 INDEX_REPLICAS = Gauge(
     "raysys_index_replicas", "Replicas that respond", ("index", "shard"), "replicas"
 )
-INDEX_REPLICAS_WANTED = Gauge(
-    "raysys_index_replicas_wanted", "Desired replicas", ("index", "shard"), "replicas"
+INDEX_REPLICAS_DESIRED = Gauge(
+    "raysys_index_replicas_desired", "Desired replicas", ("index", "shard"), "replicas"
 )
 INDEX_CHANGES = Counter("raysys_index_changes_total", "Batches of changes", ("index",), "batches")
 

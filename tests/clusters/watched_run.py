@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from raysys import cluster, serve, train, tune
 from raysys.data import Schema, Table, check
-from raysys.index import VectorIndex, rows
+from raysys.index import VectorIndex, vector_table
 from raysys.storage import Storage
 from raysys.workflow import Job, Run
 from tests.train.tasks import Regression
@@ -109,7 +109,7 @@ def main(folder: str) -> None:
 
     vectors = np.random.default_rng(0).normal(size=(500, 16))
     index = VectorIndex.build(
-        "things", rows(np.arange(500), vectors), storage, shards=1, replicas=1
+        "things", vector_table(np.arange(500), vectors), storage, shards=1, replicas=1
     )
     graph = serve.Graph(
         inputs={"x": serve.Array("float32")}, nodes={"answer": answer}, output="answer"
@@ -134,7 +134,7 @@ def main(folder: str) -> None:
     )  # fmt: skip
     for number in range(20):
         index.query(vectors[:4], 3)
-        index.upsert(rows([number], vectors[number : number + 1]))
+        index.upsert(vector_table([number], vectors[number : number + 1]))
     index.delete([1, 2, 3])
     say("ran")
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""What an index must answer: rows in a dict, compared one by one."""
+"""The reference of an index: rows in a dict, compared one by one."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysys.index._change_record import Batch
+from raysys.index._change_record import ChangeBatch
+from raysys.index._rows import NO_ID
+from raysys.index._settings import IndexSettings, Metric
 from raysys.index._shard import Shard
-from raysys.index._types import NO_ID, Metric, Settings
 
 SCHEMA = pa.schema({"year": pa.int16(), "name": pa.string()})
 # Each filter, and what it means.
@@ -25,24 +26,26 @@ FILTERS: dict[str, Callable[[int, dict[str, Any]], bool]] = {
 }
 
 
-def exact_settings(metric: Metric = "l2", dim: int = 4, **others: Any) -> Settings:
-    """With so many links no row of a small graph loses one, and with this ef all are visited."""
-    return Settings(metric=metric, dim=dim, m=128, ef_construction=300, ef=1000, **others)
+def exact_settings(metric: Metric = "l2", dim: int = 4, **options: Any) -> IndexSettings:
+    """Settings of an exact graph: `M` keeps every link of a small graph, `ef_search` visits all."""
+    return IndexSettings(
+        metric=metric, dim=dim, M=128, ef_construction=300, ef_search=1000, **options
+    )
 
 
 class Model:
     """The rows of an index by id: vector and attributes."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: IndexSettings) -> None:
         self.settings = settings
         self.rows: dict[int, dict[str, Any]] = {}
 
     def copy(self) -> "Model":
-        made = Model(self.settings)
-        made.rows = dict(self.rows)
-        return made
+        model_copy = Model(self.settings)
+        model_copy.rows = dict(self.rows)
+        return model_copy
 
-    def apply(self, batch: Batch) -> None:
+    def apply(self, batch: ChangeBatch) -> None:
         attributes = batch.attributes.to_pylist() or [{}] * len(batch.ids)
         for number in batch.deleted.tolist():
             self.rows.pop(number, None)
@@ -50,7 +53,7 @@ class Model:
             self.rows[number] = {"year": None, "name": None, **row, "vector": vector}
 
     def distances(self, ids: Iterable[int], query: np.ndarray) -> np.ndarray:
-        vectors = np.array([self.rows[one]["vector"] for one in ids], np.float64)
+        vectors = np.array([self.rows[number]["vector"] for number in ids], np.float64)
         vectors = vectors.reshape(-1, self.settings.dim)
         query = query.astype(np.float64)
         if self.settings.metric == "l2":
@@ -66,52 +69,54 @@ class Model:
         """The answer is the nearest k that match, padded; of equal distances any."""
         assert ids.shape == distances.shape == (len(queries), k)
         assert (ids.dtype, distances.dtype) == (np.int64, np.float32)
-        for row, query in enumerate(queries):
-            text = filters[row] if filters else None
+        for place, query in enumerate(queries):
+            text = filters[place] if filters else None
             keep = FILTERS["True" if text is None else text]
-            matching = [number for number, one in self.rows.items() if keep(number, one)]
+            matching = [number for number, row in self.rows.items() if keep(number, row)]
             count = min(k, len(matching))
-            found = ids[row, :count].tolist()
-            assert (ids[row, count:] == NO_ID).all()
-            assert np.isinf(distances[row, count:]).all()
-            assert len(set(found)) == count
-            assert set(found) <= set(matching)
+            nearest = ids[place, :count].tolist()
+            assert (ids[place, count:] == NO_ID).all()
+            assert np.isinf(distances[place, count:]).all()
+            assert len(set(nearest)) == count
+            assert set(nearest) <= set(matching)
             best = np.sort(self.distances(matching, query))[:count]
-            np.testing.assert_allclose(distances[row, :count], best, atol=1e-4, rtol=1e-4)
-            own = self.distances(found, query)
-            np.testing.assert_allclose(distances[row, :count], own, atol=1e-4, rtol=1e-4)
+            np.testing.assert_allclose(distances[place, :count], best, atol=1e-4, rtol=1e-4)
+            own = self.distances(nearest, query)
+            np.testing.assert_allclose(distances[place, :count], own, atol=1e-4, rtol=1e-4)
 
     def check_shard(self, shard: Shard, queries: np.ndarray, **more: Any) -> None:
         """The shard answers like this for some k, with each filter and without."""
-        for k in (1, 5, len(self.rows) + 3):
+        sizes = 1, 5, len(self.rows) + 3
+        for place, k in enumerate(sizes):
             self.check(*shard.search(queries, k, **more)[1:], queries, k)
-            for text in FILTERS:
-                chosen = [text] * len(queries)
-                found = shard.search(queries, k, filters=chosen, **more)
-                self.check(*found[1:], queries, k, chosen)
+            # Each filter with one of the sizes, another one at the next version.
+            for text in list(FILTERS)[(place + shard.version) % 3 :: 3]:
+                filters: list[str | None] = [text] * len(queries)
+                result = shard.search(queries, k, filters=filters, **more)
+                self.check(*result[1:], queries, k, filters)
 
 
 def batch_of(
-    settings: Settings, ids: Iterable[int], deleted: Iterable[int] = (), seed: int = 0
-) -> Batch:
+    settings: IndexSettings, ids: Iterable[int], deleted: Iterable[int] = (), seed: int = 0
+) -> ChangeBatch:
     """Random rows, some of them equal, and ids to delete."""
     ids, rng = np.array(list(ids), np.int64), np.random.default_rng(seed)
     vectors = rng.integers(-3, 4, (len(ids), settings.dim)).astype(np.float32)
     vectors[~vectors.any(axis=1)] = 1
     if settings.metric == "cosine":
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    years = [None if one == 0 else int(one) for one in rng.integers(0, 10, len(ids))]
+    years = [None if year == 0 else int(year) for year in rng.integers(0, 10, len(ids))]
     names = rng.choice(["a", "b", "ba", None], len(ids)).tolist()  # type: ignore[arg-type]
     attributes = pa.table({"year": years, "name": names}, SCHEMA)
-    return Batch(ids, vectors, attributes, np.array(list(deleted), np.int64))
+    return ChangeBatch(ids, vectors, attributes, np.array(list(deleted), np.int64))
 
 
-def shard_of_batch(settings: Settings, batch: Batch, version: int = 1) -> Shard:
+def shard_of_batch(settings: IndexSettings, batch: ChangeBatch, version: int = 1) -> Shard:
     """A shard built of a batch's rows."""
     return Shard.build(settings, batch.ids, batch.vectors, batch.attributes, version)
 
 
-def queries_of(settings: Settings, count: int = 4, seed: int = 9) -> np.ndarray:
+def queries_of(settings: IndexSettings, count: int = 4, seed: int = 9) -> np.ndarray:
     """Vectors that are not in the index."""
     drawn = np.random.default_rng(seed).normal(size=(count, settings.dim))
     return (3 * drawn).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Processes of an index are killed, and its log is taken away: what was acknowledged stays."""
+"""Killed processes and an unavailable log: acknowledged changes survive."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from raysys.errors import StorageError, UnavailableError
-from raysys.index import VectorIndex, rows
+from raysys.index import VectorIndex, vector_table
 from raysys.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -38,16 +38,16 @@ def index(folder: Path) -> Iterator[VectorIndex]:
 
 def _rows(ids: Any, value: int) -> pa.Table:
     numbers = np.asarray(ids)
-    return rows(numbers, VECTORS[numbers % SIZE], {"value": np.full(len(numbers), value)})
+    return vector_table(numbers, VECTORS[numbers % SIZE], {"value": np.full(len(numbers), value)})
 
 
 def _pid(actor: Any) -> int:
-    told = actor.__ray_call__.options(max_task_retries=-1)
-    return ray.get(told.remote(lambda _: os.getpid()), timeout=60)
+    call = actor.__ray_call__.options(max_task_retries=-1)
+    return ray.get(call.remote(lambda _: os.getpid()), timeout=60)
 
 
 def _replica(index: VectorIndex, shard: int) -> Any:
-    return index._readers._replicas[shard][0]
+    return index._router._replicas[shard][0]
 
 
 def _kill(actor: Any) -> int:
@@ -56,18 +56,22 @@ def _kill(actor: Any) -> int:
     return pid
 
 
-def _until(is_so: Callable[[], Any], seconds: float = 30.0) -> None:
+def _until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it has not come about"
+    while not condition():
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.05)
 
 
 def _values(index: VectorIndex, ids: Any) -> dict[int, int]:
-    """Ids that are there and their values; each stands once."""
+    """Values of the existing rows by id; ids are unique."""
     table = index.get(np.asarray(ids))
     assert table.num_rows == len(set(table["id"].to_pylist()))
     return dict(zip(table["id"].to_pylist(), table["value"].to_pylist(), strict=True))
+
+
+def _versions(index: VectorIndex) -> set[int]:
+    return {counts["version"] for counts in index.status().values() if counts}
 
 
 def _check(index: VectorIndex, ids: Any, value: int) -> None:
@@ -76,34 +80,34 @@ def _check(index: VectorIndex, ids: Any, value: int) -> None:
     assert len(set(everything)) == index.size
 
 
-def test_a_shard_whose_only_replica_is_killed_is_missed_or_waited_for(index: VectorIndex) -> None:
+def test_a_shard_without_replicas_is_left_out_or_waited_for(index: VectorIndex) -> None:
     ids = range(1000, 1020)
     index.upsert(_rows(ids, 1))
-    whole = index.query(VECTORS[:3], 10)
+    complete = index.query(VECTORS[:3], 10)
     dead = _kill(_replica(index, 1))
-    part = index.query(VECTORS[:3], 10, partial=True)
+    part = index.query(VECTORS[:3], 10, allow_partial=True)
     with pytest.raises(UnavailableError, match=r"shard \[1\] of \[0, 1\] .* within 0.05 s"):
         index.query(VECTORS[:3], 10, timeout_s=0.05)
     assert part.missing_shards == (1,)
     assert (part.ids >= 0).all()
     again = index.query(VECTORS[:3], 10)
     assert again.missing_shards == ()
-    np.testing.assert_array_equal(again.ids, whole.ids)
+    np.testing.assert_array_equal(again.ids, complete.ids)
     assert _pid(_replica(index, 1)) != dead
-    assert index.query(VECTORS[:3], 10, partial=True).missing_shards == ()
+    assert index.query(VECTORS[:3], 10, allow_partial=True).missing_shards == ()
     _check(index, ids, 1)
 
 
-def test_a_shard_that_is_busy_is_not_missed(index: VectorIndex) -> None:
+def test_a_busy_shard_is_not_left_out(index: VectorIndex) -> None:
     def keep_busy(_: Any) -> None:
         time.sleep(2)
 
     busy = [_replica(index, 1).__ray_call__.remote(keep_busy) for _ in range(20)]
-    assert index.query(VECTORS[:3], 10, partial=True).missing_shards == ()
+    assert index.query(VECTORS[:3], 10, allow_partial=True).missing_shards == ()
     ray.get(busy)
 
 
-def test_a_replica_that_comes_back_misses_no_change(index: VectorIndex) -> None:
+def test_a_restarted_replica_has_every_change(index: VectorIndex) -> None:
     _kill(_replica(index, 0))
     # The first is under way while it is dead, the others while it comes back and joins.
     started, value = time.monotonic(), 100
@@ -111,12 +115,12 @@ def test_a_replica_that_comes_back_misses_no_change(index: VectorIndex) -> None:
         value += 1
         index.upsert(_rows(range(2000, 2010), value))
         assert set(_values(index, range(2000, 2010)).values()) == {value}
-        found = index.query(VECTORS[:1], 10, filters=f"value == {value}").ids[0]
-        assert sorted(found) == list(range(2000, 2010)), f"{value} was acknowledged"
+        ids = index.query(VECTORS[:1], 10, filters=f"value == {value}").ids[0]
+        assert sorted(ids) == list(range(2000, 2010)), f"{value} was acknowledged"
     _check(index, range(2000, 2010), value)
 
 
-def test_a_killed_writer_keeps_what_it_acknowledged(index: VectorIndex) -> None:
+def test_acknowledged_changes_survive_a_killed_writer(index: VectorIndex) -> None:
     before = index.upsert(_rows(range(3000, 3010), 1))
     dead = _kill(index._writer)
     assert VectorIndex.connect("faulty").upsert(_rows(range(3005, 3015), 2)) == before + 1
@@ -125,7 +129,7 @@ def test_a_killed_writer_keeps_what_it_acknowledged(index: VectorIndex) -> None:
     _check(index, range(3005, 3015), 2)
 
 
-def test_a_writer_killed_in_commits_takes_each_batch_once(index: VectorIndex) -> None:
+def test_batches_are_applied_once_despite_a_killed_writer(index: VectorIndex) -> None:
     acknowledged: list[int] = []
     failed: list[Exception] = []
     versions: list[int] = []
@@ -141,7 +145,7 @@ def test_a_writer_killed_in_commits_takes_each_batch_once(index: VectorIndex) ->
         except Exception as error:
             failed.append(error)
 
-    before = max(one["version"] for one in index.status().values() if one)
+    before = max(_versions(index))
     clients = [threading.Thread(target=write, args=(client,)) for client in (1, 2, 3)]
     for client in clients:
         client.start()
@@ -153,19 +157,19 @@ def test_a_writer_killed_in_commits_takes_each_batch_once(index: VectorIndex) ->
     assert len(acknowledged) == 3 * 40 * 9
     for client in (1, 2, 3):
         mine = range(10_000 * client, 10_000 * client + 400)
-        _check(index, [one for one in mine if one % 10], client)
-        assert _values(index, [one for one in mine if one % 10 == 0]) == {}
-    after = max(one["version"] for one in index.status().values() if one)
+        _check(index, [number for number in mine if number % 10], client)
+        assert _values(index, [number for number in mine if number % 10 == 0]) == {}
+    after = max(_versions(index))
     assert max(versions) <= after <= before + 240
 
 
-def test_a_batch_that_is_sent_twice_is_taken_once(index: VectorIndex) -> None:
-    from raysys.index._change_record import Batch, encode
+def test_a_batch_that_is_sent_twice_is_applied_once(index: VectorIndex) -> None:
+    from raysys.index._change_record import ChangeBatch, encode
 
     table = _rows(range(4000, 4003), 1)
     vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, DIM)
     none = np.empty(0, np.int64)
-    batch = Batch(table["id"].to_numpy(), vectors, table.select(["value"]), none)
+    batch = ChangeBatch(table["id"].to_numpy(), vectors, table.select(["value"]), none)
     record = encode(batch, "a token")
     twice = [index._writer.commit.remote("a token", record) for _ in range(2)]
     first, second = ray.get(twice)
@@ -178,7 +182,7 @@ def test_a_batch_that_is_sent_twice_is_taken_once(index: VectorIndex) -> None:
     _check(index, range(4000, 4003), 2)
 
 
-def test_a_log_that_cannot_be_written_changes_nothing(index: VectorIndex, folder: Path) -> None:
+def test_nothing_changes_if_the_log_cannot_be_written(index: VectorIndex, folder: Path) -> None:
     version = index.upsert(_rows(range(5000, 5010), 1))
     log, aside = folder / _ROOT / "log", folder / _ROOT / "log.aside"
     log.rename(aside)
@@ -188,10 +192,10 @@ def test_a_log_that_cannot_be_written_changes_nothing(index: VectorIndex, folder
             lambda: index.upsert(_rows(range(5000, 5020), 2)),
             lambda: index.delete(range(5000, 5010)),
         ):
-            with pytest.raises(StorageError, match="cannot be written, nothing has changed"):
+            with pytest.raises(StorageError, match=r"cannot write the log .*, nothing changed"):
                 refused()
         assert _values(index, range(5000, 5020)) == dict.fromkeys(range(5000, 5010), 1)
-        assert {one["version"] for one in index.status().values() if one} == {version}
+        assert _versions(index) == {version}
     finally:
         log.unlink()
         aside.rename(log)
@@ -199,9 +203,7 @@ def test_a_log_that_cannot_be_written_changes_nothing(index: VectorIndex, folder
     _check(index, range(5000, 5020), 3)
 
 
-def test_a_record_that_was_written_and_refused_does_not_come_back(
-    index: VectorIndex, folder: Path
-) -> None:
+def test_a_refused_record_does_not_reappear(index: VectorIndex, folder: Path) -> None:
     def break_flush(self: Any) -> None:
         from raysys.storage import _storage
 
@@ -226,7 +228,7 @@ def test_a_record_that_was_written_and_refused_does_not_come_back(
     assert _values(index, range(6000, 6003)) == {6000: 1, 6002: 3}
 
 
-def test_a_writer_that_was_cut_off_does_not_write_over_the_record_of_another(
+def test_a_disconnected_writer_does_not_overwrite_the_record_of_another(
     index: VectorIndex, folder: Path
 ) -> None:
     version = index.upsert(_rows([6100], 1))
@@ -243,16 +245,16 @@ def test_a_writer_that_was_cut_off_does_not_write_over_the_record_of_another(
     assert _values(index, [6100, 6101]) == {6100: 1, 6101: 2}
 
 
-def test_a_replica_killed_while_a_snapshot_is_written(index: VectorIndex, folder: Path) -> None:
+def test_a_replica_killed_during_a_snapshot(index: VectorIndex, folder: Path) -> None:
     def hold(self: Any) -> None:
         def write(*_: Any) -> None:
-            (folder / "held").touch()
+            (folder / "writing").touch()
             time.sleep(600)
 
         self._files.write_shard = write
 
     storage = Storage(folder)
-    before = [one.version for one in VectorIndex.snapshots("faulty", storage)]
+    before = [snapshot.version for snapshot in VectorIndex.snapshots("faulty", storage)]
     index.upsert(_rows(range(7000, 7010), 1))
     replica = _replica(index, 1)
     ray.get(replica.__ray_call__.remote(hold))
@@ -266,12 +268,12 @@ def test_a_replica_killed_while_a_snapshot_is_written(index: VectorIndex, folder
 
     taking = threading.Thread(target=take)
     taking.start()
-    _until((folder / "held").exists)
+    _until((folder / "writing").exists)
     index.upsert(_rows(range(7010, 7020), 1))  # goes on meanwhile
     os.kill(_pid(replica), signal.SIGKILL)
     taking.join(60)
-    assert [type(one) for one in failed] == [StorageError]
-    assert [one.version for one in VectorIndex.snapshots("faulty", storage)] == before
+    assert [type(error) for error in failed] == [StorageError]
+    assert [snapshot.version for snapshot in VectorIndex.snapshots("faulty", storage)] == before
     index.upsert(_rows(range(7020, 7030), 1))
     _check(index, range(7000, 7030), 1)
     version = index.snapshot()
@@ -281,25 +283,23 @@ def test_a_replica_killed_while_a_snapshot_is_written(index: VectorIndex, folder
     _check(index, range(7000, 7030), 1)
 
 
-def test_what_comes_back_while_the_storage_is_away_tries_again(
-    index: VectorIndex, folder: Path
-) -> None:
+def test_actors_restarted_without_storage_retry(index: VectorIndex, folder: Path) -> None:
     index.upsert(_rows(range(9000, 9010), 1))
-    there, aside = folder / _ROOT, folder / "aside"
+    root, aside = folder / _ROOT, folder / "aside"
     actors = (index._writer, _replica(index, 0))
-    there.rename(aside)
+    root.rename(aside)
     try:
         for pid in [_pid(actor) for actor in actors]:
             os.kill(pid, signal.SIGKILL)
         time.sleep(3)
     finally:
-        aside.rename(there)
+        aside.rename(root)
     index.upsert(_rows(range(9005, 9015), 2))
     _check(index, range(9000, 9005), 1)
     _check(index, range(9005, 9015), 2)
 
 
-def test_everything_killed_at_once_comes_back(index: VectorIndex) -> None:
+def test_all_processes_killed_at_once_restart(index: VectorIndex) -> None:
     index.upsert(_rows(range(8000, 8010), 1))
     for actor in (index._writer, _replica(index, 0), _replica(index, 1)):
         _kill(actor)
@@ -309,34 +309,36 @@ def test_everything_killed_at_once_comes_back(index: VectorIndex) -> None:
     _check(index, range(2000, 2010), max(_values(index, range(2000, 2010)).values()))
 
 
-def test_a_replica_that_does_not_hear_the_writer_leaves_questions_to_the_other(
-    ray_cluster: None, tmp_path: Path
-) -> None:
+def test_an_isolated_replica_leaves_queries_to_the_other(ray_cluster: None, tmp_path: Path) -> None:
     index = VectorIndex.build("quiet", _rows(range(SIZE), 0), Storage(tmp_path), replicas=2)
     try:
-        deaf, other = index._readers._replicas[0]
+        isolated, healthy = index._router._replicas[0]
 
         def heard(replica: Any) -> float:
-            return float(replica._heard)
+            return float(replica._last_heard)
 
-        # Each hears its writer again and again.
-        before = ray.get([one.__ray_call__.remote(heard) for one in (deaf, other)])
-        for one, last in zip((deaf, other), before, strict=True):
-            _until(lambda one=one, last=last: ray.get(one.__ray_call__.remote(heard)) > last)
+        # Each hears from its writer repeatedly.
+        before = ray.get([replica.__ray_call__.remote(heard) for replica in (isolated, healthy)])
+        for replica, last in zip((isolated, healthy), before, strict=True):
+            _until(
+                lambda replica=replica, last=last: (
+                    ray.get(replica.__ray_call__.remote(heard)) > last
+                )
+            )
 
         def lose(replica: Any) -> None:
-            """As behind a link that is cut: it hears nothing, and nothing reaches it."""
-            replica._heard, replica._join = -1e9, lambda _: None
+            """As behind a broken link: nothing arrives and nothing leaves."""
+            replica._last_heard, replica._join = -1e9, lambda _: None
             replica.apply = lambda *_: time.sleep(120)
 
-        ray.get(deaf.__ray_call__.remote(lose))
-        # Not held up by the one that says nothing.
+        ray.get(isolated.__ray_call__.remote(lose))
+        # Not delayed by the isolated replica.
         index.upsert(_rows([1000], 7), timeout_s=40)
         for _ in range(20):
             assert _values(index, [1000]) == {1000: 7}
             assert 1000 in index.query(VECTORS[:1], index.size).ids[0]
-        _until(lambda: not ray.get(other.__ray_call__.remote(lose)))
-        assert _values(index, [0]) == {0: 0}  # though no replica is sure
+        _until(lambda: not ray.get(healthy.__ray_call__.remote(lose)))
+        assert _values(index, [0]) == {0: 0}  # though no replica hears the writer
         assert index.query(VECTORS[:1], 1).ids[0].tolist() == [0]
     finally:
         index.close()

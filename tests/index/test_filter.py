@@ -113,8 +113,10 @@ def _ids(text: str, rows: pa.Table = ROWS) -> list[int]:
 def test_a_predicate_selects_its_rows(text: str, expected: list[int]) -> None:
     assert _ids(text) == expected
     # However the rows are cut.
-    assert _ids(text, ROWS.slice(2)) == [one for one in expected if one >= 12]
-    assert _ids(text, ROWS.take([4, 1, 1])) == [one for one in (14, 11, 11) if one in expected]
+    assert _ids(text, ROWS.slice(2)) == [number for number in expected if number >= 12]
+    assert _ids(text, ROWS.take([4, 1, 1])) == [
+        number for number in (14, 11, 11) if number in expected
+    ]
     chunked = pa.concat_tables([ROWS.slice(0, 2), ROWS.slice(2, 0), ROWS.slice(2)])
     assert _ids(text, chunked) == expected
     assert _ids(text, ROWS.slice(0, 0)) == []
@@ -136,10 +138,10 @@ KLEENE = {  # SQL's: what left and right give for and, or
 
 @pytest.mark.parametrize("kind", ["boolean", "number", "text"])
 @pytest.mark.parametrize(("left", "right"), itertools.product("tfn", repeat=2))
-def test_missing_values_follow_kleenes_logic(kind: str, left: str, right: str) -> None:
+def test_nulls_follow_kleene_logic(kind: str, left: str, right: str) -> None:
     makes = {"boolean": bool, "number": int, "text": str}
     test = {"boolean": "{}", "number": "{} > 0", "text": "{} == 'True'"}[kind]
-    one = pa.table(
+    table = pa.table(
         {
             name: pa.array(
                 [None if TRUTH[value] is None else makes[kind](TRUTH[value])],
@@ -151,8 +153,8 @@ def test_missing_values_follow_kleenes_logic(kind: str, left: str, right: str) -
     sides = test.format("left"), test.format("right")
     for word, expected in zip(("and", "or"), KLEENE[left, right], strict=True):
         joined = f" {word} ".join(sides)
-        assert Filter(joined, one.schema).mask(one).tolist() == [expected is True]
-        assert Filter(f"not ({joined})", one.schema).mask(one).tolist() == [expected is False]
+        assert Filter(joined, table.schema).mask(table).tolist() == [expected is True]
+        assert Filter(f"not ({joined})", table.schema).mask(table).tolist() == [expected is False]
 
 
 @pytest.mark.parametrize(
@@ -220,22 +222,22 @@ def test_missing_values_follow_kleenes_logic(kind: str, left: str, right: str) -
         "seen or " * 200_000 + "seen",
     ],
 )
-def test_what_is_not_of_the_language_is_refused_with_the_columns(text: str) -> None:
+def test_an_unsupported_predicate_is_refused_with_the_columns(text: str) -> None:
     with pytest.raises(DataError) as caught:
         Filter(text, ROWS.schema)
-    told = str(caught.value)
-    assert "Columns: id, year, score, genre" in told
-    assert text[:100].strip()[:20] in told.replace("\\\\", "\\") or not text.isprintable()
-    assert len(told) < 1500
+    message = str(caught.value)
+    assert "Columns: id, year, score, genre" in message
+    assert text[:100].strip()[:20] in message.replace("\\\\", "\\") or not text.isprintable()
+    assert len(message) < 1500
 
 
 @pytest.mark.parametrize("text", [5, None, b"id > 1", ["id > 1"], True])
-def test_a_filter_is_a_string(text: Any) -> None:
-    with pytest.raises(DataError, match="a filter is a string"):
+def test_a_filter_must_be_a_string(text: Any) -> None:
+    with pytest.raises(DataError, match="a filter must be a string"):
         Filter(text, ROWS.schema)
 
 
-def test_the_deepest_nesting_that_is_accepted_can_be_evaluated() -> None:
+def test_the_deepest_accepted_nesting_is_evaluated() -> None:
     assert _ids("not " * 100 + "seen") == [10, 13]
     assert _ids("(" * 100 + "id > 12" + ")" * 100) == [13, 14]
     nested = "id == 12"
@@ -244,9 +246,9 @@ def test_the_deepest_nesting_that_is_accepted_can_be_evaluated() -> None:
     assert _ids(nested) in ([12], [10, 11, 13, 14])
 
 
-def test_a_long_list_and_a_long_chain_can_be_evaluated() -> None:
+def test_long_lists_and_chains_are_evaluated() -> None:
     assert _ids("id in [" + ",".join(map(str, range(13, 20_000))) + "]") == [13, 14]
-    assert _ids(" or ".join(f"id == {one}" for one in range(13, 1500))) == [13, 14]
+    assert _ids(" or ".join(f"id == {number}" for number in range(13, 1500))) == [13, 14]
     assert _ids("id != " + " != id != ".join(map(str, range(300)))) == []
 
 
@@ -254,39 +256,39 @@ def test_ids_and_constants_of_any_size_are_compared_exactly() -> None:
     big = 2**60 + 1
     rows = pa.table({"id": [big, big + 1, -big], "x": pa.array([1.5, None, 2.5])})
 
-    def found(text: str) -> list[bool]:
+    def mask(text: str) -> list[bool]:
         return Filter(text, rows.schema).mask(rows).tolist()
 
     for extra in ("", " or 'a' in t"):
         rows = rows.select(["id", "x"]).append_column("t", pa.array(["b", "b", "b"]))
-        assert found(f"id == {big}{extra}") == [True, False, False]
-        assert found(f"id in [{big}, 2.0]{extra}") == [True, False, False]
-        assert found(f"id == {2**60}.0{extra}") == [False, False, False]
-        assert found(f"id > 1.5{extra}") == [True, True, False]
-        assert found(f"id < 1e19{extra}") == [True, True, True]
-        assert found(f"id < {2**63}{extra}") == [True, True, True]
-        assert found(f"id > x{extra}") == [True, False, False]
+        assert mask(f"id == {big}{extra}") == [True, False, False]
+        assert mask(f"id in [{big}, 2.0]{extra}") == [True, False, False]
+        assert mask(f"id == {2**60}.0{extra}") == [False, False, False]
+        assert mask(f"id > 1.5{extra}") == [True, True, False]
+        assert mask(f"id < 1e19{extra}") == [True, True, True]
+        assert mask(f"id < {2**63}{extra}") == [True, True, True]
+        assert mask(f"id > x{extra}") == [True, False, False]
 
 
 def test_numbers_without_nulls_are_compared_as_arrays() -> None:
     columns = {"id": np.array([1, 2, 3]), "score": np.array([0.1, 0.2, 0.3], np.float32)}
     schema = pa.schema({"id": pa.int64(), "score": pa.float32(), "name": pa.string()})
-    chosen = Filter("id in [1, 3] and not score == 0.1", schema)
-    assert chosen.is_numeric
-    assert chosen.names == {"id", "score"}
-    assert chosen.mask(columns).tolist() == [False, False, True]
+    predicate = Filter("id in [1, 3] and not score == 0.1", schema)
+    assert predicate.is_numeric
+    assert predicate.names == {"id", "score"}
+    assert predicate.mask(columns).tolist() == [False, False, True]
     for text in ("name == 'a'", "id is None", "True", "id > 1 and True", "id > 1 or name == 'a'"):
         assert not Filter(text, schema).is_numeric
 
 
-def test_a_date_with_a_zone_is_compared_in_that_zone() -> None:
+def test_timestamps_are_compared_in_their_time_zone() -> None:
     at = pa.array([datetime.datetime(2020, 1, 1, 12)], pa.timestamp("us", "UTC"))
     rows = pa.table({"at": at})
     assert Filter("at >= '2020-01-01T13:00:00+01:00'", rows.schema).mask(rows).tolist() == [True]
     assert Filter("at > '2020-01-01T12:00:00Z'", rows.schema).mask(rows).tolist() == [False]
 
 
-# --- against an evaluator of its own: one row at a time, plain Python ---
+# --- against an evaluator in plain Python, row by row ---
 
 NUMBERS = st.sampled_from([-3, 0, 1, 2, 300, 0.5, 1.0, 2.5, -0.5, 1e20])
 KINDS = {
@@ -403,7 +405,7 @@ def _true(tree: tuple, row: dict[str, Any]) -> bool | None:
         case ("columns", name, sign, other):
             left, right = row[name], row[other]
             if isinstance(left, float) != isinstance(right, float):  # in doubles, as in SQL
-                left, right = (None if one is None else float(one) for one in (left, right))
+                left, right = (None if side is None else float(side) for side in (left, right))
             return _compared(left, sign, right)
         case ("chain", low, first, name, second, high):
             return _all(_compared(low, first, row[name]), _compared(row[name], second, high))
@@ -442,16 +444,16 @@ WITH_NULLS = st.lists(
 @given(tree=_predicates(only_numbers=False), rows=WITH_NULLS)
 def test_arrow_agrees_with_plain_python(tree: tuple, rows: list[dict[str, Any]]) -> None:
     table = _table(rows)
-    made = Filter(_text(tree), table.schema).mask(table)
-    assert made.tolist() == [_true(tree, row) is True for row in rows]
+    mask = Filter(_text(tree), table.schema).mask(table)
+    assert mask.tolist() == [_true(tree, row) is True for row in rows]
 
 
 @settings(max_examples=250, deadline=None)
 @given(tree=_predicates(only_numbers=True), rows=FULL)
 def test_numpy_agrees_with_arrow_and_plain_python(tree: tuple, rows: list[dict[str, Any]]) -> None:
     table = _table(rows)
-    chosen = Filter(_text(tree), table.schema)
-    assert chosen.is_numeric
-    made = chosen.mask({name: table[name].to_numpy() for name in chosen.names})
-    assert made.tolist() == chosen.mask(table).tolist()
-    assert made.tolist() == [_true(tree, row) is True for row in rows]
+    predicate = Filter(_text(tree), table.schema)
+    assert predicate.is_numeric
+    mask = predicate.mask({name: table[name].to_numpy() for name in predicate.names})
+    assert mask.tolist() == predicate.mask(table).tolist()
+    assert mask.tolist() == [_true(tree, row) is True for row in rows]

@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from raysys.errors import DataError
-from raysys.index import _local_socket as _channel
+from raysys.index import _local_socket
 from raysys.index._local_socket import Channel, listen
 
 
-def _reversed(question: bytes) -> bytes:
-    if question == b"bad":
+def _reversed(request: bytes) -> bytes:
+    if request == b"bad":
         raise DataError("no such column")
-    return question[::-1]
+    return request[::-1]
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +25,18 @@ def address() -> str:
     return address
 
 
-def _ask(channel: Channel, question: bytes) -> bytes:
-    channel.send(question)
-    return channel.receive()
+def _ask(channel: Channel, request: bytes) -> bytes:
+    channel.send(request)
+    return channel.receive(30)
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 5_000_000])
-def test_an_answer_comes_back_whole(address: str, size: int) -> None:
-    question = os.urandom(size)
-    assert _ask(Channel(address), question) == question[::-1]
+def test_answers_of_any_size_are_complete(address: str, size: int) -> None:
+    request = os.urandom(size)
+    assert _ask(Channel(address), request) == request[::-1]
 
 
-def test_what_the_replica_raises_is_raised_here_and_the_channel_goes_on(address: str) -> None:
+def test_an_exception_is_raised_at_the_client_and_the_channel_stays_usable(address: str) -> None:
     channel = Channel(address)
     with pytest.raises(DataError, match="no such column"):
         _ask(channel, b"bad")
@@ -46,20 +46,20 @@ def test_what_the_replica_raises_is_raised_here_and_the_channel_goes_on(address:
 def test_clients_do_not_wait_for_each_other(address: str) -> None:
     channels = [Channel(address) for _ in range(20)]
     with ThreadPoolExecutor(20) as threads:
-        found = threads.map(lambda number: _ask(channels[number], b"%d-" % number), range(20))
-    assert list(found) == [(b"%d-" % number)[::-1] for number in range(20)]
+        answers = threads.map(lambda number: _ask(channels[number], b"%d-" % number), range(20))
+    assert list(answers) == [(b"%d-" % number)[::-1] for number in range(20)]
 
 
-def test_a_channel_says_whether_an_answer_is_there() -> None:
+def test_a_channel_reports_whether_the_answer_has_arrived() -> None:
     going_on = threading.Event()
-    address = listen(lambda question: question if going_on.wait(30) else b"")
+    address = listen(lambda request: request if going_on.wait(30) else b"")
     assert address is not None
     channel = Channel(address)
     channel.send(b"x")
     assert not channel.is_ready(0.01)
     going_on.set()
     assert channel.is_ready(30)
-    assert channel.receive() == b"x"
+    assert channel.receive(30) == b"x"
 
 
 def test_the_end_of_the_process_is_noticed_at_once() -> None:
@@ -76,27 +76,27 @@ def test_the_end_of_the_process_is_noticed_at_once() -> None:
     process.wait()
     assert channel.is_ready(30)
     with pytest.raises(OSError, match=r"ended|reset"):
-        channel.receive()
+        channel.receive(30)
     with pytest.raises(ConnectionRefusedError):
         Channel(address)
 
 
-def test_a_process_of_another_user_is_not_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "\0raysys-test-of-another-user"
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(name)
     listening.listen(1)
-    monkeypatch.setattr(_channel.os, "getuid", lambda: os.geteuid() + 1)
+    monkeypatch.setattr(_local_socket.os, "getuid", lambda: os.geteuid() + 1)
     with pytest.raises(PermissionError):
         Channel(name)
     listening.close()
 
 
-def test_an_exception_that_cannot_be_pickled_is_told_in_words() -> None:
+def test_an_exception_that_cannot_be_pickled_arrives_as_text() -> None:
     class LocalError(Exception):
         pass
 
-    def answer(question: bytes) -> bytes:
+    def answer(request: bytes) -> bytes:
         raise LocalError("why")
 
     address = listen(answer)

@@ -6,12 +6,11 @@ import pyarrow as pa
 import pytest
 
 from raysys.errors import StorageError
-from raysys.index import _persistence as _files
-from raysys.index._change_record import Batch, decode, encode
+from raysys.index._change_record import ChangeBatch, decode, encode
 from raysys.index._hnsw_graph import HnswGraph
-from raysys.index._persistence import Files, Manifest
-from raysys.index._shard import Capture, Shard
-from raysys.index._types import Metric, Settings
+from raysys.index._persistence import IndexFiles, Manifest
+from raysys.index._settings import IndexSettings, Metric
+from raysys.index._shard import Shard, ShardCapture
 from raysys.storage import Storage
 from tests.index._exact import (
     SCHEMA,
@@ -26,19 +25,19 @@ QUERIES = queries_of(exact_settings())
 
 
 @pytest.fixture
-def files(storage: Storage) -> Files:
-    return Files(storage, "indexes/films")
+def files(storage: Storage) -> IndexFiles:
+    return IndexFiles(storage, "indexes/films")
 
 
 def _folder(version: int) -> str:
     return f"{version:020d}"
 
 
-def _manifest(settings: Settings, *versions: int, schema: pa.Schema = SCHEMA) -> Manifest:
+def _manifest(settings: IndexSettings, *versions: int, schema: pa.Schema = SCHEMA) -> Manifest:
     return Manifest(_folder(min(versions)), max(versions), versions, 0, settings, schema)
 
 
-def _snapshot(files: Files, shard: Shard, schema: pa.Schema = SCHEMA) -> Manifest:
+def _snapshot(files: IndexFiles, shard: Shard, schema: pa.Schema = SCHEMA) -> Manifest:
     manifest = _manifest(shard.settings, shard.version, schema=schema)
     shard.capture(lambda state: files.write_shard(manifest.folder, 0, state))
     files.commit(manifest)
@@ -48,7 +47,7 @@ def _snapshot(files: Files, shard: Shard, schema: pa.Schema = SCHEMA) -> Manifes
 class Logged:
     """A shard whose changes are logged, and its model."""
 
-    def __init__(self, files: Files, metric: Metric = "l2", rows: int = 40) -> None:
+    def __init__(self, files: IndexFiles, metric: Metric = "l2", rows: int = 40) -> None:
         self.files, settings = files, exact_settings(metric)
         batch = batch_of(settings, range(rows), seed=3)
         self.model = Model(settings)
@@ -63,7 +62,7 @@ class Logged:
         self.model.apply(batch)
 
 
-def _replay(files: Files, shard: Shard) -> None:
+def _replay(files: IndexFiles, shard: Shard) -> None:
     for version, batch in files.changes(shard.version):
         shard.apply(version, batch)
 
@@ -72,65 +71,64 @@ def _replay(files: Files, shard: Shard) -> None:
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
-def test_a_shard_comes_back_as_it_was(files: Files, metric: Metric) -> None:
-    made = Logged(files, metric)
-    made.apply(range(38, 60), deleted=[0, 1])
-    made.shard.merge(10)
-    made.apply([50, 61], deleted=[41, 58, 59, 2])
-    assert made.shard.pending > 0
-    again = files.read_shard(_snapshot(files, made.shard), 0)
-    for told in ("version", "size", "pending", "tombstones"):
-        assert getattr(again, told) == getattr(made.shard, told)
-    made.model.check_shard(again, QUERIES)
+def test_a_shard_is_restored_as_it_was(files: IndexFiles, metric: Metric) -> None:
+    logged = Logged(files, metric)
+    logged.apply(range(38, 60), deleted=[0, 1])
+    logged.shard.merge(10)
+    logged.apply([50, 61], deleted=[41, 58, 59, 2])
+    assert logged.shard.pending > 0
+    restored = files.read_shard(_snapshot(files, logged.shard), 0)
+    assert restored.counts() == logged.shard.counts()
+    logged.model.check_shard(restored, QUERIES)
     # Rows that ended beside the graph are known as such: none is looked for once all are merged.
-    while again.merge():
+    while restored.merge():
         pass
-    assert again._dead_aside == 0
-    made.model.check_shard(again, QUERIES)
-    again.apply(again.version + 1, batch_of(again.settings, [], range(60)))
-    assert again.size == 1
+    assert restored._dead_aside == 0
+    logged.model.check_shard(restored, QUERIES)
+    restored.apply(restored.version + 1, batch_of(restored.settings, [], range(60)))
+    assert restored.size == 1
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_changes_while_a_shard_is_written_are_in_the_log_alone(
-    files: Files, metric: Metric, monkeypatch: pytest.MonkeyPatch
+def test_changes_while_a_shard_is_written_are_only_in_the_log(
+    files: IndexFiles, metric: Metric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Logged(files, metric)
-    made.apply([50, 51], deleted=[3])
-    before = made.model.copy()
+    logged = Logged(files, metric)
+    logged.apply([50, 51], deleted=[3])
+    before = logged.model.copy()
     save = HnswGraph.save
 
     def slow_save(graph: HnswGraph, file: Path) -> None:
-        made.apply([7, 52], deleted=[4, 50])  # marked in the file, though after the capture
+        logged.apply([7, 52], deleted=[4, 50])  # marked in the file, though after the capture
         save(graph, file)
-        made.apply([8], deleted=[5, 52, 51])  # not marked in the file
+        logged.apply([8], deleted=[5, 52, 51])  # not marked in the file
 
     monkeypatch.setattr(HnswGraph, "save", slow_save)
-    manifest = _snapshot(files, made.shard)
+    manifest = _snapshot(files, logged.shard)
     monkeypatch.undo()
-    manifest = _manifest(made.shard.settings, 2)
+    manifest = _manifest(logged.shard.settings, 2)
     files.commit(manifest)
-    again = files.read_shard(manifest, 0)
-    assert again.version == 2
-    assert again.tombstones == 1
-    before.check_shard(again, QUERIES)
-    _replay(files, again)
-    assert again.version == made.shard.version == 4
-    assert (again.size, again.tombstones) == (made.shard.size, made.shard.tombstones)
-    made.model.check_shard(again, QUERIES)
-    made.model.check_shard(made.shard, QUERIES)
+    restored = files.read_shard(manifest, 0)
+    assert restored.version == 2
+    assert restored.tombstones == 1
+    before.check_shard(restored, QUERIES)
+    _replay(files, restored)
+    assert restored.version == logged.shard.version == 4
+    assert (restored.size, restored.tombstones) == (logged.shard.size, logged.shard.tombstones)
+    logged.model.check_shard(restored, QUERIES)
+    logged.model.check_shard(logged.shard, QUERIES)
 
 
-def test_an_empty_shard_and_one_of_ended_rows_come_back(files: Files) -> None:
+def test_empty_shards_are_restored(files: IndexFiles) -> None:
     settings = exact_settings()
     empty = files.read_shard(_snapshot(files, Shard.empty(settings, SCHEMA, 4)), 0)
     assert (empty.version, empty.size) == (4, 0)
     Model(settings).check_shard(empty, QUERIES)
-    made = Logged(files)
-    made.apply(deleted=range(40))
-    again = files.read_shard(_snapshot(files, made.shard), 0)
-    made.model.check_shard(again, QUERIES)
-    for shard in (empty, again):
+    logged = Logged(files)
+    logged.apply(deleted=range(40))
+    restored = files.read_shard(_snapshot(files, logged.shard), 0)
+    logged.model.check_shard(restored, QUERIES)
+    for shard in (empty, restored):
         batch = batch_of(settings, [1, 2])
         shard.apply(shard.version + 1, batch)
         model = Model(settings)
@@ -138,15 +136,15 @@ def test_an_empty_shard_and_one_of_ended_rows_come_back(files: Files) -> None:
         model.check_shard(shard, QUERIES)
 
 
-def test_a_shard_outlives_the_files_that_it_was_read_from(files: Files) -> None:
-    made = Logged(files)
-    again = files.read_shard(_snapshot(files, made.shard), 0)
+def test_a_shard_outlives_the_files_that_it_was_read_from(files: IndexFiles) -> None:
+    logged = Logged(files)
+    restored = files.read_shard(_snapshot(files, logged.shard), 0)
     shutil.rmtree(files.storage.root)
-    made.model.check_shard(again, QUERIES)
+    logged.model.check_shard(restored, QUERIES)
 
 
-def test_attributes_of_any_name_and_type_come_back(
-    files: Files, monkeypatch: pytest.MonkeyPatch
+def test_attributes_of_any_name_and_type_are_restored(
+    files: IndexFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     columns = {
         "ended": pa.array([True, None, False]),
@@ -160,69 +158,69 @@ def test_attributes_of_any_name_and_type_come_back(
     shard = Shard.build(exact_settings(), ids, vectors, attributes, 1)
     others = pa.table(columns | {"kind": pa.array(["z", "x", None]).dictionary_encode()})
     none = np.array([], np.int64)
-    record = encode(Batch(ids + 3, vectors, others, none), "a")
-    shard.apply(2, decode(record + encode(Batch(ids + 6, vectors, attributes, none), "b")))
+    record = encode(ChangeBatch(ids + 3, vectors, others, none), "a")
+    shard.apply(2, decode(record + encode(ChangeBatch(ids + 6, vectors, attributes, none), "b")))
     expected = [attributes, others, attributes]
-    for again in (shard, files.read_shard(_snapshot(files, shard, attributes.schema), 0)):
-        found, _, made = again.get(np.arange(9))
-        assert found.tolist() == list(range(9))
-        assert made.to_pylist() == [row for one in expected for row in one.to_pylist()]
-        assert sorted(again.matching("ended and kind == 'x'", 9).tolist()) == [0, 6]
+    for restored in (shard, files.read_shard(_snapshot(files, shard, attributes.schema), 0)):
+        ids_read, _, columns_read = restored.get(np.arange(9))
+        assert ids_read.tolist() == list(range(9))
+        assert columns_read.to_pylist() == [row for part in expected for row in part.to_pylist()]
+        assert sorted(restored.matching("ended and kind == 'x'", 9).tolist()) == [0, 6]
 
 
-def test_an_index_without_attributes_comes_back(files: Files) -> None:
+def test_an_index_without_attributes_is_restored(files: IndexFiles) -> None:
     none = pa.schema([])
     vectors = np.eye(4, dtype=np.float32)
     shard = Shard.build(exact_settings(), np.arange(4), vectors, none.empty_table(), 1)
-    batch = Batch(np.array([7]), vectors[:1], none.empty_table(), np.array([0]))
+    batch = ChangeBatch(np.array([7]), vectors[:1], none.empty_table(), np.array([0]))
     shard.apply(2, decode(encode(batch, "a")))
     manifest = _snapshot(files, shard, none)
-    again = files.read_shard(manifest, 0)
-    for one in (shard, again):
-        assert one.search(vectors[:1], 1)[1].tolist() == [[7]]
-        assert sorted(one.matching("id > 1", 9).tolist()) == [2, 3, 7]
-        one.compact()
-        assert one.size == 4
+    restored = files.read_shard(manifest, 0)
+    for copy in (shard, restored):
+        assert copy.search(vectors[:1], 1)[1].tolist() == [[7]]
+        assert sorted(copy.matching("id > 1", 9).tolist()) == [2, 3, 7]
+        copy.compact()
+        assert copy.size == 4
     rows = files.read_rows(manifest, 0, 2)
     assert rows.schema.names == ["id", "vector"]
     assert sorted(rows["id"].to_pylist()) == [1, 2, 3, 7]
 
 
-def test_rows_are_written_in_pieces(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_written_in_batches(files: IndexFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     write_table = pa.ipc.RecordBatchFileWriter.write_table
     monkeypatch.setattr(
         pa.ipc.RecordBatchFileWriter,
         "write_table",
         lambda writer, table, max_chunksize: write_table(writer, table, 7),
     )
-    made = Logged(files)
-    made.apply(range(30, 70), deleted=[0, 35])
-    again = files.read_shard(_snapshot(files, made.shard), 0)
-    made.model.check_shard(again, QUERIES)
+    logged = Logged(files)
+    logged.apply(range(30, 70), deleted=[0, 35])
+    restored = files.read_shard(_snapshot(files, logged.shard), 0)
+    logged.model.check_shard(restored, QUERIES)
 
 
 # --- rows at a version ---
 
 
-def test_rows_are_read_as_of_any_version_since_the_snapshot(files: Files) -> None:
-    made = Logged(files)
-    made.apply([40], deleted=[1])
-    manifest = _snapshot(files, made.shard)
-    models = {2: made.model.copy()}
+def test_rows_are_read_as_of_any_version_since_the_snapshot(files: IndexFiles) -> None:
+    logged = Logged(files)
+    logged.apply([40], deleted=[1])
+    manifest = _snapshot(files, logged.shard)
+    models = {2: logged.model.copy()}
     for version, (ids, deleted) in enumerate([([41, 2], [3]), ([], [41]), ([1, 41], [])], 3):
-        made.apply(ids, deleted)
-        models[version] = made.model.copy()
+        logged.apply(ids, deleted)
+        models[version] = logged.model.copy()
     for version, model in models.items():
         rows = files.read_rows(manifest, 0, version)
         assert rows.schema.names == ["id", "vector", "year", "name"]
         assert rows.schema.field("vector").type == pa.list_(pa.float32(), 4)
-        found = {row.pop("id"): row for row in rows.to_pylist()}
-        assert found == {
+        by_id = {row.pop("id"): row for row in rows.to_pylist()}
+        assert by_id == {
             number: row | {"vector": row["vector"].tolist()} for number, row in model.rows.items()
         }
 
 
-def test_each_shard_goes_on_from_its_own_version(files: Files) -> None:
+def test_each_shard_resumes_at_its_own_version(files: IndexFiles) -> None:
     settings = exact_settings().model_copy(update={"shards": 2})
     first, model = batch_of(settings, range(20)), Model(settings)
     model.apply(first)
@@ -242,19 +240,19 @@ def test_each_shard_goes_on_from_its_own_version(files: Files) -> None:
             files.write_shard(folder, number, _captured(shards[number]))
     manifest = Manifest(folder, 3, (2, 3), 0, settings, SCHEMA)
     files.commit(manifest)
-    (found,) = files.manifests()
-    assert found.shard_versions == (2, 3)
-    rows = pa.concat_tables([files.read_rows(found, number, 4) for number in range(2)])
+    (manifest,) = files.manifests()
+    assert manifest.shard_versions == (2, 3)
+    rows = pa.concat_tables([files.read_rows(manifest, number, 4) for number in range(2)])
     assert sorted(rows["id"].to_pylist()) == sorted(model.rows)
     for number, row in zip(rows["id"].to_pylist(), rows.to_pylist(), strict=True):
         assert row["vector"] == model.rows[number]["vector"].tolist()
 
 
-def test_a_gap_in_the_log_is_an_error(files: Files) -> None:
-    made = Logged(files)
-    manifest = _snapshot(files, made.shard)
+def test_a_gap_in_the_log_is_an_error(files: IndexFiles) -> None:
+    logged = Logged(files)
+    manifest = _snapshot(files, logged.shard)
     for number in range(50, 54):
-        made.apply([number])
+        logged.apply([number])
     files.storage.remove(f"{files.path}/log/{_folder(3)}")
     assert files.read_rows(manifest, 0, 2).num_rows == 41
     for upto in (3, 4, 5, 99):
@@ -262,11 +260,11 @@ def test_a_gap_in_the_log_is_an_error(files: Files) -> None:
             files.read_rows(manifest, 0, upto)
 
 
-def test_a_log_that_ends_before_a_later_unfinished_snapshot_is_complete(files: Files) -> None:
-    made = Logged(files)
-    manifest = _snapshot(files, made.shard)
-    made.apply([50])
-    made.shard.capture(lambda state: files.write_shard(_folder(9), 0, state))
+def test_a_log_that_ends_before_a_later_unfinished_snapshot_is_complete(files: IndexFiles) -> None:
+    logged = Logged(files)
+    manifest = _snapshot(files, logged.shard)
+    logged.apply([50])
+    logged.shard.capture(lambda state: files.write_shard(_folder(9), 0, state))
     assert files.last_version() == 9
     assert files.read_rows(manifest, 0, 9).num_rows == 41
 
@@ -274,7 +272,7 @@ def test_a_log_that_ends_before_a_later_unfinished_snapshot_is_complete(files: F
 # --- the log ---
 
 
-def test_the_log_is_read_in_order_and_between_versions(files: Files) -> None:
+def test_the_log_is_read_in_order_and_between_versions(files: IndexFiles) -> None:
     assert files.log_versions() == []
     assert files.record(1) is None
     for version in (11, 9, 10, 100):
@@ -285,7 +283,7 @@ def test_the_log_is_read_in_order_and_between_versions(files: Files) -> None:
     assert list(files.changes(100)) == []
 
 
-def test_a_record_that_vanishes_while_the_log_is_read_is_an_error(files: Files) -> None:
+def test_a_record_that_vanishes_while_the_log_is_read_is_an_error(files: IndexFiles) -> None:
     for version in (1, 2):
         files.write_record(version, encode(batch_of(exact_settings(), [version]), ""))
     changes = files.changes(0)
@@ -298,64 +296,66 @@ def test_a_record_that_vanishes_while_the_log_is_read_is_an_error(files: Files) 
 # --- snapshots ---
 
 
-def test_a_manifest_comes_back_as_it_was(files: Files) -> None:
+def test_a_manifest_survives_encoding(files: IndexFiles) -> None:
     schema = pa.schema([("year", pa.int16()), ("tags", pa.list_(pa.string()))])
-    settings = Settings(dim=7, metric="ip", shards=2, ef=99)
+    settings = IndexSettings(dim=7, metric="ip", shards=2, ef_search=99)
     manifest = Manifest(_folder(3), 5, (3, 5), 77, settings, schema)
     files.commit(manifest)
     assert files.manifests() == [manifest]
-    changed = Manifest(_folder(3), 5, (3, 5), 77, settings.model_copy(update={"ef": 5}), schema)
+    changed = Manifest(
+        _folder(3), 5, (3, 5), 77, settings.model_copy(update={"ef_search": 5}), schema
+    )
     files.commit(changed)
     assert files.manifests() == [changed]
 
 
-def test_a_snapshot_without_a_manifest_does_not_count(files: Files) -> None:
+def test_a_snapshot_without_a_manifest_is_ignored(files: IndexFiles) -> None:
     assert files.manifest() is None
     assert files.last_version() == 0
-    made = Logged(files)
-    made.shard.capture(lambda state: files.write_shard(_folder(1), 0, state))
+    logged = Logged(files)
+    logged.shard.capture(lambda state: files.write_shard(_folder(1), 0, state))
     assert files.manifests() == []
-    # And its version is not given again.
+    # Its version is not used restored.
     assert files.last_version() == 1
-    kept = _snapshot(files, made.shard)
-    made.apply([50])
-    made.shard.capture(lambda state: files.write_shard(_folder(2), 0, state))
-    assert files.manifest() == kept
-    assert files.manifest(1) == kept
+    complete = _snapshot(files, logged.shard)
+    logged.apply([50])
+    logged.shard.capture(lambda state: files.write_shard(_folder(2), 0, state))
+    assert files.manifest() == complete
+    assert files.manifest(1) == complete
     assert files.manifest(2) is None
     assert files.last_version() == 2
 
 
-def test_a_shard_that_could_not_be_written_leaves_nothing(
-    files: Files, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_write_of_a_shard_leaves_nothing(
+    files: IndexFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Logged(files)
+    logged = Logged(files)
 
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr(HnswGraph, "save", fail)
     with pytest.raises(OSError, match="no space left"):
-        _snapshot(files, made.shard)
+        _snapshot(files, logged.shard)
     monkeypatch.undo()
     assert files.manifests() == []
-    made.apply([50])
-    made.shard.merge()
-    again = files.read_shard(_snapshot(files, made.shard), 0)
-    made.model.check_shard(again, QUERIES)
+    logged.apply([50])
+    logged.shard.merge()
+    restored = files.read_shard(_snapshot(files, logged.shard), 0)
+    logged.model.check_shard(restored, QUERIES)
 
 
-def _captured(shard: Shard) -> Capture:
-    found: list[Capture] = []
-    shard.capture(found.append)
-    return found[0]
+def _captured(shard: Shard) -> ShardCapture:
+    captures: list[ShardCapture] = []
+    shard.capture(captures.append)
+    return captures[0]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 9])
-def test_old_snapshots_and_the_log_that_only_they_need_are_removed(files: Files, keep: int) -> None:
+def test_old_snapshots_and_their_log_are_removed(files: IndexFiles, keep: int) -> None:
     state = _captured(Logged(files, rows=3).shard)
     settings = exact_settings()
-    # Three complete snapshots, one that was given up between them, and one being written.
+    # Three complete snapshots, an abandoned one between them, and one being written.
     for folder in (2, 4, 5, 6, 9):
         files.write_shard(_folder(folder), 0, state)
     for version in range(2, 11):
@@ -363,7 +363,7 @@ def test_old_snapshots_and_the_log_that_only_they_need_are_removed(files: Files,
     for versions in ((2, 3), (4, 4), (6, 8)):
         files.commit(_manifest(settings, *versions))
     files.prune(keep)
-    versions = [one.version for one in files.manifests()]
+    versions = [manifest.version for manifest in files.manifests()]
     folders = [int(name) for name in files.storage.names(f"{files.path}/snapshots")]
     expected = {
         1: ([8], [6, 9], [7, 8, 9, 10]),
@@ -375,7 +375,7 @@ def test_old_snapshots_and_the_log_that_only_they_need_are_removed(files: Files,
     assert files.log_versions() == expected[2]
 
 
-def test_without_a_complete_snapshot_nothing_is_removed(files: Files) -> None:
+def test_without_a_complete_snapshot_nothing_is_removed(files: IndexFiles) -> None:
     files.write_record(1, b"")
     files.write_shard(_folder(1), 0, _captured(Logged(files, rows=3).shard))
     files.prune(1)
@@ -383,8 +383,8 @@ def test_without_a_complete_snapshot_nothing_is_removed(files: Files) -> None:
     assert files.storage.names(f"{files.path}/snapshots") == [_folder(1)]
 
 
-def test_a_missing_shard_of_a_snapshot_is_an_error(files: Files) -> None:
+def test_a_missing_shard_of_a_snapshot_is_an_error(files: IndexFiles) -> None:
     manifest = _snapshot(files, Logged(files).shard)
     with pytest.raises(StorageError, match="no finished artefact"):
         files.read_shard(manifest, 1)
-    assert _files.Files(files.storage, "elsewhere").manifest() is None
+    assert IndexFiles(files.storage, "elsewhere").manifest() is None

@@ -6,11 +6,11 @@ import pyarrow as pa
 import pytest
 
 from raysys.errors import DataError
-from raysys.index import _query_plan as _planner
-from raysys.index import _shard
-from raysys.index._change_record import Batch
-from raysys.index._shard import Capture, Shard, StaleError
-from raysys.index._types import Metric, Settings
+from raysys.index import _query_plan, _shard, _version_history
+from raysys.index._change_record import ChangeBatch
+from raysys.index._settings import IndexSettings, Metric
+from raysys.index._shard import Shard, ShardCapture
+from raysys.index._version_history import VersionExpiredError
 from tests.index._exact import (
     SCHEMA,
     Model,
@@ -23,6 +23,12 @@ from tests.index._exact import (
 METRICS: list[Metric] = ["cosine", "ip", "l2"]
 METRIC = pytest.mark.parametrize("metric", METRICS)
 QUERIES = queries_of(exact_settings())
+
+
+@pytest.fixture(autouse=True)
+def _long_horizon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions expire by the clock in the test of expiry alone."""
+    monkeypatch.setattr(_version_history, "HORIZON_S", 1e9)
 
 
 def _merge_all(shard: Shard) -> None:
@@ -65,8 +71,8 @@ class Pair:
 def _clustered(seed: int, count: int, dim: int = 16) -> np.ndarray:
     centres = np.random.default_rng(0).normal(size=(30, dim))
     rng = np.random.default_rng(seed)
-    made = centres[rng.integers(0, 30, count)] + 0.3 * rng.normal(size=(count, dim))
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    vectors = centres[rng.integers(0, 30, count)] + 0.3 * rng.normal(size=(count, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 MANY = 3000
@@ -74,36 +80,36 @@ MANY = 3000
 
 @pytest.fixture(scope="module", params=METRICS)
 def large(request: pytest.FixtureRequest) -> Shard:
-    settings = Settings(metric=request.param, dim=16, ef=100)
+    settings = IndexSettings(metric=request.param, dim=16, ef_search=100)
     attributes = pa.table({"part": pa.array(np.arange(MANY) % 1000)})
-    told: list[int] = []
+    progress: list[int] = []
     shard = Shard.build(
-        settings, np.arange(MANY) * 7, _clustered(1, MANY), attributes, 1, told.append
+        settings, np.arange(MANY) * 7, _clustered(1, MANY), attributes, 1, progress.append
     )
-    assert told == [2000, 3000]
+    assert progress == [2000, 3000]
     return shard
 
 
-def _recall(found: np.ndarray, best: np.ndarray) -> float:
+def _recall(ids: np.ndarray, best: np.ndarray) -> float:
     hits = sum(
-        len(set(ours) & set(true)) for ours, true in zip(found.tolist(), best.tolist(), strict=True)
+        len(set(ours) & set(true)) for ours, true in zip(ids.tolist(), best.tolist(), strict=True)
     )
     return hits / best.size
 
 
 def _true(shard: Shard, queries: np.ndarray, k: int, ids: np.ndarray) -> np.ndarray:
     """Ids of the k nearest among some rows, in doubles."""
-    found, vectors, _ = shard.get(ids)
+    ids, vectors, _ = shard.get(ids)
     left, right = queries.astype(float), vectors.astype(float)
     if shard.settings.metric == "l2":
         far = ((left[:, None] - right[None]) ** 2).sum(axis=2)
     else:
         far = -left @ right.T
-    return found[np.argsort(far, axis=1)[:, :k]]
+    return ids[np.argsort(far, axis=1)[:, :k]]
 
 
 @pytest.mark.parametrize("k", [1, 10, 100])
-def test_nearly_all_of_the_nearest_are_found(large: Shard, k: int) -> None:
+def test_recall_of_the_graph_is_high(large: Shard, k: int) -> None:
     queries = _clustered(2, 200)
     version, ids, distances = large.search(queries, k)
     best = _true(large, queries, k, np.arange(MANY) * 7)
@@ -115,12 +121,12 @@ def test_nearly_all_of_the_nearest_are_found(large: Shard, k: int) -> None:
 
 @pytest.mark.parametrize("path", ["graph", "exact", "as planned"])
 @pytest.mark.parametrize("keeps", [1000, 500, 50, 5, 1, 0])
-def test_k_rows_are_found_whenever_k_rows_match(
+def test_filtered_queries_return_k_rows_if_k_rows_match(
     large: Shard, keeps: int, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if path != "as planned":
         cost = {"graph": 0.0, "exact": 1e9}[path]
-        monkeypatch.setattr(_planner, "_PER_CANDIDATE", cost)
+        monkeypatch.setattr(_query_plan, "_PER_CANDIDATE", cost)
     queries, k = _clustered(3, 40), 10
     filters = [f"part < {keeps}"] * len(queries)
     matching = np.flatnonzero(np.arange(MANY) % 1000 < keeps) * 7
@@ -137,24 +143,24 @@ def test_k_rows_are_found_whenever_k_rows_match(
 
 
 @pytest.mark.parametrize("path", ["graph", "exact"])
-def test_a_filter_sees_rows_of_the_graph_and_beside_it(
+def test_filters_apply_to_rows_in_and_beside_the_graph(
     large: Shard, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_planner, "_PER_CANDIDATE", {"graph": 0.0, "exact": 1e9}[path])
+    monkeypatch.setattr(_query_plan, "_PER_CANDIDATE", {"graph": 0.0, "exact": 1e9}[path])
     settings, attributes = large.settings, pa.table({"part": pa.array(np.arange(2000) % 2)})
     shard = Shard.build(settings, np.arange(2000), _clustered(1, 2000), attributes, 1)
     extra = pa.table({"part": pa.array([0, 1] * 50)})
     vectors = _clustered(4, 100)
     removed = np.arange(0, 500)
-    shard.apply(2, Batch(np.arange(5000, 5100), vectors, extra, removed))
+    shard.apply(2, ChangeBatch(np.arange(5000, 5100), vectors, extra, removed))
     _, ids, _ = shard.search(vectors, 10, filters=["part == 0"] * 100)
-    kept = np.concatenate([np.arange(500, 2000, 2), np.arange(5000, 5100, 2)])
-    assert np.isin(ids, kept).all()
-    assert _recall(ids, _true(shard, vectors, 10, kept)) >= 0.95
+    alive = np.concatenate([np.arange(500, 2000, 2), np.arange(5000, 5100, 2)])
+    assert np.isin(ids, alive).all()
+    assert _recall(ids, _true(shard, vectors, 10, alive)) >= 0.95
     assert (ids[::2, 0] == np.arange(5000, 5100, 2)).all()
 
 
-def test_many_queries_with_and_without_filters_are_answered_in_their_order(large: Shard) -> None:
+def test_answers_are_in_the_order_of_the_queries(large: Shard) -> None:
     queries = _clustered(6, 300)
     _, together, far = large.search(queries, 3)
     for row in (0, 127, 128, 299):
@@ -183,7 +189,7 @@ def test_answers_are_exact_where_the_graph_is_small(metric: Metric) -> None:
 
 
 @METRIC
-def test_an_empty_shard_answers_with_padding_and_takes_rows(metric: Metric) -> None:
+def test_an_empty_shard_answers_with_padding_and_accepts_rows(metric: Metric) -> None:
     pair = Pair(metric, rows=0)
     for shard in (pair.shard, Shard.empty(pair.settings, SCHEMA, 1)):
         pair.shard, pair.model = shard, Model(pair.settings)
@@ -198,7 +204,7 @@ def test_an_empty_shard_answers_with_padding_and_takes_rows(metric: Metric) -> N
         pair.check()
 
 
-def test_no_queries_give_no_answers() -> None:
+def test_an_empty_batch_has_an_empty_answer() -> None:
     shard = Pair().shard
     none = np.empty((0, 4), np.float32)
     for filters in (None, []):
@@ -207,7 +213,7 @@ def test_no_queries_give_no_answers() -> None:
 
 
 @METRIC
-def test_changes_are_seen_at_once_and_after_each_step_of_merging(metric: Metric) -> None:
+def test_changes_are_visible_at_once_and_after_each_merge(metric: Metric) -> None:
     pair = Pair(metric)
     pair.apply(range(35, 60), deleted=range(5))
     pair.apply([100, 1], deleted=[50, 39, 7777])
@@ -253,7 +259,7 @@ def test_a_replaced_row_loses_its_old_vector_and_attributes() -> None:
         pair.check()
 
 
-def test_rows_are_had_by_id_and_sampled() -> None:
+def test_rows_are_read_by_id_and_sampled() -> None:
     pair = Pair()
     pair.apply([50, 51], deleted=[1])
     ids, vectors, attributes = pair.shard.get(np.array([50, 1, 7, 999, 7]))
@@ -263,21 +269,20 @@ def test_rows_are_had_by_id_and_sampled() -> None:
     assert pair.shard.sample(5, 0).shape == (5, 4)
     assert pair.shard.sample(500, 0).shape == (41, 4)
     np.testing.assert_array_equal(pair.shard.sample(5, 1), pair.shard.sample(5, 1))
-    found = pair.shard.get(np.array([], np.int64))
-    assert [len(one) for one in found] == [0, 0, 0]
+    assert [len(part) for part in pair.shard.get(np.array([], np.int64))] == [0, 0, 0]
 
 
-def test_a_filter_that_cannot_be_read_names_the_columns() -> None:
+def test_an_invalid_filter_names_the_columns() -> None:
     shard = Pair().shard
-    with pytest.raises(DataError, match=r"there is no column 'genre'.*Columns: id, year, name"):
+    with pytest.raises(DataError, match=r"unknown column 'genre'.*Columns: id, year, name"):
         shard.search(QUERIES, 3, filters=["genre == 'War'"] * len(QUERIES))
-    with pytest.raises(DataError, match="a filter is a string"):
+    with pytest.raises(DataError, match="a filter must be a string"):
         shard.search(QUERIES, 3, filters=[5] * len(QUERIES))  # type: ignore[list-item]
     Pair().check()
 
 
 @METRIC
-def test_compaction_drops_what_has_ended_and_changes_no_answer(metric: Metric) -> None:
+def test_compaction_drops_ended_rows_and_keeps_the_answers(metric: Metric) -> None:
     pair = Pair(metric)
     pair.apply(range(30, 60), deleted=range(10))
     _merge_all(pair.shard)
@@ -300,7 +305,7 @@ def test_changes_during_a_compaction_are_kept(metric: Metric) -> None:
     changes = iter(
         [
             ([200, 201, 3], [10, 11]),  # of rows that are being moved
-            ([201, 10, 202], [200, 4]),  # of rows that came meanwhile, and one that comes back
+            ([201, 10, 202], [200, 4]),  # of rows added meanwhile, and one that returns
             ([], []),
         ]
     )
@@ -335,7 +340,7 @@ def test_all_rows_may_end_during_a_compaction() -> None:
 
 
 @METRIC
-def test_earlier_versions_are_answered_for(metric: Metric) -> None:
+def test_queries_as_of_earlier_versions(metric: Metric) -> None:
     pair = Pair(metric)
     pair.apply(range(38, 50), deleted=[0, 5, 7])
     pair.apply([45, 46, 0], deleted=[47, 30, 2])  # rows that never were in the graph end
@@ -348,7 +353,7 @@ def test_earlier_versions_are_answered_for(metric: Metric) -> None:
     pair.check_history()
 
 
-def test_deletes_in_any_order_are_answered_for_as_of_earlier_versions() -> None:
+def test_queries_as_of_earlier_versions_after_deletes_in_any_order() -> None:
     # The slots of what has ended, in the order of the deletes, may look like a range.
     for order in itertools.permutations([5, 0, 7]):
         pair = Pair(rows=8)
@@ -357,65 +362,66 @@ def test_deletes_in_any_order_are_answered_for_as_of_earlier_versions() -> None:
         pair.check_history()
 
 
-def test_a_version_ahead_is_answered_with_the_present() -> None:
+def test_a_query_as_of_a_future_version_answers_for_the_present() -> None:
     pair = Pair()
     assert pair.shard.search(QUERIES, 3, as_of=99)[0] == 1
 
 
-def test_versions_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(_shard.time, "monotonic", lambda: now)
+    monkeypatch.setattr(_version_history, "HORIZON_S", 10.0)
+    monkeypatch.setattr(_version_history.time, "monotonic", lambda: now)
     pair = Pair()
     for _ in range(5):
         now += 4.0
         pair.apply([70], deleted=[pair.shard.version])
     # At 20 s: deaths at 4 and 8 s, of versions 2 and 3, are forgotten.
     pair.check_history(3)
-    with pytest.raises(StaleError, match="version 2 is asked for, the oldest known is 3"):
+    with pytest.raises(VersionExpiredError, match=r"version 2 has expired, the oldest .* is 3"):
         pair.shard.search(QUERIES, 3, as_of=2)
-    with pytest.raises(StaleError):
+    with pytest.raises(VersionExpiredError):
         pair.shard.search(QUERIES, 3, filters=["True"] * len(QUERIES), as_of=2)
 
 
-def test_versions_before_a_compaction_are_forgotten() -> None:
+def test_versions_before_a_compaction_expire() -> None:
     pair = Pair()
     pair.apply(deleted=[3])
     pair.apply(range(50, 60))
     pair.shard.compact(lambda: pair.apply([50], deleted=[7]) and None)
-    with pytest.raises(StaleError):
+    with pytest.raises(VersionExpiredError):
         pair.shard.search(QUERIES, 3, as_of=2)
     pair.check_history(3)
 
 
-def test_compaction_is_wanted_when_too_many_rows_have_ended(
+def test_compaction_is_needed_when_too_many_rows_have_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_shard, "_MIN_TOMBSTONES", 10)
     pair = Pair()
     pair.apply(deleted=range(10))
-    assert not pair.shard.wants_compaction
+    assert not pair.shard.needs_compaction
     pair.apply(deleted=[10])
-    assert pair.shard.wants_compaction
+    assert pair.shard.needs_compaction
     pair.shard.compact()
-    assert not pair.shard.wants_compaction
+    assert not pair.shard.needs_compaction
     # Rows that end before they come into the graph are no tombstones, and take room too.
     for _ in range(30):
         pair.apply([99])
     _merge_all(pair.shard)
     assert pair.shard.tombstones == 0
-    assert pair.shard.wants_compaction
+    assert pair.shard.needs_compaction
     pair.shard.compact()
     assert pair.shard._rows.length == pair.shard.size == 30
     pair.check()
 
 
-def test_a_capture_is_of_one_version_whatever_changes_meanwhile() -> None:
+def test_a_capture_is_consistent_despite_changes() -> None:
     pair = Pair()
     pair.apply([50, 51], deleted=[2])
     before = pair.model.copy()
-    captured: list[Capture] = []
+    captured: list[ShardCapture] = []
 
-    def write(state: Capture) -> None:
+    def write(state: ShardCapture) -> None:
         pair.apply(range(45, 5000), deleted=[3, 51])  # and all arrays grow
         captured.append(state)
         ended = state.ids[state.ended_since()]
@@ -444,7 +450,7 @@ def test_merging_and_compaction_wait_for_a_capture() -> None:
         threading.Thread(target=lambda: (pair.shard.compact(), done.append("compact"))),
     ]
 
-    def write(_: Capture) -> None:
+    def write(_: ShardCapture) -> None:
         for thread in threads:
             thread.start()
         pair.check()
@@ -458,21 +464,21 @@ def test_merging_and_compaction_wait_for_a_capture() -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 100, 1000, 10_000])
-def test_rows_far_from_zero_are_told_apart_by_squared_distances(offset: int) -> None:
-    settings = Settings(metric="l2", dim=16)
+def test_squared_distances_far_from_the_origin_are_accurate(offset: int) -> None:
+    settings = IndexSettings(metric="l2", dim=16)
     vectors = (offset + np.random.default_rng(0).normal(size=(600, 16))).astype(np.float32)
     shard = Shard.empty(settings, pa.schema([]))
     none = pa.schema([]).empty_table()
-    shard.apply(1, Batch(np.arange(500), vectors[:500], none, np.array([3])))
+    shard.apply(1, ChangeBatch(np.arange(500), vectors[:500], none, np.array([3])))
     model = Model(settings)
     model.rows = {number: {"vector": vectors[number]} for number in range(500) if number != 3}
     for queries in (vectors[500:], vectors[:3]):
-        for found in (shard.search(queries, 5)[1:], shard.exact(queries, 5)):
-            model.check(*found, queries, 5)
+        for result in (shard.search(queries, 5)[1:], shard.exact(queries, 5)):
+            model.check(*result, queries, 5)
 
 
 @METRIC
-def test_any_order_of_changes_merges_and_compactions_keeps_all_versions(metric: Metric) -> None:
+def test_random_changes_merges_and_compactions_keep_all_versions(metric: Metric) -> None:
     rng = np.random.default_rng(METRICS.index(metric))
     pair, known = Pair(metric, rows=30), 1
     for _ in range(40):
@@ -495,13 +501,13 @@ def _some(rng: np.random.Generator) -> tuple[list[int], list[int]]:
     return drawn[:cut], drawn[cut:]
 
 
-def test_readers_see_each_batch_whole_while_rows_move() -> None:
+def test_readers_see_each_batch_as_a_whole() -> None:
     settings, ids = exact_settings(), np.arange(20)
 
-    def batch(version: int) -> Batch:
+    def batch(version: int) -> ChangeBatch:
         vectors = np.full((20, 4), version, np.float32)
         years = pa.table({"year": [version] * 20, "name": ["a"] * 20}, SCHEMA)
-        return Batch(ids, vectors, years, np.array([], np.int64))
+        return ChangeBatch(ids, vectors, years, np.array([], np.int64))
 
     shard, done = shard_of_batch(settings, batch(1)), threading.Event()
     errors: list[object] = []
@@ -511,14 +517,14 @@ def test_readers_see_each_batch_whole_while_rows_move() -> None:
         while not done.is_set():
             as_of = shard.version - back if back else None
             try:
-                version, found, distances = shard.search(zero, 21, None, filters, as_of)
-            except StaleError:
+                version, nearest, distances = shard.search(zero, 21, None, filters, as_of)
+            except VersionExpiredError:
                 continue
-            if sorted(found[0].tolist()) != [-1, *range(20)] or set(distances[0].tolist()) != {
+            if sorted(nearest[0].tolist()) != [-1, *range(20)] or set(distances[0].tolist()) != {
                 4.0 * version**2,
                 np.inf,
             }:
-                errors.append((version, found, distances))
+                errors.append((version, nearest, distances))
 
     def keep_house() -> None:
         while not done.is_set():

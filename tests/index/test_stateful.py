@@ -1,5 +1,6 @@
-"""Random sequences of everything that happens to an index, against a dict."""
+"""Random sequences of all operations of an index, against a dict."""
 
+import contextlib
 import shutil
 import tempfile
 from typing import Any
@@ -11,10 +12,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from raysys.index._change_record import Batch, decode, encode
-from raysys.index._persistence import Files, Manifest
+from raysys.index._change_record import ChangeBatch, decode, encode
+from raysys.index._persistence import IndexFiles, Manifest
+from raysys.index._query_result import merge
+from raysys.index._rows import shard_of, split_rows, vector_table
 from raysys.index._shard import Shard
-from raysys.index._types import merge, rows, shard_of, split_rows
 from raysys.storage import Storage
 from tests.index._exact import FILTERS, SCHEMA, Model, batch_of, exact_settings, queries_of
 
@@ -32,29 +34,31 @@ class Index(RuleBasedStateMachine):
     )  # fmt: skip
     def build(self, metric: Any, shards: int, ids: list[int], seed: int) -> None:
         self.root = tempfile.mkdtemp()
-        self.flush = mock.patch("raysys.storage._storage._flush")  # most of the time otherwise
-        self.flush.start()
+        self.patches = contextlib.ExitStack()
+        # Flushing would take most of the time; versions must not expire on a slow machine.
+        self.patches.enter_context(mock.patch("raysys.storage._storage._flush"))
+        self.patches.enter_context(mock.patch("raysys.index._version_history.HORIZON_S", 1e9))
         self.history: dict[int, Model] = {}
-        self.files = Files(Storage(self.root), "index")
+        self.files = IndexFiles(Storage(self.root), "index")
         self.settings = exact_settings(metric, shards=shards)
         batch = batch_of(self.settings, ids, seed=seed)
         self.model = Model(self.settings)
         self.model.apply(batch)
         self._start(batch, 1)
 
-    def _start(self, batch: Batch, version: int) -> None:
+    def _start(self, batch: ChangeBatch, version: int) -> None:
         """What `VectorIndex.build` does: the shards, and a first snapshot of them."""
         self.version = self.known = version
         self.history[version] = self.model.copy()
         self.shards = []
         for number in range(self.settings.shards):
             part = batch.of_shard(number, self.settings.shards)
-            made = (
+            shard = (
                 Shard.build(self.settings, part.ids, part.vectors, part.attributes, version)
                 if len(part.ids)
                 else Shard.empty(self.settings, SCHEMA, version)
             )
-            self.shards.append(made)
+            self.shards.append(shard)
         self._write(lambda: None)
 
     def _write(self, between: Any) -> None:
@@ -75,9 +79,9 @@ class Index(RuleBasedStateMachine):
 
     def _change(self, ids: list[int], deleted: list[int], seed: int) -> None:
         self.version += 1
-        deleted = [one for one in deleted if one not in ids]
+        deleted = [number for number in deleted if number not in ids]
         batch = batch_of(self.settings, ids, deleted, seed=seed)
-        # As the writer joins batches that wait: the earlier one does not count.
+        # As the writer joins waiting batches: the later one wins.
         record = encode(batch_of(self.settings, ids, deleted, seed=seed + 1), "a")
         record += encode(batch, "b")
         self.files.write_record(self.version, record)
@@ -106,8 +110,8 @@ class Index(RuleBasedStateMachine):
         changes = iter([(ids, deleted)])
 
         def pause() -> None:
-            for one in changes:
-                self._change(*one, seed)
+            for change in changes:
+                self._change(*change, seed)
 
         chosen.compact(pause)
 
@@ -116,8 +120,8 @@ class Index(RuleBasedStateMachine):
         changes = iter([(ids, deleted)])
 
         def between() -> None:
-            for one in changes:
-                self._change(*one, seed)
+            for change in changes:
+                self._change(*change, seed)
 
         self._write(between)
 
@@ -150,7 +154,7 @@ class Index(RuleBasedStateMachine):
         assert sorted(ids.tolist()) == sorted(self.model.rows)
         self.settings = self.settings.model_copy(update={"shards": shards})
         none = np.array([], np.int64)
-        self._start(Batch(ids, vectors, attributes, none), self.files.last_version() + 1)
+        self._start(ChangeBatch(ids, vectors, attributes, none), self.files.last_version() + 1)
 
     @rule(
         seed=SEEDS, k=st.sampled_from([1, 3, 60]),
@@ -158,25 +162,27 @@ class Index(RuleBasedStateMachine):
     )  # fmt: skip
     def query(self, seed: int, k: int, filters: list[str | None]) -> None:
         queries = queries_of(self.settings, 2, seed)
-        found = [shard.search(queries, k, filters=filters)[1:] for shard in self.shards]
-        self.model.check(*merge(found, k), queries, k, filters)
+        results = [shard.search(queries, k, filters=filters)[1:] for shard in self.shards]
+        self.model.check(*merge(results, k), queries, k, filters)
 
     @rule(seed=SEEDS, back=st.integers(1, 5), text=st.none() | st.sampled_from(sorted(FILTERS)))
     def query_the_past(self, seed: int, back: int, text: str | None) -> None:
         version = max(self.known, self.version - back)
         queries, filters = queries_of(self.settings, 2, seed), None if text is None else [text] * 2
-        found = [shard.search(queries, 4, None, filters, version) for shard in self.shards]
-        assert {one[0] for one in found} == {version}
-        self.history[version].check(*merge([one[1:] for one in found], 4), queries, 4, filters)
+        results = [shard.search(queries, 4, None, filters, version) for shard in self.shards]
+        assert {result[0] for result in results} == {version}
+        self.history[version].check(
+            *merge([result[1:] for result in results], 4), queries, 4, filters
+        )
 
     @rule(ids=SOME)
     def get(self, ids: list[int]) -> None:
-        made = {}
+        by_id = {}
         for shard in self.shards:
-            found, vectors, attributes = shard.get(np.array(ids, np.int64))
-            for row in rows(found, vectors, attributes).to_pylist():
-                made[row.pop("id")] = row
-        assert made == {
+            numbers, vectors, attributes = shard.get(np.array(ids, np.int64))
+            for row in vector_table(numbers, vectors, attributes).to_pylist():
+                by_id[row.pop("id")] = row
+        assert by_id == {
             number: row | {"vector": row["vector"].tolist()}
             for number, row in self.model.rows.items()
             if number in ids
@@ -187,8 +193,8 @@ class Index(RuleBasedStateMachine):
         if not hasattr(self, "shards"):
             return
         queries, k = queries_of(self.settings, 1), len(self.model.rows) + 1
-        found = [shard.search(queries, k)[1:] for shard in self.shards]
-        self.model.check(*merge(found, k), queries, k)
+        results = [shard.search(queries, k)[1:] for shard in self.shards]
+        self.model.check(*merge(results, k), queries, k)
         for number, shard in enumerate(self.shards):
             mine = np.array(sorted(self.model.rows), np.int64)
             mine = mine[shard_of(mine, self.settings.shards) == number]
@@ -202,12 +208,12 @@ class Index(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "root"):
-            self.flush.stop()
+            self.patches.close()
             shutil.rmtree(self.root, ignore_errors=True)
 
 
 Index.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, derandomize=True,
+    max_examples=40, stateful_step_count=25, deadline=None, derandomize=True,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 TestIndex = Index.TestCase

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import ray
 
 from raysys.data import Table
 from raysys.errors import DataError, ResourceError, StorageError, UnavailableError
-from raysys.index import VectorIndex, _build, rows
+from raysys.index import VectorIndex, _build, vector_table
 from raysys.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -34,7 +35,9 @@ def _clustered(seed: int, count: int) -> np.ndarray:
 VECTORS, QUERIES = _clustered(1, SIZE), _clustered(2, 50)
 IDS = np.arange(SIZE) * 7 + 3  # not row numbers
 YEARS = np.arange(SIZE) % 100 + 1920
-FILMS = rows(IDS, VECTORS, {"year": YEARS, "genre": [["Drama", "War"][i % 2] for i in range(SIZE)]})
+FILMS = vector_table(
+    IDS, VECTORS, {"year": YEARS, "genre": [["Drama", "War"][i % 2] for i in range(SIZE)]}
+)
 
 
 def _table(blocks: list[pa.Table]) -> Table:
@@ -46,7 +49,7 @@ def _table(blocks: list[pa.Table]) -> Table:
 
 
 def _axis(number: int) -> np.ndarray:
-    """A vector of length one along an axis, float32 `(1, DIM)`."""
+    """A unit vector along an axis, float32 `(1, DIM)`."""
     return np.eye(DIM, dtype=np.float32)[[number]]
 
 
@@ -57,15 +60,15 @@ def _exact(k: int, mask: np.ndarray | None = None) -> np.ndarray:
     return IDS[np.argsort(-scores, axis=1)[:, :k]]
 
 
-def _recall(found: np.ndarray, truth: np.ndarray) -> float:
-    hits = [len(set(ours) & set(best)) for ours, best in zip(found, truth, strict=True)]
+def _recall(ids: np.ndarray, truth: np.ndarray) -> float:
+    hits = [len(set(ours) & set(best)) for ours, best in zip(ids, truth, strict=True)]
     return sum(hits) / truth.size
 
 
-def _until(is_so: Callable[[], Any], seconds: float = 30.0) -> None:
+def _until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it has not come about"
+    while not condition():
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.05)
 
 
@@ -74,48 +77,50 @@ def _versions(index: VectorIndex) -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def kept(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Storage:
+def shared_storage(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Storage:
     return Storage(tmp_path_factory.mktemp("index"))
 
 
 @pytest.fixture(scope="module")
-def films(kept: Storage) -> Iterator[VectorIndex]:
-    """Of two shards, from a Table of three blocks; no test changes it."""
+def films(shared_storage: Storage) -> Iterator[VectorIndex]:
+    """Two shards, from a Table of three blocks; not changed by tests."""
     blocks = [FILMS.slice(start, SIZE // 3) for start in range(0, SIZE, SIZE // 3)]
-    index = VectorIndex.build("films", _table(blocks), kept, shards=2)
+    index = VectorIndex.build("films", _table(blocks), shared_storage, shards=2)
     yield index
     index.close()
 
 
 @pytest.fixture(scope="module")
-def changing(kept: Storage) -> Iterator[VectorIndex]:
-    """Of two shards, from arrays, by inner product; what it holds at first is far from `_axis`."""
-    table = rows(np.arange(1000, 1100), -np.abs(VECTORS[:100]), {"value": np.zeros(100, np.int64)})
-    index = VectorIndex.build("changing", table, kept, metric="ip", shards=2)
+def changing(shared_storage: Storage) -> Iterator[VectorIndex]:
+    """Two shards, from arrays, by inner product; the first rows are far from `_axis`."""
+    table = vector_table(
+        np.arange(1000, 1100), -np.abs(VECTORS[:100]), {"value": np.zeros(100, np.int64)}
+    )
+    index = VectorIndex.build("changing", table, shared_storage, metric="ip", shards=2)
     yield index
     index.close()
 
 
 @pytest.fixture(scope="module")
-def single(kept: Storage) -> Iterator[VectorIndex]:
-    """Of one shard."""
-    index = VectorIndex.build("single", FILMS, kept, shards=1)
+def single(shared_storage: Storage) -> Iterator[VectorIndex]:
+    """A single shard."""
+    index = VectorIndex.build("single", FILMS, shared_storage, shards=1)
     yield index
     index.close()
 
 
-# --- asked ---
+# --- queries ---
 
 
 @pytest.mark.parametrize("k", [1, 10, 100])
-def test_two_shards_find_what_an_exact_search_finds(films: VectorIndex, k: int) -> None:
-    found = films.query(QUERIES, k)
-    assert _recall(found.ids, _exact(k)) >= 0.95
-    assert [len(set(ids)) for ids in found.ids.tolist()] == [k] * len(QUERIES)
-    assert (np.diff(found.distances, axis=1) >= 0).all()
-    assert found.missing_shards == ()
-    true = np.einsum("qd,qkd->qk", QUERIES, VECTORS[(found.ids - 3) // 7])
-    np.testing.assert_allclose(found.distances, 1 - true, atol=1e-5)
+def test_recall_over_two_shards(films: VectorIndex, k: int) -> None:
+    result = films.query(QUERIES, k)
+    assert _recall(result.ids, _exact(k)) >= 0.95
+    assert [len(set(ids)) for ids in result.ids.tolist()] == [k] * len(QUERIES)
+    assert (np.diff(result.distances, axis=1) >= 0).all()
+    assert result.missing_shards == ()
+    true = np.einsum("qd,qkd->qk", QUERIES, VECTORS[(result.ids - 3) // 7])
+    np.testing.assert_allclose(result.distances, 1 - true, atol=1e-5)
 
 
 def test_more_neighbours_than_rows_are_padded(films: VectorIndex) -> None:
@@ -126,55 +131,55 @@ def test_more_neighbours_than_rows_are_padded(films: VectorIndex) -> None:
     assert np.isinf(distances[:, SIZE:]).all()
 
 
-def test_no_query_is_answered_by_no_row_and_many_in_parts(films: VectorIndex) -> None:
+def test_empty_and_large_batches_of_queries(films: VectorIndex) -> None:
     assert films.query(QUERIES[:0], 3).ids.shape == (0, 3)
     many, texts = np.tile(QUERIES, (30, 1)), np.tile(["year < 1950", "year >= 1950"], 750)
-    found = films.query(many, 3, filters=texts)
-    assert found.ids.shape == (1500, 3)
-    assert ((YEARS[(found.ids - 3) // 7] < 1950) == (np.arange(1500) % 2 == 0)[:, None]).all()
+    result = films.query(many, 3, filters=texts)
+    assert result.ids.shape == (1500, 3)
+    assert ((YEARS[(result.ids - 3) // 7] < 1950) == (np.arange(1500) % 2 == 0)[:, None]).all()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((QUERIES[0], 3), r"vectors\[None, :\]"),
-        ((QUERIES[:, :3], 3), "holds vectors of 16 numbers; given: 3"),
+        ((QUERIES[:, :3], 3), "vectors of dimension 16; given: 3"),
         ((np.full((1, DIM), np.nan), 3), "finite"),
         ((QUERIES, 0), "positive integers"),
         ((QUERIES, 1.5), "positive integers"),
     ],
 )
-def test_a_query_that_does_not_fit_is_refused(
+def test_an_invalid_query_is_refused(
     films: VectorIndex, arguments: tuple[Any, ...], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
         films.query(*arguments)
 
 
-def test_a_filter_holds_for_all_queries_or_one_for_each(films: VectorIndex) -> None:
-    found = films.query(QUERIES, 10, filters="year >= 1990 and genre == 'War'").ids
+def test_one_filter_for_all_queries_or_one_per_query(films: VectorIndex) -> None:
+    result = films.query(QUERIES, 10, filters="year >= 1990 and genre == 'War'").ids
     mask = (YEARS >= 1990) & (np.arange(SIZE) % 2 == 1)
-    assert _recall(found, _exact(10, mask)) >= 0.95
-    assert mask[(found - 3) // 7].all()
-    each = [None if row % 2 else "genre == 'War'" for row in range(len(QUERIES))]
-    found = films.query(QUERIES, 10, filters=each).ids
-    assert _recall(found[::2], _exact(10, np.arange(SIZE) % 2 == 1)[::2]) >= 0.95
-    assert _recall(found[1::2], _exact(10)[1::2]) >= 0.95
+    assert _recall(result, _exact(10, mask)) >= 0.95
+    assert mask[(result - 3) // 7].all()
+    filters = [None if row % 2 else "genre == 'War'" for row in range(len(QUERIES))]
+    result = films.query(QUERIES, 10, filters=filters).ids
+    assert _recall(result[::2], _exact(10, np.arange(SIZE) % 2 == 1)[::2]) >= 0.95
+    assert _recall(result[1::2], _exact(10)[1::2]) >= 0.95
     assert (films.query(QUERIES, 3, filters="year > 3000").ids == -1).all()
 
 
 @pytest.mark.parametrize("text", ["yaer > 1990", "year >", "year == ", "__import__('os')"])
-def test_a_wrong_filter_is_refused_with_the_columns_named(films: VectorIndex, text: str) -> None:
+def test_an_invalid_filter_is_refused_with_the_columns(films: VectorIndex, text: str) -> None:
     with pytest.raises(DataError, match="Columns: id, year, genre"):
         films.query(QUERIES, 3, filters=text)
 
 
-def test_as_many_filters_as_queries_are_wanted(films: VectorIndex) -> None:
+def test_the_number_of_filters_must_match_the_queries(films: VectorIndex) -> None:
     with pytest.raises(DataError, match="2 filters for 50 vectors"):
         films.query(QUERIES, 3, filters=["year > 1990", None])
 
 
-def test_rows_are_got_by_id_and_by_filter(films: VectorIndex) -> None:
+def test_rows_are_read_by_id_and_by_filter(films: VectorIndex) -> None:
     table = films.get([IDS[5], 1, IDS[700]]).sort_by("id")
     assert table.column_names == ["id", "vector", "year", "genre"]
     assert table["id"].to_pylist() == [IDS[5], IDS[700]]
@@ -191,52 +196,54 @@ def test_exact_and_sample_see_both_shards(films: VectorIndex) -> None:
     assert films.sample(40).shape == (40, DIM)
 
 
-def test_an_index_is_found_by_its_name(films: VectorIndex) -> None:
-    found = VectorIndex.connect("films")
-    assert (found.settings, found.schema) == (films.settings, films.schema)
-    np.testing.assert_array_equal(found.query(QUERIES, 10).ids, films.query(QUERIES, 10).ids)
-    with pytest.raises(UnavailableError, match=r"no index 'filns' .*films.*VectorIndex.build"):
+def test_connect_returns_the_running_index(films: VectorIndex) -> None:
+    connected = VectorIndex.connect("films")
+    assert (connected.settings, connected.schema) == (films.settings, films.schema)
+    np.testing.assert_array_equal(connected.query(QUERIES, 10).ids, films.query(QUERIES, 10).ids)
+    with pytest.raises(
+        UnavailableError, match=r"index 'filns' is not running .*films.*Index.build"
+    ):
         VectorIndex.connect("filns")
 
 
-def test_the_dashboard_knows_the_actors_by_name_and_what_they_hold(films: VectorIndex) -> None:
-    named = {one["name"] for one in ray.util.list_named_actors(all_namespaces=True)}
+def test_actors_are_named_and_report_metrics(films: VectorIndex) -> None:
+    named = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
     assert {"index:films", "index:films:0.0", "index:films:1.0"} <= named
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     tags = r'{[^}]*index="films"[^}]*shard="[01]"'
-    wanted = ["rows", "pending", "tombstones", "version", "lag", "query_seconds_count"]
+    names = ["rows", "pending", "tombstones", "version", "lag", "query_seconds_count"]
 
-    def all_there() -> bool:
+    def all_reported() -> bool:
         films.query(QUERIES, 3)
         with urllib.request.urlopen(url, timeout=30) as reply:
             text = reply.read().decode()
-        held = re.findall(rf"ray_raysys_index_rows{tags}[^}}]*}} ([0-9.]+)", text)
-        known = all(re.search(f"ray_raysys_index_{name}{tags}", text) for name in wanted)
-        return known and sum(map(float, held)) == SIZE
+        rows = re.findall(rf"ray_raysys_index_rows{tags}[^}}]*}} ([0-9.]+)", text)
+        is_complete = all(re.search(f"ray_raysys_index_{name}{tags}", text) for name in names)
+        return is_complete and sum(map(float, rows)) == SIZE
 
-    _until(all_there, 60.0)
+    _until(all_reported, 60.0)
 
 
-def test_the_memory_is_said_beforehand_and_must_be_there(
-    kept: Storage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_build_prints_and_checks_the_required_memory(
+    shared_storage: Storage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = ray.cluster_resources()
     monkeypatch.setattr(ray, "cluster_resources", lambda: before | {"memory": 1000.0})
-    with pytest.raises(ResourceError, match=r"needs about .* GiB .*900 rows .*fewer replicas"):
-        VectorIndex.build("large", FILMS, kept)
-    assert "index large: 900 rows of 16 numbers, shards=1, replicas=1; needs about" in (
+    with pytest.raises(ResourceError, match=r"requires about .* GiB .*900 rows .*fewer replicas"):
+        VectorIndex.build("large", FILMS, shared_storage)
+    assert "index large: 900 rows of 16 numbers, shards=1, replicas=1; requires about" in (
         capsys.readouterr().out
     )
     assert "large" not in _running()
 
 
-def test_a_task_may_be_given_the_index(films: VectorIndex) -> None:
+def test_an_index_is_passed_to_a_task(films: VectorIndex) -> None:
     ask = ray.remote(lambda index: index.query(QUERIES, 10).ids)
     np.testing.assert_array_equal(ray.get(ask.remote(films)), films.query(QUERIES, 10).ids)
 
 
-# --- what cannot be used ---
+# --- invalid arguments ---
 
 
 def _bad(**changed: Any) -> pa.Table:
@@ -271,11 +278,11 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize(("table", "message"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
-def test_a_build_or_upsert_of_bad_rows_changes_nothing(
-    films: VectorIndex, kept: Storage, table: pa.Table, message: str
+def test_a_build_or_upsert_of_invalid_rows_changes_nothing(
+    films: VectorIndex, shared_storage: Storage, table: pa.Table, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        VectorIndex.build("films", table, kept, shards=2)
+        VectorIndex.build("films", table, shared_storage, shards=2)
     with pytest.raises(DataError, match=message):
         films.upsert(table)
     assert films.size == SIZE
@@ -283,82 +290,86 @@ def test_a_build_or_upsert_of_bad_rows_changes_nothing(
     assert VectorIndex.connect("films").query(QUERIES, 3).ids.shape == (50, 3)
 
 
-def test_an_upsert_gives_every_attribute_and_the_dimension(films: VectorIndex) -> None:
+def test_an_upsert_requires_every_attribute_and_the_dimension(films: VectorIndex) -> None:
     with pytest.raises(DataError, match=r"missing: \['genre'\], unknown: \['size'\]"):
         films.upsert(FILMS.slice(0, 2).rename_columns(["id", "vector", "year", "size"]))
     with pytest.raises(DataError, match="do not fit year int64"):
         films.upsert(_bad(year=pa.array(["a", "b"])))
-    with pytest.raises(DataError, match="16 numbers; given: 3"):
-        films.upsert(rows([1], np.ones((1, 3)), {"year": [1], "genre": ["War"]}))
-    with pytest.raises(DataError, match="ids are integers"):
+    with pytest.raises(DataError, match="dimension 16; given: 3"):
+        films.upsert(vector_table([1], np.ones((1, 3)), {"year": [1], "genre": ["War"]}))
+    with pytest.raises(DataError, match="ids must be integers"):
         films.delete(["a"])
     assert _versions(films) == {1}
 
 
-def test_an_id_in_two_blocks_is_refused(films: VectorIndex, kept: Storage) -> None:
+def test_an_id_in_two_blocks_is_refused(films: VectorIndex, shared_storage: Storage) -> None:
     blocks = [FILMS.slice(0, 3), FILMS.slice(2, 3)]
     with pytest.raises(DataError, match=rf"such as \[{IDS[2]}\]"):
-        VectorIndex.build("films", _table(blocks), kept)
+        VectorIndex.build("films", _table(blocks), shared_storage)
     assert films.size == SIZE
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
-    [({"shards": 0}, "shards"), ({"replicas": -1}, "replicas"), ({"m": 1}, "m\n"),
+    ("options", "message"),
+    [({"shards": 0}, "shards"), ({"replicas": -1}, "replicas"), ({"M": 1}, "M\n"),
      ({"metric": "l1"}, "metric")],
 )  # fmt: skip
-def test_settings_that_cannot_be_are_refused(
-    films: VectorIndex, kept: Storage, given: dict[str, Any], message: str
+def test_invalid_settings_are_refused(
+    films: VectorIndex, shared_storage: Storage, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        VectorIndex.build("films", FILMS, kept, **given)
+        VectorIndex.build("films", FILMS, shared_storage, **options)
     assert films.size == SIZE
 
 
-def test_a_name_with_a_colon_or_no_rows_are_refused(kept: Storage) -> None:
-    with pytest.raises(DataError, match="without `:`"):
-        VectorIndex.build("films:1", FILMS, kept)
+def test_a_name_with_a_colon_or_no_rows_are_refused(shared_storage: Storage) -> None:
+    with pytest.raises(DataError, match="or contain `:`"):
+        VectorIndex.build("films:1", FILMS, shared_storage)
     with pytest.raises(DataError, match="at least one vector"):
-        VectorIndex.build("none", FILMS.slice(0, 0), kept)
+        VectorIndex.build("none", FILMS.slice(0, 0), shared_storage)
 
 
-# --- changed ---
+# --- changes ---
 
 
-def test_changes_are_seen_at_once_over_both_shards(changing: VectorIndex) -> None:
+def test_changes_are_visible_at_once_over_both_shards(changing: VectorIndex) -> None:
     size, ids = changing.size, np.arange(200, 220)
     near = np.repeat(_axis(0), 20, axis=0)
-    version = changing.upsert(rows(ids, 5 * near, {"value": np.full(20, 7)}))
+    version = changing.upsert(vector_table(ids, 5 * near, {"value": np.full(20, 7)}))
     assert _versions(changing) == {version}
     assert sorted(changing.query(_axis(0), 20).ids[0]) == ids.tolist()
     assert changing.size == size + 20
-    # A row is replaced: its old vector is found no more.
-    assert changing.upsert(rows(ids[:5], -near[:5], {"value": np.full(5, 8)})) == version + 1
+    # A replaced row loses its old vector.
+    assert (
+        changing.upsert(vector_table(ids[:5], -near[:5], {"value": np.full(5, 8)})) == version + 1
+    )
     assert sorted(changing.query(_axis(0), 15).ids[0]) == ids[5:].tolist()
     assert changing.matching("value == 8").tolist() == ids[:5].tolist()
     changing.delete(ids[:15])
     assert sorted(changing.query(_axis(0), 5).ids[0]) == ids[15:].tolist()
     assert changing.size == size + 5
-    changing.upsert(rows(ids[:3], 6 * near[:3], {"value": np.full(3, 9)}))
+    changing.upsert(vector_table(ids[:3], 6 * near[:3], {"value": np.full(3, 9)}))
     assert sorted(changing.query(_axis(0), 3).ids[0]) == ids[:3].tolist()
     assert changing.get(ids[:3])["value"].to_pylist() == [9, 9, 9]
     changing.delete(np.append(ids, 999_999))
     assert changing.size == size
 
 
-def test_changes_of_nothing_are_changes(changing: VectorIndex) -> None:
+def test_empty_changes_make_a_version(changing: VectorIndex) -> None:
     size, before = changing.size, max(_versions(changing))
     assert changing.delete([]) == before + 1
     assert changing.upsert(changing.get([])) == before + 2
     assert changing.size == size
 
 
-def test_a_reader_never_sees_half_a_batch(changing: VectorIndex) -> None:
+def test_readers_see_each_batch_as_a_whole(changing: VectorIndex) -> None:
     ids, ended, written, failed = np.arange(50), threading.Event(), [0], []
 
     def batch(number: int) -> pa.Table:
         noise = np.random.default_rng(number).normal(scale=0.01, size=(50, DIM))
-        return rows(ids, 10 * _axis(number % DIM) + noise, {"value": np.full(50, number + 1)})
+        return vector_table(
+            ids, 10 * _axis(number % DIM) + noise, {"value": np.full(50, number + 1)}
+        )
 
     def write() -> None:
         try:
@@ -377,9 +388,9 @@ def test_a_reader_never_sees_half_a_batch(changing: VectorIndex) -> None:
     try:
         for number in range(200):
             filters = "value > 0" if number % 2 else None
-            found = changing.query(weights, 50, ef=400, filters=filters)
-            assert sorted(found.ids[0]) == ids.tolist()
-            values = set(np.round((1 - found.distances[0]) / 10).astype(int).tolist())
+            result = changing.query(weights, 50, ef_search=400, filters=filters)
+            assert sorted(result.ids[0]) == ids.tolist()
+            values = set(np.round((1 - result.distances[0]) / 10).astype(int).tolist())
             assert len(values) == 1, f"rows of several batches in one answer: {values}"
             seen |= values
     finally:
@@ -394,13 +405,11 @@ def test_a_reader_never_sees_half_a_batch(changing: VectorIndex) -> None:
 # --- one shard ---
 
 
-def test_a_copy_in_this_process_follows_the_changes(
-    single: VectorIndex, films: VectorIndex
-) -> None:
+def test_a_local_copy_follows_the_changes(single: VectorIndex, films: VectorIndex) -> None:
     local = single.local()
-    found = local.query(QUERIES, 10)
-    assert _recall(found.ids, _exact(10)) >= 0.95
-    new = rows([1], -QUERIES[:1], {"year": [2030], "genre": ["War"]})
+    result = local.query(QUERIES, 10)
+    assert _recall(result.ids, _exact(10)) >= 0.95
+    new = vector_table([1], -QUERIES[:1], {"year": [2030], "genre": ["War"]})
     version = single.upsert(new)
     _until(lambda: local.version >= version)
     assert local.query(-QUERIES[:1], 1, filters="year == 2030").ids.tolist() == [[1]]
@@ -426,29 +435,31 @@ def test_compaction_leaves_no_tombstones(single: VectorIndex) -> None:
     assert single.size == SIZE
 
 
-def test_what_tune_found_outlives_the_replica(single: VectorIndex) -> None:
+def test_the_tuned_ef_search_survives_a_killed_replica(single: VectorIndex) -> None:
     tuned = single.tune(0.9, 5, QUERIES)
     assert tuned.recall >= 0.9
-    assert tuned.tried[tuned.ef][0] == tuned.recall
-    with pytest.raises(DataError, match="recall is in"):
+    assert tuned.trials[tuned.ef_search][0] == tuned.recall
+    with pytest.raises(DataError, match="recall must be in"):
         single.tune(1.5)
-    assert single.tune(0.5, rows=30).ef >= 1
-    wanted = single.tune(0.9, 5, QUERIES).ef
-    replica = single._readers._replicas[0][0]
+    assert single.tune(0.5, sample_size=30).ef_search >= 1
+    ef_search = single.tune(0.9, 5, QUERIES).ef_search
+    replica = single._router._replicas[0][0]
 
     def ef() -> tuple[int, int]:
-        told = replica.__ray_call__.options(max_task_retries=-1)
-        return ray.get(told.remote(lambda self: (self._held.shard.settings.ef, os.getpid())))
+        call = replica.__ray_call__.options(max_task_retries=-1)
+        return ray.get(
+            call.remote(lambda self: (self._follower.shard.settings.ef_search, os.getpid()))
+        )
 
     before, pid = ef()
-    assert before == wanted
+    assert before == ef_search
     os.kill(pid, signal.SIGKILL)
     _until(lambda: ef()[1] != pid)
-    assert ef()[0] == wanted
-    assert VectorIndex.connect("single").settings.ef == wanted
+    assert ef()[0] == ef_search
+    assert VectorIndex.connect("single").settings.ef_search == ef_search
 
 
-# --- comes and goes ---
+# --- lifecycle ---
 
 
 def test_an_index_is_restored_from_its_folder(storage: Storage) -> None:
@@ -458,9 +469,9 @@ def test_an_index_is_restored_from_its_folder(storage: Storage) -> None:
         return dict(zip(table["id"].to_pylist(), table["value"].to_pylist(), strict=True))
 
     def some(ids: range, value: int) -> pa.Table:
-        return rows(list(ids), VECTORS[ids.start : ids.stop], {"value": [value] * len(ids)})
+        return vector_table(list(ids), VECTORS[ids.start : ids.stop], {"value": [value] * len(ids)})
 
-    with pytest.raises(StorageError, match=r"no snapshot .* there are: none"):
+    with pytest.raises(StorageError, match=r"no snapshot .* available: none"):
         VectorIndex.restore("restored", storage)
     index = VectorIndex.build("restored", some(range(30), 1), storage, shards=2, keep_snapshots=3)
     index.upsert(some(range(20, 40), 2))
@@ -473,8 +484,8 @@ def test_an_index_is_restored_from_its_folder(storage: Storage) -> None:
     at_older = dict.fromkeys(range(5), 1) | at_newer
     at_newer |= dict.fromkeys(range(40, 50), 3)
     assert values(index) == at_newer
-    found = VectorIndex.snapshots("restored", storage)
-    assert [(one.version, one.rows, one.shards) for one in found] == [
+    snapshots = VectorIndex.snapshots("restored", storage)
+    assert [dataclasses.astuple(snapshot) for snapshot in snapshots] == [
         (1, 30, 2), (older, 40, 2), (newer, 45, 2)
     ]  # fmt: skip
     index.upsert(some(range(50, 60), 4))
@@ -482,7 +493,7 @@ def test_an_index_is_restored_from_its_folder(storage: Storage) -> None:
     for wrong in ({"shards": 0}, {"replicas": -1}):
         with pytest.raises(DataError, match=next(iter(wrong))):
             VectorIndex.restore("restored", storage, **wrong)
-    with pytest.raises(StorageError, match=r"no snapshot 77 .* there are: \[1, "):
+    with pytest.raises(StorageError, match=r"no snapshot 77 .* available: \[1, "):
         VectorIndex.restore("restored", storage, version=77)
     assert values(index) == now  # which still runs
 
@@ -504,21 +515,21 @@ def test_an_index_is_restored_from_its_folder(storage: Storage) -> None:
     assert values(past) == at_older
     past.upsert(some(range(50, 60), 5))
     assert values(past) == at_older | dict.fromkeys(range(50, 60), 5)
-    # Three are kept, and the log since.
-    kept = VectorIndex.snapshots("restored", storage)
-    assert len(kept) == 3
+    # The last three snapshots and the log since remain.
+    snapshots = VectorIndex.snapshots("restored", storage)
+    assert len(snapshots) == 3
     log = [int(name) for name in storage.names("indexes/restored/log")]
-    assert min(log) > kept[0].version
+    assert min(log) > snapshots[0].version
     past.close()
     with pytest.raises(UnavailableError, match="have ended"):
         past.query(QUERIES, 3)
     for refused in (past.snapshot, lambda: past.delete([1]), past.status):
-        with pytest.raises(UnavailableError, match="no index 'restored'"):
+        with pytest.raises(UnavailableError, match="index 'restored' is not running"):
             refused()
     past.close()  # does no harm
 
 
-def test_changes_to_an_index_that_is_built_anew_do_not_reach_the_new_one(
+def test_changes_to_an_index_that_is_being_replaced_do_not_reach_the_new_one(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = VectorIndex.build("anew", FILMS.slice(0, 20), storage, shards=1)
@@ -539,7 +550,7 @@ def test_changes_to_an_index_that_is_built_anew_do_not_reach_the_new_one(
     index.close()
 
 
-def test_an_index_without_rows_is_restored_too(storage: Storage) -> None:
+def test_an_index_without_rows_is_restored(storage: Storage) -> None:
     index = VectorIndex.build("emptied", FILMS.slice(0, 3), storage, shards=1)
     index.delete(IDS[:3])
     index = VectorIndex.restore("emptied", storage, shards=2)
@@ -550,22 +561,24 @@ def test_an_index_without_rows_is_restored_too(storage: Storage) -> None:
     index.close()
 
 
-def test_one_replica_answers_while_the_other_is_away(kept: Storage, tmp_path: Path) -> None:
-    old = VectorIndex.build("run-1", FILMS.slice(0, 20), kept, shards=1)
+def test_a_replica_answers_while_another_restarts(shared_storage: Storage, tmp_path: Path) -> None:
+    old = VectorIndex.build("run-1", FILMS.slice(0, 20), shared_storage, shards=1)
     index = VectorIndex.build("run-2", FILMS.slice(0, 20), Storage(tmp_path), shards=1, replicas=2)
     single = VectorIndex.connect("single") if "single" in _running() else None
-    index.retire_others("run-")
+    index.close_others("run-")
     assert "run-1" not in _running()
     _until(lambda: _is_refused(old))
     assert single is None or single.size == SIZE
 
-    for victim in index._readers._replicas[0]:
+    for victim in index._router._replicas[0]:
         pid = ray.get(victim.__ray_call__.remote(lambda _: os.getpid()))
         os.kill(pid, signal.SIGKILL)
         for number in range(20):
-            version = index.upsert(rows([1], _axis(0), {"year": [number], "genre": ["War"]}))
-            found = index.query(_axis(0), 1, filters=f"year == {number}", timeout_s=10.0)
-            assert found.ids.tolist() == [[1]], f"{number} was acknowledged, and is not seen"
+            version = index.upsert(
+                vector_table([1], _axis(0), {"year": [number], "genre": ["War"]})
+            )
+            result = index.query(_axis(0), 1, filters=f"year == {number}", timeout_s=10.0)
+            assert result.ids.tolist() == [[1]], f"{number} was acknowledged, and is not seen"
         _until(lambda version=version: _versions(index) == {version})
     index.close()
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from raysys.errors import GraphError
-from raysys.index import VectorIndex, rows
+from raysys.index import VectorIndex, vector_table
 from raysys.serve import (
     Array,
     Endpoint,
@@ -36,7 +36,8 @@ def index(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "tags": [["war", "drama"] if number % 2 else ["war"] for number in range(SIZE)],
     }
     storage = Storage(tmp_path_factory.mktemp("index"))
-    index = VectorIndex.build("shop", rows(np.arange(SIZE), VECTORS, attributes), storage, shards=1)
+    table = vector_table(np.arange(SIZE), VECTORS, attributes)
+    index = VectorIndex.build("shop", table, storage, shards=1)
     yield index
     index.close()
 
