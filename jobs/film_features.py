@@ -1,4 +1,4 @@
-"""Features of people, and of films as candidates for them: the same code in bulk and online."""
+"""Features of people and of their candidate films: the same code in bulk and online."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from jobs.two_tower import HISTORY, favourites, film_content, latest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# What the ranker sees of a candidate, in the order of its columns.
+# Inputs of the ranker for a candidate, in the order of its columns.
 FEATURES = (
-    "rank",  # among the person's candidates by the towers; their scores add nothing to it
-    "log_favourites",  # how many have it among their favourites
+    "rank",  # among the person's candidates by the towers; their scores do not improve on it
+    "log_favourites",  # people with the film among their favourites, log1p
     "mean_rating",
-    "together_1",  # how often it is a favourite together with the person's newest one
+    "together_1",  # similarity to the person's newest favourite, see `_together`
     "together_5",
     "together_20",
-    "genre_match",  # share of its genres in the person's newest 20 favourites
-    "year_gap_5",  # of release, to the mean of the newest 5 favourites
+    "genre_match",  # share of its genres in the newest 20 favourites
+    "year_gap_5",  # years from the mean release of the newest 5 favourites
     "year_distance_20",
-    "history",  # how many favourites the person has
+    "history",  # number of favourites of the person
     "person_mean_rating",
     "days_since_first_rated",  # at the person's last known rating
     "years_since_release",
 )
 _DAY_S, _YEAR_S = 86_400.0, 31_556_952.0
-_SHRINK = 5.0  # ratings' worth of the mean of all, against films that few have rated
+_SHRINK = 5.0  # weight of the overall mean rating, in ratings
 
 
 class FilmFeatures:
-    """What is known of people and films up to a cut, as arrays.
+    """People and films up to a cut, as arrays.
 
-    A person is a row of `people`, a film a row of the films' table.
+    A person is a row of `people`, a film a row of the table of films.
 
     Attributes:
         people: User ids, int64 `(people,)`, ascending.
-        history: Newest favourites, int64 `(people, HISTORY)`, padded with -1.
+        history: Newest favourites of each person, int64 `(people, HISTORY)`, padded with -1.
     """
 
     def __init__(self, ratings: pa.Table, films: pa.Table, people: pa.Table, part: int) -> None:
-        """Gather the arrays.
+        """Build the arrays.
 
         Args:
-            ratings: Checked ratings with `positive` and `part`.
-            films: By ascending movieId, with content and the columns `*_{part}` of this cut;
-                `time` is that of the first rating.
-            people: With the columns `*_{part}` of this cut; `time` is that of the last rating.
-            part: The cut: only ratings with a smaller part are known. 1 is the validation
-                cut, 2 the test cut, 3 knows all.
+            ratings: Valid ratings with `positive` and `part`.
+            films: Content and the columns `*_{part}` of this cut, by ascending movieId; `time`
+                is the first rating.
+            people: Columns `*_{part}` of this cut; `time` is the last rating.
+            part: The cut, above the parts of the ratings to use: 1 for validation, 2 for test,
+                3 for all ratings.
         """
-        known = ratings.filter(np.asarray(ratings["part"]) < part)
-        person, film, _ = favourites(known, films)
-        self.people = np.unique(known["userId"].to_numpy())
+        past = ratings.filter(np.asarray(ratings["part"]) < part)
+        person, film, _ = favourites(past, films)
+        self.people = np.unique(past["userId"].to_numpy())
         liking, newest = latest(person, film)
         self.history = np.full((len(self.people), HISTORY), -1, np.int64)
         self.history[np.searchsorted(self.people, liking)] = newest
@@ -63,8 +63,8 @@ class FilmFeatures:
         rows = np.searchsorted(self.people, person)
         self._favourites = self._pairs(rows, film)
         self._rated = self._pairs(
-            np.searchsorted(self.people, known["userId"].to_numpy()),
-            np.searchsorted(films["movieId"].to_numpy(), known["movieId"].to_numpy()),
+            np.searchsorted(self.people, past["userId"].to_numpy()),
+            np.searchsorted(films["movieId"].to_numpy(), past["movieId"].to_numpy()),
         )
         self._count = _column(films, f"favourites_{part}")
         count, total = _column(films, f"ratings_{part}"), _column(films, f"rating_sum_{part}")
@@ -82,16 +82,18 @@ class FilmFeatures:
         self._until_s = _column(people, f"time_{part}")[mine]
 
     def rows(self, user_ids: np.ndarray) -> np.ndarray:
-        """Rows of these people, int64 `(n,)`; -1 for who is not known."""
-        found = np.searchsorted(self.people, user_ids).clip(max=len(self.people) - 1)
-        return np.where(self.people[found] == user_ids, found, -1)
+        """Rows of people by user id, int64 `(n,)`; -1 for unknown ids."""
+        rows = np.searchsorted(self.people, user_ids).clip(max=len(self.people) - 1)
+        return np.where(self.people[rows] == user_ids, rows, -1)
 
     def popular(self) -> np.ndarray:
-        """All films, the most favoured first, int64 `(films,)`."""
+        """All films by falling number of favourites, int64 `(films,)`."""
         return np.argsort(-self._count, kind="stable")
 
-    def held_out(self, ratings: pa.Table, films: pa.Table, part: int) -> dict[int, np.ndarray]:
-        """The favourites of a set, int64 films, by the person's row."""
+    def favourites_in_part(
+        self, ratings: pa.Table, films: pa.Table, part: int
+    ) -> dict[int, np.ndarray]:
+        """Favourites in one part, int64 films, by the person's row."""
         person, film, of_part = favourites(ratings, films)
         person, film = person[of_part == part], film[of_part == part]
         tested, first = np.unique(person, return_index=True)
@@ -99,11 +101,11 @@ class FilmFeatures:
         return dict(zip(rows.tolist(), np.split(film, first[1:]), strict=True))
 
     def known_films(self, row: int, *, rated: bool) -> np.ndarray:
-        """The films that a person has rated, or only their favourites."""
+        """Films that a person has rated, or only the favourites."""
         matrix = self._rated if rated else self._favourites
         return matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
 
-    def of_candidates(self, rows: np.ndarray, films: np.ndarray) -> np.ndarray:
+    def candidate_features(self, rows: np.ndarray, films: np.ndarray) -> np.ndarray:
         """Features of each candidate for each person.
 
         Args:
@@ -116,8 +118,8 @@ class FilmFeatures:
         history = self.history[rows]
         together = [self._together(history[:, :span], films) for span in (1, 5, 20)]
         recent = history[:, :20]
-        there = (recent >= 0)[:, :, None]
-        taste = (self._genres[recent] * there).sum(axis=1) / there.sum(axis=1).clip(min=1)
+        valid = (recent >= 0)[:, :, None]
+        taste = (self._genres[recent] * valid).sum(axis=1) / valid.sum(axis=1).clip(min=1)
         genres = self._genres[films]
         match = np.einsum("ncg,ng->nc", genres, taste) / genres.sum(axis=2).clip(min=1)
         year, until = self._year[films], self._until_s[rows, None]
@@ -132,37 +134,37 @@ class FilmFeatures:
             np.abs(year - self._mean_year(recent)),
             np.broadcast_to((history >= 0).sum(axis=1)[:, None], shape),
             np.broadcast_to(self._person_mean[rows, None], shape),
-            # Nobody known has rated it yet: as new as can be.
+            # Without a rating so far a film counts as the newest.
             ((until - self._first_s[films]) / _DAY_S).clip(min=-1e4),
             1970 + until / _YEAR_S - year,
         )
         return np.stack(columns, axis=2).astype(np.float32)
 
     def _together(self, history: np.ndarray, films: np.ndarray) -> np.ndarray:
-        """Mean cosine of a candidate with favourites, as columns of people who favour them.
+        """Mean cosine similarity of a candidate and favourites, by the people who favour them.
 
         The item-based neighbourhood of Sarwar et al., "Item-based Collaborative Filtering
         Recommendation Algorithms" (2001), for the candidates alone.
         """
         weight = 1 / np.sqrt(self._count + _SHRINK)
-        there = history >= 0
-        row = np.repeat(np.arange(len(history)), there.sum(axis=1))
-        share = weight[history[there]] / there.sum(axis=1)[row]
-        wanted = sparse.csr_matrix(
-            (share, (row, history[there])), (len(history), self.films), dtype=np.float32
+        valid = history >= 0
+        row = np.repeat(np.arange(len(history)), valid.sum(axis=1))
+        share = weight[history[valid]] / valid.sum(axis=1)[row]
+        profile = sparse.csr_matrix(
+            (share, (row, history[valid])), (len(history), self.films), dtype=np.float32
         )
-        through = (wanted @ self._favourites.T) @ self._favourites
-        found = np.asarray(through[np.arange(len(history))[:, None], films].todense())
-        return found * weight[films]
+        similarity = (profile @ self._favourites.T) @ self._favourites
+        chosen = np.asarray(similarity[np.arange(len(history))[:, None], films].todense())
+        return chosen * weight[films]
 
     def _pairs(self, rows: np.ndarray, films: np.ndarray) -> sparse.csr_matrix:
         ones = np.ones(len(rows), np.float32)
         return sparse.csr_matrix((ones, (rows, films)), (len(self.people), self.films))
 
     def _mean_year(self, history: np.ndarray) -> np.ndarray:
-        there = history >= 0
-        count = np.where(there.any(axis=1), there.sum(axis=1), np.nan)
-        return ((self._year[history] * there).sum(axis=1) / count)[:, None]
+        valid = history >= 0
+        count = np.where(valid.any(axis=1), valid.sum(axis=1), np.nan)
+        return ((self._year[history] * valid).sum(axis=1) / count)[:, None]
 
 
 def _column(table: pa.Table, name: str, missing: float = 0.0) -> np.ndarray:

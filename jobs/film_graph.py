@@ -109,7 +109,7 @@ class FilmGraph:
         """The candidates' features; those of unknown people stay zero."""
         films, _ = retrieved
         there = person >= 0
-        known = self.known.of_candidates(person[there], films[there])
+        known = self.known.candidate_features(person[there], films[there])
         every = np.zeros((*films.shape, known.shape[2]), np.float32)
         every[there] = known
         return every
@@ -199,7 +199,9 @@ def measure(
     """The test set's measures of the people of a block that have one, with and without ranker."""
     films = FilmGraph(model.fetch(storage), index.name, part=TEST, rated=False)
     known = films.known
-    wanted = known.held_out(tables["ratings"].to_arrow(), tables["films"].to_arrow(), TEST)
+    wanted = known.favourites_in_part(
+        tables["ratings"].to_arrow(), tables["films"].to_arrow(), TEST
+    )
     rows = np.intersect1d(known.rows(block["userId"].to_numpy()), list(wanted))
     batch = {"user_id": known.people[rows], "k": np.full(len(rows), CANDIDATES)}
     graph = build_graph(films, output="ranked")

@@ -45,13 +45,13 @@ def labelled_candidates(
     """
     rated, every, people = (tables[name].to_arrow() for name in ("ratings", "films", "people"))
     known = FilmFeatures(rated, every, people, VALIDATION)
-    wanted = known.held_out(rated, every, VALIDATION)
+    wanted = known.favourites_in_part(rated, every, VALIDATION)
     rows = np.intersect1d(known.rows(block["userId"].to_numpy()), list(wanted))
     towers = build_towers(every, parameters)
     films_found, _ = candidates(
         known, towers, exact_search(towers.index_vectors()), rows, rated=False
     )
-    features = known.of_candidates(rows, films_found).reshape(-1, len(FEATURES))
+    features = known.candidate_features(rows, films_found).reshape(-1, len(FEATURES))
     labels = [np.isin(films_found[at], wanted[row]) for at, row in enumerate(rows)]
     columns = {"userId": np.repeat(known.people[rows], films_found.shape[1])}
     columns |= {name: features[:, at] for at, name in enumerate(FEATURES)}

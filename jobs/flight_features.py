@@ -1,8 +1,8 @@
-"""What is known of a flight at its scheduled departure: the same code for tables and requests.
+"""Features of a flight at its scheduled departure: the same code for tables and requests.
 
-The moment T is the scheduled departure. A departure is known from when it happened, but not
-before its own T; an arrival likewise. Only what was known strictly before T is used, so that a
-flight's own outcome can never be among its features, nor that of a flight at the same minute.
+T is the scheduled departure. An actual departure is known from when it happened, but not before
+its own T; an arrival likewise. Only facts known strictly before T are used, so that neither a
+flight's own outcome nor that of a flight at the same minute can be among its features.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from jobs.flight_history import NEVER, Codes, Latest, Sums
 from jobs.flight_schedule import DAY, HOUR, Flights, ahead, minutes, numbers, texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import pyarrow as pa
 
 CODES = ("carrier_code", "origin_code", "dest_code")
 NUMBERS = (
@@ -31,25 +30,25 @@ NUMBERS = (
     "hist_flight", "hist_route", "humid", "wind_n", "wind_e", "precip_3h", "pressure_3h",
 )  # fmt: skip
 FEATURES = (*NUMBERS, *CODES)
-# What was known of a flight before its departure; all that a request says.
+# Facts of a flight before its departure; the fields of a request.
 SCHEDULE = ("departure", "block", "carrier", "flight", "tailnum", "origin", "dest")
 
-# What flights have in common with others, as numbers `(n,)`; -1 where nobody shares it.
+# Codes of the keys that flights share, int64 `(n,)`; -1 for unseen keys.
 Keys = dict[str, np.ndarray]
 LATE = 15  # minutes
-_WAITS = 4 * HOUR  # after which a flight that has not left is no longer counted as waiting
-_PRIOR = 30  # flights that the overall rate weighs in a flight's or route's own
+_WAITS = 4 * HOUR  # after this time a flight that has not left no longer counts as waiting
+_PRIOR = 30  # weight of the overall rate in a flight's or route's own, in flights
 _EXACT = 2.0**20
 
 
 class FlightFeatures:
-    """Features of flights, from what other flights and the weather did before."""
+    """Features of flights from earlier flights and weather."""
 
     def __init__(self, tables: Mapping[str, pa.Table]) -> None:
-        """Sort what is known of the past by when it became known.
+        """Index the past by the time at which it became known.
 
         Args:
-            tables: Those of `flight_etl.etl`. Of `flights` any outcome may be missing still.
+            tables: Tables of `flight_etl.etl`; outcomes in `flights` may be missing.
         """
         flights = tables["flights"]
         of = Flights.of(flights)
@@ -74,12 +73,12 @@ class FlightFeatures:
         """The features of flights.
 
         Returns:
-            float32 `(n, len(FEATURES))`, NaN for what is not known.
+            float32 `(n, len(FEATURES))`, NaN for unknown values.
         """
         keys, at = self._keys(of), of.departure
         clock = at + ahead(at)
         tail = self._tails(of.tailnum)
-        found = {
+        features = {
             "minute_of_day": clock % DAY,
             "weekday": (clock // DAY + 3) % 7,
             "block": of.block,
@@ -92,29 +91,29 @@ class FlightFeatures:
         }
         for by, sums in self._waiting.items():
             waiting = sums.within(keys[by], 0, at)
-            found[f"{by}_queue"] = waiting["n"]
-            found[f"{by}_wait"] = waiting["n"] * at - waiting["since"]
+            features[f"{by}_queue"] = waiting["n"]
+            features[f"{by}_wait"] = waiting["n"] * at - waiting["since"]
         for name, by, span, value in _DEPARTED:
-            found[name] = _mean(self._departed[by].within(keys[by], at - span, at), value)
+            features[name] = _mean(self._departed[by].within(keys[by], at - span, at), value)
         for name, by, span, value in _ARRIVED:
-            found[name] = _mean(self._arrived[by].within(keys[by], at - span, at), value)
+            features[name] = _mean(self._arrived[by].within(keys[by], at - span, at), value)
         for name, by in _RATES:
             before = self._rate[by].within(keys[by], 0, clock // DAY)
-            found[name] = before["late"] / (before["n"] + _PRIOR)
-        found |= self._previous_leg(tail, at) | self._weather.within(
+            features[name] = before["late"] / (before["n"] + _PRIOR)
+        features |= self._previous_leg(tail, at) | self._weather.within(
             keys["origin"], at - 6 * HOUR, at + 1
         )
-        return np.stack([found[name].astype(np.float32) for name in FEATURES], axis=1)
+        return np.stack([features[name].astype(np.float32) for name in FEATURES], axis=1)
 
     def knows(self, of: Flights) -> dict[str, np.ndarray]:
-        """Whether the carrier, destination and aircraft have been seen, bool `(n,)` by name."""
+        """Whether carrier, destination and aircraft occur in the past, bool `(n,)` by name."""
         seen = {"carrier": self._carrier(of.carrier), "dest": self._dest(of.dest)}
         return {
             name: code >= 0 for name, code in (seen | {"tailnum": self._tails(of.tailnum)}).items()
         }
 
     def _places(self, tables: Mapping[str, pa.Table], of: Flights) -> None:
-        """Numbers for what flights have in common."""
+        """Codes of carriers, airports, routes and aircraft."""
         self._carrier, self._origin, self._dest = (
             Codes(of.carrier),
             Codes(of.origin),
@@ -131,9 +130,9 @@ class FlightFeatures:
         self._airport, self._plane, self._route = Codes(place), Codes(tail), Codes(*ends)
         # Cells of the map, four degrees by six: neighbours share weather and ground stops.
         north, east = numbers(airports["lat"]) // 4, numbers(airports["lon"]) // 6
-        self._region = _held(self._airport, (place,), (north + 90) * 1000 + east + 180)
-        self._seats = _held(self._plane, (tail,), numbers(planes["seats"]))
-        self._distance = _held(self._route, ends, numbers(routes["distance"]))
+        self._region = _by_code(self._airport, (place,), (north + 90) * 1000 + east + 180)
+        self._seats = _by_code(self._plane, (tail,), numbers(planes["seats"]))
+        self._distance = _by_code(self._route, ends, numbers(routes["distance"]))
 
     def _keys(self, of: Flights) -> Keys:
         region = np.nan_to_num(self._region[self._airport(of.dest)], nan=-1)
@@ -150,7 +149,7 @@ class FlightFeatures:
         }
 
     def _schedules(self, keys: Keys, of: Flights, left_at: np.ndarray) -> None:
-        """What was to leave, and what waits: a flight joins at its T and goes when it leaves."""
+        """Scheduled and waiting flights: a flight waits from its T until it leaves."""
         self._scheduled = Sums.of(keys["origin"], of.departure, n=1.0)
         gone = np.minimum(left_at, of.departure + _WAITS)
         ones = np.ones(len(gone))
@@ -167,7 +166,7 @@ class FlightFeatures:
     def _departures(self, keys: Keys, delay: np.ndarray, at: np.ndarray) -> None:
         values = {"n": 1.0, "delay": np.clip(delay, -15, 180), "late": (delay > LATE).astype(float)}
         by = {by for _, by, _, _ in _DEPARTED}
-        self._departed = {one: Sums.of(keys[one], at, **values) for one in by}
+        self._departed = {name: Sums.of(keys[name], at, **values) for name in by}
 
     def _arrivals(
         self, keys: Keys, left: np.ndarray, landed: np.ndarray, taxi: np.ndarray, at: np.ndarray
@@ -179,24 +178,24 @@ class FlightFeatures:
             "taxi": np.clip(taxi, 0, 120),
         }
         by = {by for _, by, _, _ in _ARRIVED}
-        self._arrived = {one: Sums.of(keys[one], at, **values) for one in by}
+        self._arrived = {name: Sums.of(keys[name], at, **values) for name in by}
 
     def _rates(self, keys: Keys, of: Flights, landed: np.ndarray, at: np.ndarray) -> None:
-        """Lateness above that of all flights so far, by New York's day of the arrival."""
+        """Excess of lateness over all flights so far, by New York's day of the arrival."""
         late = (landed > LATE).astype(float)
         day = np.where(at < NEVER, (at + ahead(of.departure)) // DAY, NEVER)
-        every = Sums.of(keys["all"], day, n=1.0, late=late)
-        so_far = every.within(keys["all"], 0, day + 1)
+        total = Sums.of(keys["all"], day, n=1.0, late=late)
+        so_far = total.within(keys["all"], 0, day + 1)
         overall = so_far["late"] / np.maximum(so_far["n"], 1)
         above = late - np.round(overall * _EXACT) / _EXACT  # so that sums of it are exact
         self._rate = {by: Sums.of(keys[by], day, n=1.0, late=above) for _, by in _RATES}
 
     def _previous_leg(self, tail: np.ndarray, at: np.ndarray) -> dict[str, np.ndarray]:
-        """The aircraft's last flight from New York in a day, and its delay as it is known at T.
+        """The aircraft's last flight from New York within a day, and its delay as known at T.
 
-        If it has landed, its delay on arrival; if it has left, that on departure; else how long
-        it is overdue. The slack is what is left of the time between the two departures if it
-        flew there and back.
+        The delay is that on arrival if it has landed, on departure if it has left, and otherwise
+        the time since its T. The slack is the time between the two departures minus the delay and
+        the flights there and back.
         """
         leg = self._legs.within(tail, at - DAY + 1, at)
         gap = at - leg["time"]
@@ -210,28 +209,26 @@ class FlightFeatures:
 
 
 def add_features(block: pa.Table, tables: Mapping[str, Any]) -> pa.Table:
-    """Features of a block of flights, with what there is to predict.
+    """Features and targets of a block of flights.
 
     Args:
         block: Rows of `flights` that have landed.
-        tables: Those of `flight_etl.etl`.
+        tables: Tables of `flight_etl.etl`.
 
     Returns:
         The schedule's columns, the features as float32, `arr_delay` and `late`, 0 or 1.
     """
-    import pyarrow as pa
-
     features = FlightFeatures({name: table.to_arrow() for name, table in tables.items()})
-    found = features(Flights.of(block))
+    values = features(Flights.of(block))
     columns: dict[str, Any] = {name: block[name] for name in SCHEDULE if name != "block"}
-    columns |= {name: pa.array(found[:, at], from_pandas=True) for at, name in enumerate(FEATURES)}
+    columns |= {name: pa.array(values[:, at], from_pandas=True) for at, name in enumerate(FEATURES)}
     delay = numbers(block["arr_delay"])
     columns["arr_delay"] = delay
     columns["late"] = (delay > LATE).astype(np.int8)
     return pa.table(columns)
 
 
-# Name, key, minutes before T and what is averaged, of departures and of arrivals.
+# Name, key, minutes before T and averaged value of the features of departures and arrivals.
 _DEPARTED = (
     ("origin_30m_late", "origin", 30, "late"),
     ("origin_3h_late", "origin", 3 * HOUR, "late"),
@@ -256,7 +253,7 @@ _RATES = (("hist_flight", "number"), ("hist_route", "route"))
 
 
 def _weather(rows: pa.Table, origins: Codes) -> Latest:
-    """Weather by origin, known when its hour is over."""
+    """Weather by origin, known at the end of its hour."""
     frame = pl.from_arrow(rows)
     assert isinstance(frame, pl.DataFrame)
     speed, angle = pl.col("wind_speed").clip(0, 80), pl.col("wind_dir").radians()
@@ -279,10 +276,10 @@ def _weather(rows: pa.Table, origins: Codes) -> Latest:
 
 
 def _known(departure: np.ndarray, minutes_later: np.ndarray) -> np.ndarray:
-    """When an outcome is known: not before the scheduled departure; NEVER if there is none."""
-    there = ~np.isnan(minutes_later)
-    later = np.where(there, np.maximum(minutes_later, 0), 0).astype(np.int64)
-    return np.where(there, departure + later, NEVER)
+    """Minute at which an outcome is known, from the scheduled departure on; NEVER without one."""
+    present = ~np.isnan(minutes_later)
+    later = np.where(present, np.maximum(minutes_later, 0), 0).astype(np.int64)
+    return np.where(present, departure + later, NEVER)
 
 
 def _mean(sums: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -293,8 +290,8 @@ def _code(codes: np.ndarray) -> np.ndarray:
     return np.where(codes < 0, np.nan, codes)
 
 
-def _held(codes: Codes, rows: tuple[np.ndarray, ...], values: np.ndarray) -> np.ndarray:
-    """The value of each code; NaN at -1."""
-    held = np.full(len(codes) + 1, np.nan)
-    held[codes(*rows)] = values
-    return held
+def _by_code(codes: Codes, rows: tuple[np.ndarray, ...], values: np.ndarray) -> np.ndarray:
+    """Values by code; NaN at -1."""
+    by_code = np.full(len(codes) + 1, np.nan)
+    by_code[codes(*rows)] = values
+    return by_code

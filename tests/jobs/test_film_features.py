@@ -1,4 +1,4 @@
-"""No feature changes when a rating that comes after its cut is changed."""
+"""Features at a cut do not depend on later ratings."""
 
 import numpy as np
 import pandas as pd
@@ -43,8 +43,10 @@ def ratings_of_people(people: int = 20, films: int = 60) -> pd.DataFrame:
 
 
 def features(ratings: pd.DataFrame, users: np.ndarray, films: np.ndarray, cut: int) -> np.ndarray:
-    known = FilmFeatures(*tables(ratings), part=cut)
-    return known.of_candidates(known.rows(users), np.tile(films, (len(users), 1)))
+    films_at_cut = FilmFeatures(*tables(ratings), part=cut)
+    return films_at_cut.candidate_features(
+        films_at_cut.rows(users), np.tile(films, (len(users), 1))
+    )
 
 
 @pytest.mark.parametrize("cut", [VALIDATION, TEST])
@@ -54,8 +56,8 @@ def test_features_at_a_cut_ignore_every_later_rating(cut: int) -> None:
     later = split[split["part"] >= cut]
     assert len(later) >= 100
     changed = ratings.merge(later[["userId", "movieId", "part"]], how="left")
-    # What a like or dislike after the cut was, and when, may not matter. Their number is kept,
-    # since the split itself is counted from the end.
+    # The values and times of later ratings must not matter. Their number is unchanged, since the
+    # split itself is counted from the end.
     low = changed["part"].notna() & (changed["rating"] < 4)
     changed.loc[low, "rating"] = 0.5
     high = changed["part"].notna() & (changed["rating"] >= 4)
@@ -65,7 +67,7 @@ def test_features_at_a_cut_ignore_every_later_rating(cut: int) -> None:
     before, after = (features(frame, users, films, cut) for frame in (ratings, changed))
     assert before.shape == (len(users), 60, len(FEATURES))
     assert np.array_equal(before, after)
-    # And they do see what comes before it.
+    # Earlier ratings do matter.
     changed.loc[changed["part"].isna(), "timestamp"] += 7 * 86_400
     assert not np.array_equal(before, features(changed, users, films, cut))
 
@@ -73,21 +75,21 @@ def test_features_at_a_cut_ignore_every_later_rating(cut: int) -> None:
 def test_history_is_newest_first_and_padded() -> None:
     ratings = ratings_of_people()
     split, films, people = tables(ratings)
-    known = FilmFeatures(split, films, people, part=VALIDATION)
+    films_at_cut = FilmFeatures(split, films, people, part=VALIDATION)
     frame = split.to_pandas()
     mine = frame[(frame["userId"] == 7) & frame["positive"] & (frame["part"] < VALIDATION)]
     expected = mine.sort_values(["timestamp", "movieId"])["movieId"].to_numpy()[::-1][:HISTORY]
-    row = known.history[known.rows(np.array([7]))[0]]
+    row = films_at_cut.history[films_at_cut.rows(np.array([7]))[0]]
     assert np.array_equal(row[row >= 0], expected)
     assert (row[len(expected) :] == -1).all()
 
 
 def test_unknown_people_have_no_row() -> None:
-    known = FilmFeatures(*tables(ratings_of_people()), part=VALIDATION)
-    assert known.rows(np.array([3, 999, -1])).tolist() == [3, -1, -1]
+    films_at_cut = FilmFeatures(*tables(ratings_of_people()), part=VALIDATION)
+    assert films_at_cut.rows(np.array([3, 999, -1])).tolist() == [3, -1, -1]
 
 
-def test_the_towers_train_and_are_asked_only_with_what_precedes_the_cut() -> None:
+def test_the_towers_train_and_validate_on_ratings_before_the_cut() -> None:
     ratings = ratings_of_people()
     split, films, _ = tables(ratings)
     task = TwoTower(VALIDATION)
@@ -95,22 +97,22 @@ def test_the_towers_train_and_are_asked_only_with_what_precedes_the_cut() -> Non
     frame = split.to_pandas()
     assert examples == (frame["positive"] & (frame["part"] < VALIDATION)).sum()
     assert task._validation is not None
-    history, wanted, _ = task._validation
+    history, targets, _ = task._validation
     for user in range(20):
         mine = frame[(frame["userId"] == user) & frame["positive"]]
-        assert set(wanted[user]) == set(mine[mine["part"] == 1]["movieId"])
+        assert set(targets[user]) == set(mine[mine["part"] == 1]["movieId"])
         assert set(history[user]) - {-1} <= set(mine[mine["part"] == 0]["movieId"])
 
 
-def test_films_that_came_along_to_fill_the_candidates_are_marked() -> None:
+def test_films_that_fill_up_the_candidates_are_marked() -> None:
     split, films, people = tables(ratings_of_people())
-    known = FilmFeatures(split, films, people, part=NOW)
+    films_at_cut = FilmFeatures(split, films, people, part=NOW)
     content = film_content(films)
     towers = Towers(*content, 8, 0.0, 0.0).eval()
-    rows = known.rows(np.arange(20))
+    rows = films_at_cut.rows(np.arange(20))
     search = exact_search(towers.index_vectors())
-    found, scores = candidates(known, towers, search, rows, rated=True)
-    for row, of_person, score in zip(rows, found, scores, strict=True):
-        rated = np.isin(of_person, known.known_films(row, rated=True))
+    chosen, scores = candidates(films_at_cut, towers, search, rows, rated=True)
+    for row, of_person, score in zip(rows, chosen, scores, strict=True):
+        rated = np.isin(of_person, films_at_cut.known_films(row, rated=True))
         assert rated.sum() == 40  # all 60 films are candidates
         assert np.array_equal(np.isneginf(score), rated)

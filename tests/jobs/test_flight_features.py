@@ -1,4 +1,4 @@
-"""Features of flights: what they are, that they know nothing of the future, bulk and online."""
+"""Features of flights: definitions, independence of the future, bulk and online."""
 
 import datetime as dt
 from typing import Any
@@ -35,7 +35,7 @@ def _frame(table: pa.Table) -> pl.DataFrame:
 
 
 def forget_after(tables: small.Tables, moment: dt.datetime) -> small.Tables:
-    """The tables as they stood then: timetable whole, outcomes and weather only what was known."""
+    """The tables at a moment: the full timetable, but only the outcomes and weather known then."""
     at = pl.lit(moment)
     delay = pl.max_horizontal("dep_delay", pl.lit(0))
     left = pl.col("departure") + pl.duration(minutes=delay) < at
@@ -56,17 +56,17 @@ def test_forgetting_the_future_changes_no_feature(
 ) -> None:
     erased = forget_after(tables, moment)
     before = (_frame(tables["flights"])["departure"] <= moment).to_numpy()
-    found = FlightFeatures(erased)(Flights.of(tables["flights"]))
-    np.testing.assert_array_equal(found[before], everything[before])
+    features = FlightFeatures(erased)(Flights.of(tables["flights"]))
+    np.testing.assert_array_equal(features[before], everything[before])
     forgotten = (
         erased["flights"]["arr_delay"].null_count - tables["flights"]["arr_delay"].null_count
     )
     assert forgotten > 1000
-    changed = (found != everything) & ~(np.isnan(found) & np.isnan(everything))
+    changed = (features != everything) & ~(np.isnan(features) & np.isnan(everything))
     late = changed[~before].any(axis=0)
-    known = {"minute_of_day", "weekday", "block", "distance", "seats", "sched_prev60", "tail_gap"}
-    known |= {"carrier_code", "origin_code", "dest_code"}
-    assert {name for name, one in zip(FEATURES, late, strict=True) if not one} == known
+    static = {"minute_of_day", "weekday", "block", "distance", "seats", "sched_prev60", "tail_gap"}
+    static |= {"carrier_code", "origin_code", "dest_code"}
+    assert {name for name, differs in zip(FEATURES, late, strict=True) if not differs} == static
 
 
 def test_a_flights_own_outcome_is_not_among_its_features(
@@ -79,25 +79,25 @@ def test_a_flights_own_outcome_is_not_among_its_features(
             dep_delay=pl.when(mine).then(-60).otherwise("dep_delay"),
             arr_delay=pl.when(mine).then(-200).otherwise("arr_delay"),
         )
-        found = FlightFeatures({**tables, "flights": changed.to_arrow()})
-        one = found(Flights.of(tables["flights"].slice(row, 1)))
-        np.testing.assert_array_equal(one, everything[row : row + 1])
+        features = FlightFeatures({**tables, "flights": changed.to_arrow()})
+        own = features(Flights.of(tables["flights"].slice(row, 1)))
+        np.testing.assert_array_equal(own, everything[row : row + 1])
 
 
-def test_one_request_gets_what_the_table_gets(tables: small.Tables, everything: np.ndarray) -> None:
+def test_a_request_gets_the_bulk_features(tables: small.Tables, everything: np.ndarray) -> None:
     features = FlightFeatures(tables)
     flights = tables["flights"]
     for row in range(0, len(flights), 97):
         request = FlightRequest(**request_of(flights.slice(row, 1).to_pylist()[0])).model_dump()
-        asked = {name: np.array([value]) for name, value in request.items()}
-        schedule = FlightGraph.schedule(None, **asked)  # type: ignore[arg-type]
+        columns = {name: np.array([value]) for name, value in request.items()}
+        schedule = FlightGraph.schedule(None, **columns)  # type: ignore[arg-type]
         np.testing.assert_array_equal(features(schedule), everything[row : row + 1])
 
 
 def test_blocks_get_their_features_from_all_flights(
     tables: small.Tables, everything: np.ndarray
 ) -> None:
-    class Held:
+    class LocalTable:
         """A Table in this process."""
 
         def __init__(self, rows: pa.Table) -> None:
@@ -107,84 +107,84 @@ def test_blocks_get_their_features_from_all_flights(
             return self.rows
 
     block = tables["flights"].slice(1000, 50)
-    made = add_features(block, {name: Held(rows) for name, rows in tables.items()})
-    found = np.stack([made[name].to_numpy() for name in FEATURES], axis=1)
-    np.testing.assert_array_equal(found, everything[1000:1050])
+    features = add_features(block, {name: LocalTable(rows) for name, rows in tables.items()})
+    matrix = np.stack([features[name].to_numpy() for name in FEATURES], axis=1)
+    np.testing.assert_array_equal(matrix, everything[1000:1050])
     delay = block["arr_delay"].to_numpy()
-    assert made["late"].to_pylist() == [int(minutes > 15) for minutes in delay]
+    assert features["late"].to_pylist() == [int(minutes > 15) for minutes in delay]
 
 
-def test_what_nobody_has_seen_is_missing(tables: small.Tables) -> None:
+def test_unseen_keys_give_missing_features(tables: small.Tables) -> None:
     flights = Flights.of(tables["flights"].slice(2000, 1))
     unseen = {"carrier": "ZZ", "dest": "XXX", "tailnum": "N0NE", "origin": "BOS"}
     strange = flights._replace(**{name: np.array([text]) for name, text in unseen.items()})
     features = FlightFeatures(tables)
-    found = dict(zip(FEATURES, features(strange)[0], strict=True))
+    values = dict(zip(FEATURES, features(strange)[0], strict=True))
     for name in ("carrier_code", "dest_code", "origin_code", "distance", "seats", "tail_gap"):
-        assert np.isnan(found[name])
-    assert found["carrier_queue"] == found["origin_wait"] == found["hist_flight"] == 0
-    assert found["all_queue"] > 0
+        assert np.isnan(values[name])
+    assert values["carrier_queue"] == values["origin_wait"] == values["hist_flight"] == 0
+    assert values["all_queue"] > 0
     assert not any(seen[0] for seen in features.knows(strange).values())
     assert all(seen[0] for seen in features.knows(flights).values())
     far = flights._replace(departure=np.array([minutes_of("9999-12-31T23:00:00+00:00")]))
     assert np.isnan(dict(zip(FEATURES, features(far)[0], strict=True))["origin_3h_late"])
 
 
-# --- definitions, by walking all flights ---
+# --- definitions, by brute force ---
 
 
 def brute_force(tables: small.Tables, row: int) -> dict[str, float]:
-    """The features of one flight by their definitions."""
+    """Features of one flight by their definitions."""
     flights = tables["flights"].to_pylist()
-    places = {one["airport"]: one for one in tables["airports"].to_pylist()}
+    places = {f["airport"]: f for f in tables["airports"].to_pylist()}
     me, at = flights[row], minutes(flights[row]["departure"])
-    for one in flights:
-        one["at"] = minutes(one["departure"])
-        one["left"] = one["landed"] = float("inf")
-        if one["dep_delay"] is not None:
-            one["left"] = max(one["at"] + one["dep_delay"], one["at"])
-        if one["arr_delay"] is not None:
-            one["landed"] = max(one["at"] + one["block"] + one["arr_delay"], one["at"])
-        place = places[one["dest"]]
-        one["region"] = (place["lat"] // 4, place["lon"] // 6)
+    for f in flights:
+        f["at"] = minutes(f["departure"])
+        f["left"] = f["landed"] = float("inf")
+        if f["dep_delay"] is not None:
+            f["left"] = max(f["at"] + f["dep_delay"], f["at"])
+        if f["arr_delay"] is not None:
+            f["landed"] = max(f["at"] + f["block"] + f["arr_delay"], f["at"])
+        place = places[f["dest"]]
+        f["region"] = (place["lat"] // 4, place["lon"] // 6)
 
     def like_me(*names: str) -> list[dict[str, Any]]:
-        return [one for one in flights if all(one[name] == me[name] for name in names)]
+        return [f for f in flights if all(f[name] == me[name] for name in names)]
 
     def mean(values: list[float]) -> float:
         return float(np.mean(values)) if values else float("nan")
 
     def left(span: int, *names: str) -> list[dict[str, Any]]:
-        return [one for one in like_me(*names) if at - span <= one["left"] < at]
+        return [f for f in like_me(*names) if at - span <= f["left"] < at]
 
     def landed(span: int, *names: str) -> list[dict[str, Any]]:
-        return [one for one in like_me(*names) if at - span <= one["landed"] < at]
+        return [f for f in like_me(*names) if at - span <= f["landed"] < at]
 
-    def late(some: list[dict[str, Any]]) -> float:
-        return mean([one["dep_delay"] > 15 for one in some])
+    def late(group: list[dict[str, Any]]) -> float:
+        return mean([f["dep_delay"] > 15 for f in group])
 
-    def gain(some: list[dict[str, Any]]) -> float:
-        return mean([np.clip(one["dep_delay"] - one["arr_delay"], -90, 60) for one in some])
+    def gain(group: list[dict[str, Any]]) -> float:
+        return mean([np.clip(f["dep_delay"] - f["arr_delay"], -90, 60) for f in group])
 
-    def delay(some: list[dict[str, Any]]) -> float:
-        return mean([np.clip(one["arr_delay"], -40, 180) for one in some])
+    def delay(group: list[dict[str, Any]]) -> float:
+        return mean([np.clip(f["arr_delay"], -40, 180) for f in group])
 
     def waiting(*names: str) -> list[dict[str, Any]]:
-        return [one for one in like_me(*names) if at - 240 <= one["at"] < at <= one["left"]]
+        return [f for f in like_me(*names) if at - 240 <= f["at"] < at <= f["left"]]
 
-    found = {
-        "sched_prev60": len([1 for one in like_me("origin") if at - 60 <= one["at"] < at]),
+    features = {
+        "sched_prev60": len([1 for f in like_me("origin") if at - 60 <= f["at"] < at]),
         "origin_queue": len(waiting("origin")),
-        "origin_wait": sum(at - one["at"] for one in waiting("origin")),
+        "origin_wait": sum(at - f["at"] for f in waiting("origin")),
         "all_queue": len(waiting()),
         "carrier_queue": len(waiting("carrier")),
         "region_queue": len(waiting("region")),
         "origin_30m_late": late(left(30, "origin")),
         "origin_3h_late": late(left(180, "origin")),
         "all_2h_late": late(left(120)),
-        "all_24h_delay": mean([np.clip(one["dep_delay"], -15, 180) for one in left(1440)]),
+        "all_24h_delay": mean([np.clip(f["dep_delay"], -15, 180) for f in left(1440)]),
         "oc_3h_delay": mean(
-            [np.clip(one["dep_delay"], -15, 180) for one in left(180, "origin", "carrier")]
+            [np.clip(f["dep_delay"], -15, 180) for f in left(180, "origin", "carrier")]
         ),
         "oc_24h_late": late(left(1440, "origin", "carrier")),
         "carrier_2h_late": late(left(120, "carrier")),
@@ -196,9 +196,11 @@ def brute_force(tables: small.Tables, row: int) -> dict[str, float]:
         "origin_arr_3h_taxi": mean(
             [
                 np.clip(
-                    one["block"] + one["arr_delay"] - one["dep_delay"] - one["air_time"], 0, 120
+                    f["block"] + f["arr_delay"] - f["dep_delay"] - f["air_time"],
+                    0,
+                    120,
                 )
-                for one in landed(180, "origin")
+                for f in landed(180, "origin")
             ]
         ),
         "route_10d_gain": gain(landed(14400, "dest", "carrier")),
@@ -206,55 +208,53 @@ def brute_force(tables: small.Tables, row: int) -> dict[str, float]:
         "flight_14d_arr_delay": delay(landed(20160, "carrier", "flight", "dest")),
     }
     day, new_york = 1440, -240  # July
-    past = [one for one in flights if (one["landed"] + new_york) // day < (at + new_york) // day]
+    past = [f for f in flights if (f["landed"] + new_york) // day < (at + new_york) // day]
     for name, by in (("hist_flight", ("carrier", "flight", "dest")),
                      ("hist_route", ("origin", "dest", "carrier"))):  # fmt: skip
         above = 0.0
-        mine = [one for one in past if all(one[key] == me[key] for key in by)]
-        for one in mine:
-            on = (one["landed"] + new_york) // day
-            so_far = [other for other in past if (other["landed"] + new_york) // day <= on]
-            above += (one["arr_delay"] > 15) - np.mean([o["arr_delay"] > 15 for o in so_far])
-        found[name] = above / (len(mine) + 30)
-    legs = [one for one in like_me("tailnum") if me["tailnum"] and at - 1440 < one["at"] < at]
+        mine = [f for f in past if all(f[key] == me[key] for key in by)]
+        for f in mine:
+            on = (f["landed"] + new_york) // day
+            so_far = [peer for peer in past if (peer["landed"] + new_york) // day <= on]
+            above += (f["arr_delay"] > 15) - np.mean([o["arr_delay"] > 15 for o in so_far])
+        features[name] = above / (len(mine) + 30)
+    legs = [f for f in like_me("tailnum") if me["tailnum"] and at - 1440 < f["at"] < at]
     if legs:
-        leg = max(legs, key=lambda one: one["at"])
-        known = leg["dep_delay"] if leg["left"] < at else at - leg["at"]
-        known = leg["arr_delay"] if leg["landed"] < at else known
-        found["tail_gap"] = at - leg["at"]
-        found["tail_prev_delay"] = known
-        found["tail_slack"] = at - leg["at"] - known - 2 * leg["block"]
+        leg = max(legs, key=lambda f: f["at"])
+        leg_delay = leg["dep_delay"] if leg["left"] < at else at - leg["at"]
+        leg_delay = leg["arr_delay"] if leg["landed"] < at else leg_delay
+        features["tail_gap"] = at - leg["at"]
+        features["tail_prev_delay"] = leg_delay
+        features["tail_slack"] = at - leg["at"] - leg_delay - 2 * leg["block"]
     hours = sorted(
-        (one for one in tables["weather"].to_pylist()
-         if one["origin"] == me["origin"] and minutes(one["time_hour"]) + 60 <= at),
-        key=lambda one: one["time_hour"],
+        (f for f in tables["weather"].to_pylist()
+         if f["origin"] == me["origin"] and minutes(f["time_hour"]) + 60 <= at),
+        key=lambda f: f["time_hour"],
     )  # fmt: skip
     now = hours[-1]
     speed, angle = min(now["wind_speed"], 80), np.radians(now["wind_dir"])
-    found |= {
+    features |= {
         "humid": now["humid"],
         "wind_n": np.cos(angle) * speed,
         "wind_e": np.sin(angle) * speed,
-        "precip_3h": sum(one["precip"] for one in hours[-3:]),
+        "precip_3h": sum(f["precip"] for f in hours[-3:]),
     }
-    return found
+    return features
 
 
 def minutes(moment: dt.datetime) -> int:
     return int(moment.timestamp()) // 60
 
 
-def test_features_are_what_their_definitions_say(
-    tables: small.Tables, everything: np.ndarray
-) -> None:
+def test_features_equal_their_definitions(tables: small.Tables, everything: np.ndarray) -> None:
     departures = tables["flights"]["departure"].to_pylist()
     on_the_10th = [row for row, at in enumerate(departures) if at.date() == STORM.date()]
     compared = 0
     for row in np.random.default_rng(1).choice(on_the_10th, 12, replace=False):
         expected = brute_force(tables, int(row))
-        found = dict(zip(FEATURES, everything[row], strict=True))
+        features = dict(zip(FEATURES, everything[row], strict=True))
         for name, value in expected.items():
-            assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-5, nan_ok=True), name
+            assert features[name] == pytest.approx(value, rel=1e-5, abs=1e-5, nan_ok=True), name
         compared += len([1 for value in expected.values() if value == value])
     assert compared > 12 * 25
 
@@ -271,8 +271,8 @@ def schedule_of(hour: str, zone: str | None, leaves: int, arrives: int) -> tuple
         "tailnum": ["N1"], "origin": ["JFK"], "dest": ["XXX"], "dep_delay": [0],
         "arr_delay": [0], "air_time": [60],
     }  # fmt: skip
-    made = _frame(add_schedule(pl.DataFrame(row).to_arrow())).row(0, named=True)
-    return made["departure"].isoformat(), made["block"]
+    flight = _frame(add_schedule(pl.DataFrame(row).to_arrow())).row(0, named=True)
+    return flight["departure"].isoformat(), flight["block"]
 
 
 @pytest.mark.parametrize(
@@ -285,20 +285,20 @@ def schedule_of(hour: str, zone: str | None, leaves: int, arrives: int) -> tuple
         ("2013-01-10T15:00:00+00:00", "Pacific/Honolulu", 1015, 1555, 640),
         ("2013-07-11T03:00:00+00:00", "America/Puerto_Rico", 2359, 345, 226),  # over midnight
         ("2013-01-11T04:00:00+00:00", "America/Puerto_Rico", 2359, 445, 226),  # an hour ahead
-        ("2013-07-10T14:00:00+00:00", None, 1015, 1130, 75),  # not known: taken for New York's
+        ("2013-07-10T14:00:00+00:00", None, 1015, 1130, 75),  # unknown: New York time
     ],
 )
 def test_block_time_is_from_clock_to_clock(
     hour: str, zone: str | None, leaves: int, arrives: int, block: int
 ) -> None:
-    departure, found = schedule_of(hour, zone, leaves, arrives)
+    departure, block_time = schedule_of(hour, zone, leaves, arrives)
     expected = dt.datetime.fromisoformat(hour) + dt.timedelta(minutes=leaves % 100)
-    assert (dt.datetime.fromisoformat(departure), found) == (expected, block)
+    assert (dt.datetime.fromisoformat(departure), block_time) == (expected, block)
 
 
-def test_the_clock_of_new_york_knows_both_changes(tables: small.Tables) -> None:
+def test_the_clock_of_new_york_changes_twice(tables: small.Tables) -> None:
     features = FlightFeatures(tables)
-    one = Flights.of(tables["flights"].slice(0, 1))
+    flight = Flights.of(tables["flights"].slice(0, 1))
     place, weekday = FEATURES.index("minute_of_day"), FEATURES.index("weekday")
     for moment, clock, day in (
         ("2013-03-10T06:59:00+00:00", 119, 6),
@@ -308,11 +308,11 @@ def test_the_clock_of_new_york_knows_both_changes(tables: small.Tables) -> None:
         ("2013-11-04T04:59:00+00:00", 1439, 6),
         ("2013-11-04T05:00:00+00:00", 0, 0),
     ):
-        found = features(one._replace(departure=np.array([minutes_of(moment)])))[0]
-        assert (found[place], found[weekday]) == (clock, day), moment
+        values = features(flight._replace(departure=np.array([minutes_of(moment)])))[0]
+        assert (values[place], values[weekday]) == (clock, day), moment
 
 
-def test_a_request_says_which_of_two_equal_clocks_it_means() -> None:
+def test_a_request_distinguishes_repeated_clock_times() -> None:
     early, late = "2013-11-03T01:30:00-04:00", "2013-11-03T01:30:00-05:00"
     assert minutes_of(late) - minutes_of(early) == 60
     assert minutes_of("2013-12-17T23:30:00Z") == minutes_of("2013-12-17T18:30:00-05:00")

@@ -108,18 +108,18 @@ def shared_rows(
 
 def time_overlaps(tables: Mapping[str, Table], column: str) -> dict[tuple[str, str], TimeOverlap]:
     """Overlaps of pairs of splits of which the earlier one ends after the later one starts."""
-    each = {name: each_block(table, "leaks_time") for name, table in tables.items() if len(table)}
+    calls = {name: each_block(table, "leaks_time") for name, table in tables.items() if len(table)}
     key = functools.partial(time_key, column=column)
-    spans = {name: count_groups(call, key)[0] for name, call in each.items()}
-    kind, names = next(iter(tables.values())).schema.field(column).type, list(each)
+    spans = {name: count_groups(call, key)[0] for name, call in calls.items()}
+    kind, names = next(iter(tables.values())).schema.field(column).type, list(calls)
     overlaps = {}
     for number, earlier in enumerate(names):
         for later in names[number + 1 :]:
             first, last = spans[later].low, spans[earlier].high
             if first < last:
                 overlaps[earlier, later] = TimeOverlap(
-                    sum(each[earlier](_beyond, column, first, True)),
-                    sum(each[later](_beyond, column, last, False)),
+                    sum(calls[earlier](_beyond, column, first, True)),
+                    sum(calls[later](_beyond, column, last, False)),
                     value_of(first, kind),
                     value_of(last, kind),
                 )

@@ -132,14 +132,14 @@ def _balance(
             f"{label}: every row of the training split is of class {next(iter(classes), None)!r}, "
             "so there is nothing to balance. Is this the column of classes?"
         )
-    each, key = each_block(table, "count_classes"), random_key(seed)
-    groups = strata(each, key, [label])
+    map_blocks, key = each_block(table, "count_classes"), random_key(seed)
+    groups = strata(map_blocks, key, [label])
     target = int(target_of(classes.values()) + 0.5)
     sizes = {group: bound(counted.rows, target) for group, counted in groups.items()}
     changed = sum(size != groups[group].rows for group, size in sizes.items())
     copies = {group: size // groups[group].rows for group, size in sizes.items()}
     extra = {group: size % groups[group].rows for group, size in sizes.items()}
-    limits = limits_of(each, key, groups, extra, [label])
+    limits = limits_of(map_blocks, key, groups, extra, [label])
     balanced = deal(
         table, [splits.training], _repeated, seed, label, limits, copies,
         name=action, how={"label": label, "sampling_strategy": sampling_strategy, "seed": seed},

@@ -64,9 +64,11 @@ def sample(
             weight.
     """
     need(table, stratify)
-    each = each_block(table, "sample")
+    map_blocks = each_block(table, "sample")
     size = _size(len(table), rows, fraction)
-    limits = choose(each, size, by=stratify, allocation=allocation, weights=weights, seed=seed)
+    limits = choose(
+        map_blocks, size, by=stratify, allocation=allocation, weights=weights, seed=seed
+    )
     key = random_key(seed, weights)
     how = {
         "rows": size, "stratify": stratify, "allocation": allocation, "weights": weights,
@@ -98,9 +100,9 @@ def importance_sample(
     """
     if column in table.schema.names:
         raise DataError(f"the table has a column {column!r} already: give another name as column=")
-    each, key = each_block(table, "importance_sample"), random_key(seed, weights)
+    map_blocks, key = each_block(table, "importance_sample"), random_key(seed, weights)
     size = _size(len(table), rows, None)
-    limits, beyond = importance_limits(each, size, len(table), weights, seed)
+    limits, beyond = importance_limits(map_blocks, size, len(table), weights, seed)
     how = {"rows": size, "weights": weights, "column": column, "seed": seed}
     return deal(
         table, ["sample"], _drawn_with_weight, key, limits, weights, beyond, column,
@@ -116,7 +118,7 @@ def random_key(seed: int, weights: str | None = None) -> Key:
 
 
 def choose(
-    each: Each,
+    map_blocks: Each,
     size: int,
     *,
     by: Sequence[str] = (),
@@ -126,27 +128,27 @@ def choose(
 ) -> dict[int, tuple[int, int]]:
     """The largest drawn key of each group, and its row."""
     key = random_key(seed, weights)
-    groups = strata(each, key, by)
+    groups = strata(map_blocks, key, by)
     shares = allot({group: counted.rows for group, counted in groups.items()}, size, allocation)
-    return limits_of(each, key, groups, shares, by)
+    return limits_of(map_blocks, key, groups, shares, by)
 
 
 def importance_limits(
-    each: Each, size: int, rows: int, weights: str, seed: int
+    map_blocks: Each, size: int, rows: int, weights: str, seed: int
 ) -> tuple[dict[int, tuple[int, int]], float]:
     """Limits as `choose` returns them, and the smallest key not drawn, infinite without one."""
     key = random_key(seed, weights)
-    groups = count_groups(each, key)
-    limits = limits_of(each, key, groups, {0: size})
+    groups = count_groups(map_blocks, key)
+    limits = limits_of(map_blocks, key, groups, {0: size})
     if size == rows:
         return limits, np.inf
-    place = locate(each, key, [(0, size + 1)], groups)[0]
+    place = locate(map_blocks, key, [(0, size + 1)], groups)[0]
     return limits, float(np.array(place.key, np.uint64).view(np.float64))
 
 
-def strata(each: Each, key: Key, by: Sequence[str]) -> dict[int, Group]:
+def strata(map_blocks: Each, key: Key, by: Sequence[str]) -> dict[int, Group]:
     """The groups of rows equal in `by`; too many to be strata are refused."""
-    groups = count_groups(each, key, by)
+    groups = count_groups(map_blocks, key, by)
     if len(groups) > _MAX_GROUPS:
         raise DataError(
             f"the columns {list(by)} have {len(groups)} combinations of values, more than "
@@ -156,7 +158,7 @@ def strata(each: Each, key: Key, by: Sequence[str]) -> dict[int, Group]:
 
 
 def limits_of(
-    each: Each,
+    map_blocks: Each,
     key: Key,
     groups: dict[int, Group],
     sizes: dict[int, int],
@@ -165,7 +167,7 @@ def limits_of(
     """The largest key, and its row, among the `sizes` smallest of each group."""
     limits = {group: _ALL if sizes[group] else _NONE for group in groups}
     ranks = [(group, sizes[group]) for group in groups if 0 < sizes[group] < groups[group].rows]
-    for (group, size), place in zip(ranks, locate(each, key, ranks, groups, by), strict=True):
+    for (group, size), place in zip(ranks, locate(map_blocks, key, ranks, groups, by), strict=True):
         limits[group] = place.key, place.row
         _refuse_never(place.key, place.below, size)
     for group, counted in groups.items():

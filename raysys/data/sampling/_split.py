@@ -154,12 +154,12 @@ def hash_key(columns: Sequence[str], seed: int) -> Key:
     return functools.partial(_hash_key, columns=tuple(columns), seed=seed)
 
 
-def cuts_of(each: Each, key: Key, upto: Sequence[float]) -> list[int]:
+def cuts_of(map_blocks: Each, key: Key, upto: Sequence[float]) -> list[int]:
     """Keys at which the later splits start, nearest to these cumulative fractions."""
-    groups = count_groups(each, key)
+    groups = count_groups(map_blocks, key)
     rows = sum(group.rows for group in groups.values())
     ranks = [min(max(int(fraction * rows + 0.5), 1), rows) for fraction in upto]
-    places = locate(each, key, [(0, rank) for rank in ranks], groups)
+    places = locate(map_blocks, key, [(0, rank) for rank in ranks], groups)
 
     def start(place: RankedKey, rank: int) -> int:
         if rank - place.below < place.upto - rank:

@@ -43,8 +43,8 @@ def split_stratified(
             split.
     """
     need(table, stratify)
-    each = each_block(table, "split_stratified")
-    limits = stratified_cuts(each, cumulative(fractions), stratify, seed)
+    map_blocks = each_block(table, "split_stratified")
+    limits = stratified_cuts(map_blocks, cumulative(fractions), stratify, seed)
     classes = f"stratified by {', '.join(stratify)}" if stratify else "at random"
     return deal_splits(
         table, list(fractions), f"{classes}, {describe_fractions(fractions)}, seed {seed}",
@@ -53,7 +53,7 @@ def split_stratified(
 
 
 def stratified_cuts(
-    each: Each, upto: Sequence[float], by: Sequence[str], seed: int
+    map_blocks: Each, upto: Sequence[float], by: Sequence[str], seed: int
 ) -> dict[int, list[int]]:
     """The largest key of each part except the last, or -1, by class.
 
@@ -61,7 +61,7 @@ def stratified_cuts(
     (Madow, 1949), under which a difference of two cuts is within a row of its fraction too.
     """
     key = random_key(seed)
-    groups = strata(each, key, by)
+    groups = strata(map_blocks, key, by)
     draws = mix(np.array(list(groups), np.uint64), seed).astype(np.float64) / 2.0**64
     ranks = [
         (group, int(fraction * counted.rows + draw))
@@ -69,7 +69,7 @@ def stratified_cuts(
         for fraction in upto
     ]
     positive = [pair for pair in ranks if pair[1] > 0]
-    located = dict(zip(positive, locate(each, key, positive, groups, by), strict=True))
+    located = dict(zip(positive, locate(map_blocks, key, positive, groups, by), strict=True))
     limits: dict[int, list[int]] = {group: [] for group in groups}
     for pair in ranks:
         limits[pair[0]].append(located[pair].key if pair in located else -1)
