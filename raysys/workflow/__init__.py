@@ -1,20 +1,20 @@
-"""Jobs of steps: Ray tasks with resources, retries and kept results, and the record of a run."""
+"""Jobs of steps: Ray tasks with resources, retries and stored results, and records of runs."""
 
 from raysys.identity import InputFiles
 from raysys.workflow._diagram import draw_record
-from raysys.workflow._job import Job, Progress
+from raysys.workflow._job import Job, StepProgress
 from raysys.workflow._job_command import parse, run_job
 from raysys.workflow._prune import prune
 from raysys.workflow._run_context import Run
-from raysys.workflow._step import Options, Step
+from raysys.workflow._step import Step, StepOptions
 
 __all__ = [
     "InputFiles",
     "Job",
-    "Options",
-    "Progress",
     "Run",
     "Step",
+    "StepOptions",
+    "StepProgress",
     "draw_record",
     "parse",
     "prune",

@@ -1,4 +1,4 @@
-"""A job's steps and their states, as text and as Mermaid."""
+"""Diagrams of a job's steps and their states, as text and as Mermaid."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _COLOURS = {
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A step as it is drawn.
+class _DiagramStep:
+    """A step in a diagram.
 
     Attributes:
-        name: Of the step.
+        name: Name of the step.
         inputs: Names of the steps whose results it takes.
-        state: See `Progress`.
-        seconds: What it took, if that is known.
+        state: State, see `StepProgress`.
+        seconds: Duration, if it is known.
     """
 
     name: str
@@ -36,34 +36,34 @@ class Drawn:
 def draw_record(record: Mapping[str, Any], kind: str = "text") -> str:
     """The steps of a run's record, `run.json`; `kind` is "text" or "mermaid"."""
     steps = [
-        Drawn(step["name"], step["inputs"], step["state"], step.get("seconds"))
+        _DiagramStep(step["name"], step["inputs"], step["state"], step.get("seconds"))
         for step in record["steps"]
     ]
-    return as_mermaid(steps) if kind == "mermaid" else as_text(steps)
+    return _mermaid(steps) if kind == "mermaid" else _text(steps)
 
 
-def as_text(steps: Sequence[Drawn]) -> str:
-    """One line a step: mark, name, state, seconds, inputs."""
+def _text(steps: Sequence[_DiagramStep]) -> str:
+    """A line per step: mark, name, state, seconds, inputs."""
     width = max((len(step.name) for step in steps), default=0)
     lines = []
     for step in steps:
-        took = "" if step.seconds is None else f"{step.seconds:.1f} s"
-        taken = f"  <- {', '.join(step.inputs)}" if step.inputs else ""
-        line = f"{_MARKS[step.state]} {step.name:<{width}}  {step.state:<7} {took:>9}{taken}"
+        duration = "" if step.seconds is None else f"{step.seconds:.1f} s"
+        inputs = f"  <- {', '.join(step.inputs)}" if step.inputs else ""
+        line = f"{_MARKS[step.state]} {step.name:<{width}}  {step.state:<7} {duration:>9}{inputs}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 
 
-def as_mermaid(steps: Sequence[Drawn]) -> str:
+def _mermaid(steps: Sequence[_DiagramStep]) -> str:
     """A flow chart for a Markdown page."""
     ids = {step.name: f"s{number}" for number, step in enumerate(steps)}
     lines = ["flowchart TD"]
     for step in steps:
-        took = "" if step.seconds is None else f", {step.seconds:.1f} s"
+        duration = "" if step.seconds is None else f", {step.seconds:.1f} s"
         text = re.sub(r"[\"<>]", "", f"{step.name}")
-        lines.append(f'    {ids[step.name]}["{text}<br/>{step.state}{took}"]')
-    lines += [f"    {ids[one]} --> {ids[step.name]}" for step in steps for one in step.inputs]
+        lines.append(f'    {ids[step.name]}["{text}<br/>{step.state}{duration}"]')
+    lines += [f"    {ids[name]} --> {ids[step.name]}" for step in steps for name in step.inputs]
     for state, style in _COLOURS.items():
-        if found := [ids[step.name] for step in steps if step.state == state]:
-            lines += [f"    classDef {state} {style}", f"    class {','.join(found)} {state}"]
+        if members := [ids[step.name] for step in steps if step.state == state]:
+            lines += [f"    classDef {state} {style}", f"    class {','.join(members)} {state}"]
     return "\n".join(lines)

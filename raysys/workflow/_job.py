@@ -1,4 +1,4 @@
-"""A job: its steps, in what order they run, and the record of a run."""
+"""A job: its steps, their order and keys, and the record of a run."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ from raysys.tracking import TrackedRun, git_commit, open_run, package_versions
 from raysys.workflow._diagram import draw_record
 from raysys.workflow._execution import Execution
 from raysys.workflow._run_context import Notes
-from raysys.workflow._step import Step, check_name, filled, named
-from raysys.workflow._step_results import Result, load
+from raysys.workflow._step import Step, check_name, step_name, with_results
+from raysys.workflow._step_results import StepResult, load
 from raysys.workflow._step_task import Costs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from pydantic import BaseModel
 
 
 @dataclass
-class Progress:
-    """How far a step is.
+class StepProgress:
+    """Progress of a step.
 
     Attributes:
         state: "waiting", "running", "done", "skipped" (an earlier result was taken), "failed".
-        key: Digest of its code, parameters and inputs, once these are there.
-        result: What it gave.
-        notes: What it recorded.
-        costs: Of this run; of the earlier one if it was skipped.
-        run: The run that computed the result.
-        error: Why it failed.
+        key: Digest of its code, parameters and inputs, once the inputs are computed.
+        result: Stored result.
+        notes: Records of the step.
+        costs: Costs in this run; in the earlier run if it was skipped.
+        run: Name of the run that computed the result.
+        error: Error message of a failed step.
     """
 
     state: str = "waiting"
     key: str = ""
-    result: Result | None = None
+    result: StepResult | None = None
     notes: Notes | None = None
     costs: Costs | None = None
     run: str = ""
     error: str = ""
 
     @property
-    def is_there(self) -> bool:
-        """Whether it has a result."""
+    def has_result(self) -> bool:
+        """Whether the step is done or skipped."""
         return self.state in ("done", "skipped")
 
 
 class Job:
-    """Steps that run as Ray tasks, as soon as their inputs are there.
+    """Steps that run as Ray tasks, as soon as their inputs are computed.
 
-    A step's result is kept under `steps/` of the storage root with a key of its code, its
-    parameters and the content of its inputs. A later run of the job takes it from there, so that
-    an unchanged step costs nothing, and a job that crashed goes on with the step that failed.
+    A step's result is stored under `steps/` of the storage root with a key of its code, its
+    parameters and the content of its inputs. A later run of the job takes it from there: an
+    unchanged step costs nothing, and a job that crashed resumes at the step that failed.
 
     Example:
         job = Job("recommender", config, Storage())
@@ -72,12 +72,12 @@ class Job:
         job.run()
 
     Attributes:
-        name: Becomes the MLflow experiment.
-        config: The job's settings, recorded as they are.
+        name: Name of the job and of its MLflow experiment.
+        config: Settings of the job, recorded with each run.
         storage: The storage root.
-        steps: In the order in which they were added, by name.
-        progress: Of each step, by name.
-        run_id: Of the run, once it has begun.
+        steps: Steps by name, in the order in which they were added.
+        progress: Progress of the steps by name.
+        run_id: Name of the run, once it has started.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class Job:
         *,
         measure_traffic: bool = False,
     ) -> None:
-        """Begin with no steps.
+        """Create a job without steps.
 
         Args:
-            name: The job's name.
-            config: Its settings.
-            storage: The storage root; the default one if it is left out.
+            name: Name of the job.
+            config: Settings of the job.
+            storage: The storage root, see `Storage` for the default.
             measure_traffic: Record each step's bytes through the object store and of tables
                 through its process; it patches Ray's serialiser in all of the job's workers.
         """
@@ -102,55 +102,61 @@ class Job:
         self.name, self.config = name, config
         self.storage = storage or Storage()
         self.steps: dict[str, Step] = {}
-        self.progress: dict[str, Progress] = {}
+        self.progress: dict[str, StepProgress] = {}
         self.run_id = ""
         self._undo: list[tuple[Step, Callable[[Any], None]]] = []
 
+    def __repr__(self) -> str:
+        run = f", run {self.run_id}" if self.run_id else ""
+        return f"Job({self.name!r}, {len(self.steps)} steps{run})"
+
     def step(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Step:
-        """Add a step, named as its function.
+        """Add a step with the name of its function.
 
         Args:
             function: Called as `function(run, *args, **kwargs)` in a task, with a `Run`.
-            args: Values, and steps that stand for their results, in lists and dicts too.
-            kwargs: The same by name.
+            args: Values, and steps that stand for their results, also in lists and dicts.
+            kwargs: Keyword arguments of the same kinds.
 
         Returns:
-            The step, to be given to others; `options` says how it is run.
+            The step, an argument for others; see `Step.options` for resources and retries.
         """
-        step = Step(named(function), function, args, kwargs)
+        step = Step(step_name(function), function, args, kwargs)
         check_name(step.name)
         if step.name in self.steps:
             raise RaysysError(
                 f"job {self.name!r} has two steps {step.name!r}: give the second function "
                 "another name"
             )
-        for one in step.inputs:
-            if self.steps.get(one.name) is not one:
-                raise RaysysError(f"step {step.name!r} takes a step of another job: {one.name!r}")
+        for source in step.inputs:
+            if self.steps.get(source.name) is not source:
+                raise RaysysError(
+                    f"step {step.name!r} takes a step of another job: {source.name!r}"
+                )
         self.steps[step.name] = step
-        self.progress[step.name] = Progress()
+        self.progress[step.name] = StepProgress()
         return step
 
     def on_failure(self, step: Step, undo: Callable[[Any], None]) -> None:
-        """Call `undo(result)` if the job fails after a step: to end what the step left running."""
+        """Call `undo(result)` if the job fails after a step, to end what the step left running."""
         self._undo.append((step, undo))
 
     def run(self, start: str | None = None) -> None:
-        """Run the steps that have no result yet; a failure ends the job when the others end.
+        """Run the steps that have no result yet; after a failure, running steps still end.
 
         Args:
-            start: This step and all that follow from it run in any case.
+            start: Step that runs in any case, with all that depend on it.
 
         Raises:
-            RaysysError: There is no such step.
+            RaysysError: `start` does not name a step.
             ResourceError: A step needs more than the cluster has; nothing has run.
-            Exception: What a step raised.
+            Exception: Error of a step.
         """
         forced = self._from(start)
         cluster.connect(measure_traffic=self._measures_traffic)
         for step in self.steps.values():
-            if needs := step.how.needs:
-                cluster.require(f"step {step.name!r}", cpus=needs.cpus, gpus=needs.gpus)
+            if demand := step.settings.resources:
+                cluster.require(f"step {step.name!r}", cpus=demand.cpus, gpus=demand.gpus)
         moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         self.run_id = f"{self.name}-{moment}-{secrets.token_hex(2)}"
         with self._tracked() as tracked:
@@ -161,39 +167,43 @@ class Job:
                 execution.close()
 
     def diagram(self, kind: str = "text") -> str:
-        """The steps, what each takes and how far it is.
+        """Diagram of the steps, their inputs and progress.
 
         Args:
             kind: "text" or "mermaid".
         """
-        return draw_record({"steps": [self._recorded(name) for name in self.steps]}, kind)
+        return draw_record({"steps": [self._step_record(name) for name in self.steps]}, kind)
 
-    # --- of the execution ---
+    # --- called by Execution ---
 
     def key_of(self, step: Step) -> str:
-        """Digest of a step's code, parameters and inputs; the inputs must be there."""
-        contents = {one.name: self.progress[one.name].result.content for one in step.inputs}  # type: ignore[union-attr]
-        known = {name: _Content(content) for name, content in contents.items()}
+        """Digest of a step's code, parameters and inputs, whose results must be there."""
+        results = {source.name: self.progress[source.name].result for source in step.inputs}
+        contents = {
+            name: _InputContent(result.content) for name, result in results.items() if result
+        }
         try:
-            given = digest(filled(step.args, known), filled(step.kwargs, known))
+            arguments = digest(
+                with_results(step.args, contents), with_results(step.kwargs, contents)
+            )
             code = digest(step.function)
         except RaysysError as error:
             raise RaysysError(f"step {step.name!r}: {error}") from None
-        return digest(self.name, step.name, code, given)[:20]
+        return digest(self.name, step.name, code, arguments)[:20]
 
     def folder_of(self, step: Step, key: str) -> str:
         """Storage path of a step's folder."""
         return f"steps/{self.name}/{step.name}/{key}"
 
-    def earlier(self, step: Step, key: str) -> Progress | None:
-        """What an earlier run has left of a step."""
-        kept = self.storage.read_bytes(f"{self.folder_of(step, key)}/step.json")
-        if kept is None:
+    def cached(self, step: Step, key: str) -> StepProgress | None:
+        """Progress of a step whose result an earlier run has stored."""
+        data = self.storage.read_bytes(f"{self.folder_of(step, key)}/step.json")
+        if data is None:
             return None
-        known = json.loads(kept)
-        return Progress(
-            "skipped", key, Result(**known["result"]), Notes(**known["notes"]),
-            Costs(**known["costs"]), known["run"],
+        stored = json.loads(data)
+        return StepProgress(
+            "skipped", key, StepResult(**stored["result"]), Notes(**stored["notes"]),
+            Costs(**stored["costs"]), stored["run"],
         )  # fmt: skip
 
     def write(self, status: str) -> None:
@@ -201,14 +211,14 @@ class Job:
         self.storage.write_json(f"runs/{self.run_id}/run.json", self.record(status))
 
     def record(self, status: str) -> dict[str, Any]:
-        """What is known of the run now."""
+        """The run's record at this moment."""
         notes = self.notes()
         return {
             "id": self.run_id,
             "job": self.name,
             "status": status,
             "config": json.loads(self.config.model_dump_json()),
-            "steps": [self._recorded(name) for name in self.steps],
+            "steps": [self._step_record(name) for name in self.steps],
             "metrics": notes.metrics,
             "facts": notes.facts,
             "packages": package_versions(),
@@ -216,36 +226,38 @@ class Job:
         }
 
     def notes(self) -> Notes:
-        """What all steps have recorded."""
+        """Records of all steps."""
         notes = Notes()
-        for one in self.progress.values():
-            if one.notes:
-                notes.add(one.notes)
+        for progress in self.progress.values():
+            if progress.notes:
+                notes.add(progress.notes)
         return notes
 
-    def _recorded(self, name: str) -> dict[str, Any]:
-        one = self.progress[name]
-        costs = asdict(one.costs) if one.costs else {}
+    def _step_record(self, name: str) -> dict[str, Any]:
+        progress = self.progress[name]
+        costs = asdict(progress.costs) if progress.costs else {}
         inputs = [step.name for step in self.steps[name].inputs]
         return {
-            "name": name, "state": one.state, "inputs": inputs, "key": one.key, "run": one.run,
-            **costs, **({"error": one.error} if one.error else {}),
+            "name": name, "state": progress.state, "inputs": inputs, "key": progress.key,
+            "run": progress.run, **costs,
+            **({"error": progress.error} if progress.error else {}),
         }  # fmt: skip
 
     def _from(self, start: str | None) -> set[str]:
         if start is None:
             return set()
         if start not in self.steps:
-            raise RaysysError(f"job {self.name!r} has no step {start!r}; {_listed(self.steps)}")
+            names = ", ".join(map(repr, self.steps))
+            raise RaysysError(f"job {self.name!r} has no step {start!r}; there are {names}")
         forced = {start}
-        for name, step in self.steps.items():  # inputs come before those that take them
-            if forced & {one.name for one in step.inputs}:
+        for name, step in self.steps.items():  # inputs come before the steps that take them
+            if forced & {source.name for source in step.inputs}:
                 forced.add(name)
         return forced
 
     @contextmanager
     def _tracked(self) -> Iterator[TrackedRun]:
-        """Open the run in MLflow and its record; close both whatever comes."""
+        """Open the run in MLflow and its record; close both on success and on errors."""
         settings = self.config.model_dump()
         tracked = open_run(self.storage, self.name, self.run_id, settings=settings)
         folder = Storage(self.storage.uri(f"runs/{self.run_id}"))
@@ -256,7 +268,7 @@ class Job:
         try:
             yield tracked
             status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):  # the latter is Ray's answer to `raysys stop`
+        except (KeyboardInterrupt, SystemExit):  # the latter is how Ray ends a job on `raysys stop`
             status = "KILLED"
             raise
         finally:
@@ -277,33 +289,29 @@ class Job:
                 continue
             try:
                 undo(load(self.storage, progress.result))
-            except Exception as error:  # the job's own error is what is to be told
-                say(f"[{step.name}] what it left running could not be ended: {error}")
+            except Exception as error:  # the job's own error is raised
+                say(f"[{step.name}] its clean-up failed: {error}")
 
     def _summary(self) -> str:
         by_state: dict[str, list[str]] = {}
-        for name, one in self.progress.items():
-            by_state.setdefault(one.state, []).append(name)
-        costs = [one.costs for one in self.progress.values() if one.costs and one.state == "done"]
-        tables = [one.driver_table_bytes for one in costs if one.driver_table_bytes is not None]
+        for name, progress in self.progress.items():
+            by_state.setdefault(progress.state, []).append(name)
+        costs = [p.costs for p in self.progress.values() if p.costs and p.state == "done"]
+        tables = [cost.driver_table_bytes for cost in costs if cost.driver_table_bytes is not None]
         counted = ", ".join(f"{len(names)} {state}" for state, names in by_state.items())
-        text = f"{counted}; {sum(one.seconds for one in costs):.0f} s of steps"
+        text = f"{counted}; {sum(cost.seconds for cost in costs):.0f} s of steps"
         if tables:
             text += f"; tables through the driver: {sum(tables)} bytes"
         if by_state.get("failed"):
-            text += f"; the same command goes on at [{by_state['failed'][0]}]"
+            text += f"; the same command resumes at [{by_state['failed'][0]}]"
         return text
 
 
 @dataclass(frozen=True)
-class _Content:
-    """What stands for an input in a key; an item of it counts as the whole."""
+class _InputContent:
+    """Stands for an input in a key; an item of it counts with all of the input."""
 
     content: str
 
     def __getitem__(self, key: Any) -> tuple[str, Any]:
         return self.content, key
-
-
-def _listed(names: Mapping[str, Any]) -> str:
-    return "there are " + ", ".join(repr(name) for name in names)

@@ -101,10 +101,9 @@ def run_job(make_job: Callable[[Config], Job], config: type[Config]) -> None:
 
 
 def _importable(defined: Any) -> Any:
-    """The same function or class of the script's own module, where `__main__` has it.
+    """A function or class of `__main__`, from the same script imported under its own name.
 
-    Workers cannot import a `__main__` of another process, and pickle by value what is in it; a
-    step's key would count the name `__main__`. So the script is imported once more by its name.
+    Other processes cannot import this one's `__main__`, and step keys contain the module's name.
     """
     if defined.__module__ != "__main__":
         return defined

@@ -1,4 +1,4 @@
-"""Steps in the Ray dashboard and in Prometheus."""
+"""Metrics of steps, for the Ray dashboard and Prometheus."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from raysys.telemetry import metrics
 def record(
     job: str, step: str, state: str, seconds: float | None = None, table_bytes: int | None = None
 ) -> None:
-    """Count that a step came to a state; of one that is done, what it cost.
+    """Count that a step reached a state, and record its cost when it is done.
 
     Args:
-        job: The job's name.
-        step: The step's.
-        state: "running", "done", "skipped", "retried", "failed".
-        seconds: What it took.
-        table_bytes: Of tables that passed through its process.
+        job: Name of the job.
+        step: Name of the step.
+        state: "running", "done", "skipped", "retried" or "failed".
+        seconds: Duration, of a step that is done.
+        table_bytes: Bytes of tables that passed through its process.
     """
     tags = {"job": job, "step": step}
     metrics.STEPS.inc(1, {**tags, "state": state})

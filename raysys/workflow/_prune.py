@@ -1,4 +1,4 @@
-"""Removing steps' results that no run is likely to take again."""
+"""Removal of old step results."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ if TYPE_CHECKING:
 
 
 def prune(storage: Storage, older_than: timedelta, now: datetime | None = None) -> list[str]:
-    """Remove the results of steps that were computed longer ago; a later run computes them again.
+    """Remove step results of an age; a later run computes them again.
 
-    Models, indexes and runs' records are not among them. An audit line stays for each.
+    Models, indexes and records of runs stay. Each removal has an audit entry.
 
     Args:
         storage: The storage root.
-        older_than: Their age.
-        now: With a time zone; the clock's if it is left out.
+        older_than: Minimum age.
+        now: Current time with a time zone; the system clock by default.
 
     Returns:
-        The folders that were removed, as storage paths.
+        Storage paths of the removed folders.
     """
     oldest, removed = (now or datetime.now(UTC)) - older_than, []
     for job in storage.names("steps"):
         for step in storage.names(f"steps/{job}"):
             for key in storage.names(f"steps/{job}/{step}"):
                 path = f"steps/{job}/{step}/{key}"
-                kept = storage.read_bytes(f"{path}/step.json")
-                if kept is None or _computed(json.loads(kept)["run"]) >= oldest:
-                    continue  # unfinished: a run may be at it
+                record = storage.read_bytes(f"{path}/step.json")
+                if record is None or _start_of(json.loads(record)["run"]) >= oldest:
+                    continue  # unfinished: a run may be computing it
                 audit.record(storage, "result.delete", path)
-                storage.remove(f"{path}/step.json")  # first, so that none takes half of it
+                storage.remove(f"{path}/step.json")  # first, so that no run takes a part of it
                 storage.remove(path)
                 removed.append(path)
     return removed
 
 
-def _computed(run: str) -> datetime:
-    """When a run began, of its name: JOB-YYYYmmdd-HHMMSS-xxxx."""
+def _start_of(run: str) -> datetime:
+    """Start of a run, from its name: JOB-YYYYmmdd-HHMMSS-xxxx."""
     day, moment = run.split("-")[-3:-1]
     return datetime.strptime(f"{day}{moment}", "%Y%m%d%H%M%S").replace(tzinfo=UTC)

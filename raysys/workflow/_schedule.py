@@ -1,4 +1,4 @@
-"""When jobs are to run by the clock: what is kept of a schedule, and what is due."""
+"""Schedules of jobs: cron expressions, their due runs, and their files in storage."""
 
 from __future__ import annotations
 
@@ -28,41 +28,40 @@ _FOLDER = "schedules"
 
 @dataclass(frozen=True)
 class Schedule:
-    """A job that runs by the clock.
+    """A job that the cluster runs at the times of a cron expression.
 
     Attributes:
-        name: Of the schedule; the jobs' ids begin with it.
+        name: Name of the schedule, and prefix of its jobs' ids.
         cron: Five fields: minute, hour, day of the month, month, day of the week.
-        zone: The time zone that they are meant in.
-        command: What runs, in a copy of the folder that the schedule was made in.
+        timezone: Time zone of the expression.
+        command: Command line, run in a copy of the folder in which the schedule was created.
         env: Environment variables of the job.
-        since: Unix time in seconds from which on it counts.
+        start_s: Unix time in seconds before which no run is due.
     """
 
     name: str
     cron: str
-    zone: str
+    timezone: str
     command: str
     env: Mapping[str, str]
-    since: float
+    start_s: float
 
     def due(self, last_s: float | None, now_s: float) -> float | None:
-        """The time for which a run is due now; None if there is none.
+        """The time for which a run is due now; None if no run is due.
 
-        Of several that were missed, as while the cluster was down, it is the last: a job that
-        runs every hour on what is there has nothing to gain from running three times.
+        Of several missed runs, as while the cluster was down, only the last is due: an hourly job
+        on the current data gains nothing from three runs in a row.
 
         Args:
             last_s: Unix time in seconds for which the last run was started.
-            now_s: Unix time in seconds.
+            now_s: Current Unix time in seconds.
         """
-        before = _moments(self.cron, self.zone, now_s, reverse=True)
-        found = next(before)
-        return found if found > max(last_s or 0.0, self.since) else None
+        latest = next(_moments(self.cron, self.timezone, now_s, reverse=True))
+        return latest if latest > max(last_s or 0.0, self.start_s) else None
 
     def next(self, now_s: float) -> float:
         """Unix time in seconds of the next run."""
-        return next(_moments(self.cron, self.zone, now_s))
+        return next(_moments(self.cron, self.timezone, now_s))
 
 
 def add(
@@ -73,87 +72,89 @@ def add(
     folder: Path,
     *,
     env: Mapping[str, str] | None = None,
-    zone: str = "UTC",
+    timezone: str = "UTC",
     now_s: float | None = None,
 ) -> Schedule:
-    """Keep a schedule and a copy of the folder; one of that name is replaced.
+    """Store a schedule and a copy of the folder, replacing a schedule of the same name.
 
     Args:
-        storage: Where.
-        name: Of the schedule.
-        cron: See `Schedule`.
-        command: What runs.
-        folder: What it runs in; packed as it is.
+        storage: The storage root.
+        name: Name of the schedule.
+        cron: Cron expression, see `Schedule`.
+        command: Command line of the job.
+        folder: Working directory of the job, packed with all its files.
         env: Environment variables of the job.
-        zone: A time zone, such as Europe/Berlin.
-        now_s: Unix time in seconds; the clock's if it is left out.
+        timezone: Time zone, such as Europe/Berlin.
+        now_s: Current Unix time in seconds; the system clock by default.
 
     Raises:
-        RaysysError: The name, the expression or the zone is none.
+        RaysysError: The name, the expression or the time zone is invalid.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise RaysysError(f"schedule {name!r}: use up to 64 letters, digits, _, . and -")
     now_s = datetime.now(UTC).timestamp() if now_s is None else now_s
-    next(_moments(cron, zone, now_s))  # raises what is wrong with them
-    made = Schedule(name, cron, zone, command, dict(env or {}), now_s)
-    audit.record(storage, "schedule.add", name, cron=cron, zone=zone, command=command)
-    with tempfile.TemporaryDirectory(prefix="raysys-") as place:
-        packed = shutil.make_archive(f"{place}/code", "zip", folder)
+    next(_moments(cron, timezone, now_s))  # raises on an invalid expression
+    schedule = Schedule(name, cron, timezone, command, dict(env or {}), now_s)
+    audit.record(storage, "schedule.add", name, cron=cron, timezone=timezone, command=command)
+    with tempfile.TemporaryDirectory(prefix="raysys-") as temporary:
+        packed = shutil.make_archive(f"{temporary}/code", "zip", folder)
         storage.write_bytes(f"{_FOLDER}/{name}/code.zip", Path(packed).read_bytes())
-    storage.write_json(f"{_FOLDER}/{name}/schedule.json", dataclasses.asdict(made))
-    return made
+    storage.write_json(f"{_FOLDER}/{name}/schedule.json", dataclasses.asdict(schedule))
+    return schedule
 
 
 def remove(storage: Storage, name: str) -> None:
-    """Forget a schedule; a run that it has started goes on.
+    """Remove a schedule; a run that has started continues.
 
     Raises:
-        RaysysError: There is none of that name.
+        RaysysError: No schedule has that name.
     """
     if not storage.exists(f"{_FOLDER}/{name}/schedule.json"):
-        known = ", ".join(one.name for one in every(storage)) or "none"
-        raise RaysysError(f"no schedule {name!r}; there are: {known}")
+        names = ", ".join(schedule.name for schedule in list_schedules(storage)) or "none"
+        raise RaysysError(f"no schedule {name!r}; there are: {names}")
     audit.record(storage, "schedule.remove", name)
     for file in ("schedule.json", "last.json", "code.zip"):
         storage.remove(f"{_FOLDER}/{name}/{file}")
 
 
-def every(storage: Storage) -> list[Schedule]:
+def list_schedules(storage: Storage) -> list[Schedule]:
     """All schedules, by name."""
-    kept = [storage.read_bytes(f"{_FOLDER}/{n}/schedule.json") for n in storage.names(_FOLDER)]
-    return [Schedule(**json.loads(one)) for one in kept if one]
+    files = [storage.read_bytes(f"{_FOLDER}/{n}/schedule.json") for n in storage.names(_FOLDER)]
+    return [Schedule(**json.loads(file)) for file in files if file]
 
 
-def last(storage: Storage, name: str) -> dict[str, object]:
-    """What is known of a schedule's last run: `for_s`, Unix time, and `job`, its id; or nothing."""
-    kept = storage.read_bytes(f"{_FOLDER}/{name}/last.json")
-    return json.loads(kept) if kept else {}
+def last_run(storage: Storage, name: str) -> dict[str, object]:
+    """The last run of a schedule: `for_s`, its Unix time, and `job`, its id; {} without one."""
+    file = storage.read_bytes(f"{_FOLDER}/{name}/last.json")
+    return json.loads(file) if file else {}
 
 
-def note(storage: Storage, name: str, for_s: float, job: str) -> None:
-    """Keep which run was started last."""
+def record_run(storage: Storage, name: str, for_s: float, job: str) -> None:
+    """Record the last run of a schedule."""
     storage.write_json(f"{_FOLDER}/{name}/last.json", {"for_s": for_s, "job": job})
 
 
-def code(storage: Storage, name: str, folder: Path) -> None:
-    """Unpack the copy of the folder that a schedule runs in."""
+def unpack_code(storage: Storage, name: str, folder: Path) -> None:
+    """Unpack the copy of a schedule's working directory into a folder."""
     packed = storage.fetch(f"{_FOLDER}/{name}/code.zip")
     shutil.unpack_archive(packed, folder, "zip")
 
 
-def _moments(cron: str, zone: str, start_s: float, reverse: bool = False) -> Iterator[float]:
+def _moments(cron: str, timezone: str, start_s: float, reverse: bool = False) -> Iterator[float]:
     """Unix times of an expression from a time on, or back from it, that time included."""
     try:
-        place = ZoneInfo(zone)
+        zone = ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError) as error:
-        raise RaysysError(f"no time zone {zone!r}: give one such as Europe/Berlin") from error
-    start = datetime.fromtimestamp(start_s + (1 if reverse else 0), place)
+        raise RaysysError(
+            f"unknown time zone {timezone!r}: give one such as Europe/Berlin"
+        ) from error
+    start = datetime.fromtimestamp(start_s + (1 if reverse else 0), zone)
     try:
-        for found in CronSim(cron, start, reverse=reverse):
-            yield found.timestamp()
+        for moment in CronSim(cron, start, reverse=reverse):
+            yield moment.timestamp()
     except CronSimError as error:
         raise RaysysError(
-            f"{cron!r} is no cron expression ({error}): give minute, hour, day of the month, "
+            f"{cron!r} is not a cron expression ({error}): give minute, hour, day of the month, "
             "month and day of the week, such as '30 2 * * *' for half past two each night"
         ) from error
-    raise RaysysError(f"{cron!r} names no moment of the next 50 years")
+    raise RaysysError(f"{cron!r} matches no time within 50 years")

@@ -1,4 +1,4 @@
-"""The small actor that starts jobs by the clock, through Ray's job submission."""
+"""The actor that starts scheduled jobs, through Ray's job submission."""
 
 from __future__ import annotations
 
@@ -30,27 +30,26 @@ _log = logging.getLogger("raysys.workflow")
 
 
 class Scheduler:
-    """Starts what is due, once for each moment.
+    """Starts due jobs, each once.
 
-    All it knows stands under the storage root. A job's id holds the moment that it is for, and a
-    cluster refuses a second job of an id, so that an actor which dies between starting a job and
-    noting it does not start it again. A run that is due while the one before still runs is left
-    out.
+    All its state is under the storage root. A job's id contains its scheduled time, and a cluster
+    refuses a second job with the same id: an actor that dies between starting a job and recording
+    it does not start it again. A run that is due while the previous one is running is skipped.
     """
 
     def __init__(self, storage: Storage, clock: Callable[[], float] = time.time) -> None:
-        """Hold what is needed; `tick` acts, on the cluster that this process is connected to.
+        """Create a scheduler; `tick` acts on the cluster that this process is connected to.
 
         Args:
-            storage: Where the schedules are.
-            clock: Unix time in seconds.
+            storage: The storage root.
+            clock: Returns Unix time in seconds.
         """
         self._storage, self._clock = storage, clock
 
     def tick(self) -> list[str]:
-        """Start what is due; the ids of the jobs."""
+        """Start the due jobs; returns their ids."""
         started = []
-        for schedule in _schedule.every(self._storage):
+        for schedule in _schedule.list_schedules(self._storage):
             try:
                 job = self._start(schedule)
             except Exception as error:  # one schedule must not keep the others from running
@@ -61,22 +60,22 @@ class Scheduler:
         return started
 
     def _start(self, schedule: Schedule) -> str | None:
-        before = _schedule.last(self._storage, schedule.name)
-        for_s = schedule.due(before.get("for_s"), self._clock())  # type: ignore[arg-type]
+        last = _schedule.last_run(self._storage, schedule.name)
+        for_s = schedule.due(last.get("for_s"), self._clock())  # type: ignore[arg-type]
         if for_s is None:
             return None
         jobs = cluster.Jobs(_dashboard_url())
-        known = {job.id: job for job in jobs.all()}
-        running = known.get(str(before.get("job")))
+        submitted = {job.id: job for job in jobs.all()}
+        running = submitted.get(str(last.get("job")))
         if running and not running.is_over:
-            _log.warning("schedule %s: %s still runs, so the next run is left out",
+            _log.warning("schedule %s: %s is still running, so the next run is skipped",
                          schedule.name, running.id)  # fmt: skip
-            _schedule.note(self._storage, schedule.name, for_s, running.id)
+            _schedule.record_run(self._storage, schedule.name, for_s, running.id)
             return None
         job = f"{schedule.name}-{datetime.fromtimestamp(for_s, UTC):%Y%m%dT%H%MZ}"
-        if job not in known:
+        if job not in submitted:
             with tempfile.TemporaryDirectory(prefix="raysys-") as folder:
-                _schedule.code(self._storage, schedule.name, Path(folder))
+                _schedule.unpack_code(self._storage, schedule.name, Path(folder))
                 jobs.submit(
                     schedule.command,
                     working_dir=Path(folder),
@@ -84,12 +83,12 @@ class Scheduler:
                     job=job,
                     env=schedule.env,
                 )
-        _schedule.note(self._storage, schedule.name, for_s, job)
+        _schedule.record_run(self._storage, schedule.name, for_s, job)
         return job
 
 
 class _Actor:
-    """A thread that ticks; dies with the actor, starts with it again."""
+    """Calls `tick` in a thread that starts again with the actor."""
 
     def __init__(self, storage: Storage) -> None:
         self._scheduler = Scheduler(storage)
@@ -99,8 +98,8 @@ class _Actor:
         while True:
             try:
                 self._scheduler.tick()
-            except Exception:  # storage that is away for a while
-                _log.exception("the scheduler goes on")
+            except Exception:  # storage may be unavailable for a while
+                _log.exception("the scheduler continues")
             time.sleep(_TICK_S)
 
     def ping(self) -> bool:
@@ -108,10 +107,10 @@ class _Actor:
 
 
 def start(storage: Storage) -> Any:
-    """The cluster's scheduler, started if none runs; it outlives this process and its own death.
+    """Start the cluster's scheduler unless it runs; it outlives this process and its own death.
 
     Raises:
-        RaysysError: The cluster has no dashboard, which takes jobs.
+        RaysysError: The cluster has no dashboard.
     """
     _dashboard_url()
     actor = ray.remote(_Actor).options(
@@ -124,18 +123,18 @@ def start(storage: Storage) -> Any:
         max_task_retries=-1,
         resources={"node:__internal_head__": 0.001},  # elsewhere it would keep a node
     )
-    made = actor.remote(storage)
-    ray.get(made.ping.remote())
-    return made
+    scheduler = actor.remote(storage)
+    ray.get(scheduler.ping.remote())
+    return scheduler
 
 
 def _dashboard_url() -> str:
-    """The address of the cluster's dashboard now; another one after its head was restarted.
+    """The dashboard's current address; it changes when the head restarts.
 
     Raises:
-        RaysysError: It has none.
+        RaysysError: The cluster has no dashboard.
     """
     address = key_value.dashboard_address()
     if address is None:
-        raise RaysysError("this cluster has no dashboard, which takes jobs: start one with it")
+        raise RaysysError("this cluster has no dashboard to submit jobs to: start it with one")
     return f"http://{address}"

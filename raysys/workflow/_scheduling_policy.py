@@ -1,4 +1,4 @@
-"""What is decided while a job runs: which steps start, and whether a failed one is tried again."""
+"""Decisions while a job runs: the steps to start, and the retry of a failed step."""
 
 from __future__ import annotations
 
@@ -16,70 +16,72 @@ if TYPE_CHECKING:
 
     from raysys.workflow._step import Step
 
-_BACKOFF_S, _MOST_BACKOFF_S = 1.0, 30.0
+_BACKOFF_S, _MAX_BACKOFF_S = 1.0, 30.0
 
 
-def to_start(ready: Iterable[Step], running: Iterable[Step], have: Resources) -> list[Step]:
-    """The steps that start now, in their order.
+def steps_to_start(
+    ready: Iterable[Step], running: Iterable[Step], available: Resources
+) -> list[Step]:
+    """Steps that start now, in the job's order.
 
-    Steps run beside each other only if all of them say what they need and it fits beside the CPU
-    that is kept for tasks: two that each count on the whole cluster would wait for ever.
+    Steps run side by side only if all declare their resources, and these fit beside the CPU that
+    is reserved for tasks: two steps that each count on the whole cluster would wait for ever.
 
     Args:
-        ready: Steps whose inputs are there, as the job has them.
-        running: Steps that run.
-        have: What the cluster has.
+        ready: Steps whose inputs are computed, in the job's order.
+        running: Steps that are running.
+        available: Resources of the cluster.
     """
     busy: list[Step] = list(running)
     starting: list[Step] = []
     for step in ready:
-        if busy and not _fits([*busy, step], have):
+        if busy and not _fits([*busy, step], available):
             continue
         starting.append(step)
         busy.append(step)
     return starting
 
 
-def _fits(together: list[Step], have: Resources) -> bool:
-    needs = [step.how.needs for step in together]
-    cpus = sum(one.cpus for one in needs if one) + HEADROOM_CPUS
-    gpus = sum(one.gpus for one in needs if one)
-    return all(needs) and cpus <= have.cpus and gpus <= have.gpus
+def _fits(steps: list[Step], available: Resources) -> bool:
+    demands = [step.settings.resources for step in steps]
+    cpus = sum(demand.cpus for demand in demands if demand) + HEADROOM_CPUS
+    gpus = sum(demand.gpus for demand in demands if demand)
+    return all(demands) and cpus <= available.cpus and gpus <= available.gpus
 
 
 @dataclass(frozen=True)
-class Again:
-    """A step is tried again.
+class Retry:
+    """Another attempt of a step.
 
     Attributes:
-        delay_s: After so many seconds.
-        why: What was lost, and the setting that permits another try.
+        delay_s: Delay in seconds.
+        reason: The loss, and the setting that permits another attempt.
     """
 
     delay_s: float
-    why: str
+    reason: str
 
 
-def after_failure(step: Step, error: BaseException, failures: int, took_s: float) -> Again | None:
-    """Whether a step is tried again; None if its error is final.
+def retry_of(step: Step, error: BaseException, failures: int, duration_s: float) -> Retry | None:
+    """The next attempt of a failed step; None if its error is final.
 
     Args:
         step: The step.
-        error: What its last try ended with.
-        failures: How many of its tries have failed, the last among them.
-        took_s: How long that one took, in seconds.
+        error: Error of the last attempt.
+        failures: Number of failed attempts, including the last.
+        duration_s: Duration of the last attempt in seconds.
     """
-    lost = _lost(error)
-    if lost is None or failures > step.how.retries:
+    settings, lost = step.settings, _lost(error)
+    if lost is None or failures > settings.max_retries:
         return None
-    if step.how.timeout_s is not None and took_s >= step.how.timeout_s:
-        lost = f"took longer than timeout_s={step.how.timeout_s:g}"
-    delay_s = min(_BACKOFF_S * 2 ** (failures - 1), _MOST_BACKOFF_S)
-    return Again(delay_s, f"{lost}; failure {failures} of at most retries={step.how.retries}")
+    if settings.timeout_s is not None and duration_s >= settings.timeout_s:
+        lost = f"took longer than timeout_s={settings.timeout_s:g}"
+    delay_s = min(_BACKOFF_S * 2 ** (failures - 1), _MAX_BACKOFF_S)
+    return Retry(delay_s, f"{lost}; failure {failures} of max_retries={settings.max_retries}")
 
 
 def _lost(error: BaseException) -> str | None:
-    """What was lost, if that and not the step's code is why it failed."""
+    """Description of the loss, if a loss and not the step's code caused the failure."""
     kinds = (
         exceptions.NodeDiedError, exceptions.ObjectLostError, exceptions.OutOfMemoryError,
         exceptions.RayActorError, exceptions.LocalRayletDiedError, exceptions.WorkerCrashedError,
@@ -87,9 +89,9 @@ def _lost(error: BaseException) -> str | None:
         exceptions.TaskUnschedulableError, exceptions.ActorUnschedulableError, grpc.RpcError,
         ConnectionError, TimeoutError,
     )  # fmt: skip
-    for one in _chain(error):
-        if isinstance(one, kinds):
-            return f"{type(one).__name__}: {str(one).strip().splitlines()[0][:200]}"
+    for cause in _chain(error):
+        if isinstance(cause, kinds):
+            return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0][:200]}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""A step of a job: a function, what it is called with, and how it is run."""
+"""A step of a job: a function, its arguments, and the options of its task."""
 
 from __future__ import annotations
 
@@ -16,95 +16,102 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a step is run.
+class StepOptions:
+    """Resources, retries and caching of a step.
 
     Attributes:
-        needs: All that the step and whatever it starts hold at one time. Steps that say it run
-            beside each other as far as the cluster has room; one that does not runs alone.
-        cpus: Logical CPUs of the step's own task; 0 runs it on the driver's node, for steps that
-            only start work elsewhere.
-        gpus: GPUs of the step's own task.
-        retries: How often a step is tried again after a lost process, node, object or service.
-            An error that its code raises is not tried again.
-        timeout_s: Time for one try, in seconds; the step's process then ends, and with it all
-            that it started. Counts as lost.
-        cached: The result of an earlier run is taken if code, parameters and inputs are equal.
+        resources: Peak resources of the step with all that it starts. Steps that declare them
+            run side by side as far as the cluster has room; a step without runs alone.
+        num_cpus: Logical CPUs of the step's own task; 0 runs it on the driver's node, for steps
+            that only start work elsewhere.
+        num_gpus: GPUs of the step's own task.
+        max_retries: Retries after a lost process, node, object or service. An error raised by the
+            step's code is final.
+        timeout_s: Time limit of an attempt in seconds; then the step's process ends with all
+            that it started, which counts as lost.
+        cached: Take the result of an earlier run if code, parameters and inputs are equal.
     """
 
-    needs: Resources | None = None
-    cpus: float = 0.0
-    gpus: float = 0.0
-    retries: int = 2
+    resources: Resources | None = None
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+    max_retries: int = 2
     timeout_s: float | None = None
     cached: bool = True
 
 
 @dataclass(eq=False)
 class Step:
-    """A step as a job knows it; as an argument of another step it stands for its result.
+    """A step of a job; as an argument of another step it stands for its result.
 
-    `step["key"]` stands for one item of the result, if that is a mapping or a sequence.
+    `step["key"]` stands for an item of the result, if that is a mapping or a sequence.
 
     Attributes:
-        name: In the dashboard, in the record and for `--from`.
+        name: Name in the dashboard, in the record and for `--from`.
         function: Called as `function(run, *args, **kwargs)` with a `Run`, in a Ray task.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        settings: Options of its task.
     """
 
     name: str
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
-    how: Options = field(default_factory=Options)
+    settings: StepOptions = field(default_factory=StepOptions)
 
-    def options(self, **how: Any) -> Step:
-        """Say how it is run, see `Options`; the step itself."""
-        if unknown := set(how) - {one.name for one in dataclasses.fields(Options)}:
+    def __repr__(self) -> str:
+        inputs = ", ".join(repr(step.name) for step in self.inputs)
+        return f"Step({self.name!r}, inputs=[{inputs}])"
+
+    def options(self, **options: Any) -> Step:
+        """Set options, see `StepOptions`; returns the step."""
+        names = [option.name for option in dataclasses.fields(StepOptions)]
+        if unknown := sorted(set(options) - set(names)):
             raise RaysysError(
-                f"step {self.name!r}: no option {sorted(unknown)[0]!r}; there are "
-                f"{', '.join(one.name for one in dataclasses.fields(Options))}"
+                f"step {self.name!r}: unknown option {unknown[0]!r}; there are {', '.join(names)}"
             )
-        self.how = dataclasses.replace(self.how, **how)
+        self.settings = dataclasses.replace(self.settings, **options)
         return self
 
-    def __getitem__(self, key: Any) -> Item:
-        return Item(self, key)
+    def __getitem__(self, key: Any) -> StepItem:
+        return StepItem(self, key)
 
     def __iter__(self) -> Iterator[Any]:
         raise RaysysError(
-            f"the result of step {self.name!r} is not there while the job is put together: "
-            f"take its items by name, step[...]"
+            f"the result of step {self.name!r} does not exist while the job is built: take its "
+            "items by name, step[...]"
         )
 
     @property
     def inputs(self) -> list[Step]:
-        """The steps whose results it is called with, each once."""
+        """Steps among the arguments, without repetition."""
         return list(dict.fromkeys(_steps((self.args, self.kwargs))))
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
-    """One item of a step's result."""
+class StepItem:
+    """An item of a step's result."""
 
     step: Step
     key: Any
 
 
-def filled(value: Any, results: Mapping[str, Any]) -> Any:
-    """Arguments with each step, in lists and dicts too, replaced by what stands under its name."""
+def with_results(value: Any, results: Mapping[str, Any]) -> Any:
+    """Arguments with steps, also those in lists and dicts, replaced by results by step name."""
     if isinstance(value, Step):
         return results[value.name]
-    if isinstance(value, Item):
+    if isinstance(value, StepItem):
         return results[value.step.name][value.key]
     if isinstance(value, dict):
-        return {key: filled(one, results) for key, one in value.items()}
+        return {key: with_results(item, results) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(filled(one, results) for one in value)
+        return type(value)(with_results(item, results) for item in value)
     return value
 
 
-def named(function: Callable[..., Any]) -> str:
-    """A step's name of its function's: `tune_ranker` is "tune ranker"."""
+def step_name(function: Callable[..., Any]) -> str:
+    """Name of a function's step: `tune_ranker` is "tune ranker"."""
     while hasattr(function, "func"):
         function = function.func
     return function.__name__.strip("_").replace("_", " ")
@@ -119,10 +126,10 @@ def check_name(name: str) -> None:
 def _steps(value: Any) -> Iterator[Step]:
     if isinstance(value, Step):
         yield value
-    elif isinstance(value, Item):
+    elif isinstance(value, StepItem):
         yield value.step
     elif isinstance(value, dict):
         yield from _steps(list(value.values()))
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _steps(one)
+        for item in value:
+            yield from _steps(item)

@@ -1,4 +1,4 @@
-"""A step in its Ray task: its inputs, its costs, its result."""
+"""The Ray task of a step: its inputs, its costs and its result."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from raysys.storage import Storage
 from raysys.telemetry import DriverMeter, counts_reads, logs, store_bytes
 from raysys.workflow import _output_relay as _relay
 from raysys.workflow._run_context import Notes, Run
-from raysys.workflow._step import Step, filled
-from raysys.workflow._step_results import Result, keep, load
+from raysys.workflow._step import Step, with_results
+from raysys.workflow._step_results import StepResult, load, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -50,33 +50,34 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Input:
-    """The result of a step, for another.
+class StepInput:
+    """The result of a step, as the input of another.
 
     Attributes:
-        result: As it is kept.
-        value: As it is held in memory, while it is; a list, so that Ray does not fetch it.
+        result: The stored result.
+        value: The result in memory, if it is there; in a list, so that Ray does not fetch it.
     """
 
-    result: Result
+    result: StepResult
     value: list[ObjectRef] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Call:
-    """All that a step's task is told.
+class StepCall:
+    """Arguments of a step's task.
 
     Attributes:
-        step: With its arguments, in which steps stand for their results.
-        inputs: Those results by the steps' names.
-        path: The step's folder, as a storage path.
-        channel: Where its lines of progress go.
-        record: What is known of the run.
+        step: The step; steps in its arguments stand for their results.
+        inputs: Results by step name.
+        path: Storage path of the step's folder.
+        channel: Channel of its output.
+        record: Record of the run so far.
+        storage: The storage root.
         tracked: The run in MLflow.
     """
 
     step: Step
-    inputs: Mapping[str, Input]
+    inputs: Mapping[str, StepInput]
     path: str
     channel: str
     record: Mapping[str, Any]
@@ -85,54 +86,58 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the driver learns of a step that ended."""
+class StepOutcome:
+    """Result, notes and costs of a step that is done."""
 
-    result: Result
+    result: StepResult
     notes: Notes
     costs: Costs
 
 
-def start(call: Call) -> tuple[ObjectRef, ObjectRef]:
-    """Start a step's task; references to its value and to its `Outcome`."""
-    how = call.step.how
+def start(call: StepCall) -> tuple[ObjectRef, ObjectRef]:
+    """Start a step's task; references to its value and to its `StepOutcome`."""
+    settings = call.step.settings
     options: dict[str, Any] = {
         "name": f"{call.record['job']}:{call.step.name}",
-        "num_cpus": how.cpus,
-        "num_gpus": how.gpus,
+        "num_cpus": settings.num_cpus,
+        "num_gpus": settings.num_gpus,
         "num_returns": 2,
-        "max_retries": 0,  # the job decides, see `_policy`
+        "max_retries": 0,  # the job decides, see `_scheduling_policy`
     }
-    if not how.cpus and not how.gpus:
+    if not settings.num_cpus and not settings.num_gpus:
         # A node on which only such a task runs seems idle to the autoscaler.
-        here = ray.get_runtime_context().get_node_id()
-        options["scheduling_strategy"] = On(here, soft=False)
+        node = ray.get_runtime_context().get_node_id()
+        options["scheduling_strategy"] = On(node, soft=False)
     value, outcome = ray.remote(_run).options(**options).remote(call)
     return value, outcome
 
 
-def _run(call: Call) -> tuple[Any, Outcome]:
-    step, how = call.step, call.step.how
+def _run(call: StepCall) -> tuple[Any, StepOutcome]:
+    step, settings = call.step, call.step.settings
     work = Storage(call.storage.uri(f"{call.path}/work"))
     run = Run(record=call.record, storage=call.storage, work=work, tracked=call.tracked)
-    with ExitStack() as around:
-        around.enter_context(_relay.relayed(call.channel))
-        if how.timeout_s is not None:
-            around.enter_context(_ended_after(how.timeout_s))
-        if how.needs is not None:
-            around.enter_context(
-                cluster.share(how.needs, f"the step {step.name!r}", ".options(needs={})")
+    with ExitStack() as stack:
+        stack.enter_context(_relay.relayed(call.channel))
+        if settings.timeout_s is not None:
+            stack.enter_context(_time_limit(settings.timeout_s))
+        if settings.resources is not None:
+            stack.enter_context(
+                cluster.share(
+                    settings.resources, f"the step {step.name!r}", ".options(resources={})"
+                )
             )
         cluster.connect()
-        around.enter_context(logs.log_context(run=run.id, step=step.name))
+        stack.enter_context(logs.log_context(run=run.id, step=step.name))
         call.tracked.nest(work)
-        traffic = around.enter_context(_measured_traffic(step.name))
+        traffic = stack.enter_context(_measured_traffic(step.name))
         started = time.perf_counter()
-        values = {name: _value(call.storage, one) for name, one in call.inputs.items()}
-        made = step.function(run, *filled(step.args, values), **filled(step.kwargs, values))
-        result = keep(call.storage, f"{call.path}/result", made)
+        inputs = {name: _value(call.storage, source) for name, source in call.inputs.items()}
+        value = step.function(
+            run, *with_results(step.args, inputs), **with_results(step.kwargs, inputs)
+        )
+        result = save(call.storage, f"{call.path}/result", value)
         costs = Costs(time.perf_counter() - started, **traffic())
-        return made, Outcome(result, run.notes, costs)
+        return value, StepOutcome(result, run.notes, costs)
 
 
 @contextmanager
@@ -162,13 +167,13 @@ def _measured_traffic(step: str) -> Iterator[Callable[[], dict[str, int]]]:
         meter.uninstall()
 
 
-def _value(storage: Storage, given: Input) -> Any:
-    return ray.get(given.value[0]) if given.value else load(storage, given.result)
+def _value(storage: Storage, step_input: StepInput) -> Any:
+    return ray.get(step_input.value[0]) if step_input.value else load(storage, step_input.result)
 
 
 @contextmanager
-def _ended_after(timeout_s: float) -> Iterator[None]:
-    """End this process after a time; what it started ends with it."""
+def _time_limit(timeout_s: float) -> Iterator[None]:
+    """End this process after a time; all that it started ends with it."""
     # A step may wait in Ray's or a library's C++, where no exception reaches it.
     timer = threading.Timer(timeout_s, os._exit, (1,))
     timer.daemon = True

@@ -1,6 +1,6 @@
-"""Schedules, from inside the cluster: `python -m raysys.workflow.schedules add|list|remove ...`.
+"""Command line of schedules, inside the cluster: `python -m raysys.workflow.schedules ACTION ...`.
 
-`raysys schedule` submits this as a job, so that it works with a cluster's address and token alone.
+`raysys schedule` submits it as a job, so that it needs only a cluster's address and token.
 """
 
 import os
@@ -15,33 +15,34 @@ from raysys.errors import RaysysError
 from raysys.storage import Storage
 from raysys.workflow import _schedule, _scheduler
 
-_PASSED = ("RAYSYS_GIT_COMMIT", "RAYSYS_STORAGE", "MLFLOW_TRACKING_URI")
+_PASSED_ON = ("RAYSYS_GIT_COMMIT", "RAYSYS_STORAGE", "MLFLOW_TRACKING_URI")
 
 
 def main(action: str, *words: str) -> None:
-    """Do what the command line says."""
+    """Add, remove or list schedules."""
     cluster.connect()
     storage = Storage()
     if action == "add":
-        name, cron, command, zone = words
-        env = {key: os.environ[key] for key in _PASSED if key in os.environ}
-        made = _schedule.add(storage, name, cron, command, Path.cwd(), env=env, zone=zone)
+        name, cron, command, timezone = words
+        env = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+        folder = Path.cwd()
+        schedule = _schedule.add(storage, name, cron, command, folder, env=env, timezone=timezone)
         _scheduler.start(storage)
-        say(f"{name}: `{command}` next at {_moment(made.next(time.time()))}")
+        say(f"{name}: `{command}` next at {_moment(schedule.next(time.time()))}")
     elif action == "remove":
         _schedule.remove(storage, *words)
         say(f"{words[0]}: removed")
     else:
-        known = _schedule.every(storage)
-        if known:
-            _scheduler.start(storage)  # after a new start of the whole cluster
-        for one in known:
-            last = _schedule.last(storage, one.name)
-            before = f"last {last['job']}" if last else "not yet run"
-            say(f"{one.name}: {one.cron} ({one.zone}), next at {_moment(one.next(time.time()))}, "
-                f"{before}: {one.command}")  # fmt: skip
-        if not known:
-            say("no schedules: `raysys schedule add` makes one")
+        schedules = _schedule.list_schedules(storage)
+        if not schedules:
+            say("no schedules: `raysys schedule add` adds one")
+            return
+        _scheduler.start(storage)  # after a restart of the whole cluster
+        for schedule in schedules:
+            run = _schedule.last_run(storage, schedule.name)
+            last = f"last {run['job']}" if run else "not yet run"
+            say(f"{schedule.name}: {schedule.cron} ({schedule.timezone}), next at "
+                f"{_moment(schedule.next(time.time()))}, {last}: {schedule.command}")  # fmt: skip
 
 
 def _moment(seconds: float) -> str:

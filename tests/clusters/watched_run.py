@@ -123,7 +123,7 @@ def main(folder: str) -> None:
     job = Job("watched", Config(), storage)
     made = job.step(make)
     loss = job.step(fit, made)
-    job.step(fail, loss).options(retries=0)
+    job.step(fail, loss).options(max_retries=0)
     try:
         job.run()
     except Exception as error:

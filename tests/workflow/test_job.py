@@ -1,4 +1,4 @@
-"""Jobs of steps on a cluster: what runs, what is skipped, what is tried again, what is recorded."""
+"""Jobs of steps on a cluster: runs, skipped steps, retries and records."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_a_second_run_takes_every_result_from_the_first(
     assert found.data.tags["data.numbers.rows"] == "4"
 
 
-def test_a_step_runs_again_when_its_parameter_changes_and_what_follows_from_it(
+def test_a_changed_parameter_runs_the_step_and_its_dependents_again(
     storage: Storage, ran: str
 ) -> None:
     chain(storage, ran).run()
@@ -81,7 +81,7 @@ def test_a_step_runs_again_when_its_parameter_changes_and_what_follows_from_it(
     assert states(changed) == ["done"] * 3
 
 
-def test_a_step_runs_again_when_what_its_code_names_changes(
+def test_a_step_runs_again_when_code_that_it_names_changes(
     storage: Storage, ran: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain(storage, ran).run()
@@ -101,7 +101,7 @@ def test_a_step_runs_again_when_what_its_code_names_changes(
     forget_sources()
 
 
-def test_from_a_step_it_and_what_follows_run_again(storage: Storage, ran: str) -> None:
+def test_from_runs_a_step_and_its_dependents_again(storage: Storage, ran: str) -> None:
     chain(storage, ran).run()
     again = chain(storage, ran)
     again.run("tripled")
@@ -111,7 +111,7 @@ def test_from_a_step_it_and_what_follows_run_again(storage: Storage, ran: str) -
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs", "raises ConnectionError"])
-def test_a_step_that_was_lost_is_tried_again(
+def test_a_lost_step_is_retried(
     how: str, storage: Storage, ran: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = Job("lossy_job", Config(), storage)
@@ -120,19 +120,19 @@ def test_a_step_that_was_lost_is_tried_again(
     job.run()
     assert counted(ran) == {"fail once": 2}
     said = capsys.readouterr().out
-    assert "failure 1 of at most retries=2" in said
+    assert "failure 1 of max_retries=2" in said
     if how == "hangs":
         assert "took longer than timeout_s=5" in said
 
 
 def test_a_lost_step_without_retries_fails(storage: Storage, ran: str) -> None:
     job = Job("lost_job", Config(), storage)
-    job.step(steps.fail_once, ran, "dies").options(retries=0)
+    job.step(steps.fail_once, ran, "dies").options(max_retries=0)
     with pytest.raises(ray.exceptions.WorkerCrashedError):
         job.run()
 
 
-def test_a_job_that_failed_goes_on_with_the_step_that_failed(
+def test_a_failed_job_resumes_at_the_failed_step(
     storage: Storage, ran: str, mlflow_database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def failing() -> Job:
@@ -148,7 +148,7 @@ def test_a_job_that_failed_goes_on_with_the_step_that_failed(
         job.run()
     said = capsys.readouterr().out
     assert "[refuse] failed: DataError: the file is empty: give another" in said
-    assert "the same command goes on at [refuse]" in said
+    assert "the same command resumes at [refuse]" in said
     known = record(job)
     assert known["status"] == "FAILED"
     assert known["steps"][-1]["error"] == "DataError: the file is empty: give another"
@@ -160,9 +160,9 @@ def test_a_job_that_failed_goes_on_with_the_step_that_failed(
     assert counted(ran) == {"make": 1, "closed": 1, "tripled": 1, "refuse": 2}
 
 
-def test_what_no_cluster_has_is_refused_before_anything_runs(storage: Storage, ran: str) -> None:
+def test_a_demand_beyond_the_cluster_is_refused_at_once(storage: Storage, ran: str) -> None:
     job = chain(storage, ran)
-    job.steps["total"].options(needs=Resources(cpus=1000, gpus=0))
+    job.steps["total"].options(resources=Resources(cpus=1000, gpus=0))
     with pytest.raises(ResourceError, match="step 'total' needs 1000 CPUs"):
         job.run()
     assert counted(ran) == {}
@@ -172,7 +172,7 @@ def test_names_and_options_are_checked(storage: Storage, ran: str) -> None:
     job = chain(storage, ran)
     with pytest.raises(RaysysError, match="two steps 'make'"):
         job.step(steps.make, ran, 1)
-    with pytest.raises(RaysysError, match="no option 'timeout'; there are needs, cpus"):
+    with pytest.raises(RaysysError, match="unknown option 'timeout'; there are resources"):
         job.steps["make"].options(timeout=3)
     with pytest.raises(RaysysError, match="a step of another job: 'make'"):
         Job("other", Config(), storage).step(steps.tripled, ran, job.steps["make"])
@@ -200,7 +200,7 @@ from pydantic import BaseModel
 from raysys import workflow
 
 class Config(BaseModel):
-    n: int = 3
+    rows: int = 3
 
 def double(n):
     return 2 * n
@@ -211,7 +211,7 @@ def compute(run, n: int) -> int:
 
 def make_job(config):
     job = workflow.Job("scripted", config)
-    job.step(compute, config.n)
+    job.step(compute, config.rows)
     return job
 
 if __name__ == "__main__":
@@ -237,4 +237,4 @@ def test_a_script_runs_its_own_job(storage: Storage, tmp_path: Path) -> None:
     assert run(str(script), "--steps").strip() == "· compute  waiting"
     assert "computed 6" in run(str(script))
     assert "[compute] unchanged since run scripted-" in run("-m", "a_script")
-    assert "computed 8" in run(str(script), "--n", "4")
+    assert "computed 8" in run(str(script), "--rows", "4")

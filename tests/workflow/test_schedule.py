@@ -1,4 +1,4 @@
-"""Jobs by the clock: what is due, and what is started on a cluster."""
+"""Scheduled jobs: due runs, and the jobs that are started on a cluster."""
 
 import time
 from datetime import UTC, datetime
@@ -17,8 +17,8 @@ def at(text: str) -> float:
     return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
 
 
-def nightly(zone: str = "UTC") -> Schedule:
-    return Schedule("nightly", "30 2 * * *", zone, "true", {}, since=at("2026-03-01T00:00"))
+def nightly(timezone: str = "UTC") -> Schedule:
+    return Schedule("nightly", "30 2 * * *", timezone, "true", {}, start_s=at("2026-03-01T00:00"))
 
 
 @pytest.mark.parametrize(
@@ -29,15 +29,15 @@ def nightly(zone: str = "UTC") -> Schedule:
         (None, "2026-03-01T09:00", "2026-03-01T02:30"),
         ("2026-03-01T02:30", "2026-03-01T09:00", None),
         ("2026-03-01T02:30", "2026-03-02T02:30:01", "2026-03-02T02:30"),
-        ("2026-03-01T02:30", "2026-03-05T09:00", "2026-03-05T02:30"),  # those missed are one
+        ("2026-03-01T02:30", "2026-03-05T09:00", "2026-03-05T02:30"),  # missed runs are one
     ],
 )
-def test_what_is_due(last: str | None, now: str, due: str | None) -> None:
+def test_due_runs(last: str | None, now: str, due: str | None) -> None:
     found = nightly().due(last and at(last), at(now))
     assert found == (due and at(due))
 
 
-def test_a_zone_counts_and_its_summer_time() -> None:
+def test_time_zones_and_summer_time_count() -> None:
     schedule = nightly("Europe/Berlin")
     assert schedule.next(at("2026-01-10T00:00")) == at("2026-01-10T01:30")
     assert schedule.next(at("2026-07-10T00:00")) == at("2026-07-10T00:30")
@@ -47,18 +47,18 @@ def test_a_zone_counts_and_its_summer_time() -> None:
     ("name", "cron", "zone", "said"),
     [
         ("a b", "* * * * *", "UTC", "schedule 'a b'"),
-        ("a", "61 * * * *", "UTC", "no cron expression"),
-        ("a", "* * *", "UTC", "no cron expression"),
-        ("a", "* * * * *", "Mars", "no time zone 'Mars'"),
+        ("a", "61 * * * *", "UTC", "is not a cron expression"),
+        ("a", "* * *", "UTC", "is not a cron expression"),
+        ("a", "* * * * *", "Mars", "unknown time zone 'Mars'"),
         ("a", "0 0 31 2 *", "UTC", "Bad day-of-month"),
     ],
 )
-def test_bad_ones_are_refused(
+def test_invalid_schedules_are_refused(
     name: str, cron: str, zone: str, said: str, storage: Storage, tmp_path: Path
 ) -> None:
     with pytest.raises(RaysysError, match=said):
-        _schedule.add(storage, name, cron, "true", tmp_path, zone=zone)
-    assert _schedule.every(storage) == []
+        _schedule.add(storage, name, cron, "true", tmp_path, timezone=zone)
+    assert _schedule.list_schedules(storage) == []
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -1,4 +1,4 @@
-"""A step's result comes back as it was."""
+"""Step results: written and read back."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import ray
 from raysys.data import Table
 from raysys.errors import StorageError
 from raysys.storage import Storage
-from raysys.workflow._step_results import keep, load
+from raysys.workflow._step_results import load, save
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -24,11 +24,11 @@ ROWS = pa.table(
 )
 
 
-def test_tables_references_and_all_else_come_back(storage: Storage) -> None:
+def test_tables_references_and_plain_values_come_back(storage: Storage) -> None:
     table = Table.from_arrow(ROWS, rows_per_block=2)
     held = ray.put(np.arange(5))
     value = {"tables": [table, table.select(["x"])], "held": (held, held), "n": 3}
-    kept = keep(storage, "steps/a", value)
+    kept = save(storage, "steps/a", value)
     found = load(storage, kept)
     one, other = found["tables"]
     assert one.to_arrow().equals(ROWS)
@@ -44,13 +44,13 @@ def test_tables_references_and_all_else_come_back(storage: Storage) -> None:
 def test_equal_values_have_equal_content(storage: Storage) -> None:
     def content(path: str, n: int) -> str:
         table = Table.from_arrow(ROWS.slice(0, n))
-        return keep(storage, path, {"t": table, "held": ray.put(n)}).content
+        return save(storage, path, {"t": table, "held": ray.put(n)}).content
 
     assert content("a", 3) == content("b", 3) != content("c", 2)
 
 
-def test_a_column_of_a_kept_table_is_read_alone(storage: Storage) -> None:
-    keep(storage, "a", Table.from_arrow(ROWS))
+def test_one_column_of_a_stored_table_can_be_read(storage: Storage) -> None:
+    save(storage, "a", Table.from_arrow(ROWS))
     table = Table.read_blocks(storage, "a/table-0")
     assert table.select(["x"]).to_arrow()["x"].to_pylist() == [1, 2, None]
     for file in Path(storage.uri("a/table-0")).glob("*.arrow"):
@@ -59,8 +59,8 @@ def test_a_column_of_a_kept_table_is_read_alone(storage: Storage) -> None:
         Table.read_blocks(storage, "a/table-0").to_arrow()
 
 
-def test_a_result_that_is_gone_is_told(storage: Storage) -> None:
-    kept = keep(storage, "a", 1)
+def test_a_removed_result_is_reported(storage: Storage) -> None:
+    kept = save(storage, "a", 1)
     storage.remove("a")
     with pytest.raises(StorageError, match="with `--from` that step"):
         load(storage, kept)
