@@ -75,7 +75,9 @@ def test_a_run_has_the_losses_of_one_process_and_keeps_its_newest_checkpoint(
     for ours, expected in zip(losses(fitted.history), losses(alone), strict=True):
         assert ours == pytest.approx(expected, rel=1e-4)
     files = {path.name for path in (folder / "training" / folder.name).iterdir()}
-    assert files == {"plan.json", "progress.json", "done.json", "checkpoints"}
+    assert files == {
+        "plan.json", "identity.json", "progress.json", "done.json", "checkpoints",
+    }  # fmt: skip
     (checkpoint,) = (folder / "training" / folder.name / "checkpoints").iterdir()
     assert checkpoint.name.startswith(f"{STEPS:010d}-")
     assert status(folder) == ["FINISHED"]
@@ -114,7 +116,7 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothin
     assert 2 * STEPS < logged(tmp_path, "step") <= 2 * (STEPS + 2 * EVERY + 1)
     assert losses(disturbed.history) == losses(undisturbed[0].history)
     for name, value in undisturbed[0].state_dict().items():
-        assert torch.equal(value, disturbed.parameters()[name])
+        assert torch.equal(value, disturbed.state_dict()[name])
 
 
 def test_the_same_call_resumes_under_another_strategy_after_its_driver_died(
