@@ -36,7 +36,7 @@ def leave_placement_group() -> None:
     """Let tasks and actors that this process starts be placed on the whole cluster.
 
     Ray Tune places a trial into a placement group of its own size, and what the trial starts would
-    have to find room in there. There is no public way out, so this process forgets its group.
+    have to find room in there. Ray has no public way out, so this process forgets its group.
     """
     nil = lazy_import("ray").PlacementGroupID.nil()
     worker.Worker.placement_group_id = property(lambda _: nil)

@@ -30,7 +30,7 @@ def observe_pickling(selects: Callable[[Any], bool], observer: PickleObserver) -
     """Call a function after each pickling, with the selected objects inside and the total bytes.
 
     Args:
-        selects: Whether an object that is no plain builtin is one of them, however deep it is.
+        selects: Whether an object, however deep, is one of them; plain builtins are skipped.
         observer: Called with the selected objects, and the bytes of the message.
     """
     _patch_pickler()
@@ -39,7 +39,7 @@ def observe_pickling(selects: Callable[[Any], bool], observer: PickleObserver) -
 
 def stop_observing(observer: ReadObserver | PickleObserver) -> None:
     """Call a function no more."""
-    _read_observers[:] = [known for known in _read_observers if known != observer]
+    _read_observers[:] = [o for o in _read_observers if o != observer]
     _pickle_observers[:] = [pair for pair in _pickle_observers if pair[1] != observer]
 
 
@@ -65,7 +65,7 @@ def _patch_pickler() -> None:
     dumps, reduce = cloudpickle.dumps, pickler.reducer_override
 
     def reducer_override(self: Any, value: Any) -> Any:
-        # Called for each object that is no plain builtin, however deep.
+        # Called for each object, however deep, except plain builtins.
         for selected, (selects, _) in zip(
             getattr(_pickling, "selected", ()), _pickle_observers, strict=False
         ):

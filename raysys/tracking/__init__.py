@@ -1,15 +1,15 @@
-"""The record of runs in MLflow: settings, code and data, curves, results, samples of rows."""
+"""Runs in MLflow: parameters, code and data versions, curves, results, row samples."""
 
 from raysys.tracking._code_version import git_commit, package_versions
 from raysys.tracking._open_run import open_run
-from raysys.tracking._run_records import Record, Runs
+from raysys.tracking._run_records import RunRecord, Runs
 from raysys.tracking._run_report import comparison, comparison_plot, details, listing
 from raysys.tracking._tracked_run import TrackedRun
 from raysys.tracking._tracking_server import TRACKING_VARIABLE, connect, shown_uri, tracking_uri
 
 __all__ = [
     "TRACKING_VARIABLE",
-    "Record",
+    "RunRecord",
     "Runs",
     "TrackedRun",
     "comparison",

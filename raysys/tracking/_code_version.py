@@ -1,4 +1,4 @@
-"""Which code makes a run: the commit, and the packages that its answers depend on."""
+"""Version of the code of a run: its commit and its packages."""
 
 import functools
 import importlib.metadata
@@ -13,9 +13,9 @@ _PACKAGES = (
 
 @functools.cache
 def git_commit() -> str:
-    """The commit of the code: what the submitter says (RAYSYS_GIT_COMMIT), else git's answer."""
-    if said := os.environ.get("RAYSYS_GIT_COMMIT"):
-        return said
+    """Commit of the code: RAYSYS_GIT_COMMIT, else of the checkout; "unknown" without either."""
+    if commit := os.environ.get("RAYSYS_GIT_COMMIT"):
+        return commit
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -26,5 +26,5 @@ def git_commit() -> str:
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide what a run computes."""
+    """Versions of the packages that a run's results depend on."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}

@@ -1,4 +1,4 @@
-"""Curves on their way to MLflow: gathered here, written by a thread."""
+"""Buffered curves, written to MLflow by a thread."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from raysys.imports import lazy_import
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+mlflow = lazy_import("mlflow")
 
 log = logging.getLogger("raysys.tracking")
 
 _EVERY_S = 2.0
 _WATCH_EVERY_S = 10.0
-_BATCH = 1000  # the most points that MLflow takes at once
-_MOST_WAITING = 200_000
+_BATCH = 1000  # MLflow's limit of one request
+_MAX_BUFFERED = 200_000
 
 
 class Point(NamedTuple):
@@ -33,10 +37,9 @@ class Point(NamedTuple):
 class Curves:
     """The curves of one run.
 
-    What is added is written every two seconds. A point at a step that its curve has reached is
-    left out, so that steps done again after a resume stand once; for a run that was opened before
-    the curve's last step is asked of MLflow. What a server that is away did not take is kept,
-    200,000 points at most, and tried again.
+    Points are written every two seconds. A point at a step that its curve has reached is dropped,
+    so that steps repeated after a resume appear once; the last step of an earlier run is read from
+    MLflow. Points that an unreachable server did not take are kept, at most 200,000, and retried.
     """
 
     def __init__(self, connect: Callable[[], Any], run_id: str, *, new: bool) -> None:
@@ -50,14 +53,14 @@ class Curves:
         self._warned = False
 
     def add(self, points: Iterable[Point]) -> None:
-        """Take points to be written soon."""
+        """Buffer points."""
         with self._guard:
             self._waiting.extend(points)
-            del self._waiting[:-_MOST_WAITING]
+            del self._waiting[:-_MAX_BUFFERED]
             self._start()
 
     def watch(self, measure: Callable[[], None]) -> None:
-        """Call a function, which adds points, now, every ten seconds and at the end."""
+        """Call a function that adds points, now, every ten seconds and at the end."""
         with self._guard:
             self._measure = measure
             self._start()
@@ -71,7 +74,7 @@ class Curves:
         return self._last[name]
 
     def flush(self) -> None:
-        """Write what waits, now; a failure is a warning."""
+        """Write the buffered points now; a failure is a warning."""
         with self._writing:
             with self._guard:
                 points, self._waiting = self._waiting, []
@@ -80,15 +83,15 @@ class Curves:
                     self._write(points[:_BATCH])
                     points = points[_BATCH:]
                 self._warned = False
-            except Exception as error:  # whatever a server may say: the run itself goes on
+            except Exception as error:  # any failure of the server: the run itself goes on
                 with self._guard:
                     self._waiting = points + self._waiting
                 if not self._warned:
-                    log.warning("curves are kept back until MLflow takes them: %s", error)
+                    log.warning("curves are buffered until MLflow accepts them: %s", error)
                 self._warned = True
 
     def close(self) -> int:
-        """Write what waits and end the thread; how many points could not be written."""
+        """Write the buffered points and end the thread; the number of points not written."""
         self._closed.set()
         if self._writer is not None:
             self._writer.join()
@@ -118,8 +121,6 @@ class Curves:
             last = self._closed.wait(_EVERY_S)
 
     def _write(self, points: list[Point]) -> None:
-        from mlflow.entities import Metric
-
         fresh = dict(self._last)
         metrics = []
         for point in points:
@@ -128,7 +129,9 @@ class Curves:
                 fresh[name] = self.last(name)
             reached = fresh[name]
             if reached is None or point.step > reached[0]:
-                metrics.append(Metric(name, point.value, point.moment_ms, point.step))
+                metrics.append(
+                    mlflow.entities.Metric(name, point.value, point.moment_ms, point.step)
+                )
                 fresh[name] = (point.step, point.value)
         if metrics:
             self._connect().log_batch(self._run_id, metrics=metrics)
@@ -136,7 +139,7 @@ class Curves:
 
 
 def safe_name(name: str) -> str:
-    """A name that MLflow takes: 250 letters, digits and `_-. :/`, and no path upwards."""
+    """A name that MLflow accepts: 250 letters, digits and `_-. :/`, and not a parent path."""
     name = re.sub(r"[^\w\-. :/]", "_", name)[:250]
     if posixpath.normpath(name) != name or name.startswith((".", "/")):
         name = re.sub(r"^\.+|/", "_", name)

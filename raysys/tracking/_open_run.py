@@ -1,4 +1,4 @@
-"""Opening a run: a new one, or the one that a lost driver left."""
+"""Opening a run: a new one, or one that a lost driver left."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ import json
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raysys.errors import StorageError
+from raysys.imports import lazy_import
 from raysys.tracking._code_version import git_commit, package_versions
 from raysys.tracking._curves import safe_name
 from raysys.tracking._tracked_run import SYSTEM, TrackedRun, text
-from raysys.tracking._tracking_server import connect, locked, place_of, unavailable
+from raysys.tracking._tracking_server import connect, locked, target_of, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raysys.storage import Storage
 
+mlflow = lazy_import("mlflow")
+
 PARENT = "mlflow.parentRunId"
 COMMIT = "mlflow.source.git.commit"
 IDENTITY = "raysys.identity"
 _CONTENT = "raysys.content"
 _OPENED = "raysys.opened"
-_MOST_PARAMS = 100  # at once
+_MAX_PARAMS = 100  # of one request
 
 
-class Traced(Protocol):
-    """What is recorded of a `raysys.data.Table`."""
+class TracedTable(Protocol):
+    """The part of `raysys.data.Table` that a run records."""
 
     @property
     def lineage(self) -> Any:
-        """With `id`, `rows` and `fingerprint`, the latter two None while they are not known."""
+        """Lineage with `id`, and with `rows` and `fingerprint`, None while unknown."""
 
 
 def open_run(
@@ -40,7 +43,7 @@ def open_run(
     name: str,
     *,
     settings: Mapping[str, Any] | None = None,
-    tables: Mapping[str, Traced | str] | None = None,
+    tables: Mapping[str, TracedTable | str] | None = None,
     tags: Mapping[str, object] | None = None,
     fresh: bool = False,
 ) -> TrackedRun:
@@ -52,33 +55,31 @@ def open_run(
     equal settings, tables and code.
 
     Args:
-        storage: Where the work leaves its files; says where it is recorded.
+        storage: Folder of the work; it determines the server.
         experiment: The kind of work; MLflow's experiment, unless the run is a child.
-        name: Of the run.
-        settings: By name; mappings, pydantic models and dataclasses among them become names
-            with dots. Where a continued run had another value, the new one becomes the tag
-            `now.NAME`: MLflow never changes a setting.
-        tables: What the work reads: Tables, or fingerprints as text. A Table's lineage is always
-            recorded, its fingerprint and rows where they are known, for those cost a pass.
-        tags: More text to search by.
-        fresh: The work begins anew: an earlier run that has curves is not continued.
+        name: Name of the run.
+        settings: Parameters by name; nested mappings, pydantic models and dataclasses become
+            dotted names. Where a continued run had another value, the new one becomes the tag
+            `now.NAME`, since MLflow never changes a parameter.
+        tables: Input Tables, or fingerprints as text. A Table's lineage is always recorded, its
+            fingerprint and rows only where known, for those cost a pass over the data.
+        tags: Further tags.
+        fresh: Whether an earlier run that has curves is not continued.
 
     Raises:
         UnavailableError: MLflow does not answer.
-        StorageError: There is no place to record runs, or the experiment was deleted.
+        StorageError: No server is configured, or the experiment was deleted.
     """
-    from mlflow.exceptions import MlflowException
-
-    place = place_of(storage)
+    place = target_of(storage)
     client = connect(place.uri)
-    given = flat(settings or {})
-    known = {
+    params = flat(settings or {})
+    text_tags = {
         **_of_tables(tables or {}),
         **{key: text(value) for key, value in (tags or {}).items()},
     }
     code = {COMMIT: git_commit()}
     code |= {f"package.{package}": version for package, version in package_versions().items()}
-    content = _digest([given, known, code])
+    content = _digest([params, text_tags, code])
     identity = _digest([experiment, name, place.parent])
     own = {IDENTITY: identity, _CONTENT: content, "raysys.kind": experiment}
     if place.parent:
@@ -93,19 +94,19 @@ def open_run(
         if not new:
             client.update_run(run.info.run_id, status="RUNNING")
             before = run.data.params
-            changed = {f"now.{key}": v for key, v in given.items() if before.get(key, v) != v}
+            changed = {f"now.{key}": v for key, v in params.items() if before.get(key, v) != v}
             own |= {_OPENED: str(int(run.data.tags.get(_OPENED, 1)) + 1), **changed}
-            given = {key: value for key, value in given.items() if key not in before}
-        _log_settings(client, run.info.run_id, given)
-        tracked.log_tags({**own, **known, **code})
-    except (MlflowException, OSError) as error:
+            params = {key: value for key, value in params.items() if key not in before}
+        _log_settings(client, run.info.run_id, params)
+        tracked.log_tags({**own, **text_tags, **code})
+    except (mlflow.exceptions.MlflowException, OSError) as error:
         raise unavailable(place.uri, error) from error
     return tracked
 
 
 def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
-    """Settings as text by name; `{"a": {"b": 1}}` is `{"a.b": "1"}`."""
-    found: dict[str, str] = {}
+    """Settings as text by dotted name; `{"a": {"b": 1}}` becomes `{"a.b": "1"}`."""
+    params: dict[str, str] = {}
     for key, value in settings.items():
         name = f"{before}{key}"
         if hasattr(value, "model_dump"):
@@ -113,58 +114,56 @@ def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         if isinstance(value, dict) and value:
-            found |= flat(value, f"{name}.")
+            params |= flat(value, f"{name}.")
         else:
-            found[safe_name(name)] = text(value)
-    return found
+            params[safe_name(name)] = text(value)
+    return params
 
 
-def _of_tables(tables: Mapping[str, Traced | str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _of_tables(tables: Mapping[str, TracedTable | str]) -> dict[str, str]:
+    tags: dict[str, str] = {}
     for name, table in tables.items():
         if isinstance(table, str):
-            found[f"data.{name}.fingerprint"] = table
+            tags[f"data.{name}.fingerprint"] = table
             continue
         for fact in ("id", "rows", "fingerprint"):
-            known = getattr(table.lineage, fact)
-            if known is not None:
-                found[f"data.{name}.{'lineage' if fact == 'id' else fact}"] = str(known)
-    return found
+            value = getattr(table.lineage, fact)
+            if value is not None:
+                tags[f"data.{name}.{'lineage' if fact == 'id' else fact}"] = str(value)
+    return tags
 
 
 def _experiment(client: Any, name: str, parent: str | None, artifacts: str | None) -> str:
-    """The experiment's id: that of the parent, or by name."""
+    """Id of the parent's experiment, or of the named one."""
     if parent:
         return client.get_run(parent).info.experiment_id
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         place = f"{artifacts}/{safe_name(name)}" if artifacts else None
         try:
             return client.create_experiment(name, artifact_location=place)
-        except MlflowException:  # another process has just made it on the server
-            if (found := client.get_experiment_by_name(name)) is None:
+        except mlflow.exceptions.MlflowException:  # another process created it
+            if (experiment := client.get_experiment_by_name(name)) is None:
                 raise
-    if found.lifecycle_stage == "deleted":
+    if experiment.lifecycle_stage == "deleted":
         raise StorageError(
             f"the experiment {name!r} was deleted in MLflow: restore it, `mlflow experiments "
-            f"restore --experiment-id {found.experiment_id}`, or remove it with `mlflow gc`"
+            f"restore --experiment-id {experiment.experiment_id}`, or remove it with `mlflow gc`"
         )
-    return found.experiment_id
+    return experiment.experiment_id
 
 
 def _earlier(client: Any, where: str, identity: str, content: str, fresh: bool) -> Any:
-    """The run to go on with, or None."""
-    known = client.search_runs(
+    """The run to continue, or None."""
+    runs = client.search_runs(
         [where],
         f"tags.`{IDENTITY}` = '{identity}'",
         max_results=1,
         order_by=["attributes.start_time DESC"],
     )
-    if not known:
+    if not runs:
         return None
-    run = known[0]
+    run = runs[0]
     ended = run.info.status == "FINISHED"
     if fresh and any(not name.startswith(SYSTEM) for name in run.data.metrics):
         if run.info.status == "RUNNING":
@@ -174,13 +173,11 @@ def _earlier(client: Any, where: str, identity: str, content: str, fresh: bool) 
 
 
 def _log_settings(client: Any, run_id: str, settings: Mapping[str, str]) -> None:
-    from mlflow.entities import Param
-
-    params = [Param(key, value) for key, value in settings.items()]
-    for start in range(0, len(params), _MOST_PARAMS):
-        client.log_batch(run_id, params=params[start : start + _MOST_PARAMS])
+    params = [mlflow.entities.Param(key, value) for key, value in settings.items()]
+    for start in range(0, len(params), _MAX_PARAMS):
+        client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
 
 
 def _digest(value: Any) -> str:
-    said = json.dumps(value, sort_keys=True)
-    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    text_value = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text_value.encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Runs in MLflow as they are read back."""
+"""Runs read back from MLflow."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raysys.errors import RaysysError
+from raysys.imports import lazy_import
 from raysys.tracking._curves import safe_name
 from raysys.tracking._open_run import PARENT
 from raysys.tracking._tracked_run import RESULTS, SYSTEM
@@ -22,27 +23,28 @@ if TYPE_CHECKING:
 
     from raysys.storage import Storage
 
+mlflow = lazy_import("mlflow")
+
 _PAGE = 1000
-_MOST_SHOWN = 5
+_MAX_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Record:
-    """A run as MLflow knows it.
+class RunRecord:
+    """A recorded run.
 
     Attributes:
-        id: MLflow's.
-        name: As the run was opened with.
-        experiment: MLflow's experiment; of a child, that of its parent.
-        status: RUNNING, FINISHED, FAILED or KILLED. RUNNING is also said of a run whose driver
-            died.
-        started: When it was first opened.
-        seconds: From there to its end; None without one.
-        settings: Text by name.
-        tags: Text by name, those of MLflow itself and of raysys' bookkeeping left out.
-        metrics: Results, and the last values of curves.
-        results: Names of the metrics that the run ended with.
-        parent: Id of the run that it is part of, or None.
+        id: MLflow's run id.
+        name: Name of the run.
+        experiment: MLflow experiment; a child's is that of its parent.
+        status: RUNNING, FINISHED, FAILED or KILLED; RUNNING also after the driver died.
+        started: Start time.
+        seconds: Duration; None before the end.
+        settings: Parameters, as text by name.
+        tags: Tags, as text by name, without MLflow's and raysys' own.
+        metrics: Final values: results, and the last values of curves.
+        results: Names of the metrics that are results.
+        parent: Id of the parent run, or None.
     """
 
     id: str
@@ -59,7 +61,7 @@ class Record:
 
     @property
     def curves(self) -> list[str]:
-        """Names of the metrics that are no results and no readings of a meter."""
+        """Names of the metrics that are neither results nor system metrics."""
         return [
             name
             for name in sorted(self.metrics)
@@ -68,7 +70,7 @@ class Record:
 
 
 class Runs:
-    """The runs of a storage root's MLflow server.
+    """Runs on a storage root's MLflow server.
 
     Example:
         runs = Runs(Storage())
@@ -81,129 +83,126 @@ class Runs:
 
         Raises:
             UnavailableError: MLflow does not answer.
-            StorageError: The root is remote and no server is named.
+            StorageError: The root is remote and MLFLOW_TRACKING_URI is not set.
         """
-        from mlflow.exceptions import MlflowException
-
         self.uri = tracking_uri(storage)
         self._client = connect(self.uri)
         try:
-            found = _all_pages(lambda token: self._client.search_experiments(page_token=token))
-        except MlflowException as error:
+            experiments = _all_pages(
+                lambda token: self._client.search_experiments(page_token=token)
+            )
+        except mlflow.exceptions.MlflowException as error:
             raise unavailable(self.uri, error) from error
-        self._experiments = {one.experiment_id: one.name for one in found}
+        self._experiments = {e.experiment_id: e.name for e in experiments}
 
-    def newest(self, limit: int) -> list[Record]:
-        """The runs that are no other's children, the newest first."""
+    def newest(self, limit: int) -> list[RunRecord]:
+        """Top-level runs, newest first."""
         return self._search(f"tags.{PARENT} IS NULL", limit)
 
-    def descendants(self, records: Sequence[Record]) -> dict[str, list[Record]]:
-        """Children by their parent's id, and theirs, the oldest first."""
+    def descendants(self, records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+        """Children, and their children, by parent id, oldest first."""
         if not records:
             return {}
         since = int(min(record.started for record in records).timestamp() * 1000)
-        found: dict[str, list[Record]] = {}
-        wanted = f"tags.{PARENT} IS NOT NULL AND attributes.start_time >= {since}"
-        for one in reversed(self._search(wanted)):
-            found.setdefault(str(one.parent), []).append(one)
-        return found
+        children: dict[str, list[RunRecord]] = {}
+        query = f"tags.{PARENT} IS NOT NULL AND attributes.start_time >= {since}"
+        for record in reversed(self._search(query)):
+            children.setdefault(str(record.parent), []).append(record)
+        return children
 
-    def children(self, record: Record) -> list[Record]:
-        """The runs that are part of a run, the oldest first."""
+    def children(self, record: RunRecord) -> list[RunRecord]:
+        """Child runs, oldest first."""
         return self._search(f"tags.{PARENT} = '{record.id}'")[::-1]
 
-    def find(self, name: str) -> Record:
-        """The run that a name means.
+    def find(self, name: str) -> RunRecord:
+        """The run of a name.
 
         Args:
-            name: Of a run, or the beginning that no other's name has; `PARENT/NAME` for one that
-                is part of another; or MLflow's id.
+            name: Name of a run or an unambiguous prefix of it, `PARENT/NAME` of a child, or an id.
 
         Raises:
-            RaysysError: There is none, or more than one.
+            RaysysError: No run matches, or several do.
         """
-        found = self._named(name)
-        if not found and "/" in name:
-            parent, _, rest = name.rpartition("/")
-            children = self.children(self.find(parent))
-            found = _matching(children, rest)
-        if len(found) == 1:
-            return found[0]
-        if not found:
+        matches = self._named(name)
+        if not matches and "/" in name:
+            parent, _, child = name.rpartition("/")
+            matches = _matching(self.children(self.find(parent)), child)
+        if len(matches) == 1:
+            return matches[0]
+        if not matches:
             raise RaysysError(
                 f"no run {name!r} in {shown_uri(self.uri)}: `raysys runs --all` lists them"
             )
         shown = "; ".join(
-            f"{one.name} of {one.started:%F %T}, {one.id}" for one in found[:_MOST_SHOWN]
+            f"{run.name} of {run.started:%F %T}, {run.id}" for run in matches[:_MAX_SHOWN]
         )
-        more = f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""
+        more = f" and {len(matches) - _MAX_SHOWN} more" if len(matches) > _MAX_SHOWN else ""
         raise RaysysError(
-            f"{len(found)} runs are named {name!r} or begin so: {shown}{more}. Give more of the "
-            "name, PARENT/NAME, or the id"
+            f"{len(matches)} runs match {name!r}: {shown}{more}. Give more of the name, "
+            "PARENT/NAME, or the id"
         )
 
-    def curve(self, record: Record, metric: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a metric, in the order of the steps."""
+    def curve(self, record: RunRecord, metric: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a metric, by ascending step."""
         history = self._client.get_metric_history(record.id, metric)
-        known = {
-            point.step: point.value for point in sorted(history, key=lambda one: one.timestamp)
-        }
-        return sorted(known), [known[step] for step in sorted(known)]
+        values = {point.step: point.value for point in sorted(history, key=lambda p: p.timestamp)}
+        return sorted(values), [values[step] for step in sorted(values)]
 
-    def samples(self, record: Record) -> list[str]:
-        """Names of the samples of rows that a run kept."""
+    def samples(self, record: RunRecord) -> list[str]:
+        """Names of the row samples that a run logged."""
         files = [file.path for file in self._client.list_artifacts(record.id)]
         return [file.removesuffix(".json") for file in files if file.endswith(".json")]
 
-    def rows(self, record: Record, name: str) -> pa.Table:
-        """A sample of rows, such as predictions, that a run kept."""
-        from mlflow.exceptions import MlflowException
+    def rows(self, record: RunRecord, name: str) -> pa.Table:
+        """A row sample, such as predictions, that a run logged.
 
+        Raises:
+            RaysysError: The run has no such sample.
+        """
         try:
             path = self._client.download_artifacts(record.id, f"{safe_name(name)}.json")
-        except (MlflowException, OSError) as error:
-            known = ", ".join(self.samples(record)) or "none"
+        except (mlflow.exceptions.MlflowException, OSError) as error:
+            samples = ", ".join(self.samples(record)) or "none"
             raise RaysysError(
-                f"run {record.name!r} kept no rows {name!r}; it has: {known}"
+                f"run {record.name!r} has no row sample {name!r}; it has: {samples}"
             ) from error
-        kept = json.loads(Path(path).read_text())
-        columns = zip(*kept["data"], strict=True) if kept["data"] else [[] for _ in kept["columns"]]
-        return pa.table(dict(zip(kept["columns"], map(pa.array, map(list, columns)), strict=True)))
+        sample = json.loads(Path(path).read_text())
+        names, rows = sample["columns"], sample["data"]
+        columns = zip(*rows, strict=True) if rows else [[] for _ in names]
+        return pa.table(dict(zip(names, map(pa.array, map(list, columns)), strict=True)))
 
-    def _named(self, name: str) -> list[Record]:
-        # A filter cannot hold both kinds of quotes, and `_` and `%` stand for others in it.
+    def _named(self, name: str) -> list[RunRecord]:
+        # A filter cannot contain both kinds of quotes, and `_` and `%` are wildcards in it.
         start = re.split("['\"\\\\]", name)[0]
-        found = _matching(self._search(f"attributes.run_name LIKE '{start}%'"), name)
-        if not found and re.fullmatch("[0-9a-f]{32}", name):
-            found = self._search(f"attributes.run_id = '{name}'")
-        return found
+        matches = _matching(self._search(f"attributes.run_name LIKE '{start}%'"), name)
+        if not matches and re.fullmatch("[0-9a-f]{32}", name):
+            matches = self._search(f"attributes.run_id = '{name}'")
+        return matches
 
-    def _search(self, wanted: str, limit: int | None = None) -> list[Record]:
-        from mlflow.exceptions import MlflowException
-
+    def _search(self, query: str, limit: int | None = None) -> list[RunRecord]:
         try:
-            found = _all_pages(
+            runs = _all_pages(
                 lambda token: self._client.search_runs(
                     list(self._experiments),
-                    wanted,
+                    query,
                     max_results=min(limit or _PAGE, _PAGE),
                     order_by=["attributes.start_time DESC"],
                     page_token=token,
                 ),
                 limit,
             )
-        except MlflowException as error:
+        except mlflow.exceptions.MlflowException as error:
             raise unavailable(self.uri, error) from error
-        return [self._record(one) for one in found]
+        return [self._record(run) for run in runs]
 
-    def _record(self, run: Any) -> Record:
+    def _record(self, run: Any) -> RunRecord:
         info, data = run.info, run.data
         ended = None if info.end_time is None else (info.end_time - info.start_time) / 1000
         hidden = ("mlflow.", "raysys.")
         tags = {key: value for key, value in data.tags.items() if not key.startswith(hidden)}
         tags["commit"] = data.tags.get("mlflow.source.git.commit", "")
         results = data.tags.get(RESULTS)
-        return Record(
+        return RunRecord(
             id=info.run_id,
             name=info.run_name,
             experiment=self._experiments[info.experiment_id],
@@ -218,18 +217,18 @@ class Runs:
         )
 
 
-def _matching(records: Sequence[Record], name: str) -> list[Record]:
-    """Those of that name, else those whose names begin so."""
+def _matching(records: Sequence[RunRecord], name: str) -> list[RunRecord]:
+    """Records of that name, else those whose names start with it."""
     exact = [record for record in records if record.name == name]
     return exact or [record for record in records if record.name.startswith(name)]
 
 
 def _all_pages(page: Any, limit: int | None = None) -> list[Any]:
-    found: list[Any] = []
+    entries: list[Any] = []
     token = None
     while True:
-        got = page(token)
-        found += got
-        token = got.token
-        if not token or (limit is not None and len(found) >= limit):
-            return found[:limit]
+        batch = page(token)
+        entries += batch
+        token = batch.token
+        if not token or (limit is not None and len(entries) >= limit):
+            return entries[:limit]

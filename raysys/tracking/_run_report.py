@@ -1,9 +1,10 @@
-"""Runs as text, in plain columns that other programs can read."""
+"""Reports of runs as text and plots."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raysys.console import text_table
 from raysys.errors import RaysysError
 from raysys.tracking import plots
 from raysys.tracking._tracked_run import SYSTEM
@@ -11,21 +12,21 @@ from raysys.tracking._tracked_run import SYSTEM
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raysys.tracking._run_records import Record, Runs
+    from raysys.tracking._run_records import RunRecord, Runs
 
-_MAIN = 4  # metrics that a list shows
-_PANELS = 6
-_MOST_WIDE = 60  # characters of a column that stands beside others
+_LISTED_METRICS = 4
+_MAX_PANELS = 6
+_MAX_WIDTH = 60  # characters of a cell in a comparison
 
 
-def listing(records: Sequence[Record], children: Mapping[str, Sequence[Record]]) -> str:
-    """One line a run, its children indented below it."""
-    lines = [["run", "experiment", "status", "started", "took", "metrics"]]
+def listing(records: Sequence[RunRecord], children: Mapping[str, Sequence[RunRecord]]) -> str:
+    """A table of runs, one a row, children indented below their parents."""
+    rows: list[list[str]] = []
 
-    def add(record: Record, depth: int) -> None:
-        names = (record.results or record.curves)[:_MAIN]
+    def add(record: RunRecord, depth: int) -> None:
+        names = (record.results or record.curves)[:_LISTED_METRICS]
         main = ", ".join(f"{name} {_number(record.metrics[name])}" for name in names)
-        lines.append([
+        rows.append([
             "  " * depth + record.name, record.experiment, record.status, _moment(record),
             _duration(record.seconds), main,
         ])  # fmt: skip
@@ -34,15 +35,15 @@ def listing(records: Sequence[Record], children: Mapping[str, Sequence[Record]])
 
     for record in records:
         add(record, 0)
-    return _columns(lines)
+    return text_table(["run", "experiment", "status", "started", "took", "metrics"], rows)
 
 
-def details(runs: Runs, record: Record) -> str:
-    """All that is known of a run."""
+def details(runs: Runs, record: RunRecord) -> str:
+    """A run's settings, tags, results, curves, samples and children, as text."""
     took = _duration(record.seconds)
     parts = [
         f"{record.name}: {record.status}, experiment {record.experiment}\n"
-        f"started {_moment(record)}, took {took}, MLflow's id {record.id}"
+        f"started {_moment(record)}, took {took}, MLflow run id {record.id}"
     ]
     results = {name: _number(record.metrics[name]) for name in record.results}
     curves = {name: _number(record.metrics[name]) for name in record.curves}
@@ -59,25 +60,24 @@ def details(runs: Runs, record: Record) -> str:
         ("meters, last values", meters),
     ):
         if values:
-            parts.append(f"{title}\n{_columns([['  ' + key, values[key]] for key in values])}")
+            parts.append(text_table([title, ""], [["  " + key, values[key]] for key in values]))
     if samples := runs.samples(record):
-        parts.append("samples of rows\n" + "\n".join(f"  {name}" for name in samples))
+        parts.append("row samples\n" + "\n".join(f"  {name}" for name in samples))
     if children := runs.children(record):
         below = listing(children, runs.descendants(children)).splitlines()
-        parts.append("parts\n" + "\n".join(f"  {line}" for line in below))
+        parts.append("child runs\n" + "\n".join(f"  {line}" for line in below))
     return "\n\n".join(parts)
 
 
-def comparison(records: Sequence[Record], metric: str | None) -> str:
-    """What differs between runs, a column each, and their metrics side by side.
+def comparison(records: Sequence[RunRecord], metric: str | None) -> str:
+    """Differing settings, tags and data of runs, and their metrics, a column for each run.
 
     Raises:
         RaysysError: No run has the metric.
     """
     _check_metric(records, metric)
     header = [record.name for record in records]
-    lines = [["settings that differ", *header]]
-    lines += _differing([record.settings for record in records])
+    lines = _differing([record.settings for record in records])
     lines += [["", *[""] * len(header)], ["code and data that differ", *header]]
     lines += _differing([record.tags for record in records])
     lines += [["", *[""] * len(header)], ["metrics", *header]]
@@ -85,19 +85,19 @@ def comparison(records: Sequence[Record], metric: str | None) -> str:
     for name in sorted(names, key=lambda name: name.startswith(SYSTEM)):
         values = [record.metrics.get(name) for record in records]
         lines.append(["  " + name, *["-" if value is None else _number(value) for value in values]])
-    return _columns(lines)
+    return text_table(["settings that differ", *header], lines)
 
 
-def comparison_plot(runs: Runs, records: Sequence[Record], metric: str | None) -> bytes:
-    """The curves of runs in one plot, as PNG.
+def comparison_plot(runs: Runs, records: Sequence[RunRecord], metric: str | None) -> bytes:
+    """Curves of several runs in one plot, as PNG.
 
     Args:
-        runs: Where they are read.
-        records: The runs.
-        metric: The one to show; without it the first six that several runs have as curves.
+        runs: Store of the runs.
+        records: Runs to compare.
+        metric: Metric to plot; by default the first six curves that several runs share.
 
     Raises:
-        RaysysError: There is no curve to show.
+        RaysysError: The runs have no such curve.
     """
     _check_metric(records, metric)
     shared = [
@@ -107,54 +107,44 @@ def comparison_plot(runs: Runs, records: Sequence[Record], metric: str | None) -
     ]
     panels: dict[str, dict[str, plots.Curve]] = {}
     for name in [metric] if metric else shared:
-        found: dict[str, plots.Curve] = {
+        lines: dict[str, plots.Curve] = {
             record.name: runs.curve(record, name) for record in records if name in record.metrics
         }
-        if any(len(steps) > 1 for steps, _ in found.values()) and len(panels) < _PANELS:
-            panels[name] = found
+        if any(len(steps) > 1 for steps, _ in lines.values()) and len(panels) < _MAX_PANELS:
+            panels[name] = lines
     if not panels:
         raise RaysysError(
-            f"there is no curve of {metric!r} to plot: it has one value in each run"
+            f"cannot plot {metric!r}: it has a single value in each run; choose a curve"
             if metric
-            else "the runs have no curve in common to plot: name one with --metric"
+            else "the runs share no curve to plot: choose one with --metric"
         )
     return plots.panels(", ".join(record.name for record in records), panels)
 
 
-def _check_metric(records: Sequence[Record], metric: str | None) -> None:
-    known = sorted({name for record in records for name in record.metrics})
-    if metric and metric not in known:
-        raise RaysysError(f"no run has a metric {metric!r}; they have: {', '.join(known)}")
+def _check_metric(records: Sequence[RunRecord], metric: str | None) -> None:
+    names = sorted({name for record in records for name in record.metrics})
+    if metric and metric not in names:
+        raise RaysysError(f"no run has a metric {metric!r}; they have: {', '.join(names)}")
 
 
-def _differing(given: Sequence[Mapping[str, str]]) -> list[list[str]]:
+def _differing(columns: Sequence[Mapping[str, str]]) -> list[list[str]]:
     lines = []
-    for name in sorted({name for one in given for name in one}):
-        values = [one.get(name, "-") for one in given]
+    for name in sorted({name for column in columns for name in column}):
+        values = [column.get(name, "-") for column in columns]
         if len(set(values)) > 1:
             lines.append(["  " + name, *(_short(value) for value in values)])
-    return lines or [["  none", *[""] * len(given)]]
-
-
-def _columns(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, each column as wide as its widest cell."""
-    lines = [[" ".join(cell.splitlines()) for cell in line] for line in lines]
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return lines or [["  none", *[""] * len(columns)]]
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _MOST_WIDE else f"{text[: _MOST_WIDE - 3]}..."
+    return text if len(text) <= _MAX_WIDTH else f"{text[: _MAX_WIDTH - 3]}..."
 
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.5g}"
 
 
-def _moment(record: Record) -> str:
+def _moment(record: RunRecord) -> str:
     return f"{record.started.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
@@ -163,5 +153,7 @@ def _duration(seconds: float | None) -> str:
         return "-"
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    minutes, remainder = divmod(round(seconds), 60)
+    return (
+        f"{minutes} min {remainder} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    )

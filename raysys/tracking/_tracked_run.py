@@ -1,4 +1,4 @@
-"""A run in MLflow that is written to."""
+"""A run that records to MLflow."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.imports import lazy_import
 from raysys.tracking._curves import Curves, Point, log, safe_name
-from raysys.tracking._tracking_server import Place, connect, write_pointer
+from raysys.tracking._tracking_server import TrackingTarget, connect, write_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,34 +20,36 @@ if TYPE_CHECKING:
 
     from raysys.storage import Storage
 
+mlflow = lazy_import("mlflow")
+
 RESULTS = "raysys.results"
 SYSTEM = "system/"  # MLflow's page of a run shows metrics of this prefix apart
-_MOST_TAGS = 100  # at once
-_MOST_CHARACTERS = 5000
-_MOST_ROWS = 1000
+_MAX_TAGS = 100  # of one request
+_MAX_CHARACTERS = 5000
+_MAX_ROWS = 1000
 
 
 class TrackedRun:
-    """A run in MLflow; `open_run` makes it.
+    """A run in MLflow; `open_run` creates it.
 
-    Curves are gathered and written every two seconds by a thread, so that `log` costs
-    microseconds. Once a run is open, a server that is away costs a warning and never the work. A
-    step of a curve is recorded once: what is logged at a step that the curve has reached, as
-    after a resume, is left out. A run can be pickled and written to from where it arrives; each
-    curve should come from one process.
+    Curves are buffered and written every two seconds by a thread, so that `log` costs
+    microseconds. Once a run is open, an unreachable server costs a warning and never the work. A
+    step of a curve is recorded once: a point at a step that the curve has reached, as after a
+    resume, is dropped. A run can be pickled and written to from other processes; each curve should
+    come from one process.
 
     Attributes:
-        run_id: MLflow's.
-        uri: Of the MLflow server or database.
+        run_id: MLflow's run id.
+        uri: URI of the MLflow server or database.
     """
 
-    def __init__(self, place: Place, run_id: str, *, new: bool = False) -> None:
-        """Hold a run; nothing is contacted before something is logged.
+    def __init__(self, place: TrackingTarget, run_id: str, *, new: bool = False) -> None:
+        """Open a handle; the server is first contacted when something is logged.
 
         Args:
             place: The server or database.
-            run_id: MLflow's.
-            new: It has no curves yet that would have to be looked up.
+            run_id: MLflow's run id.
+            new: Whether the run has no curves yet, so that none is looked up.
         """
         self.run_id, self.uri = run_id, place.uri
         self._place = place
@@ -59,8 +62,8 @@ class TrackedRun:
         """Add a point to the curve of each name.
 
         Args:
-            metrics: By name; NaN is kept as it is.
-            step: Rises; up to a curve's last recorded step nothing is recorded again.
+            metrics: Values by name; NaN stays NaN.
+            step: Ascending step; points up to a curve's last recorded step are dropped.
         """
         now = _now_ms()
         self._curves.add([Point(name, float(value), step, now) for name, value in metrics.items()])
@@ -73,35 +76,34 @@ class TrackedRun:
         )
 
     def log_tags(self, tags: Mapping[str, object]) -> None:
-        """Record what is known now, as text by which runs can be searched."""
-        from mlflow.entities import RunTag
-
-        entries = [RunTag(safe_name(name), text(value)) for name, value in tags.items()]
-        for start in range(0, len(entries), _MOST_TAGS):
-            part = entries[start : start + _MOST_TAGS]
+        """Record tags, as text by which runs can be searched."""
+        entries = [
+            mlflow.entities.RunTag(safe_name(name), text(value)) for name, value in tags.items()
+        ]
+        for start in range(0, len(entries), _MAX_TAGS):
+            part = entries[start : start + _MAX_TAGS]
             self._try(partial(_log_tags, run_id=self.run_id, tags=part))
 
     def log_rows(self, name: str, rows: pa.Table) -> None:
-        """Keep a sample of rows, such as predictions; MLflow's page of the run shows it.
+        """Record a sample of rows, such as predictions, shown on MLflow's page of the run.
 
         Args:
-            name: A later sample of that name replaces it.
-            rows: Any columns. Of more than 1,000 rows as many are kept, at even distances.
-                Numbers, text, booleans and lists are read back as they are, NaN and infinities
-                as null, all else as text.
+            name: Name of the sample; a later one of that name replaces it.
+            rows: Any columns; 1,000 evenly spaced rows if there are more. Numbers, text, booleans
+                and lists read back unchanged, NaN and infinities as null, other types as text.
         """
-        if rows.num_rows > _MOST_ROWS:
-            rows = rows.take(np.linspace(0, rows.num_rows - 1, _MOST_ROWS).astype(np.int64))
+        if rows.num_rows > _MAX_ROWS:
+            rows = rows.take(np.linspace(0, rows.num_rows - 1, _MAX_ROWS).astype(np.int64))
         columns = [column.to_pylist() for column in rows.columns]
         data = [[_plain(value) for value in row] for row in zip(*columns, strict=True)]
         table = {"columns": rows.column_names, "data": data}
         self._try(lambda client: client.log_dict(self.run_id, table, f"{safe_name(name)}.json"))
 
     def watch(self, read: Callable[[], Mapping[str, float]]) -> None:
-        """Record what a meter reads, every ten seconds until the end, over the run's seconds.
+        """Record a meter's readings every ten seconds until the end, over the run's seconds.
 
         Args:
-            read: Such as `ProcessMeter().read`; its names get the prefix `system/`.
+            read: Function such as `ProcessMeter().read`; its names get the prefix `system/`.
         """
         started_s: float | None = None
 
@@ -115,11 +117,11 @@ class TrackedRun:
         self._curves.watch(lambda: self._try(lambda _: measure()))
 
     def nest(self, folder: Storage) -> None:
-        """Make a folder this run's: runs opened with it as their storage are its children."""
+        """Make runs that are opened with a folder as their storage children of this run."""
         write_pointer(folder, self._place, self.run_id)
 
     def flush(self) -> None:
-        """Write the curves' waiting points now."""
+        """Write the curves' buffered points now."""
         self._curves.flush()
 
     def end(self, status: str, metrics: Mapping[str, float] | None = None) -> None:
@@ -127,8 +129,8 @@ class TrackedRun:
 
         Args:
             status: FINISHED, FAILED or KILLED.
-            metrics: Results by name. One with the name of a curve that did not end with this
-                value is recorded as `NAME result`.
+            metrics: Results by name. A result named as a curve whose last value differs is recorded
+                as `NAME result`.
         """
         lost = self._curves.close()
         if lost:
@@ -136,31 +138,29 @@ class TrackedRun:
         self._try(lambda client: self._end(client, status, metrics or {}))
 
     def _end(self, client: Any, status: str, metrics: Mapping[str, float]) -> None:
-        from mlflow.entities import Metric, RunTag
-
         earlier = client.get_run(self.run_id).data.tags.get(RESULTS, "").split("\n")
         names, points, now = [], [], _now_ms()
-        for given, value in metrics.items():
-            name = safe_name(given)
+        for metric, value in metrics.items():
+            name = safe_name(metric)
             last = self._curves.last(name)
             if last is not None and name not in earlier and not _same(last[1], value):
                 name = f"{name} result"
                 last = self._curves.last(name)
             names.append(name)
             if last is None or not _same(last[1], value):
-                # After an earlier result, so that MLflow takes this one for the latest.
+                # One step after an earlier result, so that MLflow takes this one as the latest.
                 step = 0 if last is None else last[0] + 1
-                points.append(Metric(name, float(value), now, step))
-        tags = [RunTag(RESULTS, "\n".join(names))] if names else []
+                points.append(mlflow.entities.Metric(name, float(value), now, step))
+        tags = [mlflow.entities.RunTag(RESULTS, "\n".join(names))] if names else []
         client.log_batch(self.run_id, metrics=points, tags=tags)
         client.set_terminated(self.run_id, status)
 
     def _try(self, action: Callable[[Any], None]) -> None:
-        """Do something with MLflow's client; a failure is a warning."""
+        """Call a function with MLflow's client; a failure is a warning."""
         try:
             action(connect(self.uri))
-        except Exception as error:  # whatever a server may say: the run itself goes on
-            log.warning("MLflow did not record a part of run %s: %s", self.run_id, error)
+        except Exception as error:  # any failure of the server: the run itself goes on
+            log.warning("MLflow did not record part of run %s: %s", self.run_id, error)
 
 
 def _log_tags(client: Any, run_id: str, tags: list[Any]) -> None:
@@ -168,16 +168,16 @@ def _log_tags(client: Any, run_id: str, tags: list[Any]) -> None:
 
 
 def text(value: object) -> str:
-    """A setting or a tag as MLflow keeps it."""
-    return str(value)[:_MOST_CHARACTERS]
+    """A parameter or tag as text of a length that MLflow accepts."""
+    return str(value)[:_MAX_CHARACTERS]
 
 
-def _same(one: float, other: float) -> bool:
-    return one == other or (math.isnan(one) and math.isnan(other))
+def _same(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b))
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON has."""
+    """A value as JSON has it."""
     if isinstance(value, list):
         return [_plain(part) for part in value]
     if isinstance(value, float):

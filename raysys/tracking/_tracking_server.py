@@ -1,4 +1,4 @@
-"""Where runs are recorded: an MLflow server, or a SQLite file under a local storage root."""
+"""The MLflow server, or SQLite file under a local storage root, that records runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from raysys.errors import StorageError, UnavailableError
+from raysys.imports import lazy_import
 from raysys.secrets import shown
 
 if TYPE_CHECKING:
@@ -21,18 +22,20 @@ if TYPE_CHECKING:
 
     from raysys.storage import Storage
 
+mlflow = lazy_import("mlflow")
+
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 POINTER = "tracking.json"
 _SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the runs of a storage root are recorded, and below which run.
+class TrackingTarget:
+    """Destination of a storage root's runs.
 
     Attributes:
-        uri: Of the MLflow server or database.
-        parent: MLflow's id of the run whose folder the storage is; None if it is no run's.
+        uri: URI of the MLflow server or database.
+        parent: Id of the run that the folder belongs to; None without one.
         artifacts: Folder for the files of runs; None where the server has its own.
     """
 
@@ -41,63 +44,61 @@ class Place:
     artifacts: str | None
 
 
-def place_of(storage: Storage) -> Place:
-    """Find out where the runs of a storage root are recorded.
+def target_of(storage: Storage) -> TrackingTarget:
+    """Destination of a storage root's runs.
 
     The folder of a run names the run and its server (`write_pointer`). For any other root the
     server is MLFLOW_TRACKING_URI, else a SQLite file under the root.
 
     Raises:
-        StorageError: The root is remote, where SQLite cannot live, and no server is named.
+        StorageError: The root is remote and MLFLOW_TRACKING_URI is not set.
     """
-    given = os.environ.get(TRACKING_VARIABLE)
+    variable = os.environ.get(TRACKING_VARIABLE)
     if pointer := storage.read_bytes(POINTER):
-        named = json.loads(pointer)
-        uri = given if given and shown_uri(given) == named["uri"] else named["uri"]
-        return Place(uri, named["run_id"], named["artifacts"])
-    if not given and not storage.is_local:
+        run = json.loads(pointer)
+        uri = variable if variable and shown_uri(variable) == run["uri"] else run["uri"]
+        return TrackingTarget(uri, run["run_id"], run["artifacts"])
+    if not variable and not storage.is_local:
         raise StorageError(
-            f"the storage root {storage.root} is remote and {TRACKING_VARIABLE} is not set: name "
-            "an MLflow server with it"
+            f"the storage root {storage.root} is remote and {TRACKING_VARIABLE} is not set: set it "
+            "to an MLflow server"
         )
-    uri = given or f"{_SQLITE}{storage.uri('mlflow.db')}"
-    served = urlsplit(uri).scheme in ("http", "https")
-    return Place(uri, None, None if served else storage.uri("mlflow"))
+    uri = variable or f"{_SQLITE}{storage.uri('mlflow.db')}"
+    is_server = urlsplit(uri).scheme in ("http", "https")
+    return TrackingTarget(uri, None, None if is_server else storage.uri("mlflow"))
 
 
-def write_pointer(folder: Storage, place: Place, run_id: str) -> None:
-    """Make a folder that of a run: runs opened with it as their storage are its children."""
-    named = {"run_id": run_id, "uri": shown_uri(place.uri), "artifacts": place.artifacts}
-    folder.write_json(POINTER, named)
+def write_pointer(folder: Storage, target: TrackingTarget, run_id: str) -> None:
+    """Assign a folder to a run: runs opened with it as their storage are children of it."""
+    run = {"run_id": run_id, "uri": shown_uri(target.uri), "artifacts": target.artifacts}
+    folder.write_json(POINTER, run)
 
 
 def tracking_uri(storage: Storage) -> str:
-    """The MLflow server or database in which the runs of a storage root are recorded.
+    """URI of the MLflow server or database of a storage root's runs.
 
     Raises:
-        StorageError: The root is remote, where SQLite cannot live, and no server is named.
+        StorageError: The root is remote and MLFLOW_TRACKING_URI is not set.
     """
-    return place_of(storage).uri
+    return target_of(storage).uri
 
 
 def connect(uri: str) -> Any:
     """An `mlflow.MlflowClient`; the first of a process takes a second or two.
 
-    A new SQLite file gets its tables here; a lock lets one process at a time do that.
+    It creates the tables of a new SQLite file, one process at a time.
 
     Raises:
-        UnavailableError: There is no such server or database.
+        UnavailableError: The server or database does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
         return _connected(uri)
-    except (MlflowException, ImportError, OSError) as error:
+    except (mlflow.exceptions.MlflowException, ImportError, OSError) as error:
         raise unavailable(uri, error) from error
 
 
 def unavailable(uri: str, error: Exception) -> UnavailableError:
-    """What to say when MLflow does not answer."""
+    """The error for an MLflow server that does not answer."""
     return UnavailableError(
         f"MLflow at {shown_uri(uri)} does not answer ({shown(str(error))}): start the server, or "
         f"name another with {TRACKING_VARIABLE}"
@@ -106,20 +107,18 @@ def unavailable(uri: str, error: Exception) -> UnavailableError:
 
 @functools.cache
 def _connected(uri: str) -> Any:
-    from mlflow import MlflowClient
-
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with locked(uri):
-        return MlflowClient(_without_login(uri))
+        return mlflow.MlflowClient(_without_login(uri))
 
 
 @contextmanager
 def locked(uri: str) -> Iterator[None]:
-    """Hold a SQLite file against other processes and threads; a server needs no lock.
+    """Lock a SQLite file against other processes and threads; a server needs no lock.
 
-    SQLite locks its own writes; this is for steps that must not be done twice: making the
-    tables, and opening a run that is not there yet.
+    SQLite locks its own writes; this is for what must not happen twice: creating the tables, and
+    opening a new run.
     """
     if not uri.startswith(_SQLITE):
         yield
@@ -132,7 +131,7 @@ def locked(uri: str) -> Iterator[None]:
 
 
 def shown_uri(uri: str) -> str:
-    """The URI without its password, which belongs in no file and no message."""
+    """The URI with its password masked, for files and messages."""
     return shown(uri)
 
 

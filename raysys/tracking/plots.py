@@ -8,7 +8,7 @@ Curve = tuple[Sequence[int], Sequence[float]]  # steps, values
 
 
 def curves(title: str, lines: Mapping[str, Sequence[float]]) -> bytes:
-    """One line a name, over steps from 1."""
+    """A plot of one line for each name, over steps from 1."""
     figure, (axes,) = _figure(title)
     for name, values in lines.items():
         axes.plot(range(1, len(values) + 1), values, marker="o", label=name)
@@ -18,7 +18,7 @@ def curves(title: str, lines: Mapping[str, Sequence[float]]) -> bytes:
 
 
 def bars(title: str, groups: Mapping[str, Mapping[str, float]]) -> bytes:
-    """A group of bars for each measure, one bar for each name."""
+    """A plot of a group of bars for each measure, one bar for each name."""
     figure, (axes,) = _figure(title)
     measures = list(next(iter(groups.values())))
     width = 0.8 / len(groups)
@@ -32,7 +32,7 @@ def bars(title: str, groups: Mapping[str, Mapping[str, float]]) -> bytes:
 
 
 def panels(title: str, lines: Mapping[str, Mapping[str, Curve]]) -> bytes:
-    """A panel for each measure, one line a name, over steps."""
+    """A plot with a panel for each measure, one line for each name, over steps."""
     figure, all_axes = _figure(title, len(lines))
     for axes, (measure, curves_by_name) in zip(all_axes, lines.items(), strict=True):
         for name, (steps, values) in curves_by_name.items():
@@ -50,19 +50,19 @@ def front(
     y: str,
     chosen: Sequence[Mapping[str, Any]],
 ) -> bytes:
-    """All that was tried as dots, the Pareto front as a marked line.
+    """A scatter plot of all points, with the Pareto front as a marked line.
 
     Args:
-        title: Above the plot.
-        points: With numbers named `x` and `y`; those without both are left out.
-        x: What the horizontal axis shows.
-        y: What the vertical axis shows.
-        chosen: Those of them that are on the front.
+        title: Title of the plot.
+        points: Points with numbers named `x` and `y`; points without both are skipped.
+        x: Key of the horizontal axis.
+        y: Key of the vertical axis.
+        chosen: Points on the front.
     """
     figure, (axes,) = _figure(title)
     tried, best = (
-        [(p[x], p[y]) for p in given if p.get(x) is not None and p.get(y) is not None]
-        for given in (points, chosen)
+        [(p[x], p[y]) for p in group if p.get(x) is not None and p.get(y) is not None]
+        for group in (points, chosen)
     )
     axes.scatter([a for a, _ in tried], [b for _, b in tried], color="tab:gray", label="tried")
     best.sort()
