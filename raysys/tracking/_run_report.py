@@ -60,7 +60,8 @@ def details(runs: Runs, record: RunRecord) -> str:
         ("meters, last values", meters),
     ):
         if values:
-            parts.append(text_table([title, ""], [["  " + key, values[key]] for key in values]))
+            rows = text_table(["", ""], [[f"  {key}", value] for key, value in values.items()])
+            parts.append("\n".join([title, *rows.splitlines()[1:]]))
     if samples := runs.samples(record):
         parts.append("row samples\n" + "\n".join(f"  {name}" for name in samples))
     if children := runs.children(record):

@@ -185,21 +185,23 @@ def test_two_processes_make_one_local_database_and_one_run(
 
 
 def test_a_password_is_written_nowhere(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raysys.tracking._tracking_server import place_of, write_pointer
+    from raysys.tracking._tracking_server import target_of, write_pointer
 
     secret = "postgresql://ray:hunter2@host/mlflow"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
     folder = Storage(storage.uri("runs/a"))
-    write_pointer(folder, place_of(storage), "0" * 32)
+    write_pointer(folder, target_of(storage), "0" * 32)
     assert "hunter2" not in (Path(folder.root) / "tracking.json").read_text()
-    assert place_of(folder).uri == secret
+    assert target_of(folder).uri == secret
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ray:hunter2@other/mlflow")
-    assert place_of(folder).uri == "postgresql://ray:***@host/mlflow"
+    assert target_of(folder).uri == "postgresql://ray:***@host/mlflow"
 
 
 def test_a_remote_root_needs_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with pytest.raises(StorageError, match="MLFLOW_TRACKING_URI is not set: name an MLflow server"):
+    with pytest.raises(
+        StorageError, match="MLFLOW_TRACKING_URI is not set: set it to an MLflow server"
+    ):
         open_run(Storage("mock:///bucket"), "training", "net")
 
 

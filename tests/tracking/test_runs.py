@@ -74,7 +74,7 @@ def test_show_says_all_of_a_run(server: Storage) -> None:
         "data.train.fingerprint",
         "\nresults\n  ndcg_at_10  0.05\n  films       1000\n",
         "\ncurves, last values\n  loss  0.1\n",
-        "\nparts\n  run  experiment",
+        "\nchild runs\n  run  experiment",
         "\n  net  films",
     ):
         assert part in said
@@ -93,8 +93,8 @@ def test_a_beginning_or_an_id_is_enough(server: Storage) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("films", "2 runs are named 'films' or begin so: films-2 of "),
-        ("net", "2 runs are named 'net' or begin so"),
+        ("films", "2 runs match 'films': films-2 of "),
+        ("net", "2 runs match 'net'"),
         ("nobody", "no run 'nobody' in sqlite:///"),
         ("films-1/nobody", "no run 'films-1/nobody'"),
         ("film_", "no run 'film_'"),
@@ -132,8 +132,8 @@ def test_compare_plots_curves(server: Storage, tmp_path: Path) -> None:
     [
         (["films-1"], "films-1: give two runs or more"),
         (["films-1", "films-2", "--metric", "auc"], "no run has a metric 'auc'; they have: films,"),
-        (["films-1", "films-2", "--metric", "films", "--plot", "a.png"], "no curve of 'films'"),
-        (["films-1", "late-1", "--plot", "a.png"], "no curve in common to plot"),
+        (["films-1", "films-2", "--metric", "films", "--plot", "a.png"], "cannot plot 'films'"),
+        (["films-1", "late-1", "--plot", "a.png"], "share no curve to plot"),
     ],
 )
 def test_a_comparison_that_cannot_be(server: Storage, arguments: list[str], said: str) -> None:

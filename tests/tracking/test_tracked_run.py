@@ -15,7 +15,7 @@ import pytest
 from raysys.errors import RaysysError
 from raysys.storage import Storage
 from raysys.tracking import Runs, TrackedRun, open_run
-from raysys.tracking._tracking_server import Place
+from raysys.tracking._tracking_server import TrackingTarget
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_meter_is_read_at_once_and_at_the_end(
 def test_a_server_that_goes_away_costs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        run = TrackedRun(Place("http://127.0.0.1:9", None, None), "0" * 32)
+        run = TrackedRun(TrackingTarget("http://127.0.0.1:9", None, None), "0" * 32)
         run.watch(lambda: {"cpu_percent": 1.0})
         with caplog.at_level(logging.WARNING, "raysys.tracking"):
             run.log_curve("loss", [1.0, 2.0])
@@ -131,7 +131,7 @@ def test_a_server_that_goes_away_costs_a_warning(caplog: pytest.LogCaptureFixtur
             run.log_tags({"a": 1})
             run.log_rows("predictions", pa.table({"x": [1]}))
             run.end("FINISHED", {"auc": 0.5})
-    assert "curves are kept back until MLflow takes them" in caplog.text
+    assert "curves are buffered until MLflow accepts them" in caplog.text
     assert "2 points of curves" in caplog.text
 
 
@@ -152,7 +152,9 @@ def test_rows_are_read_back(storage: Storage, run: TrackedRun) -> None:
         **rows.to_pydict(), "score": [0.25, None, 1e-9], "at": ["2013-01-01 00:00:00", None, None],
     }  # fmt: skip
     assert runs.rows(record, "nothing").column_names == rows.column_names
-    with pytest.raises(RaysysError, match="kept no rows 'other'; it has: nothing, predictions"):
+    with pytest.raises(
+        RaysysError, match="has no row sample 'other'; it has: nothing, predictions"
+    ):
         runs.rows(record, "other")
 
 
