@@ -153,7 +153,7 @@ def test_rows_are_read_back(storage: Storage, run: TrackedRun) -> None:
     }  # fmt: skip
     assert runs.rows(record, "nothing").column_names == rows.column_names
     with pytest.raises(
-        RaysysError, match="has no row sample 'other'; it has: nothing, predictions"
+        RaysysError, match="sample 'other'; it has: nothing, predictions"
     ):
         runs.rows(record, "other")
 
