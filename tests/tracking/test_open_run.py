@@ -199,9 +199,7 @@ def test_a_password_is_written_nowhere(storage: Storage, monkeypatch: pytest.Mon
 
 def test_a_remote_root_needs_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with pytest.raises(
-        StorageError, match="is not set: set it to an MLflow server"
-    ):
+    with pytest.raises(StorageError, match="is not set: set it to an MLflow server"):
         open_run(Storage("mock:///bucket"), "training", "net")
 
 

@@ -152,9 +152,7 @@ def test_rows_are_read_back(storage: Storage, run: TrackedRun) -> None:
         **rows.to_pydict(), "score": [0.25, None, 1e-9], "at": ["2013-01-01 00:00:00", None, None],
     }  # fmt: skip
     assert runs.rows(record, "nothing").column_names == rows.column_names
-    with pytest.raises(
-        RaysysError, match="sample 'other'; it has: nothing, predictions"
-    ):
+    with pytest.raises(RaysysError, match="sample 'other'; it has: nothing, predictions"):
         runs.rows(record, "other")
 
 
