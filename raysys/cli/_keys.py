@@ -4,9 +4,9 @@ import time
 from typing import Annotated
 
 import typer
-from typer import echo as say
 
 from raysys.cli._times import duration, local
+from raysys.console import say
 from raysys.storage import Storage
 
 keys = typer.Typer(no_args_is_help=True, help="API keys of protected applications.")
@@ -15,13 +15,13 @@ keys = typer.Typer(no_args_is_help=True, help="API keys of protected application
 @keys.command("add")
 def add_key(
     name: str,
-    rate: Annotated[int, typer.Option(help="Requests a second at most.")] = 100,
-    max_body_bytes: Annotated[int, typer.Option(help="Of a request.")] = 1 << 20,
+    rate: Annotated[int, typer.Option(help="Maximum requests per second.")] = 100,
+    max_body_bytes: Annotated[int, typer.Option(help="Maximum size of a request body.")] = 1 << 20,
     expires: Annotated[
-        str | None, typer.Option(help="After 12h, 30d, 26w; else it never does.")
+        str | None, typer.Option(help="Lifetime such as 12h, 30d or 26w; default: unlimited.")
     ] = None,
 ) -> None:
-    """Make an API key and print it; it is not kept and cannot be shown again."""
+    """Create an API key and print it; it is not stored and cannot be shown again."""
     from raysys import gateway
 
     expires_s = None if expires is None else duration(expires).total_seconds()
@@ -37,18 +37,18 @@ def list_keys() -> None:
     """Names, limits and expiry of all API keys."""
     from raysys import gateway
 
-    for one in gateway.read_keys(Storage()):
-        if one.expires is None:
+    for key in gateway.read_keys(Storage()):
+        if key.expires is None:
             until = "never expires"
         else:
-            until = f"{'EXPIRED' if one.expires <= time.time() else 'expires'} {local(one.expires)}"
-        limits = f"{one.rate_per_s} requests/s, bodies up to {one.max_body_bytes} bytes"
-        say(f"{one.name}: {limits}, {until}")
+            until = f"{'EXPIRED' if key.expires <= time.time() else 'expires'} {local(key.expires)}"
+        limits = f"{key.rate_per_s} requests/s, bodies up to {key.max_body_bytes} bytes"
+        say(f"{key.name}: {limits}, {until}")
 
 
 @keys.command("revoke")
 def revoke_key(name: str) -> None:
-    """Let an API key in no more, within seconds."""
+    """Revoke an API key, within seconds."""
     from raysys import gateway
 
     gateway.revoke_key(Storage(), name)

@@ -1,7 +1,8 @@
 """The way in: HAProxy, its supervisor, API keys, live versions of applications, gRPC."""
 
 from raysys.gateway._api_keys import create_key, read_keys, revoke_key
-from raysys.gateway._gateway import ANNOUNCE_S, Announcement, find_gateway, start_gateway
+from raysys.gateway._gateway import ANNOUNCE_S, find_gateway, start_gateway
+from raysys.gateway._gateway_state import Announcement
 from raysys.gateway._haproxy_config import SLOTS, Backend
 from raysys.gateway._wire import (
     ALIVE_PATH,

@@ -1,4 +1,4 @@
-"""API keys: made once, kept as hashes under the storage root, read by the gateway."""
+"""API keys, stored as hashes under the storage root and read by the gateway."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ def create_key(
     max_body_bytes: int = 1 << 20,
     expires_s: float | None = None,
 ) -> str:
-    """Make an API key for protected applications.
+    """Create an API key for protected applications.
 
-    A running gateway knows it within seconds. The key has 256 random bits, so its SHA-256 needs
-    no salt. It opens applications and nothing else: the dashboard and Ray take the cluster's
-    token, which opens no application.
+    A running gateway accepts it within seconds. The key has 256 random bits, so its SHA-256 needs
+    no salt. It grants access to applications only: the dashboard and Ray require the cluster's
+    token, which in turn grants no access to applications.
 
     Args:
-        storage: Where its hash and limits are kept; that of the deployed applications.
-        name: Whose it is.
-        rate_per_s: Requests a second at most; 429 beyond.
-        max_body_bytes: Of a request; 413 beyond.
-        expires_s: Seconds from now until it lets nobody in; None never ends.
+        storage: Storage of its hash and limits; the one of the deployed applications.
+        name: Name of the key.
+        rate_per_s: Maximum number of requests per second; 429 beyond.
+        max_body_bytes: Maximum size of a request body; 413 beyond.
+        expires_s: Seconds until it expires; None for never.
 
     Returns:
-        The key. It is shown this once.
+        The key, which is not stored and cannot be shown again.
 
     Raises:
-        RaysysError: The name is taken or is no name, it would have expired already, or nobody
-            could tell who made it: the audit line cannot be written.
+        RaysysError: The name exists or is invalid, the expiry is in the past, or the audit log
+            cannot be written.
     """
     keys = {key.name: key for key in read_keys(storage)}
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
         raise RaysysError(f"key name {name!r}: use up to 64 letters, digits, _, . and -")
     if name in keys:
-        raise RaysysError(f"there is a key {name!r} already: revoke it first, or name another")
+        raise RaysysError(f"key {name!r} exists: revoke it first, or choose another name")
     if expires_s is not None and expires_s < 1:
         raise RaysysError(f"key {name!r} would expire in {expires_s:g} s: give one second or more")
     expires = None if expires_s is None else int(time.time() + expires_s)
@@ -64,23 +64,23 @@ def create_key(
 
 
 def revoke_key(storage: Storage, name: str) -> None:
-    """Let a key in no more.
+    """Revoke an API key; a running gateway refuses it within seconds.
 
     Raises:
-        RaysysError: There is none of that name, or the audit line cannot be written.
+        RaysysError: Unknown key, or the audit log cannot be written.
     """
     keys = read_keys(storage)
-    left = [key for key in keys if key.name != name]
-    if len(left) == len(keys):
-        raise RaysysError(f"no key {name!r}; keys are {[key.name for key in keys]}")
+    remaining = [key for key in keys if key.name != name]
+    if len(remaining) == len(keys):
+        raise RaysysError(f"unknown key {name!r}; keys are {[key.name for key in keys]}")
     audit.record(storage, "key.revoke", name)
-    _write(storage, left)
+    _write(storage, remaining)
 
 
 def read_keys(storage: Storage) -> list[ApiKey]:
-    """All keys, expired ones too: names, hashes and limits."""
-    kept = storage.read_bytes(_PATH)
-    return [ApiKey(**key) for key in json.loads(kept)] if kept else []
+    """All keys, including expired ones: names, hashes and limits."""
+    data = storage.read_bytes(_PATH)
+    return [ApiKey(**key) for key in json.loads(data)] if data else []
 
 
 def _write(storage: Storage, keys: list[ApiKey]) -> None:

@@ -1,19 +1,17 @@
-"""The gateway: the one actor that decides which replicas HAProxy sends requests to.
+"""The gateway: the actor that decides which replicas receive HAProxy's requests.
 
 Requests go from HAProxy to a replica's own HTTP server; Ray Serve starts, watches and replaces
-the replicas. Replicas announce themselves, so a gateway that restarts learns of them again.
+the replicas. Replicas announce themselves, so a restarted gateway learns them again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import logging
 import os
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +20,12 @@ import ray
 from raysys.cluster import NAMESPACE, raise_priority
 from raysys.errors import RaysysError
 from raysys.gateway._api_keys import read_keys
+from raysys.gateway._gateway_state import Announcement, GatewayState, ReplicaState
 from raysys.gateway._haproxy_config import SLOTS, ApiKey, Backend, HAProxySettings
 from raysys.gateway._haproxy_process import HAProxy, new_token
 from raysys.gateway._holding_proxy import HoldingProxy
 from raysys.gateway._metrics import GatewayMetrics
 from raysys.gateway._wire import GATEWAY_NAME
-from raysys.ray_internals import key_value
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -35,54 +33,20 @@ if TYPE_CHECKING:
 ANNOUNCE_S = 1.0
 _FORGET_S = 6.0
 _HEAD_AWAY_S = 60.0
-_STATE_KEY = b"gateway"
 _log = logging.getLogger("raysys.gateway")
-
-
-@dataclass(frozen=True)
-class Announcement:
-    """A replica that takes requests."""
-
-    application: str
-    version: int
-    replica: str
-    host: str
-    port: int
-
-
-@dataclass
-class _Server:
-    """A replica, as the gateway knows it; `slot` is its place in HAProxy, if it has one."""
-
-    announcement: Announcement
-    heard: float
-    slot: int | None = None
-
-
-@dataclass
-class _State:
-    """What outlives the gateway's process."""
-
-    host: str
-    port: int
-    grpc_port: int | None
-    token: str
-    folder: str = ""
-    backends: dict[str, Backend] = field(default_factory=dict)
-    versions: dict[str, int] = field(default_factory=dict)
 
 
 class Gateway:
     """The actor; all of its methods are asynchronous and short, except `publish`."""
 
     def __init__(self, host: str, port: int, grpc_port: int | None, storage: Storage) -> None:
-        before = self._restored()
+        before = GatewayState.restore()
         self._is_restart = before is not None
-        self._state = before or _State(host, port, grpc_port, new_token())
+        self._state = before or GatewayState(host, port, grpc_port, new_token())
         raise_priority()
         self._storage = storage
         self._keys: list[ApiKey] = []
-        self._servers: dict[str, dict[str, _Server]] = {}
+        self._servers: dict[str, dict[str, ReplicaState]] = {}
         self._haproxy: HAProxy | None = None
         self._failure: str | None = None
         self._ready = asyncio.Event()
@@ -91,10 +55,10 @@ class Gateway:
         self._main = asyncio.get_event_loop().create_task(self._run())
 
     async def address(self) -> dict[str, Any]:
-        """Where clients and replicas find what they need.
+        """Addresses and the replicas' token.
 
         Raises:
-            RaysysError: The port is taken.
+            RaysysError: The port is in use.
         """
         await self._ready.wait()
         if self._failure:
@@ -104,58 +68,58 @@ class Gateway:
                 "token": state.token}  # fmt: skip
 
     async def next_version(self, name: str) -> int:
-        """A number for the next version of an application."""
+        """Version number for the next version of an application."""
         self._state.versions[name] = self._state.versions.get(name, 0) + 1
-        self._save()
+        self._state.save()
         return self._state.versions[name]
 
     async def current_version(self, name: str) -> int | None:
-        """The version that gets the requests."""
+        """The version that receives the requests."""
         backend = self._state.backends.get(name)
         return backend.version if backend else None
 
     async def replica_host(self, node_ip: str) -> str:
-        """The interface that a replica on some node must bind: loopback if it can."""
+        """The interface that a replica on a node binds: loopback if possible."""
         return "127.0.0.1" if node_ip == ray.util.get_node_ip_address() else node_ip
 
     async def announce(self, announcement: Announcement, capacity: int) -> None:
-        """A replica is there, or still there, and can have so many requests at a time."""
+        """Register a replica and its capacity in concurrent requests; repeated as a heartbeat."""
         servers = self._servers.setdefault(announcement.application, {})
-        server = servers.setdefault(announcement.replica, _Server(announcement, 0.0))
+        server = servers.setdefault(announcement.replica, ReplicaState(announcement, 0.0))
         server.heard = time.monotonic()
         self._admit(server)
         if server.slot is not None and self._haproxy:
             self._haproxy.limit_server(announcement.application, server.slot, capacity)
 
     async def leave(self, application: str, replica: str) -> None:
-        """A replica takes no more requests; it answers those under way."""
+        """Drain and deregister a replica."""
         server = self._servers.get(application, {}).get(replica)
         if server and server.slot is not None and self._haproxy:
             self._haproxy.drain_server(application, server.slot)
             await self._drained(application, [server.slot])
             self._haproxy.free_server(application, server.slot)
-        self._servers.get(application, {}).pop(replica, None)  # now its slot is free for another
+        self._servers.get(application, {}).pop(replica, None)
 
     async def replicas(self, name: str, version: int) -> int:
-        """How many replicas of a version have announced themselves."""
+        """Number of announced replicas of a version."""
         servers = self._servers.get(name, {}).values()
         return sum(server.announcement.version == version for server in servers)
 
     async def publish(self, backend: Backend) -> None:
-        """Send an application's requests to a version whose replicas are there already.
+        """Switch an application's requests to a version whose replicas are ready.
 
-        Returns when the replicas of the version before have answered all they had.
+        Returns when the old version's replicas have finished their requests.
 
         Raises:
             RaysysError: Another application has the route.
         """
         await self._ready.wait()
         async with self._changing:
-            for other in self._state.backends.values():
-                if other.name != backend.name and other.route == backend.route:
+            for name, deployed in self._state.backends.items():
+                if name != backend.name and deployed.route == backend.route:
                     raise RaysysError(
-                        f"the route {backend.route} belongs to {other.name!r}: deploy "
-                        f"{backend.name!r} with another, or undeploy that one"
+                        f"the route {backend.route} belongs to {name!r}: deploy {backend.name!r} "
+                        f"with another route, or undeploy {name!r}"
                     )
             before = self._state.backends.get(backend.name)
             self._state.backends[backend.name] = backend
@@ -169,13 +133,13 @@ class Gateway:
                 try:
                     self._apply()
                 except BaseException:
-                    self._take_back(backend.name, before)
+                    self._roll_back(backend.name, before)
                     raise
             slots = [server.slot for server in old if server.slot is not None]
             assert self._haproxy
             for slot in slots:
                 self._haproxy.drain_server(backend.name, slot)
-            self._save()
+            self._state.save()
         await self._drained(backend.name, slots)
         for server in old:
             if server.slot is not None:
@@ -183,22 +147,22 @@ class Gateway:
                 server.slot = None
 
     async def withdraw(self, name: str) -> None:
-        """Forget an application."""
+        """Remove an application."""
         async with self._changing:
             self._state.backends.pop(name, None)
             self._servers.pop(name, None)
             self._apply()
-            self._save()
+            self._state.save()
 
     async def stop(self) -> None:
-        """End HAProxy and forget everything, before the actor is killed."""
+        """Stop HAProxy and delete the saved state, before the actor is killed."""
         self._main.cancel()
         if self._haproxy:
             self._haproxy.stop()
-        key_value.delete(_STATE_KEY)
+        GatewayState.delete()
 
-    def _admit(self, server: _Server) -> None:
-        """Give a replica of the current version a slot."""
+    def _admit(self, server: ReplicaState) -> None:
+        """Assign a slot to a replica of the current version."""
         name = server.announcement.application
         backend = self._state.backends.get(name)
         if (
@@ -210,10 +174,10 @@ class Gateway:
             return
         server.slot = self._free_slot(name)
         if server.slot is not None:
-            self._haproxy.set_server(name, server.slot, _address(server))
+            self._haproxy.set_server(name, server.slot, server.address)
 
-    def _take_back(self, name: str, before: Backend | None) -> None:
-        """Leave an application as it was before a publication that failed."""
+    def _roll_back(self, name: str, before: Backend | None) -> None:
+        """Restore an application after a failed publication."""
         if before:
             self._state.backends[name] = before
         else:
@@ -223,14 +187,14 @@ class Gateway:
                 server.slot = None
 
     def _place(self, backend: Backend) -> None:
-        """Slots for all replicas of a version, before HAProxy is told."""
+        """Assign slots to all replicas of a version, before HAProxy is reconfigured."""
         for server in self._servers.get(backend.name, {}).values():
             if server.slot is None and server.announcement.version == backend.version:
                 server.slot = self._free_slot(backend.name)
 
     def _free_slot(self, name: str) -> int | None:
-        taken = {server.slot for server in self._servers.get(name, {}).values()}
-        return next((slot for slot in range(SLOTS) if slot not in taken), None)
+        used = {server.slot for server in self._servers.get(name, {}).values()}
+        return next((slot for slot in range(SLOTS) if slot not in used), None)
 
     async def _drained(self, name: str, slots: list[int]) -> None:
         backend = self._state.backends.get(name)
@@ -241,10 +205,10 @@ class Gateway:
             await asyncio.sleep(0.05)
 
     def _addresses(self) -> dict[str, dict[int, tuple[str, int]]]:
-        """Of replicas, by application and slot."""
+        """Addresses of replicas, by application and slot."""
         return {
             name: {
-                server.slot: _address(server)
+                server.slot: server.address
                 for server in self._servers.get(name, {}).values()
                 if server.slot is not None
             }
@@ -257,7 +221,7 @@ class Gateway:
         self._haproxy.apply(backends, self._addresses(), self._keys)
 
     async def _run(self) -> None:
-        """Start what clients see, then keep house."""
+        """Start, then maintain replicas, keys and metrics every second."""
         while not self._ready.is_set():
             try:
                 await self._start()
@@ -266,10 +230,10 @@ class Gateway:
                     self._failure = str(error)
                     self._ready.set()
                     return
-                _log.warning("the gateway cannot start again yet: %s", error)
+                _log.warning("the gateway cannot restart yet: %s", error)
                 await asyncio.sleep(ANNOUNCE_S)
             else:
-                self._save()
+                self._state.save()
                 self._ready.set()
         while True:
             await asyncio.sleep(ANNOUNCE_S)
@@ -279,14 +243,14 @@ class Gateway:
                     await self._keep_current()
                     self._report()
                 except (RaysysError, OSError) as error:
-                    _log.warning("the gateway's HAProxy: %s", error)
+                    _log.warning("HAProxy of the gateway: %s", error)
 
     async def _start(self) -> None:
-        """The waiting room, HAProxy, gRPC."""
+        """Start the holding proxy, HAProxy and gRPC."""
         state = self._state
         if self._haproxy is None:
             holding_port = await HoldingProxy(self._live, self._deadline_s, self._is_ready).start()
-            self._haproxy = await self._take_over(holding_port) or self._make(holding_port)
+            self._haproxy = await self._take_over(holding_port) or self._create(holding_port)
         self._keys = await asyncio.to_thread(read_keys, self._storage)
         for backend in state.backends.values():
             self._place(backend)
@@ -298,29 +262,29 @@ class Gateway:
             self._grpc, state.grpc_port = await serve_grpc(state.host, state.grpc_port, url)
 
     async def _take_over(self, holding_port: int) -> HAProxy | None:
-        """The HAProxy that a gateway before this one left running, once replicas are known."""
+        """The running HAProxy of a previous gateway, once replicas have announced themselves."""
         if not self._state.folder or not Path(self._state.folder).exists():
             return None
-        found = self._haproxy_in(Path(self._state.folder), holding_port)
-        if not found.is_supervised:
+        haproxy = self._haproxy_in(Path(self._state.folder), holding_port)
+        if not haproxy.is_supervised:
             return None
         await asyncio.sleep(2 * ANNOUNCE_S)
-        return found
+        return haproxy
 
-    def _make(self, holding_port: int) -> HAProxy:
+    def _create(self, holding_port: int) -> HAProxy:
         self._state.folder = tempfile.mkdtemp(prefix="raysys-gateway-")
         return self._haproxy_in(Path(self._state.folder), holding_port)
 
     def _haproxy_in(self, folder: Path, holding_port: int) -> HAProxy:
         state = self._state
-        front = HAProxySettings(folder, state.host, state.port, holding_port, state.token)
-        # A head that can come back, since Ray keeps its state elsewhere, finds it running.
-        comes_back = "RAY_REDIS_ADDRESS" in os.environ
+        settings = HAProxySettings(folder, state.host, state.port, holding_port, state.token)
+        # With Ray's state in Redis the head can be restarted, and finds HAProxy running.
+        is_recoverable = "RAY_REDIS_ADDRESS" in os.environ
         raylet = int(os.environ.get("RAY_RAYLET_PID", os.getppid()))
-        return HAProxy(front, raylet, _HEAD_AWAY_S if comes_back else 0.0)
+        return HAProxy(settings, raylet, _HEAD_AWAY_S if is_recoverable else 0.0)
 
     async def _keep_current(self) -> None:
-        """Go on after HAProxy was started again; let new keys in and revoked ones out."""
+        """Reconfigure HAProxy after its restart and after changes of the API keys."""
         keys = await asyncio.to_thread(read_keys, self._storage)
         assert self._haproxy
         if keys != self._keys or not self._haproxy.is_as_applied:
@@ -330,7 +294,7 @@ class Gateway:
             self._haproxy.write(list(self._state.backends.values()), self._addresses())
 
     def _report(self) -> None:
-        """Metrics of what clients were answered, and of who answers."""
+        """Report the metrics of responses and replicas."""
         assert self._haproxy
         self._metrics.requests(self._haproxy.answered())
         self._metrics.shed(self._haproxy.shed())
@@ -350,7 +314,7 @@ class Gateway:
         return backend.deadline_s if backend else 0.0
 
     def _live(self, application: str) -> list[tuple[str, int]]:
-        """Addresses of the current version's replicas, the last heard first."""
+        """Addresses of the current version's replicas, the most recently announced first."""
         backend = self._state.backends.get(application)
         servers = sorted(
             (
@@ -360,31 +324,14 @@ class Gateway:
             ),
             key=lambda server: -server.heard,
         )
-        return [_address(server) for server in servers]
+        return [server.address for server in servers]
 
     def _is_ready(self) -> bool:
         return all(self._live(name) for name in self._state.backends)
 
-    def _save(self) -> None:
-        key_value.put(_STATE_KEY, json.dumps(dataclasses.asdict(self._state)).encode())
-
-    def _restored(self) -> _State | None:
-        saved = key_value.get(_STATE_KEY)
-        if not saved:
-            return None
-        state = json.loads(saved)
-        state["backends"] = {
-            name: Backend(**backend) for name, backend in state["backends"].items()
-        }
-        return _State(**state)
-
-
-def _address(server: _Server) -> tuple[str, int]:
-    return server.announcement.host, server.announcement.port
-
 
 def start_gateway(host: str, port: int, grpc_port: int | None, storage: Storage) -> Any:
-    """The cluster's gateway, started if there is none; it keeps the address it started with."""
+    """The cluster's gateway, started if necessary; a running one keeps its address."""
     actor = ray.remote(Gateway).options(
         name=GATEWAY_NAME,
         namespace=NAMESPACE,

@@ -1,13 +1,12 @@
 """Open Inference Protocol v2 over gRPC, translated to the HTTP endpoint.
 
-Ray Serve's own gRPC ingress will not do: in Ray 2.60 it binds every interface and cannot be told
-otherwise, and it routes by application metadata that clients of the protocol do not send.
+Ray Serve's own gRPC ingress is not used: in Ray 2.60 it always binds every interface, and it routes
+by application metadata that clients of the protocol do not send.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import struct
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
@@ -16,10 +15,10 @@ import aiohttp
 import grpc
 import numpy as np
 import orjson
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from yarl import URL
 
 from raysys.errors import DataError, ResourceError
+from raysys.gateway import inference_pb2 as messages
 from raysys.gateway._wire import JSON_LENGTH_HEADER, TIMEOUT_HEADER
 
 if TYPE_CHECKING:
@@ -28,84 +27,8 @@ if TYPE_CHECKING:
 _SERVICE = "inference.GRPCInferenceService"
 _MAX_MESSAGE_BYTES = 64 << 20
 _PASSED_ON = ("authorization", "x-request-id", "traceparent")
-# gRPC sends the text of an error as a header, and clients refuse headers beyond 8 KiB.
+# gRPC sends an error's details as a header, and clients refuse headers beyond 8 KiB.
 _MAX_DETAILS = 800
-
-# The messages of grpc_service.proto that unary inference needs. What it nests is on top here:
-# nesting is only a matter of names, which are not sent.
-_PROTO = """
-message ServerLiveRequest
-message ServerLiveResponse
-    bool live = 1
-message ServerReadyRequest
-message ServerReadyResponse
-    bool ready = 1
-message ModelReadyRequest
-    string name = 1
-    string version = 2
-message ModelReadyResponse
-    bool ready = 1
-message ServerMetadataRequest
-message ServerMetadataResponse
-    string name = 1
-    string version = 2
-    repeated string extensions = 3
-message ModelMetadataRequest
-    string name = 1
-    string version = 2
-message TensorMetadata
-    string name = 1
-    string datatype = 2
-    repeated int64 shape = 3
-message ModelMetadataResponse
-    string name = 1
-    repeated string versions = 2
-    string platform = 3
-    repeated TensorMetadata inputs = 4
-    repeated TensorMetadata outputs = 5
-message InferParameter
-    oneof bool bool_param = 1
-    oneof int64 int64_param = 2
-    oneof string string_param = 3
-    oneof double double_param = 4
-    oneof uint64 uint64_param = 5
-message InferTensorContents
-    repeated bool bool_contents = 1
-    repeated int32 int_contents = 2
-    repeated int64 int64_contents = 3
-    repeated uint32 uint_contents = 4
-    repeated uint64 uint64_contents = 5
-    repeated float fp32_contents = 6
-    repeated double fp64_contents = 7
-    repeated bytes bytes_contents = 8
-message InferInputTensor
-    string name = 1
-    string datatype = 2
-    repeated int64 shape = 3
-    map InferParameter parameters = 4
-    optional InferTensorContents contents = 5
-message InferRequestedOutputTensor
-    string name = 1
-    map InferParameter parameters = 2
-message ModelInferRequest
-    string model_name = 1
-    string model_version = 2
-    string id = 3
-    map InferParameter parameters = 4
-    repeated InferInputTensor inputs = 5
-    repeated InferRequestedOutputTensor outputs = 6
-    repeated bytes raw_input_contents = 7
-message InferOutputTensor
-    string name = 1
-    string datatype = 2
-    repeated int64 shape = 3
-message ModelInferResponse
-    string model_name = 1
-    string model_version = 2
-    string id = 3
-    repeated InferOutputTensor outputs = 5
-    repeated bytes raw_output_contents = 6
-"""
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -118,7 +41,7 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-# Where the values of a datatype stand if they are not sent raw, and what they are as bytes.
+# Field of a datatype's values that are not sent raw, and their NumPy dtype as bytes.
 _CONTENTS = {
     "BOOL": ("bool_contents", "?"),
     "INT8": ("int_contents", "i1"),
@@ -136,15 +59,15 @@ _CONTENTS = {
 
 
 async def serve_grpc(host: str, port: int, http_url: str) -> tuple[grpc.aio.Server, int]:
-    """Answer the protocol's gRPC clients by asking its HTTP endpoint.
+    """Serve the protocol's gRPC clients through its HTTP endpoint.
 
     Args:
-        host: Address of the only interface that is bound.
-        port: To bind; 0 takes a free one.
-        http_url: What stands before `/v2` in the endpoint's addresses.
+        host: Address of the interface to bind.
+        port: Port to bind; 0 for a free one.
+        http_url: URL of the endpoint, without `/v2`.
 
     Returns:
-        The server, which runs until its `stop`, and its port.
+        The running server and its port.
 
     Raises:
         ResourceError: The address cannot be bound.
@@ -153,7 +76,7 @@ async def serve_grpc(host: str, port: int, http_url: str) -> tuple[grpc.aio.Serv
         options=[
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            # Else a second server takes the same port without an error, and half of the calls.
+            # Otherwise a second server could bind the same port and receive half of the calls.
             ("grpc.so_reuseport", 0),
         ]
     )
@@ -162,7 +85,7 @@ async def serve_grpc(host: str, port: int, http_url: str) -> tuple[grpc.aio.Serv
         bound = server.add_insecure_port(address)
     except RuntimeError as error:
         raise ResourceError(
-            f"gRPC cannot listen on {address}: choose a free port, or 0, and an address of this "
+            f"gRPC cannot listen on {address}: use a free port, or 0, and an address of this "
             "machine"
         ) from error
     translation = _Translation(http_url)
@@ -177,8 +100,8 @@ async def serve_grpc(host: str, port: int, http_url: str) -> tuple[grpc.aio.Serv
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
             method,
-            request_deserializer=_messages[f"{name}Request"].FromString,
-            response_serializer=_messages[f"{name}Response"].SerializeToString,
+            request_deserializer=getattr(messages, f"{name}Request").FromString,
+            response_serializer=getattr(messages, f"{name}Response").SerializeToString,
         )
         for name, method in methods.items()
     }
@@ -189,18 +112,18 @@ async def serve_grpc(host: str, port: int, http_url: str) -> tuple[grpc.aio.Serv
 
 
 class _Translation:
-    """The methods of the service."""
+    """The methods of the service, translated to HTTP requests."""
 
     def __init__(self, http_url: str) -> None:
         self._url = http_url.rstrip("/")
-        # The client's deadline and the endpoint's limits bound the time and the number of calls.
+        # The client's deadline and the endpoint's limits bound time and number of calls.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
         )
 
     def close_after(self, server: grpc.aio.Server) -> None:
-        """Close the connections when the server has stopped."""
+        """Close the HTTP connections when the server has stopped."""
 
         async def close() -> None:
             async with self._session:
@@ -210,22 +133,22 @@ class _Translation:
 
     async def server_live(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         ready = await self._ready("/v2/health/live", context)
-        return _messages["ServerLiveResponse"](live=ready)
+        return messages.ServerLiveResponse(live=ready)
 
     async def server_ready(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         ready = await self._ready("/v2/health/ready", context)
-        return _messages["ServerReadyResponse"](ready=ready)
+        return messages.ServerReadyResponse(ready=ready)
 
     async def model_ready(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         path = f"{_model_path(request.name, request.version)}/ready"
-        return _messages["ModelReadyResponse"](ready=await self._ready(path, context))
+        return messages.ModelReadyResponse(ready=await self._ready(path, context))
 
     async def server_metadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        return _messages["ServerMetadataResponse"](**await self._describe("/v2", context))
+        return messages.ServerMetadataResponse(**await self._describe("/v2", context))
 
     async def model_metadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         path = _model_path(request.name, request.version)
-        return _messages["ModelMetadataResponse"](**await self._describe(path, context))
+        return messages.ModelMetadataResponse(**await self._describe(path, context))
 
     async def infer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
@@ -278,7 +201,7 @@ class _Translation:
                 return reply.status, reply.headers, await reply.read()
         except aiohttp.ClientError as error:
             await _abort(
-                context, grpc.StatusCode.UNAVAILABLE, f"{self._url} does not answer: {error}"
+                context, grpc.StatusCode.UNAVAILABLE, f"{self._url} is not reachable: {error}"
             )
 
 
@@ -286,7 +209,7 @@ async def _refuse(context: grpc.aio.ServicerContext, status: int, answer: bytes)
     try:
         details = str(orjson.loads(answer)["error"])
     except (ValueError, TypeError, LookupError):
-        details = f"the HTTP endpoint answered with status {status}"
+        details = f"the HTTP endpoint responded with status {status}"
     await _abort(context, _CODES.get(status, grpc.StatusCode.INTERNAL), details)
 
 
@@ -294,7 +217,7 @@ async def _abort(
     context: grpc.aio.ServicerContext, code: grpc.StatusCode, details: str
 ) -> NoReturn:
     await context.abort(code, details[:_MAX_DETAILS])
-    raise AssertionError  # abort raises; its annotation does not say so
+    raise AssertionError  # unreachable: abort raises
 
 
 def _model_path(name: str, version: str) -> str:
@@ -329,14 +252,14 @@ def _to_http(request: Any) -> tuple[bytes, int]:
     if request.id:
         header["id"] = request.id
     text = orjson.dumps(header)
-    # Spaces, so that the first input is aligned and the endpoint need not copy it.
+    # Padding, so that the first input is aligned and the endpoint need not copy it.
     text += b" " * (-len(text) % 64)
     return b"".join([text, *parts]), len(text)
 
 
 def _from_http(answer: bytes, json_length: int) -> Any:
     header = orjson.loads(answer[:json_length])
-    response = _messages["ModelInferResponse"](
+    response = messages.ModelInferResponse(
         model_name=header["model_name"],
         model_version=header.get("model_version", ""),
         id=header.get("id", ""),
@@ -354,15 +277,16 @@ def _from_http(answer: bytes, json_length: int) -> Any:
 
 def _parameters(owner: Any) -> dict[str, Any]:
     chosen = {key: value.WhichOneof("choice") for key, value in owner.parameters.items()}
-    return {key: getattr(owner.parameters[key], one) for key, one in chosen.items() if one}
+    return {key: getattr(owner.parameters[key], field) for key, field in chosen.items() if field}
 
 
 def _contents(tensor: Any) -> bytes:
     if tensor.datatype not in _CONTENTS:
         raise DataError(f"{tensor.name}: send {tensor.datatype!r} as raw_input_contents")
     field, dtype = _CONTENTS[tensor.datatype]
-    if wrong := [one.name for one, _ in tensor.contents.ListFields() if one.name != field]:
-        raise DataError(f"{tensor.name}: {tensor.datatype} goes in {field}, given {wrong}")
+    names = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
+    if wrong := [name for name in names if name != field]:
+        raise DataError(f"{tensor.name}: {tensor.datatype} belongs in {field}, given {wrong}")
     values = getattr(tensor.contents, field)
     if tensor.datatype == "BYTES":
         return b"".join(struct.pack("<I", len(value)) + value for value in values)
@@ -370,53 +294,3 @@ def _contents(tensor: Any) -> bytes:
         return np.array(list(values), dtype).tobytes()
     except OverflowError as error:
         raise DataError(f"{tensor.name}: values beyond the range of {tensor.datatype}") from error
-
-
-def _message_classes() -> dict[str, Any]:
-    """Classes of the messages, by name.
-
-    In a pool of their own: clients of the protocol register the same names in the common one.
-    """
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="raysys/inference.proto", package="inference", syntax="proto3"
-    )
-    for line in _PROTO.strip().splitlines():
-        if found := re.fullmatch(r"message (\w+)", line):
-            message = file.message_type.add(name=found[1])
-            continue
-        *labels, kind, name, _, number = line.split()
-        label = labels[0] if labels else ""
-        repeated = label in ("repeated", "map")
-        field = message.field.add(
-            name=name,
-            number=int(number),
-            label=kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL,
-        )
-        if kind[0].islower():
-            field.type = getattr(kinds, f"TYPE_{kind.upper()}")
-        else:
-            field.type, field.type_name = kinds.TYPE_MESSAGE, f".inference.{kind}"
-        if label == "oneof":
-            if not message.oneof_decl:
-                message.oneof_decl.add(name="choice")
-            field.oneof_index = 0
-        if label == "map":
-            entry = message.nested_type.add(name=f"{name.capitalize()}Entry")
-            entry.options.map_entry = True
-            text = {"type": kinds.TYPE_STRING, "label": kinds.LABEL_OPTIONAL}
-            entry.field.add(name="key", number=1, **text)
-            value = {"type": kinds.TYPE_MESSAGE, "label": kinds.LABEL_OPTIONAL}
-            entry.field.add(name="value", number=2, type_name=f".inference.{kind}", **value)
-            field.type_name = f".inference.{message.name}.{entry.name}"
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {
-        message.name: message_factory.GetMessageClass(
-            pool.FindMessageTypeByName(f"inference.{message.name}")
-        )
-        for message in file.message_type
-    }
-
-
-_messages = _message_classes()

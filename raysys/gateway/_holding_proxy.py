@@ -1,4 +1,4 @@
-"""Where requests wait while no replica takes them: during a restart, or between versions."""
+"""The holding proxy: requests wait here while an application has no available replica."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
+
 from raysys.gateway._haproxy_config import READY
 from raysys.gateway._wire import APP_HEADER, TIMEOUT_HEADER
+from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_LOOK_AGAIN_S = 0.05
-_WAITING_MAX = 2048
+web = lazy_import("aiohttp.web")
+
+_POLL_S = 0.05
+_MAX_WAITING = 2048
 _CONNECT_S, _GRACE_S = 1.0, 0.5
 _BODY_MAX_BYTES = 1 << 30
 
 
 class HoldingProxy:
-    """An HTTP server that HAProxy falls back to; it passes requests on when a replica is there."""
+    """HAProxy's fallback server; forwards requests as soon as a replica is available."""
 
     def __init__(
         self,
@@ -28,22 +33,20 @@ class HoldingProxy:
         deadline_s: Callable[[str], float],
         is_ready: Callable[[], bool],
     ) -> None:
-        """Prepare.
+        """Prepare; nothing listens yet.
 
         Args:
             live: Addresses of an application's replicas.
-            deadline_s: Time for an answer of an application.
-            is_ready: Whether every application has one.
+            deadline_s: Request timeout of an application.
+            is_ready: Whether every application has a replica.
         """
         self._live, self._deadline_s, self._is_ready = live, deadline_s, is_ready
         self._waiting = 0
 
     async def start(self) -> int:
-        """Listen on a free port of the loopback interface, which is returned."""
-        from aiohttp import ClientSession, TCPConnector, web
-
-        connector = TCPConnector(limit=0)
-        self._session = ClientSession(connector=connector, auto_decompress=False)
+        """Listen on a free port of the loopback interface, and return the port."""
+        connector = aiohttp.TCPConnector(limit=0)
+        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
         app = web.Application(client_max_size=_BODY_MAX_BYTES)
         for path in READY.split():
             app.router.add_get(path, self._ready)
@@ -55,71 +58,64 @@ class HoldingProxy:
         return int(self._runner.addresses[0][1])
 
     async def _ready(self, _: Any) -> Any:
-        from aiohttp import web
-
         ready = self._is_ready()
         return web.json_response({"ready": ready}, status=200 if ready else 503)
 
     async def _hold(self, request: Any) -> Any:
-
-        if self._waiting >= _WAITING_MAX:
+        if self._waiting >= _MAX_WAITING:
             return _unavailable()
         self._waiting += 1
         try:
             body = await request.read()
             application = request.headers.get(APP_HEADER, "")
-            given_up = time.monotonic() + self._patience_s(request, application)
+            deadline = time.monotonic() + self._timeout_s(request, application)
             for attempt in itertools.count():
                 replicas = self._live(application)
-                left_s = given_up - time.monotonic()
+                left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     break
                 if replicas:
                     host, port = replicas[attempt % len(replicas)]
                     headers = {**request.headers, TIMEOUT_HEADER: f"{left_s:.3f}"}
                     url = f"http://{host}:{port}{request.path_qs}"
-                    answer = await self._ask(request.method, url, headers, body, left_s)
-                    if answer is not None:
-                        return answer
-                await asyncio.sleep(_LOOK_AGAIN_S)
+                    response = await self._forward(request.method, url, headers, body, left_s)
+                    if response is not None:
+                        return response
+                await asyncio.sleep(_POLL_S)
             return _unavailable()
         finally:
             self._waiting -= 1
 
-    def _patience_s(self, request: Any, application: str) -> float:
-        """What is left of the deadline when a request comes here."""
+    def _timeout_s(self, request: Any, application: str) -> float:
+        """Remaining time of a request."""
         deadline_s = self._deadline_s(application)
         try:
-            asked = float(request.headers[TIMEOUT_HEADER])
+            requested_s = float(request.headers[TIMEOUT_HEADER])
         except (KeyError, ValueError):
             return deadline_s
-        return asked if asked < deadline_s else deadline_s  # not a number is not less either
+        return requested_s if requested_s < deadline_s else deadline_s  # NaN is not less
 
-    async def _ask(
+    async def _forward(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes, left_s: float
     ) -> Any | None:
-        """A replica's answer; None if it broke off."""
-        from aiohttp import ClientError, ClientTimeout, web
-
-        # One behind a link that is cut never answers.
-        patience = ClientTimeout(left_s + _GRACE_S, sock_connect=_CONNECT_S)
+        """A replica's response; None if the connection failed."""
+        # A replica behind a broken link never responds.
+        timeout = aiohttp.ClientTimeout(left_s + _GRACE_S, sock_connect=_CONNECT_S)
         try:
             async with self._session.request(
-                method, url, headers=headers, data=body, timeout=patience
+                method, url, headers=headers, data=body, timeout=timeout
             ) as reply:
-                kept = {
+                passed_on = {
                     name: value
                     for name, value in reply.headers.items()
                     if name.lower() not in ("content-length", "transfer-encoding", "connection")
                 }
-                return web.Response(status=reply.status, body=await reply.read(), headers=kept)
-        except (ClientError, OSError, TimeoutError):
+                return web.Response(status=reply.status, body=await reply.read(), headers=passed_on)
+        except (aiohttp.ClientError, OSError, TimeoutError):
             return None
 
 
 def _unavailable() -> Any:
-    from aiohttp import web
-
     return web.json_response(
-        {"error": "no replica takes requests now"}, status=503, headers={"retry-after": "1"}
+        {"error": "no replica is available"}, status=503, headers={"retry-after": "1"}
     )

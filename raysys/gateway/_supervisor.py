@@ -1,10 +1,9 @@
-"""Holds a gateway's port and keeps HAProxy running on it, whatever becomes of the gateway.
+"""Supervisor of HAProxy: owns the listening socket and restarts HAProxy, outliving the gateway.
 
-Run as a script, `python -I _supervisor.py FOLDER HOST PORT BINARY`, by nothing but the standard
-library, so that it starts at once and is small. The listening socket is this process's: while
-HAProxy starts again connections wait in it instead of being refused, and a gateway that dies
-takes nothing along. It ends at SIGTERM, or when the process that `FOLDER/watched` names has been
-away for as many seconds as stand behind it, unless that file names another by then.
+A script, `python -I _supervisor.py FOLDER HOST PORT BINARY`, of the standard library alone, so that
+it starts fast and stays small. While HAProxy restarts, connections wait in the socket's backlog
+instead of being refused. It exits at SIGTERM, or when the process in `FOLDER/watched` (a pid and a
+grace period in seconds) has been gone for the grace period, unless that file has a new pid by then.
 """
 
 import os
@@ -22,14 +21,14 @@ _BACKLOG = 2048
 
 
 def main() -> None:
-    """Bind, leave the caller, keep HAProxy running."""
+    """Bind, daemonize, keep HAProxy running."""
     folder, host, port, binary = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
     try:
         bound = socket.create_server((host, port), backlog=_BACKLOG)
     except OSError as error:
         sys.exit(str(error))
     os.dup2(bound.fileno(), LISTEN_FD, inheritable=True)
-    if os.fork():  # Ray ends the children of a worker that it ends
+    if os.fork():  # Ray kills the children of a worker that it kills
         os._exit(0)
     os.setsid()
     with (folder / "haproxy.log").open("ab") as log:
@@ -43,18 +42,18 @@ def main() -> None:
 class _Supervisor:
     def __init__(self, folder: Path, command: list[str]) -> None:
         self._folder, self._command = folder, command
-        self._told_to_end = False
-        self._away_since: float | None = None
-        signal.signal(signal.SIGTERM, self._end)
+        self._stopping = False
+        self._gone_since: float | None = None
+        signal.signal(signal.SIGTERM, self._stop)
 
-    def _end(self, *_: object) -> None:
-        self._told_to_end = True
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
 
     def run(self) -> None:
         starts, group = 0, 0
         while not self._is_over():
             began = time.monotonic()
-            # Its own group: workers of a master that was killed go on, and are told to end.
+            # A process group: the workers of a killed master survive it, and are signalled.
             process = subprocess.Popen(self._command, pass_fds=(LISTEN_FD,), start_new_session=True)
             starts += 1
             _write(self._folder / "haproxy.pid", f"{process.pid} {starts}")
@@ -71,22 +70,22 @@ class _Supervisor:
         _signal(group, signal.SIGTERM)
 
     def _is_over(self) -> bool:
-        """Whether nobody wants HAProxy any more."""
-        if self._told_to_end:
+        """Whether HAProxy is not needed any more."""
+        if self._stopping:
             return True
         try:
-            pid, _, patience_s = (self._folder / "watched").read_text().partition(" ")
+            pid, _, grace_s = (self._folder / "watched").read_text().partition(" ")
         except OSError:  # the folder has been removed
             return True
         if _is_alive(int(pid)):
-            self._away_since = None
+            self._gone_since = None
             return False
-        self._away_since = self._away_since or time.monotonic()
-        return time.monotonic() - self._away_since >= float(patience_s)
+        self._gone_since = self._gone_since or time.monotonic()
+        return time.monotonic() - self._gone_since >= float(grace_s)
 
 
 def _wait(pid: int) -> None:
-    """Until a child ends, or a moment has passed."""
+    """Wait for a child to exit, with a timeout."""
     try:
         handle = os.pidfd_open(pid)
     except OSError:
@@ -112,10 +111,10 @@ def _signal(group: int, number: int) -> None:
 
 
 def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    beside = file.with_suffix(".new")
-    beside.write_text(text)
-    beside.replace(file)
+    """Write a file atomically."""
+    temporary = file.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.replace(file)
 
 
 if __name__ == "__main__":

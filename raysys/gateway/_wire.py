@@ -1,4 +1,4 @@
-"""Names, headers and paths that the gateway and the replicas agree on."""
+"""Names, headers and paths shared by the gateway and the replicas."""
 
 from __future__ import annotations
 

@@ -56,9 +56,9 @@ def test_no_key_is_made_that_cannot_be_written_down(storage: Storage) -> None:
     lines = Path(storage.uri("audit"))
     lines.rename(lines.with_name("elsewhere"))
     lines.write_text("a file where the folder should be")
-    with pytest.raises(StorageError, match=r"key\.add 'bob' is not done"):
+    with pytest.raises(StorageError, match=r"key\.add 'bob' refused"):
         create_key(storage, "bob")
-    with pytest.raises(StorageError, match=r"key\.revoke 'ann' is not done"):
+    with pytest.raises(StorageError, match=r"key\.revoke 'ann' refused"):
         revoke_key(storage, "ann")
     assert [key.name for key in read_keys(storage)] == ["ann"]
 

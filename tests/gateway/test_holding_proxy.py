@@ -127,7 +127,7 @@ async def test_many_requests_wait_at_once_and_each_is_answered_once() -> None:
 async def test_a_request_gives_up_when_its_time_has_passed(patience: str) -> None:
     async with open_proxy() as proxy:
         status, body, headers = await proxy.ask(x_request_timeout_seconds=patience)
-    assert (status, body) == (503, {"error": "no replica takes requests now"})
+    assert (status, body) == (503, {"error": "no replica is available"})
     assert headers["retry-after"] == "1"
     assert proxy.looks >= 1
 
@@ -145,7 +145,7 @@ async def test_without_a_time_of_its_own_a_request_gives_up_after_the_proxys(
 
 @in_loop
 async def test_a_full_proxy_refuses_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_holding_proxy, "_WAITING_MAX", 1)
+    monkeypatch.setattr(_holding_proxy, "_MAX_WAITING", 1)
     async with open_proxy() as proxy, replica() as (address, _):
         first = asyncio.create_task(proxy.ask())
         await proxy.looked.wait()
