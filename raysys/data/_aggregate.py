@@ -1,4 +1,4 @@
-"""Aggregates: partial ones in each block, then one answer for each group."""
+"""Aggregates: partial ones in each block, then one result for each group."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from raysys.data._lazy_plan import collect, lazy
+from raysys.data._blocks import block_count
+from raysys.data._lazy_plan import LazyOperation, collect, lazy
+from raysys.data._shuffle import by_hash, merge
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -15,22 +17,25 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    Of = tuple[str, str] | str
-# Partial columns are named after the answer; no column of a user's has this in its name.
+    from raysys.data._relational import RelationalTable
+
+    Aggregation = tuple[str, str] | str
+# Separates column and part in the names of partial columns; a control character, so that no
+# column of a user has it.
 _MARK = "\x1f"
 
 
 @dataclass(frozen=True)
 class _Function:
-    """An aggregate that can be put together from parts.
+    """An aggregate that is merged from the parts of blocks.
 
     Attributes:
-        parts: Expressions over a block's rows of a group, by name.
-        whole: The answer from the parts of all blocks, given a function that names a part.
+        parts: Maps a column to the parts of a block's group, by name.
+        merged: The result, from a function that maps a part's name to its column.
     """
 
     parts: Callable[[pl.Expr], dict[str, pl.Expr]]
-    whole: Callable[[Callable[[str], pl.Expr]], pl.Expr]
+    merged: Callable[[Callable[[str], pl.Expr]], pl.Expr]
 
 
 def _squares(part: Callable[[str], pl.Expr]) -> tuple[pl.Expr, pl.Expr]:
@@ -43,14 +48,10 @@ def _squares(part: Callable[[str], pl.Expr]) -> tuple[pl.Expr, pl.Expr]:
 def _moments(column: pl.Expr) -> dict[str, pl.Expr]:
     mean = column.mean()
     return {
-        "count": column.count().cast(_float()),
+        "count": column.count().cast(pl.Float64),
         "mean": mean.fill_null(0.0),
-        "squares": ((column - mean) ** 2).sum().cast(_float()),
+        "squares": ((column - mean) ** 2).sum().cast(pl.Float64),
     }
-
-
-def _float() -> Any:
-    return pl.Float64
 
 
 def _variance(part: Callable[[str], pl.Expr]) -> pl.Expr:
@@ -81,7 +82,7 @@ _FUNCTIONS: dict[str, _Function] = {
     "all": _Function(lambda c: {"all": c.all()}, lambda p: p("all").all()),
 }
 # These need all values of a group in one place.
-_WHOLE: dict[str, Callable[[pl.Expr], pl.Expr]] = {
+_UNMERGEABLE: dict[str, Callable[[pl.Expr], pl.Expr]] = {
     "median": lambda c: c.median(),
     "n_unique": lambda c: c.drop_nulls().n_unique(),
     "list": lambda c: c.implode(),
@@ -89,45 +90,59 @@ _WHOLE: dict[str, Callable[[pl.Expr], pl.Expr]] = {
 ROWS = "rows"
 
 
-def checked(
-    given: Mapping[str, Of], by: Sequence[str], names: Sequence[str]
+def aggregate(
+    table: RelationalTable, by: Sequence[str], aggregates: Mapping[str, Aggregation]
+) -> list[Any]:
+    """(block, meta) refs of one row for each group."""
+    groups, names = list(by), table.columns
+    results = _checked(aggregates, groups, names)
+    if missing := [name for name in groups if name not in names]:
+        raise DataError(f"aggregate: no such columns in `by`: {missing}; there are {names[:20]}")
+    if all(function not in _UNMERGEABLE for _, function in results.values()):
+        rows = table._planned(LazyOperation("aggregate", _partial, (groups, results)))
+        finish = _merge_parts
+    else:
+        rows = table.select(list(dict.fromkeys([*groups, *(c for c, _ in results.values() if c)])))
+        finish = _aggregate_rows
+    parts = block_count(rows.nbytes()) if groups else 1
+    pieces = by_hash(rows.blocks(), (), groups, parts, "aggregate")
+    return merge(pieces, finish, groups, results, name="aggregate")
+
+
+def _checked(
+    aggregates: Mapping[str, Aggregation], by: Sequence[str], names: Sequence[str]
 ) -> dict[str, tuple[str, str]]:
     """Aggregates as (column, function) by name.
 
     Raises:
-        DataError: A function or a column is not known, or a name is given twice.
+        DataError: An unknown function or column, or a name that `by` has too.
     """
-    known = [*_FUNCTIONS, *_WHOLE]
-    wanted = {}
-    for name, of in given.items():
+    functions = [*_FUNCTIONS, *_UNMERGEABLE]
+    results = {}
+    for name, of in aggregates.items():
         if of == ROWS:
-            wanted[name] = ("", ROWS)
+            results[name] = ("", ROWS)
             continue
-        if not (isinstance(of, tuple) and len(of) == 2 and of[1] in known):
+        if not (isinstance(of, tuple) and len(of) == 2 and of[1] in functions):
             raise DataError(
                 f"aggregate {name}: give (column, function) or 'rows', the function one of "
-                f"{known}; given: {of!r}"
+                f"{functions}; given: {of!r}"
             )
         if of[0] not in names:
-            raise DataError(f"aggregate {name}: {of[0]!r} is no column; there are {names[:20]}")
-        wanted[name] = of
-    if twice := [name for name in wanted if name in by]:
-        raise DataError(f"aggregate: {twice} are columns of `by` and answers: name these otherwise")
-    return wanted
+            raise DataError(f"aggregate {name}: no such column: {of[0]!r}; there are {names[:20]}")
+        results[name] = of
+    if twice := [name for name in results if name in by]:
+        raise DataError(f"aggregate: {twice} name columns of `by` and results: rename the results")
+    return results
 
 
-def mergeable(wanted: Mapping[str, tuple[str, str]]) -> bool:
-    """Whether parts of a group can be put together."""
-    return all(function not in _WHOLE for _, function in wanted.values())
-
-
-def partial(
-    frame: pl.LazyFrame, by: Sequence[str], wanted: Mapping[str, tuple[str, str]]
+def _partial(
+    frame: pl.LazyFrame, by: Sequence[str], results: Mapping[str, tuple[str, str]]
 ) -> pl.LazyFrame:
-    """One row a group of these rows, with the parts of its answers."""
+    """One row for each group, with the parts of its results."""
     kinds = frame.collect_schema()
     parts: dict[str, pl.Expr] = {}
-    for column, function in dict.fromkeys(wanted.values()):
+    for column, function in dict.fromkeys(results.values()):
         if function == ROWS:
             parts[_part("", ROWS)] = pl.len()
             continue
@@ -139,61 +154,63 @@ def partial(
     return frame.group_by(by, maintain_order=True).agg(**parts)
 
 
-def merge_parts(
-    rows: pa.Table, by: Sequence[str], wanted: Mapping[str, tuple[str, str]]
+def _merge_parts(
+    rows: pa.Table, by: Sequence[str], results: Mapping[str, tuple[str, str]]
 ) -> pa.Table:
-    """`merged` of a part's rows."""
-    return collect(merged(lazy(rows), by, wanted), "aggregate")
+    """`_merged` of a part's rows."""
+    return collect(_merged(lazy(rows), by, results), "aggregate")
 
 
-def of_rows(rows: pa.Table, by: Sequence[str], wanted: Mapping[str, tuple[str, str]]) -> pa.Table:
-    """`whole` of a part's rows."""
-    return collect(whole(lazy(rows), by, wanted), "aggregate")
+def _aggregate_rows(
+    rows: pa.Table, by: Sequence[str], results: Mapping[str, tuple[str, str]]
+) -> pa.Table:
+    """`_aggregated` of a part's rows."""
+    return collect(_aggregated(lazy(rows), by, results), "aggregate")
 
 
-def merged(
-    frame: pl.LazyFrame, by: Sequence[str], wanted: Mapping[str, tuple[str, str]]
+def _merged(
+    frame: pl.LazyFrame, by: Sequence[str], results: Mapping[str, tuple[str, str]]
 ) -> pl.LazyFrame:
-    """The answers, from rows of parts; ascending by group."""
-    answers = {}
-    for name, (column, function) in wanted.items():
+    """The results, from rows of parts; ascending by group."""
+    columns = {}
+    for name, (column, function) in results.items():
         if function == ROWS:
-            answers[name] = pl.col(_part("", ROWS)).sum()
+            columns[name] = pl.col(_part("", ROWS)).sum()
         else:
-            answers[name] = _FUNCTIONS[function].whole(
+            columns[name] = _FUNCTIONS[function].merged(
                 lambda part, column=column: pl.col(_part(column, part))  # type: ignore[misc]
             )
     if not by:
-        return frame.select(**answers)
-    return frame.group_by(by, maintain_order=True).agg(**answers).sort(by)
+        return frame.select(**columns)
+    return frame.group_by(by, maintain_order=True).agg(**columns).sort(by)
 
 
-def whole(
-    frame: pl.LazyFrame, by: Sequence[str], wanted: Mapping[str, tuple[str, str]]
+def _aggregated(
+    frame: pl.LazyFrame, by: Sequence[str], results: Mapping[str, tuple[str, str]]
 ) -> pl.LazyFrame:
-    """The answers, from all rows of each group; ascending by group."""
+    """The results, from all rows of each group; ascending by group."""
     kinds = frame.collect_schema()
-    simple = {n: of for n, of in wanted.items() if of[1] not in _WHOLE}
-    answers = {
-        name: _WHOLE[function](pl.col(column))
-        for name, (column, function) in wanted.items()
-        if function in _WHOLE
+    simple = {n: of for n, of in results.items() if of[1] not in _UNMERGEABLE}
+    columns = {
+        name: _UNMERGEABLE[function](pl.col(column))
+        for name, (column, function) in results.items()
+        if function in _UNMERGEABLE
     }
     for name, (column, function) in simple.items():
         if function == ROWS:
-            answers[name] = pl.len()
+            columns[name] = pl.len()
         elif function in ("first", "last"):
-            answers[name] = getattr(pl.col(column).drop_nulls(), function)()
+            columns[name] = getattr(pl.col(column).drop_nulls(), function)()
         else:
-            answers[name] = getattr(_wide(column, kinds[column], function), function)()
-    ordered = {name: answers[name] for name in wanted}
+            columns[name] = getattr(_wide(column, kinds[column], function), function)()
+    ordered = {name: columns[name] for name in results}
     if not by:
         return frame.select(**ordered)
     return frame.group_by(by, maintain_order=True).agg(**ordered).sort(by)
 
 
 def _wide(column: str, kind: Any, function: str) -> pl.Expr:
-    """A column in the type that its numbers are added up in, in which they have room."""
+    """A column cast to a type in which its sums do not overflow."""
     wide: Any = None
     if function in ("mean", "var", "std") and (kind.is_numeric() or kind == pl.Boolean):
         wide = pl.Float64
@@ -212,7 +229,7 @@ def _part(column: str, name: str) -> str:
 
 
 def windows(frame: pl.LazyFrame, time: str, every: str, period: str | None) -> pl.LazyFrame:
-    """Rows with `window`, the start of each window that they fall into."""
+    """Rows with `window`, the start of each window that contains them."""
     _split(every)
     start = pl.col(time).dt.truncate(every)
     if period is None:
@@ -230,11 +247,11 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def _windows_a_row(every: str, period: str) -> range:
-    (step, unit), (length, other) = _split(every), _split(period)
-    seconds, whole_s = step * _UNIT_S[unit], length * _UNIT_S[other]
-    if whole_s < seconds:
+    (step, unit), (length, period_unit) = _split(every), _split(period)
+    step_s, period_s = step * _UNIT_S[unit], length * _UNIT_S[period_unit]
+    if period_s < step_s:
         raise DataError(f"window: a period of {period} is shorter than a step of {every}")
-    return range(0, -(-whole_s // seconds) * step, step)
+    return range(0, -(-period_s // step_s) * step, step)
 
 
 def _split(duration: str) -> tuple[int, str]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.data._lazy_plan import collect, lazy
-from raysys.data._shuffle import concat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,16 +43,6 @@ def distinct(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
 def distinct_rows(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
     """The first of equal rows of a part."""
     return collect(distinct(lazy(rows), columns), "distinct")
-
-
-def slices(ranges: Sequence[tuple[int, int]], *blocks: pa.Table) -> pa.Table:
-    """A range of rows of each block, after one another."""
-    return concat(*[b.slice(a, z - a) for b, (a, z) in zip(blocks, ranges, strict=True)])
-
-
-def as_dicts(block: pa.Table) -> list[dict[str, Any]]:
-    """Rows as plain values."""
-    return block.to_pylist()
 
 
 def number(block: pa.Table, column: str, first: int) -> pa.Table:

@@ -1,13 +1,15 @@
-"""A Table's blocks as files: the same blocks come back, whatever their types."""
+"""A Table's blocks as files of Arrow's IPC format, which restore any type."""
 
 from __future__ import annotations
 
 import hashlib
+import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from raysys.data._blocks import run_in_turn, value_task
 from raysys.errors import StorageError
 
 if TYPE_CHECKING:
@@ -15,13 +17,15 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from raysys.data._lineage import Lineage
+    from raysys.data._table import Table
     from raysys.storage import Storage
 
-TABLE = "table.pickle"  # schemas and lineage
+_TABLE = "table.pickle"  # schemas and lineage
 
 
 @dataclass(frozen=True)
-class KeptBlock:
+class StoredBlock:
     """A block in a file of Arrow's IPC format, read by the task that needs it."""
 
     storage: Storage
@@ -33,7 +37,7 @@ class KeptBlock:
         columns: Sequence[str] | None = None,
         predicate: pl.Expr | None = None,
     ) -> pa.Table:
-        """The rows; a local file is mapped, so that columns left out are not read."""
+        """The rows; a local file is mapped, so that only these columns are read."""
         if self.storage.is_local:
             try:
                 source: Any = pa.memory_map(self.storage.uri(self.path))
@@ -48,20 +52,46 @@ class KeptBlock:
         return table if columns is None else table.select(list(columns))
 
 
-def write(block: pa.Table, folder: Storage, number: int) -> tuple[str, pa.Schema]:
+def write_table(table: Table, storage: Storage, path: str) -> str:
+    """Write a Table's blocks in tasks; a digest of them."""
+    task = value_task("write_blocks")
+    with storage.staged(path) as folder:
+        calls = [(_write, block, folder, number) for number, block in enumerate(table.blocks())]
+        written = run_in_turn(task, calls)
+        schemas = [schema for _, schema in written]
+        folder.write_bytes(_TABLE, pickle.dumps((schemas, table.schema, table.lineage)))
+    digests = repr([digest for digest, _ in written])
+    return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
+
+
+def read_table(
+    storage: Storage, path: str
+) -> tuple[list[StoredBlock], pa.Schema, tuple[()], Lineage]:
+    """Blocks, schema, an empty plan and lineage: arguments of `Table.from_plan`."""
+    data = storage.read_bytes(f"{path}/{_TABLE}")
+    if data is None:
+        raise StorageError(f"no Table at {storage.uri(path)}: `write_blocks` writes one")
+    schemas, schema, lineage = pickle.loads(data)
+    blocks = [
+        StoredBlock(storage, f"{path}/{_file_name(number)}", block_schema)
+        for number, block_schema in enumerate(schemas)
+    ]
+    return blocks, schema, (), lineage
+
+
+def _write(block: pa.Table, folder: Storage, number: int) -> tuple[str, pa.Schema]:
     """Write a block; a digest of the file, and the schema."""
     block = block.combine_chunks()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, block.schema) as writer:
         writer.write_table(block)
     data = sink.getvalue()
-    with folder.new_file(name_of(number)) as local, local.open("wb") as file:
+    with folder.new_file(_file_name(number)) as local, local.open("wb") as file:
         file.write(data)
     return hashlib.blake2b(data, digest_size=16).hexdigest(), block.schema
 
 
-def name_of(number: int) -> str:
-    """Of a block's file."""
+def _file_name(number: int) -> str:
     return f"block-{number:05d}.arrow"
 
 

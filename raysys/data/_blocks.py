@@ -42,6 +42,11 @@ def described(table: pa.Table) -> tuple[pa.Table, BlockMeta]:
     return block, BlockMeta(len(block), block.nbytes, block.schema)
 
 
+def block_count(nbytes: int) -> int:
+    """Blocks for rows of this many bytes."""
+    return max(1, -(-nbytes // BLOCK_BYTES))
+
+
 def table_task(name: str, tables: int = 1) -> Any:
     """A task that returns (block, meta) for each table that its function makes."""
     return ray.remote(_run_described).options(name=name, num_returns=2 * tables)

@@ -11,20 +11,23 @@ import ray
 
 from raysys.data._blocks import value_task
 from raysys.errors import DataError
+from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
     from raysys.data._table import Table
 
+pd = lazy_import("pandas")
+modin_config = lazy_import("modin.config")
+modin_partitioning = lazy_import("modin.distributed.dataframe.pandas")
+xgboost_ray = lazy_import("xgboost_ray")
+
 
 def to_modin(table: Table) -> Any:
     """A Modin frame whose row partitions are made from the blocks, in tasks."""
-    import pandas as pd
-    from modin.distributed.dataframe.pandas import from_partitions
-
     use_ray_engine()
     names, task = table.schema.names, value_task("to_pandas")
-    # Told what the blocks' metas know, Modin does not fetch row labels to the driver.
-    return from_partitions(
+    # With lengths from the blocks' metadata, Modin does not fetch row labels to the driver.
+    return modin_partitioning.from_partitions(
         [task.remote(_to_pandas, block) for block in table.blocks()],
         axis=0,
         index=pd.RangeIndex(len(table)),
@@ -34,14 +37,18 @@ def to_modin(table: Table) -> Any:
     )
 
 
+def modin_partitions(frame: Any) -> list[Any]:
+    """References to the row partitions of a Modin frame, pandas frames."""
+    partitions = modin_partitioning.unwrap_partitions(frame, axis=0)
+    return list(partitions)
+
+
 def to_dmatrix(table: Table, *, label: str, **options: Any) -> Any:
-    """A RayDMatrix of which actor `i % num_actors` loads block `i`.
+    """A RayDMatrix whose actor `i % num_actors` loads block `i`.
 
     A list of references would be loaded by the driver and dealt out row by row, which splits
     groups: hence whole blocks, which become pandas frames in the actors.
     """
-    from xgboost_ray import RayDMatrix
-
     # "shape" is read only to check that no actor is left without a partition (it would load all).
     # One location for all partitions has them dealt out in turn, so alike in every run.
     blocks = table.blocks()
@@ -52,12 +59,12 @@ def to_dmatrix(table: Table, *, label: str, **options: Any) -> Any:
         "get": _get_pandas,
     }
     source = SimpleNamespace(__partitioned__=layout)
-    return RayDMatrix(source, label=label, distributed=True, **options)
+    return xgboost_ray.RayDMatrix(source, label=label, distributed=True, **options)
 
 
 def _get_pandas(refs: Any) -> Any:
-    found = ray.get(refs)
-    return [_to_pandas(block) for block in found] if isinstance(refs, list) else _to_pandas(found)
+    blocks = ray.get(refs)
+    return [_to_pandas(b) for b in blocks] if isinstance(refs, list) else _to_pandas(blocks)
 
 
 def _to_pandas(block: pa.Table) -> Any:
@@ -76,10 +83,10 @@ def from_pandas(frame: Any) -> pa.Table:
 
 
 def kind_of(kind: pa.DataType) -> str:
-    """A type without what makes no difference to its values: how text is laid out."""
+    """A type's name without its memory layout, such as large or view strings."""
     if pa.types.is_dictionary(kind):
         return kind_of(kind.value_type)
-    # Writers name the items of a list as they like.
+    # Writers choose the names of list items freely.
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return f"list<{kind_of(kind.value_type)}>"
     if pa.types.is_fixed_size_list(kind):
@@ -92,8 +99,6 @@ def kind_of(kind: pa.DataType) -> str:
 @functools.cache
 def use_ray_engine() -> None:
     """Point Modin at the connected cluster, once a process."""
-    import modin.config
-
-    modin.config.Engine.put("ray")
-    # Modin cuts a frame into as many partitions as it believes that there are CPUs.
-    modin.config.NPartitions.put(max(2, int(ray.cluster_resources().get("CPU", 2)) // 2))
+    modin_config.Engine.put("ray")
+    # Modin would cut a frame into a partition for each CPU that it detects.
+    modin_config.NPartitions.put(max(2, int(ray.cluster_resources().get("CPU", 2)) // 2))

@@ -1,4 +1,4 @@
-"""What is yet to be done to a Table's blocks: steps that a later task does in one go."""
+"""The lazy plan of a Table's blocks: operations that one later task runs together."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from raysys.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from raysys.data._table import Table
-
 
 class Part(Protocol):
     """A part of a file, read by the task that needs it."""
 
     @property
     def schema(self) -> pa.Schema:
-        """Of what `read` gives without a choice of columns."""
+        """Schema of all columns."""
 
     def read(
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
@@ -31,62 +29,63 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True)
-class Step:
+class LazyOperation:
     """A change of rows that needs no other block.
 
     Attributes:
-        name: For messages.
+        name: Name in messages and of tasks.
         function: `function(frame, *tables, *args)`, polars LazyFrames in and out.
-        tables: Small ones, that every task needs whole.
-        columns: Those that are left, if the step does nothing else.
+        args: Further arguments.
+        tables: Small Tables that every task reads.
+        columns: The remaining columns, if the operation only selects.
     """
 
     name: str
     function: Callable[..., pl.LazyFrame]
     args: tuple[Any, ...] = ()
-    tables: tuple[Table, ...] = ()
+    tables: tuple[Any, ...] = ()
     columns: tuple[str, ...] | None = None
 
-    def run(self, frame: pl.LazyFrame, others: Sequence[pa.Table]) -> pl.LazyFrame:
-        """Add the step to a frame's plan."""
-        return self.function(frame, *[lazy(other) for other in others], *self.args)
+    def run(self, frame: pl.LazyFrame, tables: Sequence[pa.Table]) -> pl.LazyFrame:
+        """Add the operation to a frame's plan."""
+        return self.function(frame, *[lazy(table) for table in tables], *self.args)
 
 
-def evaluate(source: pa.Table | Part, steps: Sequence[Step]) -> pa.Table:
-    """A block: read what the steps need of the source, and do them."""
+def evaluate(source: pa.Table | Part, operations: Sequence[LazyOperation]) -> pa.Table:
+    """A block: read what the operations need of the source, and run them."""
     columns = None
-    while steps and steps[0].columns is not None:  # Arrow can do this as well
-        columns, steps = steps[0].columns, steps[1:]
-    if not steps:
+    while operations and operations[0].columns is not None:  # Arrow can do this as well
+        columns, operations = operations[0].columns, operations[1:]
+    if not operations:
         if not isinstance(source, pa.Table):
             return source.read(columns)
         return source if columns is None else source.select(list(columns))
     frame = lazy(source) if isinstance(source, pa.Table) else _scan(source)
     if columns is not None:
         frame = frame.select(columns)
-    for step in steps:
-        frame = step.run(frame, [table.to_arrow() for table in step.tables])
-    return collect(frame, steps[-1].name)
+    for operation in operations:
+        frame = operation.run(frame, [table.to_arrow() for table in operation.tables])
+    return collect(frame, operations[-1].name)
 
 
-def planned_schema(schema: pa.Schema, steps: Sequence[Step]) -> pa.Schema:
-    """The schema after the steps, found on no rows.
+def planned_schema(schema: pa.Schema, operations: Sequence[LazyOperation]) -> pa.Schema:
+    """The schema after the operations, inferred on no rows.
 
     Raises:
-        DataError: A step does not fit the columns.
+        DataError: An operation does not fit the columns.
     """
-    for step in steps:
-        if step.columns is not None:
-            schema = pa.schema([schema.field(name) for name in step.columns])
+    for operation in operations:
+        if operation.columns is not None:
+            schema = pa.schema([schema.field(name) for name in operation.columns])
             continue
         try:
-            frame = step.run(
-                lazy(schema.empty_table()), [t.schema.empty_table() for t in step.tables]
+            frame = operation.run(
+                lazy(schema.empty_table()), [t.schema.empty_table() for t in operation.tables]
             )
             schema = frame.collect().to_arrow().schema
         except pl.exceptions.PolarsError as error:
             raise DataError(
-                f"{step.name}: {str(error).splitlines()[0][:300]}; the table has the columns "
+                f"{operation.name}: {str(error).splitlines()[0][:300]}; the table has the columns "
                 f"{_listed(schema)}"
             ) from None
     return schema
@@ -108,7 +107,7 @@ def collect(frame: pl.LazyFrame, what: str) -> pa.Table:
     """Run a plan.
 
     Raises:
-        DataError: A value cannot be worked with as the plan wants.
+        DataError: The plan does not apply to a value.
     """
     try:
         return frame.collect().to_arrow()
@@ -117,7 +116,7 @@ def collect(frame: pl.LazyFrame, what: str) -> pa.Table:
 
 
 def _scan(part: Part) -> pl.LazyFrame:
-    """A part that polars' optimiser tells which columns and rows it needs."""
+    """A part from which polars' optimiser requests only the columns and rows that it needs."""
 
     def read(
         columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, _: int | None

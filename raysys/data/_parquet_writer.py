@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from raysys.storage import Storage
 
-_MOST_FOLDERS = 10_000
+_MAX_FOLDERS = 10_000
 
 
-def parquet(block: pa.Table, folder: Storage, number: int, partition_by: Sequence[str]) -> int:
-    """Write a block's rows; how many they are."""
+def write_part(block: pa.Table, folder: Storage, number: int, partition_by: Sequence[str]) -> int:
+    """Write a block as files of a folder; returns the number of its rows."""
     name = f"part-{number:05d}.parquet"
     block = readable(block)
     if not partition_by:
@@ -38,7 +38,7 @@ def parquet(block: pa.Table, folder: Storage, number: int, partition_by: Sequenc
 
 
 def readable(block: pa.Table) -> pa.Table:
-    """With lists of a fixed size as others where some are missing: Arrow would not read them."""
+    """Fixed-size lists with missing values as large lists: Arrow cannot read them otherwise."""
     for number, field in enumerate(block.schema):
         if pa.types.is_fixed_size_list(field.type) and block[field.name].null_count:
             kind = pa.large_list(field.type.value_type)
@@ -50,11 +50,11 @@ def _by_value(block: pa.Table, columns: Sequence[str]) -> list[tuple[tuple[objec
     frame = frame_of(block)
     if any(frame[name].null_count() for name in columns):
         raise DataError(
-            f"write_parquet: {list(columns)} hold missing values, which no folder can be named "
-            "after: fill them first"
+            f"write_parquet: {list(columns)} contain missing values, which cannot name a "
+            "folder: fill them first"
         )
     groups = frame.partition_by(list(columns), maintain_order=True, as_dict=True, include_key=False)
-    if len(groups) > _MOST_FOLDERS:
+    if len(groups) > _MAX_FOLDERS:
         raise DataError(
             f"write_parquet: {list(columns)} have {len(groups)} values in one block: partition by "
             "columns of few values"

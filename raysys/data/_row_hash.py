@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,12 @@ def content_digest(contents: Sequence[tuple[int, int, int]]) -> str:
             totals[which] = (shifted + digests[which]) & _MASK
         rows += count
     return f"{rows}:{totals[0]:016x}{totals[1]:016x}"
+
+
+def table_digest(columns: Sequence[str], contents: Sequence[tuple[int, int, int]]) -> str:
+    """A digest of columns, as "name:type", and of the `content_of` of their blocks."""
+    text = f"{list(columns)} {content_digest(contents)}"
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _one_array(column: Any) -> pa.Array:

@@ -23,12 +23,32 @@ _FLAG, _PART = "\x1fflag", "\x1fpart"
 
 
 def by_hash(
-    sources: Sequence[Any], steps: Sequence[Any], columns: Sequence[str], parts: int, name: str
+    sources: Sequence[Any], operations: Sequence[Any], columns: Sequence[str], parts: int, name: str
 ) -> list[list[Any]]:
     """Refs of pieces, [block][part]: rows with equal values of the columns share a part."""
     split = value_task(name, parts)
-    made = [split.remote(_split_by_hash, s, steps, list(columns), parts) for s in sources]
-    return [[one] for one in made] if parts == 1 else made
+    pieces = [split.remote(_split_by_hash, s, operations, list(columns), parts) for s in sources]
+    return [[piece] for piece in pieces] if parts == 1 else pieces
+
+
+def evenly(blocks: Sequence[Any], rows: Sequence[int], parts: int) -> list[Any]:
+    """(block, meta) refs of parts of about equal numbers of rows, in the same order."""
+    task, ends = table_task("repartition"), [0, *itertools.accumulate(rows)]
+    pairs = []
+    for number in range(parts):
+        first, last = ends[-1] * number // parts, ends[-1] * (number + 1) // parts
+        within = [
+            (block, max(first, start) - start, min(last, end) - start)
+            for block, (start, end) in zip(blocks, itertools.pairwise(ends), strict=True)
+            if start < last and end > first
+        ] or [(blocks[0], 0, 0)]
+        ranges = [(start, end) for _, start, end in within]
+        pairs.append(task.remote(_slices, ranges, *[block for block, _, _ in within]))
+    return pairs
+
+
+def _slices(ranges: Sequence[tuple[int, int]], *blocks: pa.Table) -> pa.Table:
+    return concat(*[b.slice(a, z - a) for b, (a, z) in zip(blocks, ranges, strict=True)])
 
 
 def merge(
@@ -74,8 +94,8 @@ def _merge(function: Callable[..., pa.Table], args: Sequence[Any], *pieces: pa.T
     return function(concat(*pieces), *args)
 
 
-def _split_by_hash(source: Any, steps: Sequence[Any], columns: list[str], parts: int) -> Any:
-    block = evaluate(source, steps)
+def _split_by_hash(source: Any, operations: Sequence[Any], columns: list[str], parts: int) -> Any:
+    block = evaluate(source, operations)
     if parts == 1:
         return block
     place = hash_rows(block, columns) % np.uint64(parts)
@@ -93,8 +113,8 @@ def by_range(
     keys = [sample(_sample_keys, block, by, how) for block in blocks]
     cuts = bounds.remote(_bounds, by, how, parts, *keys)
     split = value_task("sort", parts)
-    made = [split.remote(_split_by_range, block, cuts, by, how, parts) for block in blocks]
-    return [[one] for one in made] if parts == 1 else made
+    pieces = [split.remote(_split_by_range, block, cuts, by, how, parts) for block in blocks]
+    return [[piece] for piece in pieces] if parts == 1 else pieces
 
 
 def sort_rows(rows: pa.Table, by: Sequence[str], how: dict[str, Any]) -> pa.Table:
@@ -128,9 +148,9 @@ def _split_by_range(
     flags: dict[str, Any] = {key: [*value, False] for key, value in how.items()}
     both = both.sort([*by, _FLAG], **flags, maintain_order=True)
     counted = both.with_columns((1 - pl.col(_FLAG)).cum_sum().cast(pl.Int64).alias(_PART))
-    found = counted.filter(pl.col(_FLAG) == 1).collect()
-    number = found[_PART].to_numpy()
-    table = found.select(block.column_names).to_arrow().cast(_as_polars(block))
+    placed = counted.filter(pl.col(_FLAG) == 1).collect()
+    number = placed[_PART].to_numpy()
+    table = placed.select(block.column_names).to_arrow().cast(_as_polars(block))
     ends = [int(n) for n in number.searchsorted(range(parts + 1))]
     return [table.slice(a, b - a).combine_chunks() for a, b in itertools.pairwise(ends)]
 

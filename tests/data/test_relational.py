@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from raysys.data import Table, _shuffle, _table
+from raysys.data import Table, _blocks, _join, _shuffle
 from raysys.errors import DataError
 from raysys.storage import Storage
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 @pytest.fixture
 def shuffled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Joins move both sides, and results have several parts."""
-    monkeypatch.setattr(_table, "BROADCAST_BYTES", 0)
-    monkeypatch.setattr(_table, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(_join, "BROADCAST_BYTES", 0)
+    monkeypatch.setattr(_blocks, "BLOCK_BYTES", 100)
 
 
 def _normal(rows: pa.Table) -> list[tuple[Any, ...]]:
@@ -105,7 +105,7 @@ def test_text_joins_codes_of_text(moved: bool, request: pytest.FixtureRequest) -
 
 def test_join_keys_must_fit() -> None:
     left, right = Table.from_arrow(_LEFT), Table.from_arrow(_RIGHT)
-    with pytest.raises(DataError, match="'q' is no column of the right table; it has"):
+    with pytest.raises(DataError, match="no such column of the right table: 'q'; it has"):
         left.join(right, {"k": "q"})
     with pytest.raises(DataError, match="'k' is int64 on the left and 'g' is string on the right"):
         left.join(right, {"k": "g"})
@@ -217,7 +217,9 @@ def test_aggregates_of_no_rows() -> None:
 
 def test_aggregate_names_what_is_wrong() -> None:
     table = Table.from_arrow(pa.table({"g": ["a"], "x": [1]}))
-    with pytest.raises(DataError, match=r"aggregate y: 'z' is no column; there are \['g', 'x'\]"):
+    with pytest.raises(
+        DataError, match=r"aggregate y: no such column: 'z'; there are \['g', 'x'\]"
+    ):
         table.aggregate(["g"], y=("z", "sum"))
     with pytest.raises(DataError, match="the function one of"):
         table.aggregate(["g"], y=("x", "mode"))

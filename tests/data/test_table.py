@@ -2,6 +2,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 import ray
@@ -99,6 +100,59 @@ def test_select_keeps_only_the_columns_named() -> None:
     table = _table({"a": [1], "b": [2], "c": [3]}).select(["c", "a"])
     assert _rows(table) == [{"c": 3, "a": 1}]
     assert table.schema.names == ["c", "a"]
+
+
+def test_a_column_comes_as_values_and_columns_as_a_table() -> None:
+    table = _table({"a": [1, 2], "b": ["x", "y"]}, {"a": [3], "b": ["z"]})
+    for view in (table, table.filter(pl.col("a") > 0)):
+        assert view["a"].to_pylist() == [1, 2, 3]
+        assert view[["b"]].columns == view.drop("a").columns == ["b"]
+    with pytest.raises(DataError, match=r"no such columns: \['c'\]; the table has \['a', 'b'\]"):
+        table["c"]
+    with pytest.raises(TypeError, match="not iterable"):
+        list(table)
+
+
+def test_a_table_is_neither_true_nor_false() -> None:
+    with pytest.raises(TypeError, match="ambiguous: write `table is not None`"):
+        bool(_table({"a": [1]}))
+
+
+def test_frames_of_pandas_and_polars_and_back() -> None:
+    frame = pd.DataFrame({"a": [1, 2, 3], "b": ["x", None, "z"]})
+    table = Table.from_pandas(frame, rows_per_block=2)
+    assert len(table.blocks()) == 2
+    assert table.to_polars().equals(pl.DataFrame({"a": [1, 2, 3], "b": ["x", None, "z"]}))
+    assert Table.from_polars(table.to_polars()).fingerprint() == table.fingerprint()
+
+
+def test_head_has_the_first_rows_of_all_blocks() -> None:
+    table = _table({"a": [1, 2]}, {"a": [3, 4]}, {"a": [5]})
+    assert table.filter(pl.col("a") != 1).head(2)["a"].to_list() == [2, 3]
+    assert table.head()["a"].to_list() == [1, 2, 3, 4, 5]
+    assert table.head(0).columns == ["a"]
+    with pytest.raises(DataError, match="rows=-1"):
+        table.head(-1)
+
+
+def test_describe_has_the_statistics_of_each_column() -> None:
+    table = _table({"n": [1.0, None], "s": ["b", "a"]}, {"n": [3.0], "s": [None]})
+    statistics = {row.pop("statistic"): row for row in table.describe().to_dicts()}
+    assert statistics["count"] == {"n": 2.0, "s": "2"}
+    assert statistics["null_count"] == {"n": 1.0, "s": "1"}
+    assert statistics["mean"] == {"n": 2.0, "s": None}
+    assert statistics["std"]["n"] == pytest.approx(2**0.5)
+    assert (statistics["min"], statistics["max"]) == ({"n": 1.0, "s": "a"}, {"n": 3.0, "s": "b"})
+
+
+def test_the_representation_says_what_is_planned_and_computes_nothing() -> None:
+    table = _table({"a": [1, 2]}, {"a": [3]})
+    assert repr(table) == "Table(3 rows, 2 blocks; a: int64)"
+    planned = table.filter(pl.col("a") > 1).rename({"a": "<b>"})
+    text = "rows unknown, 2 blocks, planned: filter > rename"
+    assert repr(planned) == f"Table({text}; <b>: int64)"
+    assert "&lt;b&gt;</td><td>int64" in planned._repr_html_()
+    assert planned._metas is None
 
 
 def test_means_are_over_all_rows() -> None:

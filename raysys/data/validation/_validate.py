@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysys.data._lazy_plan import Step, evaluate
+from raysys.data._lazy_plan import LazyOperation, evaluate
 from raysys.data._shuffle import concat
 from raysys.data._table import Table
 from raysys.data.readers._column_types import ROW
@@ -162,7 +162,7 @@ def _count(checked: Checked, schema: str) -> None:
 
 
 def _split(
-    source: Any, steps: Sequence[Step], schema: Schema, keys: Mapping[str, Table]
+    source: Any, steps: Sequence[LazyOperation], schema: Schema, keys: Mapping[str, Table]
 ) -> tuple[pa.Table, pa.Table]:
     """Read a block, of a raw CSV file with types where its values have them, and split it."""
     values = {key: table.to_arrow().column(0).combine_chunks() for key, table in keys.items()}

@@ -175,10 +175,10 @@ def test_a_writer_that_is_killed_leaves_no_part_of_a_file(tmp_path: Path) -> Non
                 os.kill(os.getpid(), signal.SIGKILL)
         return frame
 
-    from raysys.data._lazy_plan import Step
+    from raysys.data._lazy_plan import LazyOperation
 
     table = Table.from_arrow(_ROWS, 500)
-    step = Step("kill", lambda f: kill_once(f) if _staged(storage) else f)
+    step = LazyOperation("kill", lambda f: kill_once(f) if _staged(storage) else f)
     table._then(step).write_parquet(storage, "out")
     assert mark.exists()
     assert sorted(_files(Path(storage.root) / "out")) == [

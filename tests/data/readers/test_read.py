@@ -19,7 +19,7 @@ import ray
 
 from raysys.data import Lineage, Table, read
 from raysys.data import _parquet_writer as _write
-from raysys.data._lazy_plan import Step, evaluate
+from raysys.data._lazy_plan import LazyOperation, evaluate
 from raysys.data.readers import _csv
 from raysys.data.readers import _parquet_arrow as _formats
 from raysys.data.readers._files import find
@@ -74,7 +74,11 @@ def test_every_type_of_value_comes_through(kind: Any, tmp_path: Path) -> None:
     assert schema.field("seconds").type.unit != "s"  # polars knows none
     assert schema.field("text").type == schema.field("nothing").type == pa.large_string()
     for names in (None, ["list", "text"], []):
-        steps = [] if names is None else [Step("select", lambda f: f, (), columns=tuple(names))]
+        steps = (
+            []
+            if names is None
+            else [LazyOperation("select", lambda f: f, (), columns=tuple(names))]
+        )
         for part in parts:
             block = evaluate(part, steps)
             assert len(block) == 3
@@ -83,8 +87,10 @@ def test_every_type_of_value_comes_through(kind: Any, tmp_path: Path) -> None:
                 assert repr(block[name].to_pylist()) == repr(expected[name].to_pylist()), name
 
 
-def _steps(*made: tuple[str, Any]) -> list[Step]:
-    return [Step(name, lambda frame, change=change: change(frame)) for name, change in made]
+def _steps(*made: tuple[str, Any]) -> list[LazyOperation]:
+    return [
+        LazyOperation(name, lambda frame, change=change: change(frame)) for name, change in made
+    ]
 
 
 def test_a_plan_reads_only_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
