@@ -1,4 +1,4 @@
-"""Blocks in the object store, and the tasks that make them."""
+"""Blocks in the object store, and the tasks that compute them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-# What a block is made to hold, about: small enough that a few fit beside each other in a
-# worker's memory, large enough that a task's start does not show. A constant, so that the
-# blocks are a function of the data and not of the cluster.
+# Approximate size of a block: small enough that a few fit in a worker's memory, large enough to
+# amortize a task's start. A constant, so that blocks depend on the data and not on the cluster.
 BLOCK_BYTES = 64 << 20
 _KEYS = ("operation",)  # the task's name
-_AT_ONCE = 64  # tasks of `run_in_turn`: more than there are CPUs for, few enough to wait for
+_AT_ONCE = 64  # tasks of `run_in_turn`: more than CPUs, few enough to wait for
 
 
 @dataclass(frozen=True)
 class BlockMeta:
-    """What the driver knows of a block: everything but its rows."""
+    """Metadata of a block, in the driver: all but its rows."""
 
     rows: int
     nbytes: int
@@ -36,8 +35,8 @@ class BlockMeta:
 
 
 def described(table: pa.Table) -> tuple[pa.Table, BlockMeta]:
-    """A block and what the driver knows of it: what a task gives for `Table.of`."""
-    # A filter that lets nothing through leaves columns without a chunk, which few can read.
+    """A block and its metadata: the result of a task for `Table.from_blocks`."""
+    # A filter that drops all rows leaves columns without a chunk, which many readers reject.
     block = table.combine_chunks() if len(table) else table.schema.empty_table()
     return block, BlockMeta(len(block), block.nbytes, block.schema)
 
@@ -48,32 +47,31 @@ def block_count(nbytes: int) -> int:
 
 
 def table_task(name: str, tables: int = 1) -> Any:
-    """A task that returns (block, meta) for each table that its function makes."""
+    """A task that returns (block, meta) for each table that its function returns."""
     return ray.remote(_run_described).options(name=name, num_returns=2 * tables)
 
 
 def value_task(name: str, returns: int = 1) -> Any:
-    """A task that returns what its function gives, or the items of it."""
+    """A task that returns its function's result, or the items of it."""
     return ray.remote(_run).options(name=name, num_returns=returns)
 
 
 def coordinate(name: str, function: Callable[..., Any], *args: Any) -> Any:
-    """What `function(*args)` gives in a task of its own, which takes no CPU.
+    """The result of `function(*args)` in a task of its own, which reserves no CPU.
 
-    For functions that start tasks and put together what these give, when that is more than the
-    caller should be sent.
+    For functions that start tasks and merge results that are too large for the caller.
     """
     task = ray.remote(_run).options(name=name, num_cpus=0)
     return results([task.remote(function, *args)])[0]
 
 
 def run_in_turn(task: Any, calls: Sequence[Sequence[Any]]) -> list[Any]:
-    """What `task.remote(*call)` gives for each call, a few running at a time.
+    """Results of `task.remote(*call)` for each call, a few running at a time.
 
-    For tasks that leave something: after an error no more are begun, and none runs any more
-    when it is raised. (Ray's own way to cancel tasks can end the driver, in 2.60.)
+    For tasks with side effects: after an error no task is started, and none is still running
+    when it is raised. (Cancelling tasks can crash the driver in Ray 2.60.)
     """
-    found: list[Any] = [None] * len(calls)
+    values: list[Any] = [None] * len(calls)
     running: dict[Any, int] = {}
     todo = iter(enumerate(calls))
     try:
@@ -81,9 +79,9 @@ def run_in_turn(task: Any, calls: Sequence[Sequence[Any]]) -> list[Any]:
             for number, call in itertools.islice(todo, _AT_ONCE - len(running)):
                 running[task.remote(*call)] = number
             if not running:
-                return found
+                return values
             (ready,), _ = ray.wait(list(running), num_returns=1)
-            found[running.pop(ready)] = results([ready])[0]
+            values[running.pop(ready)] = results([ready])[0]
     finally:
         if running:
             ray.wait(list(running), num_returns=len(running))
@@ -107,9 +105,9 @@ def _run(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _run_described(function: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
-    made = _run(function, *args)
+    tables = _run(function, *args)
     returned: list[Any] = []
-    for table in made if isinstance(made, tuple) else (made,):
+    for table in tables if isinstance(tables, tuple) else (tables,):
         block, meta = described(table)
         returned += block, meta
         _count(meta)

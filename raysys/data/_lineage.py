@@ -1,4 +1,4 @@
-"""Where a Table comes from: the chain of operations back to files."""
+"""The lineage of a Table: the chain of operations back to files."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from raysys.storage import Storage
 
 _FOLDER = "lineage"
-_MOST = 1000  # characters of a parameter that a record shows
-_LINE = 160  # of parameters in `lineage_text`
+_MAX_CHARACTERS = 1000  # of a parameter in a record
+_LINE_CHARACTERS = 160  # of parameters in `lineage_text`
 
 
 @dataclass(eq=False)
 class Lineage:
-    """One operation that made a Table, and what it worked on.
+    """An operation that produced a Table, and its inputs.
 
     Attributes:
-        operation: Its name, as the dashboard shows its tasks.
-        parameters: What it was told, as text or plain values.
-        inputs: Of the Tables that it worked on.
-        code: Digest of the functions that it was given; empty if none.
-        rows: Rows of the Table, once they are counted.
-        fingerprint: Of the Table, once it is computed.
+        operation: Name, as the dashboard shows its tasks.
+        parameters: Parameters as text or plain values.
+        inputs: Lineages of the input Tables.
+        code: Digest of the functions among the parameters; empty without any.
+        rows: Number of rows of the Table, once counted.
+        fingerprint: Fingerprint of the Table, once computed.
     """
 
     operation: str
@@ -45,52 +45,53 @@ class Lineage:
     fingerprint: str | None = None
 
     @classmethod
-    def of_files(cls, files: Sequence[File], kind: str, how: Mapping[str, Any]) -> Lineage:
+    def of_files(cls, files: Sequence[File], kind: str, options: Mapping[str, Any]) -> Lineage:
         """The start of a chain: files with size and time of their last change."""
-        found = [{"file": f.name, "bytes": f.size, "modified": f.modified} for f in files]
-        return cls(f"read {kind}", {"files": found, **plain(dict(how))})
+        records = [{"file": f.name, "bytes": f.size, "modified": f.modified} for f in files]
+        return cls(f"read {kind}", {"files": records, **plain(dict(options))})
 
     @functools.cached_property
     def id(self) -> str:
         """A digest of the operation, its parameters, its code and its inputs."""
-        said = [self.operation, self.parameters, self.code, [one.id for one in self.inputs]]
-        text = json.dumps(said, sort_keys=True, default=str)
+        inputs = [lineage.id for lineage in self.inputs]
+        parts = [self.operation, self.parameters, self.code, inputs]
+        text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def __post_init__(self) -> None:
-        self.id  # noqa: B018 - now, so that a long chain is not gone through by recursion
+        self.id  # noqa: B018 - now, so that the id of a long chain needs no deep recursion
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Flat, since pickle goes through a long chain by recursion.
+        # Flat, because pickle would recurse through a long chain.
         order = list(self.chain())[::-1]
-        known = {one.id: number for number, one in enumerate(order)}
+        numbers = {lineage.id: number for number, lineage in enumerate(order)}
         flat = [
-            (one.operation, one.parameters, tuple(known[i.id] for i in one.inputs), one.code,
-             one.rows, one.fingerprint)
-            for one in order
+            (step.operation, step.parameters, tuple(numbers[i.id] for i in step.inputs), step.code,
+             step.rows, step.fingerprint)
+            for step in order
         ]  # fmt: skip
         return _restored, (flat,)
 
     def chain(self) -> Iterator[Lineage]:
-        """This and all before it, each once, inputs after what they went into."""
+        """This lineage and all before it, each once, inputs after the operations that use them."""
         done: dict[str, Lineage] = {}
         waiting = [(self, False)]
         while waiting:
-            one, has_inputs_done = waiting.pop()
-            if has_inputs_done:
-                done.setdefault(one.id, one)
-            elif one.id not in done:
-                waiting.append((one, True))
-                waiting += [(before, False) for before in one.inputs]
+            lineage, inputs_done = waiting.pop()
+            if inputs_done:
+                done.setdefault(lineage.id, lineage)
+            elif lineage.id not in done:
+                waiting.append((lineage, True))
+                waiting += [(before, False) for before in lineage.inputs]
         yield from reversed(done.values())
 
     def record(self) -> dict[str, Any]:
-        """As plain data."""
+        """The lineage as plain data."""
         return {
             "id": self.id,
             "operation": self.operation,
             "parameters": self.parameters,
-            "inputs": [one.id for one in self.inputs],
+            "inputs": [lineage.id for lineage in self.inputs],
             "code": self.code,
             "rows": self.rows,
             "fingerprint": self.fingerprint,
@@ -98,60 +99,60 @@ class Lineage:
         }
 
     def write(self, storage: Storage) -> str:
-        """Keep the chain under `lineage/` of a storage root; its id.
+        """Write the chain under `lineage/` of a storage root; returns its id.
 
-        What is there already stays, unless it knows less.
+        Rows and fingerprints of earlier records are kept where this chain has none.
         """
-        for one in self.chain():
-            kept = storage.read_bytes(f"{_FOLDER}/{one.id}.json")
-            known = json.loads(kept) if kept else {}
-            record = {k: v if v is not None else known.get(k) for k, v in one.record().items()}
-            if record != known:
-                storage.write_json(f"{_FOLDER}/{one.id}.json", record)
+        for lineage in self.chain():
+            path = f"{_FOLDER}/{lineage.id}.json"
+            earlier = json.loads(storage.read_bytes(path) or "{}")
+            record = {k: earlier.get(k) if v is None else v for k, v in lineage.record().items()}
+            if record != earlier:
+                storage.write_json(path, record)
         return self.id
 
 
 def _restored(flat: Sequence[tuple[Any, ...]]) -> Lineage:
-    made: list[Lineage] = []
-    for operation, parameters, inputs, *known in flat:
-        made.append(Lineage(operation, parameters, tuple(made[n] for n in inputs), *known))
-    return made[-1]
+    chain: list[Lineage] = []
+    for operation, parameters, inputs, *facts in flat:
+        chain.append(Lineage(operation, parameters, tuple(chain[n] for n in inputs), *facts))
+    return chain[-1]
 
 
 def read_lineage(storage: Storage, lineage_id: str) -> dict[str, dict[str, Any]]:
-    """Records of a chain by id, that of `lineage_id` first; empty if it is not known."""
-    found: dict[str, dict[str, Any]] = {}
+    """Records of a chain by id, that of `lineage_id` first; empty for an unknown id."""
+    records: dict[str, dict[str, Any]] = {}
     waiting = [lineage_id]
     while waiting:
-        one = waiting.pop()
-        data = None if one in found else storage.read_bytes(f"{_FOLDER}/{one}.json")
+        key = waiting.pop()
+        data = None if key in records else storage.read_bytes(f"{_FOLDER}/{key}.json")
         if data:
-            found[one] = json.loads(data)
-            waiting += reversed(found[one]["inputs"])
-    return found
+            records[key] = json.loads(data)
+            waiting += reversed(records[key]["inputs"])
+    return records
 
 
 def lineage_text(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """A chain as text: each operation above what it worked on, indented."""
+    """A chain as text: each operation above its inputs, indented."""
     lines: list[str] = []
     shown: set[str] = set()
 
-    def show(one: str, depth: int) -> None:
-        record = records.get(one)
-        start = "  " * depth + one
+    def show(key: str, depth: int) -> None:
+        record = records.get(key)
+        start = "  " * depth + key
         if record is None:
             lines.append(f"{start} is not recorded")
             return
-        if one in shown:
+        if key in shown:
             lines.append(f"{start} {record['operation']}, as above")
             return
-        shown.add(one)
+        shown.add(key)
         rows = "" if record["rows"] is None else f", {record['rows']} rows"
         lines.append(f"{start} {record['operation']}{rows}")
         files = record["parameters"].get("files", ())
-        said = {k: v for k, v in record["parameters"].items() if v and k != "files"}
-        if said:
-            lines.append(f"{'  ' * depth}    {json.dumps(said)[:_LINE]}")
+        parameters = {k: v for k, v in record["parameters"].items() if v and k != "files"}
+        if parameters:
+            lines.append(f"{'  ' * depth}    {json.dumps(parameters)[:_LINE_CHARACTERS]}")
         if record["code"]:
             lines.append(f"{'  ' * depth}    code {record['code']}")
         for file in files:
@@ -176,21 +177,21 @@ def code_of(function: Callable[..., Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A parameter as JSON can hold it: of what is not plain its text, or a digest of its content.
+    """A parameter as plain JSON values; other objects as text, or a digest of their content.
 
-    The same in every process for equal values: sets are sorted, and an object that only says its
-    address is known by its type.
+    Equal in every process for equal values: sets are sorted, and an object whose text is only its
+    address is identified by its type.
     """
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
         return _short(value)
     if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted((plain(one) for one in value), key=str)
+        return sorted((plain(item) for item in value), key=str)
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     if isinstance(value, (types.ModuleType, type)):
         return value.__name__
     if hasattr(value, "__qualname__") or isinstance(value, functools.partial):
@@ -201,20 +202,22 @@ def plain(value: Any) -> Any:
 
 
 def _content(value: Any) -> str:
-    """What tells an object from others of its type, whose text may leave some of it out."""
+    """Text that identifies an object's content, which `str` may abbreviate."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if kind.startswith("polars") and kind.endswith(".Expr"):
-        return f"{str(value)[:_MOST]} {digest(value)[:16]}"
+        return f"{str(value)[:_MAX_CHARACTERS]} {digest(value)[:16]}"
     if kind == "numpy.ndarray" and value.dtype != object:
         return f"{value.dtype}{list(value.shape)} {digest(value)[:16]}"
     if kind == "pyarrow.lib.Table":
         return f"{value.column_names} {block_digest(value)}"
-    said = str(value)
-    # An address, or the number of an object, would be another one in each process.
-    unstable = " at 0x" in said or kind.endswith(".ObjectRef")
-    return type(value).__qualname__ if unstable else _short(said)
+    text = str(value)
+    # An address, or the id of an object reference, differs between processes.
+    unstable = " at 0x" in text or kind.endswith(".ObjectRef")
+    return type(value).__qualname__ if unstable else _short(text)
 
 
 def _short(text: str) -> str:
-    """A text, cut where it is long; then with its digest."""
-    return text if len(text) <= _MOST else f"{text[:_MOST]}... {digest(text)[:16]}"
+    """A text; a long one is truncated and has its digest appended."""
+    return (
+        text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}... {digest(text)[:16]}"
+    )

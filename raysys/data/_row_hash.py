@@ -31,12 +31,12 @@ def hash_rows(block: pa.Table, columns: Sequence[str] | None = None, seed: int =
     """One hash a row, uint64 `(rows,)`.
 
     Equal values have equal hashes whatever the width of their type: int8 and int64, float32 and
-    float64, string and large_string, seconds and nanoseconds. A missing value has one of its own.
+    float64, string and large_string, seconds and nanoseconds. A missing value has its own hash.
 
     Args:
         block: Columns of numbers, booleans, text, bytes, times, and lists and structs of these.
-        columns: Those that count; all by default.
-        seed: Another seed gives independent hashes.
+        columns: Columns to hash; all by default.
+        seed: Each seed gives independent hashes.
 
     Raises:
         DataError: A column's type has no hash.
@@ -71,12 +71,12 @@ def content_of(block: pa.Table) -> tuple[int, int, int]:
 
 
 def block_digest(block: pa.Table) -> str:
-    """A digest of a block's rows in their order, the same in every process and release."""
+    """A digest of a block's rows in their order, equal in every process and release."""
     return content_digest([content_of(block)])
 
 
 def content_digest(contents: Sequence[tuple[int, int, int]]) -> str:
-    """One digest of blocks that lie after one another: the same wherever they were cut."""
+    """The digest of consecutive blocks, independent of where they were cut."""
     rows, totals = 0, [0, 0]
     for count, *digests in contents:
         for which, seed in enumerate((11, 12)):
@@ -106,8 +106,8 @@ def _hash_array(array: Any, seed: int) -> np.ndarray:
     if pa.types.is_dictionary(kind):
         values = _hash_array(array.dictionary, seed)
         missing = array.indices.is_null().to_numpy(zero_copy_only=False)
-        found = values[np.where(missing, 0, array.indices.fill_null(0).to_numpy())]
-        return np.where(missing, np.uint64(_NULL), found)
+        hashes = values[np.where(missing, 0, array.indices.fill_null(0).to_numpy())]
+        return np.where(missing, np.uint64(_NULL), hashes)
     if pa.types.is_struct(kind):
         flat = pa.Table.from_arrays(array.flatten(), [f.name for f in kind])
         hashes = hash_rows(flat, seed=seed)
@@ -141,7 +141,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _bits(array: Any) -> np.ndarray:
-    """The values as uint64; of what is missing, anything."""
+    """The values as uint64; arbitrary for missing ones."""
     kind = array.type
     if pa.types.is_floating(kind):
         numbers = pc.fill_null(array.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
@@ -151,22 +151,23 @@ def _bits(array: Any) -> np.ndarray:
         return _hash_array(array.cast(pa.string()), 0)
     if not (pa.types.is_primitive(kind) or pa.types.is_boolean(kind)) or pa.types.is_interval(kind):
         raise DataError(
-            f"a column of type {kind} has no hash: make it numbers, times, text or lists"
+            f"a column of type {kind} cannot be hashed: cast it to numbers, times, text or lists"
         )
     if pa.types.is_temporal(kind):
         array = array.cast(_ticks(kind)).cast(pa.int64())
         if getattr(kind, "unit", "") == "ns":
             ticks = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
-            whole = np.floor_divide(ticks, 1000)
-            # Of whole microseconds the hash is theirs; what is left has the upper bits.
-            return whole.view(np.uint64) ^ ((ticks - whole * 1000).view(np.uint64) << np.uint64(54))
+            micros = np.floor_divide(ticks, 1000)
+            # Equal to the hash of microseconds, with the remainder in the upper bits.
+            rest = (ticks - micros * 1000).view(np.uint64)
+            return micros.view(np.uint64) ^ (rest << np.uint64(54))
     array = pc.fill_null(array, False if pa.types.is_boolean(kind) else 0)
     wide = pa.uint64() if pa.types.is_unsigned_integer(kind) else pa.int64()
     return array.cast(wide).to_numpy(zero_copy_only=False).view(np.uint64)
 
 
 def _ticks(kind: Any) -> Any:
-    """A type of times in the unit that all times are hashed in, if the values fit."""
+    """The time type with the unit that all times are hashed in, if the values fit."""
     if pa.types.is_timestamp(kind):
         return pa.timestamp("us", tz=kind.tz) if kind.unit != "ns" else kind
     if pa.types.is_duration(kind):
@@ -181,7 +182,7 @@ def _ticks(kind: Any) -> Any:
 def _hash_lists(array: Any, seed: int) -> np.ndarray:
     kind = array.type
     if pa.types.is_map(kind):
-        # Without the name of the key, which a map must have: an item is a pair.
+        # As pairs, because the name of a map's key field would be part of the hash.
         pairs = pa.struct([pa.field("key", kind.key_type, False), ("value", kind.item_type)])
         array = array.cast(pa.large_list(pairs))
     elif not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
@@ -189,9 +190,9 @@ def _hash_lists(array: Any, seed: int) -> np.ndarray:
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     ends = np.cumsum(lengths.astype(np.int64))
     inner = _hash_array(array.flatten(), seed)
-    # An item counts with its place in the list, so that [1, 2] is not [2, 1].
+    # An item is hashed with its place in the list, so that [1, 2] differs from [2, 1].
     place = np.arange(len(inner)) - np.repeat(ends - lengths, lengths)
-    # Mixed twice, or an integer would cancel out with a place of the same number.
+    # Mixed twice, or an integer would cancel out with an equal place.
     items = mix(mix(inner, seed) ^ mix(place.astype(np.uint64), seed), seed)
     sums = np.concatenate([[np.uint64(0)], np.cumsum(items, dtype=np.uint64)])
     return mix(sums[ends] - sums[ends - lengths] + lengths.astype(np.uint64), seed)
@@ -204,12 +205,12 @@ def _hash_array_of_codes(encoded: Any, seed: int) -> np.ndarray:
     if not encoded.null_count:
         return values[encoded.indices.to_numpy()]
     missing = encoded.indices.is_null().to_numpy(zero_copy_only=False)
-    found = values[encoded.indices.fill_null(0).to_numpy()]
-    return np.where(missing, np.uint64(_NULL), found)
+    hashes = values[encoded.indices.fill_null(0).to_numpy()]
+    return np.where(missing, np.uint64(_NULL), hashes)
 
 
 def hash_text(value: str | bytes, seed: int = 0) -> int:
-    """The hash that `hash_rows` builds on, of one text or byte string, as an int below 2**64."""
+    """The hash of a text or byte string that `hash_rows` builds on, as an int below 2**64."""
     raw = value.encode() if isinstance(value, str) else value
     return _mix_int(_polynomial(raw, seed) + len(raw), seed)
 
@@ -249,7 +250,7 @@ def _hash_bytes(values: Any, seed: int) -> np.ndarray:
     powers, first = _powers(seed), 0
     while first < len(values):
         last = int(np.searchsorted(offsets, offsets[first] + _CHUNK_BYTES, "right")) - 1
-        if last <= first:  # one that is longer than a chunk
+        if last <= first:  # a string longer than a chunk
             sums[first] = _polynomial(text[offsets[first] : offsets[last + 1]].tobytes(), seed)
             first += 1
             continue

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def each_block(table: Table, name: str) -> Each:
-    """A function that calls functions in one task a block; the tasks are shown as `name`."""
+    """A function that calls functions in one task a block; `name` is that of the tasks."""
 
-    def each(function: Callable[..., Any], *args: Any) -> Iterator[Any]:
+    def call(function: Callable[..., Any], *args: Any) -> Iterator[Any]:
         task = value_task(name)
         refs = [task.remote(function, block, n, *args) for block, n in numbered(table)]
-        for ref in refs:  # one by one: this process holds what one block gives
+        for ref in refs:  # one by one, so that this process has the result of one block at a time
             yield results([ref])[0]
 
-    return each
+    return call
 
 
 def deal(
@@ -40,23 +40,23 @@ def deal(
     name: str,
     how: Mapping[str, Any],
 ) -> list[Table]:
-    """Tables of what `function(block, number of its first row, *args)` makes of each block.
+    """Tables of the parts that `function(block, number of its first row, *args)` returns.
 
     Args:
         table: Any rows.
-        parts: Names of the tables that the function makes.
-        function: Makes a tuple of as many tables.
+        parts: Names of the resulting tables.
+        function: Returns a tuple with a table for each part.
         args: Further arguments.
-        name: The operation, for the dashboard and the lineage.
-        how: What else the lineage says.
+        name: Operation in the dashboard and the lineage.
+        how: Parameters in the lineage.
     """
     task = table_task(name, tables=len(parts))
-    made = [task.remote(function, block, n, *args) for block, n in numbered(table)]
-    said = {key: plain(value) for key, value in how.items()}
+    calls = [task.remote(function, block, n, *args) for block, n in numbered(table)]
+    parameters = {key: plain(value) for key, value in how.items()}
     return [
         Table.from_blocks(
-            [refs[2 * number : 2 * number + 2] for refs in made],
-            Lineage(name, {**said, "part": part}, (table.lineage,)),
+            [refs[2 * number : 2 * number + 2] for refs in calls],
+            Lineage(name, {**parameters, "part": part}, (table.lineage,)),
         )
         for number, part in enumerate(parts)
     ]
@@ -76,6 +76,6 @@ def need(table: Table, columns: Sequence[str]) -> None:
     """Refuse a table without these columns or without rows."""
     names = table.schema.names
     if isinstance(columns, str) or not set(columns) <= set(names):
-        raise DataError(f"{columns!r} are no columns of the table: give a list of some of {names}")
+        raise DataError(f"no such columns: {columns!r}; give a list of some of {names}")
     if len(table) == 0:
-        raise DataError("the table has no rows: was everything filtered out before?")
+        raise DataError("the table has no rows; check the filters before this call")

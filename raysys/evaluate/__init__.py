@@ -1,4 +1,4 @@
-"""Measures of ranked answers against what people chose, and of probabilities."""
+"""Metrics of rankings and of predicted probabilities."""
 
 from raysys.evaluate._probability import binary_measures, calibration_error
 from raysys.evaluate._ranking import ndcg, recall, top_k

@@ -1,4 +1,4 @@
-"""Ranking measures over padded arrays of ids."""
+"""Ranking metrics over padded arrays of ids."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def ndcg(ranked: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
     Args:
         ranked: int64 `(n, >= k)`, best first, each id at most once a row.
         relevant: int64 `(n, r)`, padded with -1.
-        k: Cut-off.
+        k: Cutoff.
 
     Returns:
         float64 `(n,)`; 0 where nothing is relevant.
@@ -32,14 +32,14 @@ def ndcg(ranked: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
 
 
 def recall(ranked: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
-    """Share of the relevant ids that stand among the first k; arguments as for `ndcg`."""
-    wanted = (relevant >= 0).sum(axis=1)
-    found = _hits(ranked, relevant, k).sum(axis=1)
-    return np.divide(found, wanted, out=np.zeros(len(ranked)), where=wanted > 0)
+    """Share of the relevant ids among the first k; arguments as for `ndcg`."""
+    total = (relevant >= 0).sum(axis=1)
+    hits = _hits(ranked, relevant, k).sum(axis=1)
+    return np.divide(hits, total, out=np.zeros(len(ranked)), where=total > 0)
 
 
 def _hits(ranked: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
     if ranked.shape[1] < k:
-        raise ValueError(f"{ranked.shape[1]} ranked ids a row are too few for a cut-off of {k}")
+        raise ValueError(f"{ranked.shape[1]} ranked ids per row are too few for a cutoff of {k}")
     top = ranked[:, :k, None]
     return ((top == relevant[:, None, :]) & (top >= 0)).any(axis=2).astype(float)

@@ -1,4 +1,4 @@
-"""One root under which every artefact is written, whole or not at all."""
+"""The storage root, under which every artefact is written atomically."""
 
 from raysys.storage._storage import DEFAULT_ROOT, Storage
 

@@ -26,7 +26,7 @@ _JOB_FOLDER = "runtime_resources"
 class Storage:
     """Artefacts under one root: a local folder, or any URI that pyarrow opens (s3, gs, hdfs).
 
-    A reader sees a finished artefact or none. On a local file system a file or folder is
+    A reader sees a complete artefact or none. On a local file system a file or folder is
     written beside its final name, flushed and renamed. An object store cannot rename a
     folder: there a marker file, written last, makes a folder complete, and `fetch` refuses
     a folder without it.
@@ -45,19 +45,19 @@ class Storage:
         Args:
             root: A folder or URI. None takes RAYSYS_STORAGE, else `~/.raysys`.
         """
-        given = str(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
-        self.is_local = "://" not in given or given.startswith("file://")
+        uri = str(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+        self.is_local = "://" not in uri or uri.startswith("file://")
         if self.is_local:
-            local = Path(given.removeprefix("file://")).expanduser()
+            local = Path(uri.removeprefix("file://")).expanduser()
             if not local.is_absolute() and _JOB_FOLDER in str(Path.cwd()):
                 raise StorageError(
-                    f"the storage root {given!r} is relative, and a submitted job runs in a "
+                    f"the storage root {uri!r} is relative, and a submitted job runs in a "
                     "folder that Ray removes: give an absolute path or a URI"
                 )
-            given = str(local.absolute())
-        elif "@" in given:
-            _refuse_password(given)
-        self.root = given.rstrip("/")
+            uri = str(local.absolute())
+        elif "@" in uri:
+            _refuse_password(uri)
+        self.root = uri.rstrip("/")
 
     def __repr__(self) -> str:
         return f"Storage({self.root!r})"
@@ -68,7 +68,7 @@ class Storage:
         return f"{base}/{path}{mark}{query}"
 
     def exists(self, path: str) -> bool:
-        """Whether a finished file or folder stands under `path`."""
+        """Whether a complete file or folder exists at `path`."""
         if self.is_local:
             return Path(self.uri(path)).exists()
         filesystem, base = self._remote(path)
@@ -77,17 +77,17 @@ class Storage:
 
     @contextmanager
     def new_dir(self, path: str) -> Iterator[Path]:
-        """Give a local folder to fill; on leaving without an error it becomes `path`.
+        """Yield a local folder to fill; on leaving without an error it becomes `path`.
 
-        An existing folder under that name is replaced as a whole; after an error it stays. (On
-        an object store an upload that is cut off leaves neither: write under a new name there.)
+        Replaces an existing folder atomically; after an error the old one stays. (On an object
+        store an interrupted upload leaves neither: write under a new name there.)
         """
         if self.is_local:
-            with _watched(), self.staged(path) as folder:
+            with _failures_counted(), self.staged(path) as folder:
                 yield Path(folder.root)
                 _count(Path(folder.root))
             return
-        with _watched(), tempfile.TemporaryDirectory(prefix="raysys-") as local:
+        with _failures_counted(), tempfile.TemporaryDirectory(prefix="raysys-") as local:
             yield Path(local)
             _count(Path(local))
             filesystem, base = self._remote(path)
@@ -96,7 +96,7 @@ class Storage:
 
     @contextmanager
     def staged(self, path: str) -> Iterator["Storage"]:
-        """Give a root for tasks to write files under; on leaving without an error it is `path`.
+        """Yield a root for tasks to write files under; without an error it becomes `path`.
 
         An existing folder is replaced, on an object store before the first file is written.
         """
@@ -117,7 +117,7 @@ class Storage:
             yield Storage(staged)
             for file in staged.rglob("*"):
                 if file.name.startswith(".") and file.suffix == ".partial":
-                    file.unlink()  # of a writer that was killed; another one wrote it again
+                    file.unlink()  # of a killed writer, whose task was retried
                 elif file.is_file():
                     _flush(file)
             _replace_dir(staged, final)
@@ -127,13 +127,13 @@ class Storage:
 
     @contextmanager
     def new_file(self, path: str) -> Iterator[Path]:
-        """Give a local path to write; on leaving without an error the file becomes `path`."""
+        """Yield a local path to write; on leaving without an error the file becomes `path`."""
         if self.is_local:
             final = Path(self.uri(path))
             final.parent.mkdir(parents=True, exist_ok=True)
             staged = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
             try:
-                with _watched():
+                with _failures_counted():
                     yield staged
                     _count(staged)
                     _flush(staged)
@@ -142,7 +142,7 @@ class Storage:
             finally:
                 staged.unlink(missing_ok=True)
             return
-        with _watched(), tempfile.TemporaryDirectory(prefix="raysys-") as folder:
+        with _failures_counted(), tempfile.TemporaryDirectory(prefix="raysys-") as folder:
             local = Path(folder) / "file"
             yield local
             _count(local)
@@ -150,24 +150,24 @@ class Storage:
             fs.copy_files(str(local), base, destination_filesystem=filesystem)
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Write one file whole, replacing what stood there."""
+        """Write a file atomically, replacing an existing one."""
         if self.is_local:
             with self.new_file(path) as staged:
                 staged.write_bytes(data)
             return
         filesystem, base = self._remote(path)
-        with _watched(), filesystem.open_output_stream(base) as stream:
+        with _failures_counted(), filesystem.open_output_stream(base) as stream:
             stream.write(data)
             metrics.STORAGE_WRITTEN_BYTES.inc(len(data))
 
     def create(self, path: str, data: bytes) -> None:
-        """Write one file whole, unless something stands there.
+        """Write a file atomically, unless the path exists.
 
-        On a local file system the system decides between two writers. An object store is asked
-        first, so that two at the same moment may both write there.
+        Of two concurrent writers the local file system accepts one. An object store is checked
+        before the write, so that there both may succeed.
 
         Raises:
-            FileExistsError: Something does.
+            FileExistsError: The path exists.
         """
         if not self.is_local:
             if self.exists(path):
@@ -177,19 +177,19 @@ class Storage:
         final = Path(self.uri(path))
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:  # what stands there is no folder, and not the file
+        except FileExistsError as error:  # a parent is a file
             raise NotADirectoryError(str(error)) from error
         staged = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
         try:
-            with _watched():
+            with _failures_counted():
                 staged.write_bytes(data)
                 _count(staged)
                 _flush(staged)
-                os.link(staged, final)  # as a rename, but it does not replace
+                os.link(staged, final)  # like a rename, but never replaces
                 try:
                     _flush(final.parent)
                 except OSError:
-                    final.unlink()  # the writer will say that nothing was written
+                    final.unlink()  # the caller is told that nothing was written
                     raise
         finally:
             staged.unlink(missing_ok=True)
@@ -199,7 +199,7 @@ class Storage:
         self.write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
     def read_bytes(self, path: str) -> bytes | None:
-        """The content of one file, or None if there is none."""
+        """The content of a file, or None if it does not exist."""
         if not self.exists(path):
             return None
         if self.is_local:
@@ -209,20 +209,20 @@ class Storage:
             return bytes(stream.read())
 
     def names(self, path: str) -> list[str]:
-        """Names of the files and folders below a folder, sorted; none if there is no such folder.
+        """Sorted names of the files and folders in a folder; empty if it does not exist.
 
-        A folder among them may be unfinished on an object store: ask `exists`.
+        On an object store a folder among them may be incomplete: check with `exists`.
         """
         if self.is_local:
             folder = Path(self.uri(path))
-            found = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-            return sorted(name for name in found if not name.startswith("."))
+            entries = folder.iterdir() if folder.is_dir() else ()
+            return sorted(entry.name for entry in entries if not entry.name.startswith("."))
         filesystem, base = self._remote(path)
-        entries = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True))
-        return sorted(entry.base_name for entry in entries if entry.base_name != _COMPLETE)
+        infos = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.base_name != _COMPLETE)
 
     def remove(self, path: str) -> None:
-        """Remove a file or folder; readers that have it open keep it on a local file system."""
+        """Remove a file or folder; local readers that have it open can finish."""
         if self.is_local:
             final = Path(self.uri(path))
             if final.is_dir():
@@ -241,15 +241,15 @@ class Storage:
         filesystem.delete_dir_contents(base, missing_dir_ok=True)
 
     def fetch(self, path: str) -> Path:
-        """A local path with the content of a finished artefact; a copy if the root is remote.
+        """A local path with the content of a complete artefact; a copy if the root is remote.
 
         Raises:
-            StorageError: Nothing, or nothing finished, stands under that name.
+            StorageError: The artefact does not exist, or is incomplete.
         """
         if not self.exists(path):
             raise StorageError(
-                f"no finished artefact at {self.uri(path)}: check the path, or run the job that "
-                "writes it again"
+                f"no complete artefact at {self.uri(path)}: check the path, or rerun the job that "
+                "writes it"
             )
         if self.is_local:
             return Path(self.uri(path))
@@ -263,14 +263,14 @@ class Storage:
         return local
 
     def _remote(self, path: str) -> tuple[Any, str]:
-        # The root alone is a URI: it may end in a query, and a path may hold any character.
+        # Only the root is a URI: it may end in a query, and a path may have any character.
         filesystem, base = fs.FileSystem.from_uri(self.root)
         return filesystem, f"{base.rstrip('/')}/{path}"
 
 
 @contextmanager
-def _watched() -> Iterator[None]:
-    """Count what the storage does not take."""
+def _failures_counted() -> Iterator[None]:
+    """Count failed writes."""
     try:
         yield
     except OSError:
@@ -279,25 +279,25 @@ def _watched() -> Iterator[None]:
 
 
 def _count(path: Path) -> None:
-    """Count the bytes of a file, or of a folder's files, that are to be kept."""
+    """Count the bytes of a file, or of a folder's files."""
     files = path.rglob("*") if path.is_dir() else [path]
     metrics.STORAGE_WRITTEN_BYTES.inc(sum(file.stat().st_size for file in files if file.is_file()))
 
 
 def _refuse_password(root: str) -> None:
-    """A root stands in records, messages and MLflow, where a password has no place."""
+    """Refuse a password in a root, which appears in records, messages and MLflow."""
     from raysys.secrets import shown
 
     if shown(root) != root:
         raise StorageError(
-            f"the storage root {shown(root)} holds a password: leave it out, and give the machines "
+            f"the storage root {shown(root)} contains a password: remove it, and give the machines "
             "a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (S3), "
             "GOOGLE_APPLICATION_CREDENTIALS (Google) in their environment"
         )
 
 
 def _flush(path: Path) -> None:
-    """Force a file or a folder's entries to disk: a rename must never overtake the content."""
+    """Force a file or a folder's entries to disk, before a rename makes them visible."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -306,7 +306,7 @@ def _flush(path: Path) -> None:
 
 
 def _replace_dir(staged: Path, final: Path) -> None:
-    """Move `staged` to `final`; an old folder steps aside first and is then removed."""
+    """Move `staged` to `final`; an old folder is first renamed and then removed."""
     if not final.exists():
         staged.rename(final)
         return

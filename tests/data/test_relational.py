@@ -362,7 +362,7 @@ def test_batches_have_one_schema() -> None:
         next(table.iter_batches(0))
 
 
-def test_mistakes_are_told_at_the_call() -> None:
+def test_mistakes_raise_at_the_call() -> None:
     table = Table.from_arrow(_LEFT)
     calls: list[Any] = [
         lambda: table.select(["v", "nope"]),

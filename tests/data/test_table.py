@@ -38,15 +38,15 @@ def test_arrow_maps_the_block_without_a_copy() -> None:
 
 
 def test_map_blocks_gives_the_function_tables_and_values() -> None:
-    table, other = _table({"a": [1, 2]}, {"a": [3]}), _table({"b": [10]}, {"b": [20]})
+    table, addends = _table({"a": [1, 2]}, {"a": [3]}), _table({"b": [10]}, {"b": [20]})
 
-    def add(block: pa.Table, other: Table, factor: int, plain: int) -> pa.Table:
-        total = sum(other.to_arrow()["b"].to_pylist())
+    def add(block: pa.Table, addends: Table, factor: int, plain: int) -> pa.Table:
+        total = sum(addends.to_arrow()["b"].to_pylist())
         return pa.table({"a": [total + factor * a.as_py() + plain for a in block["a"]]})
 
-    made = table.map_blocks(add, other, ray.put(100), 5)
-    assert [meta.rows for meta in made.metas()] == [2, 1]
-    assert made.to_arrow()["a"].to_pylist() == [135, 235, 335]
+    result = table.map_blocks(add, addends, ray.put(100), 5)
+    assert [meta.rows for meta in result.metas()] == [2, 1]
+    assert result.to_arrow()["a"].to_pylist() == [135, 235, 335]
 
 
 def test_an_error_in_map_blocks_reaches_the_caller_as_itself() -> None:
@@ -80,18 +80,18 @@ def test_split_blocks_deals_rows_out_in_order() -> None:
 def test_partition_by_brings_equal_keys_together_in_row_order(
     keys: list[list[Any]], blocks: int
 ) -> None:
-    given = _table(*({"key": part} for part in keys)).with_row_number("row")
-    parts = [ray.get(block) for block in given.partition_by("key", blocks).blocks()]
+    table = _table(*({"key": part} for part in keys)).with_row_number("row")
+    parts = [ray.get(block) for block in table.partition_by("key", blocks).blocks()]
     assert len(parts) == blocks
     seen = [set(part["key"].to_pylist()) for part in parts]
-    assert sum(map(len, seen)) == len(set().union(*seen)), "a key stands in two blocks"
+    assert sum(map(len, seen)) == len(set().union(*seen)), "a key is in two blocks"
     for part in parts:
         assert part["row"].to_pylist() == sorted(part["row"].to_pylist())
-    whole = pa.concat_tables(parts).sort_by("row")
-    assert whole.to_pylist() == _rows(given)
+    rows = pa.concat_tables(parts).sort_by("row")
+    assert rows.to_pylist() == _rows(table)
 
 
-def test_row_numbers_go_on_from_block_to_block() -> None:
+def test_row_numbers_continue_across_blocks() -> None:
     table = _table({"a": [5, 6]}, {"a": pa.array([], pa.int64())}, {"a": [7, 8, 9]})
     assert table.with_row_number("n").to_arrow()["n"].to_pylist() == [0, 1, 2, 3, 4]
 

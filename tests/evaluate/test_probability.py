@@ -6,35 +6,35 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from raysys.evaluate import binary_measures, calibration_error
 
 RNG = np.random.default_rng(0)
-CHANCES = RNG.random(5000)
-HAPPENED = (RNG.random(5000) < CHANCES**2).astype(int)
+PROBABILITIES = RNG.random(5000)
+LABELS = (RNG.random(5000) < PROBABILITIES**2).astype(int)
 
 
 def test_calibration_error_by_hand() -> None:
-    happened, chances = np.array([0, 1, 1, 0, 1]), np.array([0.1, 0.3, 0.9, 0.8, 1.0])
-    # Two bins: 2 rows at 0.2 of which half happened, 3 rows at 0.9 of which two thirds did.
+    labels, probabilities = np.array([0, 1, 1, 0, 1]), np.array([0.1, 0.3, 0.9, 0.8, 1.0])
+    # Two bins: 2 rows at 0.2 of which half are positive, 3 rows at 0.9 of which two thirds are.
     expected = 2 / 5 * (0.5 - 0.2) + 3 / 5 * (0.9 - 2 / 3)
-    assert calibration_error(happened, chances, bins=2) == pytest.approx(expected)
+    assert calibration_error(labels, probabilities, bins=2) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
 def test_calibration_error_is_that_of_scikit_learns_curve(bins: int) -> None:
-    shares, means = calibration_curve(HAPPENED, CHANCES, n_bins=bins)
-    weights = np.histogram(CHANCES, np.linspace(0, 1, bins + 1))[0] / len(CHANCES)
+    shares, means = calibration_curve(LABELS, PROBABILITIES, n_bins=bins)
+    weights = np.histogram(PROBABILITIES, np.linspace(0, 1, bins + 1))[0] / len(PROBABILITIES)
     expected = (np.abs(shares - means) * weights[weights > 0]).sum()
-    assert calibration_error(HAPPENED, CHANCES, bins) == pytest.approx(expected)
+    assert calibration_error(LABELS, PROBABILITIES, bins) == pytest.approx(expected)
     assert expected > 0.1
 
 
-def test_chances_that_come_true_have_next_to_no_error() -> None:
-    happened = (RNG.random(5000) < CHANCES).astype(int)
-    assert calibration_error(happened, CHANCES) < 0.03
-    assert calibration_error(happened, happened.astype(float)) == 0
+def test_calibrated_probabilities_have_almost_no_error() -> None:
+    labels = (RNG.random(5000) < PROBABILITIES).astype(int)
+    assert calibration_error(labels, PROBABILITIES) < 0.03
+    assert calibration_error(labels, labels.astype(float)) == 0
 
 
 def test_measures_are_those_of_scikit_learn() -> None:
-    assert binary_measures(HAPPENED, CHANCES) == {
-        "auc": roc_auc_score(HAPPENED, CHANCES),
-        "average_precision": average_precision_score(HAPPENED, CHANCES),
-        "calibration_error": calibration_error(HAPPENED, CHANCES),
+    assert binary_measures(LABELS, PROBABILITIES) == {
+        "auc": roc_auc_score(LABELS, PROBABILITIES),
+        "average_precision": average_precision_score(LABELS, PROBABILITIES),
+        "calibration_error": calibration_error(LABELS, PROBABILITIES),
     }

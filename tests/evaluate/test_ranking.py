@@ -7,7 +7,7 @@ from sklearn.metrics import ndcg_score
 from raysys.evaluate import ndcg, recall, top_k
 
 RANKED = np.array([[5, 3, 9, 1], [5, 3, 9, 1], [5, 3, 9, 1]])
-RELEVANT = np.array([[3, 1, 8], [5, -1, -1], [-1, -1, -1]])  # Hits at 2 and 4, at 1, none wanted.
+RELEVANT = np.array([[3, 1, 8], [5, -1, -1], [-1, -1, -1]])  # Hits at 2 and 4, at 1, none relevant.
 
 
 def test_ndcg_by_hand() -> None:
@@ -37,15 +37,15 @@ def test_ndcg_equals_that_of_scikit_learn(k: int) -> None:
 
 
 @pytest.mark.parametrize("measure", [ndcg, recall])
-def test_padding_of_a_short_ranking_is_no_hit(measure: Callable[..., np.ndarray]) -> None:
+def test_padding_of_a_short_ranking_is_never_a_hit(measure: Callable[..., np.ndarray]) -> None:
     padded, relevant = np.array([[3, -1, -1]]), np.array([[3, 4, -1]])
     filled = np.array([[3, 7, 8]])
     assert measure(padded, relevant, 3) == measure(filled, relevant, 3) < 1
 
 
 @pytest.mark.parametrize("measure", [ndcg, recall])
-def test_a_cut_off_beyond_the_ranking_is_refused(measure: Callable[..., np.ndarray]) -> None:
-    with pytest.raises(ValueError, match="4 ranked ids a row are too few for a cut-off of 5"):
+def test_a_cutoff_beyond_the_ranking_is_refused(measure: Callable[..., np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="4 ranked ids per row are too few for a cutoff of 5"):
         measure(RANKED, RELEVANT, 5)
 
 

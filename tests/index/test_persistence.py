@@ -385,6 +385,6 @@ def test_without_a_complete_snapshot_nothing_is_removed(files: IndexFiles) -> No
 
 def test_a_missing_shard_of_a_snapshot_is_an_error(files: IndexFiles) -> None:
     manifest = _snapshot(files, Logged(files).shard)
-    with pytest.raises(StorageError, match="no finished artefact"):
+    with pytest.raises(StorageError, match="no complete artefact"):
         files.read_shard(manifest, 1)
     assert IndexFiles(files.storage, "elsewhere").manifest() is None

@@ -32,7 +32,7 @@ def _content(folder: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in folder.iterdir()}
 
 
-def test_new_dir_shows_nothing_until_it_is_whole(storage: Storage, tmp_path: Path) -> None:
+def test_new_dir_shows_nothing_until_it_is_complete(storage: Storage, tmp_path: Path) -> None:
     with storage.new_dir("models/m1") as folder:
         (folder / "weights").write_text("0123")
         assert not storage.exists("models/m1")
@@ -70,7 +70,7 @@ def test_new_dir_keeps_the_old_version_when_the_last_rename_fails(
     assert [path.name for path in tmp_path.iterdir()] == ["m1"]
 
 
-def test_new_dir_replaces_an_old_version_as_a_whole(storage: Storage, tmp_path: Path) -> None:
+def test_new_dir_replaces_an_old_version_atomically(storage: Storage, tmp_path: Path) -> None:
     _write(storage, "m1", weights="old", optimizer="old")
     _write(storage, "m1", weights="new")
     assert _content(storage.fetch("m1")) == {"weights": "new"}
@@ -109,7 +109,7 @@ def test_create_never_replaces(storage: Storage, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "log").iterdir()] == ["1"]
 
 
-def test_create_below_a_file_is_no_file_that_exists(storage: Storage) -> None:
+def test_create_below_a_file_raises_not_a_directory(storage: Storage) -> None:
     storage.write_bytes("log", b"")
     with pytest.raises(NotADirectoryError):
         storage.create("log/1", b"one")
@@ -129,7 +129,7 @@ def test_create_that_cannot_be_flushed_leaves_nothing(
 
 
 @pytest.mark.parametrize("kind", ["storage", "remote"])
-def test_fetch_of_what_is_not_there_names_the_path(
+def test_fetch_of_a_missing_artefact_names_the_path(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     storage: Storage = request.getfixturevalue(kind)
@@ -162,11 +162,11 @@ def test_a_remote_root_gives_back_files_and_folders(remote: Storage, name: str) 
 
 
 @pytest.mark.parametrize("root", ["mock:///bucket", "mock:///bucket?region=eu"])
-def test_a_remote_path_may_hold_characters_that_a_uri_may_not(root: str) -> None:
+def test_a_remote_path_may_have_characters_that_are_invalid_in_a_uri(root: str) -> None:
     assert not Storage(root).exists("runs/test set: 100%.json")
 
 
-def test_a_remote_folder_whose_upload_was_cut_off_is_refused(
+def test_a_remote_folder_with_an_interrupted_upload_is_refused(
     remote: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(remote, "m1", weights="old")
@@ -180,7 +180,7 @@ def test_a_remote_folder_whose_upload_was_cut_off_is_refused(
     with pytest.raises(OSError, match="connection lost"):
         _write(remote, "m1", weights="new")
     assert remote.exists("m1/weights")
-    with pytest.raises(StorageError, match=r"no finished artefact at fsspec.*/m1:"):
+    with pytest.raises(StorageError, match=r"no complete artefact at fsspec.*/m1:"):
         remote.fetch("m1")
 
 
@@ -191,7 +191,7 @@ def test_a_remote_folder_stays_when_filling_its_next_version_fails(remote: Stora
 
 
 @pytest.mark.parametrize("kind", ["storage", "remote"])
-def test_names_are_those_of_finished_files_and_folders_until_they_are_removed(
+def test_names_are_those_of_complete_files_and_folders_until_they_are_removed(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     storage: Storage = request.getfixturevalue(kind)
@@ -216,7 +216,7 @@ def test_a_folder_that_is_being_written_has_no_name_yet(storage: Storage) -> Non
     assert storage.names("models") == []
 
 
-def test_staged_shows_nothing_until_it_is_whole(storage: Storage, tmp_path: Path) -> None:
+def test_staged_shows_nothing_until_it_is_complete(storage: Storage, tmp_path: Path) -> None:
     _write(storage, "out", old="old")
     with storage.staged("out") as folder:
         folder.write_bytes("key=1/part", b"new")
@@ -226,7 +226,7 @@ def test_staged_shows_nothing_until_it_is_whole(storage: Storage, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_staged_leaves_out_what_a_killed_writer_left(storage: Storage) -> None:
+def test_staged_removes_the_partial_files_of_a_killed_writer(storage: Storage) -> None:
     with storage.staged("out") as folder:
         folder.write_bytes("below/part", b"whole")
         left = Path(folder.root) / "below" / ".part.0123.partial"
@@ -256,12 +256,12 @@ def test_staged_on_an_object_store_is_complete_or_refused(remote: Storage) -> No
         assert not remote.exists("out")
     assert _content(remote.fetch("out"))["part"] == "old"
     _stop_staging(remote)
-    with pytest.raises(StorageError, match="no finished artefact"):
+    with pytest.raises(StorageError, match="no complete artefact"):
         remote.fetch("out")
 
 
 @pytest.mark.parametrize("where", ["storage", "remote"])
-def test_new_file_appears_when_it_is_whole(where: str, request: pytest.FixtureRequest) -> None:
+def test_new_file_appears_when_it_is_complete(where: str, request: pytest.FixtureRequest) -> None:
     storage: Storage = request.getfixturevalue(where)
     with storage.new_file("below/a.txt") as local:
         local.write_text("one")
