@@ -214,7 +214,10 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         # A distribution of another name, such as scikit-learn's: finding it reads all RECORDs.
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except ValueError:  # a module without a spec, such as Cython's runtime
+            spec = None
         places = spec.submodule_search_locations or [] if spec else []
         names = ("__init__.py", "_version.py", "version.py")
         files = [Path(place) / name for place in places for name in names]
