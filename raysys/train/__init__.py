@@ -14,7 +14,7 @@ from raysys.train._task import Batch, EpochMetrics, StateDict, TrainingTask
 from raysys.train.boosting._boost import BoostSettings, boost
 from raysys.train.boosting._boosted_model import BoostedModel
 from raysys.train.estimators._bootstrap import bootstrap
-from raysys.train.estimators._cross_validation import FoldScores, cross_predict, cross_validate
+from raysys.train.estimators._cross_validation import FoldScores, cross_val_predict, cross_validate
 from raysys.train.estimators._fit_estimator import fit_estimator
 from raysys.train.trials._session import Machine, PreparedTrial, TrialRound, TrialSession
 
@@ -39,7 +39,7 @@ __all__ = [
     "TrialSession",
     "boost",
     "bootstrap",
-    "cross_predict",
+    "cross_val_predict",
     "cross_validate",
     "fit",
     "fit_estimator",

@@ -12,18 +12,17 @@ if TYPE_CHECKING:
     from raysys.data import Table
 
 _ROW = "__row__"
-_MOST = 12  # a row that is drawn more often has a chance of 6e-11
-_FACTORIALS = np.cumprod([1.0, *range(1, _MOST + 1)])
-_CHANCES = np.cumsum(np.exp(-1.0) / _FACTORIALS)
+_MAX_DRAWS = 12  # more draws of a row have a probability of 6e-11
+_FACTORIALS = np.cumprod([1.0, *range(1, _MAX_DRAWS + 1)])
+_CUMULATIVE = np.cumsum(np.exp(-1.0) / _FACTORIALS)
 
 
 def bootstrap(table: Table, seed: int) -> Table:
-    """Rows drawn with replacement, for a member of a bag; they stay in their order.
+    """A sample of rows with replacement, in their order, to train a member of a bag.
 
-    (Breiman, "Bagging predictors", 1996.) Each row comes as often as an independent Poisson
-    variable of mean 1 says, which needs no look at other rows (Oza & Russell, "Online bagging
-    and boosting", 2001, section 2): so there are about as many rows as before. How they lie in
-    blocks makes no difference.
+    (Breiman, "Bagging predictors", 1996.) The number of copies of each row is an independent
+    Poisson variable of mean 1 (Oza & Russell, "Online bagging and boosting", 2001, section 2): the
+    sample has about as many rows as the Table, and does not depend on its blocks.
     """
     return table.with_row_number(_ROW).map_blocks(_draw, seed, name="bootstrap")
 
@@ -32,7 +31,7 @@ def _draw(block: pa.Table, seed: int) -> pa.Table:
     rows = block.drop_columns([_ROW])
     if not len(rows):
         return rows
-    # One step of the generator a row: a block goes on where the one before it ended.
+    # One step of the generator a row: a block continues where the previous one ended.
     generator = np.random.PCG64(seed).advance(block[_ROW][0].as_py())
-    counts = np.searchsorted(_CHANCES, np.random.Generator(generator).random(len(rows)))
+    counts = np.searchsorted(_CUMULATIVE, np.random.Generator(generator).random(len(rows)))
     return rows.take(np.repeat(np.arange(len(rows)), counts))

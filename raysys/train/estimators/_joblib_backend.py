@@ -1,4 +1,4 @@
-"""joblib's parallel loops as Ray tasks."""
+"""A joblib backend that runs parallel loops as Ray tasks."""
 
 from __future__ import annotations
 
@@ -24,41 +24,40 @@ from raysys.errors import RaysysError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Ray sends smaller values along with a task, and keeps larger ones in the object store.
+# Ray sends smaller values with a task, and stores larger ones in the object store.
 _LARGE_BYTES = 100_000
-_DEEPEST = 1  # loops inside loops inside loops run where they are
+_MAX_NESTING = 1  # loops inside loops inside loops run in their process
 
 
 class RayTasks(AutoBatchingMixin, ParallelBackendBase):
     """A joblib backend of plain tasks, one CPU each.
 
-    Ray's own (`ray.util.joblib`) starts a pool of actors for each loop, which takes seconds, holds
-    no CPUs for them and changes a base class of joblib's for the whole process. Here workers
-    that are idle take the tasks. Arrays and frames of more than 100 kB, however deep in a task's
-    arguments, are put into the object store once a loop and mapped by the tasks.
+    Ray's own (`ray.util.joblib`) starts a pool of actors for each loop, which takes seconds,
+    reserves no CPUs for them and changes a base class of joblib for the process. This one uses
+    idle workers. Arrays and frames of more than 100 kB, at any depth of a task's arguments, are
+    put into the object store once a loop and mapped by the tasks.
 
-    A loop's caller waits in its main thread, for which Ray lends out the CPUs that it holds: so
-    loops inside of loops never wait for each other.
+    The caller of a loop waits in its main thread, so Ray lends out its CPUs: nested loops never
+    wait for each other.
     """
 
     supports_retrieve_callback = False
     supports_timeout = False
 
-    def __init__(self, nesting_level: int = 0, held: Sequence[tuple[Any, Any]] = ()) -> None:
+    def __init__(self, nesting_level: int = 0, stored: Sequence[tuple[Any, Any]] = ()) -> None:
         """A backend for `joblib.parallel_config(backend=...)`.
 
         Args:
-            nesting_level: Loops around this one.
-            held: Values that are in the object store, each with its reference; they must not be
-                changed.
+            nesting_level: Number of enclosing loops.
+            stored: Values in the object store, each with its reference; not to be changed.
         """
         super().__init__(nesting_level=nesting_level)
-        self._held = {id(value): (value, ref) for value, ref in held}
+        self._stored = {id(value): (value, ref) for value, ref in stored}
         self._shared: dict[int, tuple[Any, Any]] = {}
         self._running: dict[Any, Callable[..., Any] | None] = {}
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Tasks at a time: negative counts from the cluster's CPUs beside its head-room."""
+        """Tasks at a time; negative numbers count from the CPUs beyond the headroom."""
         if n_jobs is None:
             return 1
         if n_jobs > 0:
@@ -68,21 +67,21 @@ class RayTasks(AutoBatchingMixin, ParallelBackendBase):
 
     def configure(self, n_jobs: int | None = 1, parallel: Any = None, **_: Any) -> int:
         """Begin a loop."""
-        found = self.effective_n_jobs(n_jobs)
-        if found == 1:
+        effective = self.effective_n_jobs(n_jobs)
+        if effective == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         self.parallel = parallel
-        return found
+        return effective
 
     def get_nested_backend(self) -> tuple[ParallelBackendBase, int | None]:
-        """What the loops of a task run on: without an n_jobs of their own, their process."""
+        """Backend of the loops inside a task: their process, unless they set `n_jobs`."""
         level = self.nesting_level + 1
-        kind = RayTasks if level <= _DEEPEST else SequentialBackend
+        kind = RayTasks if level <= _MAX_NESTING else SequentialBackend
         return kind(nesting_level=level), None
 
     def submit(self, func: Callable[[], Any], callback: Callable[..., Any] | None = None) -> Any:
         """Start a task."""
-        sink, refs = io.BytesIO(), _Refs(self._held, self._shared)
+        sink, refs = io.BytesIO(), _Refs(self._stored, self._shared)
         _Pickler(sink, refs).dump(func)
         task = ray.remote(_run).options(name=f"joblib {self.nesting_level}")
         ref = task.remote(sink.getvalue(), *refs.used)
@@ -90,16 +89,16 @@ class RayTasks(AutoBatchingMixin, ParallelBackendBase):
         return ref
 
     def retrieve_result(self, out: Any, timeout: float | None = None) -> Any:
-        """The values of a task; what ends before it makes room for the tasks that are left."""
+        """Values of a task; each task that ends first lets joblib submit another."""
         while out in self._running:
-            (done,), _ = ray.wait(list(self._running), num_returns=1, fetch_local=False)
-            callback = self._running.pop(done)
+            (finished,), _ = ray.wait(list(self._running), num_returns=1, fetch_local=False)
+            callback = self._running.pop(finished)
             if callback:
-                callback(done)
+                callback(finished)
         return value_of(out)
 
     def terminate(self) -> None:
-        """End a loop; after an error the tasks that run are waited for."""
+        """End a loop; after an error, wait for running tasks."""
         if self._running:
             ray.wait(list(self._running), num_returns=len(self._running), fetch_local=False)
         self._running, self._shared = {}, {}
@@ -114,7 +113,7 @@ class RayTasks(AutoBatchingMixin, ParallelBackendBase):
 
 
 def value_of(ref: Any) -> Any:
-    """A task's value; its error as it was raised there."""
+    """Value of a task, or the error that it raised."""
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
@@ -127,20 +126,20 @@ def value_of(ref: Any) -> Any:
 class _Refs:
     """References to the large values of a task's arguments."""
 
-    def __init__(self, *known: dict[int, tuple[Any, Any]]) -> None:
-        self._known, self._shared = known, known[-1]
+    def __init__(self, *stored: dict[int, tuple[Any, Any]]) -> None:
+        self._stored, self._shared = stored, stored[-1]
         self.used: list[Any] = []
         self._numbers: dict[int, int] = {}
 
     def number(self, value: Any) -> int:
-        """Place of a value among the references that the task is given."""
+        """Position of a value among the task's references."""
         if id(value) not in self._numbers:
             self._numbers[id(value)] = len(self.used)
             self.used.append(self._ref(value))
         return self._numbers[id(value)]
 
     def _ref(self, value: Any) -> Any:
-        for refs in self._known:
+        for refs in self._stored:
             if id(value) in refs:
                 return refs[id(value)][1]
         ref = ray.put(value)
@@ -156,7 +155,7 @@ class _Pickler(cloudpickle.CloudPickler):
         self._refs = refs
 
     def persistent_id(self, value: Any) -> int | None:
-        """Called for each value; None has it written as usual."""
+        """Position of the reference of a large value; None pickles the value."""
         return self._refs.number(value) if _is_large(value) else None
 
 
@@ -166,7 +165,7 @@ class _Unpickler(pickle.Unpickler):
         self._values = values
 
     def persistent_load(self, number: int) -> Any:
-        """A value that Ray has mapped for the task."""
+        """A value mapped from the object store."""
         return self._values[number]
 
 
@@ -179,7 +178,7 @@ def _is_large(value: Any) -> bool:
 
 
 def _run(payload: bytes, *values: Any) -> Any:
-    """In a task: the values of a batch of calls."""
+    """Values of a batch of calls, in a task."""
     call = _Unpickler(io.BytesIO(payload), values).load()  # imports what has threads
     with threadpool_limits(1):
         return call()

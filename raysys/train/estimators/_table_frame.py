@@ -1,4 +1,4 @@
-"""A Table as scikit-learn takes it."""
+"""A Table as the frame and arrays of scikit-learn."""
 
 from __future__ import annotations
 
@@ -16,62 +16,73 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which columns of a Table are what."""
+class FrameColumns:
+    """Roles of a Table's columns."""
 
     features: tuple[str, ...]
     label: str
-    weights: str | None = None
+    weight: str | None = None
     groups: str | None = None
 
-    def checked(self, table: Table) -> Columns:
-        """The same, if the Table has them."""
-        extra = [name for name in (self.weights, self.groups) if name is not None]
-        wanted, names = [*self.features, self.label, *extra], table.schema.names
-        if missing := [name for name in wanted if name not in names]:
-            raise DataError(f"{missing} are no columns; the table has {names[:20]}")
+    def checked(self, table: Table) -> FrameColumns:
+        """These columns, if the Table has them."""
+        names = table.schema.names
+        if missing := [name for name in self.used if name not in names]:
+            raise DataError(f"no such column: {missing}; the table has {names[:20]}")
         if not self.features:
-            raise DataError("features: give one or more columns")
+            raise DataError("features=(): give one or more columns")
         if self.label in self.features:
             raise DataError(f"the label {self.label!r} is among the features: leave it out")
         return self
 
+    @property
+    def used(self) -> list[str]:
+        """Names of all columns, each once."""
+        optional = [name for name in (self.weight, self.groups) if name is not None]
+        return list(dict.fromkeys([*self.features, self.label, *optional]))
+
 
 @dataclass(frozen=True)
-class Rows:
-    """A Table as scikit-learn takes it, in the object store."""
+class FrameRows:
+    """Rows of a Table, mapped from the object store.
+
+    Attributes:
+        x: pandas frame of the features.
+        y: Labels `(n,)`.
+        weight: Row weights `(n,)`, or None.
+        groups: Groups `(n,)`, or None.
+        stored: The frame and the labels, each with its reference.
+    """
 
     x: Any
     y: np.ndarray
-    weights: np.ndarray | None
+    weight: np.ndarray | None
     groups: np.ndarray | None
-    held: list[tuple[Any, Any]]
+    stored: list[tuple[Any, Any]]
 
     @classmethod
-    def of(cls, table: Table, columns: Columns) -> Rows:
-        """The rows of a Table; called in a task."""
-        extra = [name for name in (columns.weights, columns.groups) if name is not None]
-        wanted = list(dict.fromkeys([*columns.features, columns.label, *extra]))
-        rows = table.select(wanted).to_arrow()
+    def of(cls, table: Table, columns: FrameColumns) -> FrameRows:
+        """Read a Table; called in a task."""
+        rows = table.select(columns.used).to_arrow()
         if not len(rows):
-            raise DataError("the table has no rows to fit: look at what filtered them")
+            raise DataError("the table has no rows to fit: check the filters before it")
         y = _vector(rows, columns.label)
-        # In place of the copies in this process: those in the store, which all tasks map.
+        # The copies in the store, which all tasks map, replace those of this process.
         refs = [
             ray.put(rows.select(list(columns.features)).to_pandas(strings_to_categorical=True)),
             ray.put(y),
         ]
         del y
         x, y = ray.get(refs)
-        weights, groups = (
+        weight, groups = (
             None if name is None else _vector(rows, name)
-            for name in (columns.weights, columns.groups)
+            for name in (columns.weight, columns.groups)
         )
-        return cls(x, y, weights, groups, [(x, refs[0]), (y, refs[1])])
+        return cls(x, y, weight, groups, [(x, refs[0]), (y, refs[1])])
 
 
 def _vector(rows: pa.Table, name: str) -> np.ndarray:
-    """A column without missing values; text as NumPy's, which tasks can map."""
+    """A column without missing values; text as NumPy strings, which tasks can map."""
     column = rows[name]
     values = column.to_numpy() if not column.null_count else np.empty(0)
     missing = column.null_count

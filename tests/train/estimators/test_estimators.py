@@ -1,4 +1,4 @@
-"""Estimators and cross-validation on the cluster, held against scikit-learn in this process."""
+"""Estimators and cross-validation on the cluster, compared with scikit-learn in this process."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ from sklearn.tree import DecisionTreeRegressor
 from raysys.data import Table
 from raysys.errors import DataError, ResourceError
 from raysys.telemetry import DriverMeter
-from raysys.train import bootstrap, cross_predict, cross_validate, fit_estimator
+from raysys.train import bootstrap, cross_val_predict, cross_validate, fit_estimator
 from tests.train.seeing import Seeing
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -47,34 +47,34 @@ def logistic() -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression())
 
 
-def test_folds_score_as_scikit_learns() -> None:
-    found = cross_validate(
-        logistic(), table_of(CANCER), features=SIZES, label="target", folds=7,
+def test_cross_validation_matches_scikit_learn() -> None:
+    scores = cross_validate(
+        logistic(), table_of(CANCER), features=SIZES, label="target", cv=7,
         scoring=["roc_auc", "neg_log_loss"],
     )  # fmt: skip
-    wanted = model_selection.cross_validate(
+    expected = model_selection.cross_validate(
         logistic(), CANCER[SIZES], CANCER["target"], cv=7, scoring=["roc_auc", "neg_log_loss"]
     )
-    assert list(found.scores) == ["roc_auc", "neg_log_loss"]
-    for name, scores in found.scores.items():
-        np.testing.assert_allclose(scores, wanted[f"test_{name}"], rtol=1e-9)
-        assert found.means[name] == pytest.approx(wanted[f"test_{name}"].mean())
-    assert len(found.fit_s) == len(found.score_s) == 7
+    assert list(scores.scores) == ["roc_auc", "neg_log_loss"]
+    for name, values in scores.scores.items():
+        np.testing.assert_allclose(values, expected[f"test_{name}"], rtol=1e-9)
+        assert scores.means[name] == pytest.approx(expected[f"test_{name}"].mean())
+    assert len(scores.fit_s) == len(scores.score_s) == 7
 
 
 def test_a_splitter_keeps_groups_together() -> None:
     frame = DIABETES.assign(group=np.arange(len(DIABETES)) // 9)
-    found = cross_validate(
-        Ridge(), table_of(frame), features=MEASURES, label="target", folds=GroupKFold(4),
+    scores = cross_validate(
+        Ridge(), table_of(frame), features=MEASURES, label="target", cv=GroupKFold(4),
         groups="group",
     )  # fmt: skip
-    wanted = model_selection.cross_val_score(
+    expected = model_selection.cross_val_score(
         Ridge(), frame[MEASURES], frame["target"], cv=GroupKFold(4), groups=frame["group"]
     )
-    np.testing.assert_allclose(found.scores["score"], wanted, rtol=1e-9)
+    np.testing.assert_allclose(scores.scores["score"], expected, rtol=1e-9)
 
 
-def test_a_search_finds_what_it_finds_here() -> None:
+def test_a_search_matches_scikit_learn() -> None:
     search = GridSearchCV(
         logistic(), {"logisticregression__C": [0.001, 0.1, 1, 10]}, cv=4, scoring="neg_log_loss"
     )
@@ -82,37 +82,37 @@ def test_a_search_finds_what_it_finds_here() -> None:
     meter = DriverMeter()
     meter.install()
     try:
-        found = fit_estimator(search, table, features=SIZES, label="target")
+        fitted = fit_estimator(search, table, features=SIZES, label="target")
         assert meter.table_bytes < table.nbytes() / 10  # a search's results hold arrays
     finally:
         meter.uninstall()
-    wanted = search.fit(CANCER[SIZES], CANCER["target"])
+    expected = search.fit(CANCER[SIZES], CANCER["target"])
     np.testing.assert_allclose(
-        found.cv_results_["mean_test_score"], wanted.cv_results_["mean_test_score"], rtol=1e-9
+        fitted.cv_results_["mean_test_score"], expected.cv_results_["mean_test_score"], rtol=1e-9
     )
-    assert found.best_params_ == wanted.best_params_
-    assert list(found.feature_names_in_) == SIZES
+    assert fitted.best_params_ == expected.best_params_
+    assert list(fitted.feature_names_in_) == SIZES
 
 
 class Holder:
     """Holds CPUs for as long as it lives."""
 
     def ready(self) -> None:
-        """Answers when it has them."""
+        """Returns when it has them."""
 
 
-def test_loops_inside_of_loops_do_not_wait_for_each_other() -> None:
+def test_nested_loops_do_not_wait_for_each_other() -> None:
     # One CPU is left: for the task that waits for the folds, for two folds that wait for the
     # candidates of a search each, and for those.
     held = int(ray.available_resources()["CPU"]) - 1
     holder = ray.remote(Holder).options(num_cpus=held).remote()
     ray.get(holder.ready.remote())
     search = GridSearchCV(Ridge(), {"alpha": [0.01, 1.0]}, cv=2, n_jobs=-1)
-    found = cross_validate(search, table_of(DIABETES), features=MEASURES, label="target", folds=2)
+    scores = cross_validate(search, table_of(DIABETES), features=MEASURES, label="target", cv=2)
     ray.kill(holder)
     search.n_jobs = None
-    wanted = model_selection.cross_val_score(search, DIABETES[MEASURES], DIABETES["target"], cv=2)
-    np.testing.assert_allclose(found.scores["score"], wanted, rtol=1e-9)
+    expected = model_selection.cross_val_score(search, DIABETES[MEASURES], DIABETES["target"], cv=2)
+    np.testing.assert_allclose(scores.scores["score"], expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -122,35 +122,37 @@ def test_loops_inside_of_loops_do_not_wait_for_each_other() -> None:
         HistGradientBoostingClassifier(max_iter=8, random_state=3),
     ],
 )
-def test_trees_are_those_that_grow_here(estimator: Any) -> None:
-    found = fit_estimator(estimator, table_of(CANCER), features=SIZES, label="target", cpus=2)
-    wanted = estimator.fit(CANCER[SIZES], CANCER["target"])
+def test_ensembles_of_trees_match_scikit_learn(estimator: Any) -> None:
+    fitted = fit_estimator(estimator, table_of(CANCER), features=SIZES, label="target", cpus=2)
+    expected = estimator.fit(CANCER[SIZES], CANCER["target"])
     np.testing.assert_allclose(
-        found.predict_proba(CANCER[SIZES]), wanted.predict_proba(CANCER[SIZES]), rtol=1e-9
+        fitted.predict_proba(CANCER[SIZES]), expected.predict_proba(CANCER[SIZES]), rtol=1e-9
     )
 
 
-def test_rows_are_mapped_and_not_copied_into_each_task() -> None:
+def test_rows_are_mapped_by_tasks_and_not_copied() -> None:
     rows = pd.DataFrame(np.random.default_rng(0).normal(size=(40_000, 10)))
     rows.columns = [f"x{at}" for at in rows.columns]
     search = GridSearchCV(Seeing(), {"power": list(range(6))}, cv=KFold(2), refit=False)
-    found = fit_estimator(
+    fitted = fit_estimator(
         search, table_of(rows, 10_000), features=list(rows.columns)[1:], label="x0"
     )
-    assert found.cv_results_["mean_test_score"].tolist() == [1.0] * 6
+    assert fitted.cv_results_["mean_test_score"].tolist() == [1.0] * 6
 
 
 def test_weights_reach_the_last_step() -> None:
     frame = CANCER.assign(weight=np.linspace(0.1, 4, len(CANCER)))
     pipeline = make_pipeline(StandardScaler(), GaussianNB())
-    found = fit_estimator(
-        pipeline, table_of(frame), features=SIZES, label="target", weights="weight"
+    fitted = fit_estimator(
+        pipeline, table_of(frame), features=SIZES, label="target", weight="weight"
     )
-    wanted = pipeline.fit(frame[SIZES], frame["target"], gaussiannb__sample_weight=frame["weight"])
-    np.testing.assert_allclose(found[-1].theta_, wanted[-1].theta_, rtol=1e-9)
+    expected = pipeline.fit(
+        frame[SIZES], frame["target"], gaussiannb__sample_weight=frame["weight"]
+    )
+    np.testing.assert_allclose(fitted[-1].theta_, expected[-1].theta_, rtol=1e-9)
 
 
-def test_text_comes_as_categories_and_labels_as_text() -> None:
+def test_text_features_are_categorical_and_text_labels_strings() -> None:
     frame = CANCER.assign(
         target=np.where(CANCER["target"] == 1, "benign", "malignant"),
         size=pd.cut(CANCER["mean area"], 3, labels=["small", "middle", "large"]).astype(object),
@@ -166,58 +168,58 @@ def test_text_comes_as_categories_and_labels_as_text() -> None:
         HistGradientBoostingClassifier(max_iter=5, random_state=0),
     )  # fmt: skip
     estimator[0].set_params(sparse_threshold=0)
-    found = fit_estimator(estimator, table_of(frame), features=columns, label="target")
-    wanted = estimator.fit(frame[columns], frame["target"])
-    assert list(found.classes_) == ["benign", "malignant"]
+    fitted = fit_estimator(estimator, table_of(frame), features=columns, label="target")
+    expected = estimator.fit(frame[columns], frame["target"])
+    assert list(fitted.classes_) == ["benign", "malignant"]
     np.testing.assert_allclose(
-        found.predict_proba(frame[columns]), wanted.predict_proba(frame[columns]), rtol=1e-9
+        fitted.predict_proba(frame[columns]), expected.predict_proba(frame[columns]), rtol=1e-9
     )
 
 
-def test_a_seed_is_set_where_there_is_none() -> None:
+def test_missing_random_states_are_seeded() -> None:
     bag = BaggingRegressor(DecisionTreeRegressor(), n_estimators=6)
     fits = [
         fit_estimator(bag, table_of(DIABETES), features=MEASURES, label="target", seed=seed)
         for seed in (1, 1, 2)
     ]
-    first, again, other = (one.predict(DIABETES[MEASURES]) for one in fits)
+    first, again, other = (fit.predict(DIABETES[MEASURES]) for fit in fits)
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1
     assert bag.random_state is None
     assert not hasattr(bag, "estimators_")
 
 
-def test_out_of_fold_answers_are_scikit_learns() -> None:
-    made = cross_predict(
+def test_out_of_fold_predictions_match_scikit_learn() -> None:
+    predictions = cross_val_predict(
         {"logistic": logistic(), "bayes": GaussianNB()}, table_of(CANCER), features=SIZES,
-        label="target", folds=4,
+        label="target", cv=4,
     ).to_arrow()  # fmt: skip
-    assert made.column_names == ["logistic", "bayes", "target"]
+    assert predictions.column_names == ["logistic", "bayes", "target"]
     for name, estimator in (("logistic", logistic()), ("bayes", GaussianNB())):
-        wanted = model_selection.cross_val_predict(
+        expected = model_selection.cross_val_predict(
             estimator, CANCER[SIZES], CANCER["target"], cv=4, method="predict_proba"
         )
-        np.testing.assert_allclose(made[name].to_numpy(), wanted[:, 1], atol=1e-9)
-    assert made["target"].to_pylist() == CANCER["target"].tolist()
+        np.testing.assert_allclose(predictions[name].to_numpy(), expected[:, 1], atol=1e-9)
+    assert predictions["target"].to_pylist() == CANCER["target"].tolist()
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
-        ({"features": ["mean radius", "size"]}, r"\['size'\] are no columns"),
+        ({"features": ["mean radius", "size"]}, r"no such column: \['size'\]"),
         ({"features": []}, "one or more"),
         ({"features": [*SIZES, "target"]}, "is among the features"),
-        ({"weights": "weight"}, r"\['weight'\] are no columns"),
+        ({"weight": "weight"}, r"no such column: \['weight'\]"),
         ({"estimator": LogisticRegression(C=-1.0)}, "LogisticRegression refuses the data: .*'C'"),
     ],
 )
-def test_what_cannot_be_fitted_is_said(given: dict[str, Any], message: str) -> None:
-    call = {"estimator": logistic(), "features": SIZES, "label": "target"} | given
+def test_invalid_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    call = {"estimator": logistic(), "features": SIZES, "label": "target"} | arguments
     with pytest.raises(DataError, match=message):
         fit_estimator(table=table_of(CANCER), **call)
 
 
-def test_missing_labels_and_features_are_said() -> None:
+def test_unusable_rows_are_refused() -> None:
     frame = CANCER.assign(label=CANCER["target"].where(CANCER.index % 100 != 0))
     frame.loc[5, "mean radius"] = np.nan
     with pytest.raises(DataError, match="'label' has 6 missing values of 569"):
@@ -227,16 +229,18 @@ def test_missing_labels_and_features_are_said() -> None:
     none = table_of(CANCER).filter(pl.col("target") > 1)
     with pytest.raises(DataError, match="no rows"):
         fit_estimator(logistic(), none, features=SIZES, label="target")
-    with pytest.raises(DataError, match="machine: LinearSVC gives no probabilities"):
-        cross_predict({"machine": LinearSVC()}, table_of(CANCER), features=SIZES, label="target")
+    with pytest.raises(DataError, match="machine: LinearSVC has no predict_proba"):
+        cross_val_predict(
+            {"machine": LinearSVC()}, table_of(CANCER), features=SIZES, label="target"
+        )
 
 
-def test_more_cpus_than_there_are_is_refused_at_once() -> None:
+def test_more_cpus_than_the_cluster_has_are_refused_at_once() -> None:
     with pytest.raises(ResourceError, match="fit GaussianNB needs 99 CPUs"):
         fit_estimator(GaussianNB(), table_of(CANCER), features=SIZES, label="target", cpus=99)
 
 
-def test_a_bootstrap_sample_draws_with_replacement_whatever_the_blocks() -> None:
+def test_a_bootstrap_sample_does_not_depend_on_the_blocks() -> None:
     rows = 60_000
     frame = pd.DataFrame({"row": np.arange(rows)})
     drawn = bootstrap(table_of(frame, 20_000), 1).to_arrow()["row"].to_numpy()
