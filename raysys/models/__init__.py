@@ -1,20 +1,20 @@
-"""Stored models, kept by MLflow: single ones, and several as one."""
+"""Model store on MLflow, scikit-learn estimators in it, and ensembles of stored models."""
 
 from raysys.models._blend_weights import LogisticBlend
-from raysys.models._ensemble import Ensemble, Member, StoredEnsemble
-from raysys.models._estimator import StoredEstimator, estimator_signature, save_estimator
-from raysys.models._predictions import answers
-from raysys.models._store import ModelStore, StoredModel
+from raysys.models._ensemble import Ensemble, EnsembleMember, StoredEnsemble
+from raysys.models._model_store import ModelStore, StoredModel
+from raysys.models._predict import predict
+from raysys.models._stored_estimator import StoredEstimator, estimator_signature, save_estimator
 
 __all__ = [
     "Ensemble",
+    "EnsembleMember",
     "LogisticBlend",
-    "Member",
     "ModelStore",
     "StoredEnsemble",
     "StoredEstimator",
     "StoredModel",
-    "answers",
     "estimator_signature",
+    "predict",
     "save_estimator",
 ]

@@ -1,4 +1,4 @@
-"""Weights of several models' answers."""
+"""Weights of several models' predictions."""
 
 from __future__ import annotations
 
@@ -7,72 +7,75 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.imports import lazy_import
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_TINY = 1e-15  # a chance of 0 would have an infinite loss
+linear_model = lazy_import("sklearn.linear_model")
+optimize = lazy_import("scipy.optimize")
+
+_TINY = 1e-15  # a probability of 0 would have an infinite loss
 
 
 @dataclass(frozen=True)
 class LogisticBlend:
-    """One probability from the log-odds of several models, which it calibrates too.
+    """A calibrated probability from the log-odds of several models.
 
-    A logistic regression without a penalty (Platt, "Probabilistic outputs for support vector
-    machines", 1999, for several of them).
+    Logistic regression without a penalty (Platt, "Probabilistic outputs for support vector
+    machines", 1999, for several models).
 
     Attributes:
-        weights: For each model's log-odds.
-        bias: Added to their sum.
+        weights: Weights of the models' log-odds.
+        bias: Intercept.
     """
 
     weights: tuple[float, ...]
     bias: float
 
     @classmethod
-    def fit(cls, log_odds: np.ndarray, truth: np.ndarray) -> LogisticBlend:
-        """Weigh log-odds `(n, models)` by what was true, `(n,)` of two values."""
-        from sklearn.linear_model import LogisticRegression
-
-        fitted = LogisticRegression(C=np.inf).fit(log_odds, truth)
+    def fit(cls, log_odds: np.ndarray, labels: np.ndarray) -> LogisticBlend:
+        """Fit to log-odds `(n, models)` and labels `(n,)` of two classes."""
+        fitted = linear_model.LogisticRegression(C=np.inf).fit(log_odds, labels)
         return cls(tuple(map(float, fitted.coef_[0])), float(fitted.intercept_[0]))
 
     def probability(self, log_odds: np.ndarray) -> np.ndarray:
-        """Of the second of the two values: float64 `(n,)` from `(n, models)`."""
+        """Probability of the second class: float64 `(n,)` from log-odds `(n, models)`."""
         return 1 / (1 + np.exp(-(log_odds.astype(np.float64) @ np.array(self.weights) + self.bias)))
 
 
 def log_odds(probability: np.ndarray) -> np.ndarray:
-    """float64, of the same shape."""
+    """Log-odds float64, of the same shape."""
     inside = np.clip(probability.astype(np.float64), _TINY, 1 - _TINY)
     return np.log(inside) - np.log1p(-inside)
 
 
-def convex_by_loss(chances: np.ndarray) -> np.ndarray:
-    """Weights of a mixture with the least log loss.
+def convex_log_loss_weights(probabilities: np.ndarray) -> np.ndarray:
+    """Weights of the mixture with the smallest log loss, which is convex in them.
 
     Args:
-        chances: What each model gave to the class that was true: `(n, models)`.
+        probabilities: Each model's probability of the true class, `(n, models)`.
 
     Returns:
-        float64 `(models,)`, none negative, of sum 1. The loss is convex in them.
+        Weights float64 `(models,)`, not negative, of sum 1.
     """
-    chances = np.maximum(chances.astype(np.float64), _TINY)
+    probabilities = np.maximum(probabilities.astype(np.float64), _TINY)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        mixed = np.maximum(chances @ weights, _TINY)
-        return -float(np.log(mixed).mean()), -(chances / mixed[:, None]).mean(axis=0)
+        mixed = np.maximum(probabilities @ weights, _TINY)
+        return -float(np.log(mixed).mean()), -(probabilities / mixed[:, None]).mean(axis=0)
 
-    return _on_simplex(loss, chances.shape[1])
+    return _on_simplex(loss, probabilities.shape[1])
 
 
-def convex_by_squares(values: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Weights of a mean with the least squared error: see `convex_by_loss`.
+def convex_squared_error_weights(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Weights of the mean with the smallest squared error, as in `convex_log_loss_weights`.
 
     Args:
-        values: What each model said: `(n, models)`.
-        truth: What was true: `(n,)`.
+        values: Predictions of each model, `(n, models)`.
+        labels: True values, `(n,)`.
     """
-    errors = values.astype(np.float64) - truth[:, None].astype(
+    errors = values.astype(np.float64) - labels[:, None].astype(
         np.float64
     )  # as the weights sum to 1
     products = errors.T @ errors / max(float((errors**2).sum()), np.finfo(float).tiny)
@@ -83,12 +86,10 @@ def convex_by_squares(values: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _on_simplex(loss: Callable[[np.ndarray], Any], models: int) -> np.ndarray:
-    from scipy.optimize import minimize
-
-    found = minimize(
+    solution = optimize.minimize(
         loss, np.full(models, 1 / models), jac=True, method="SLSQP", bounds=[(0.0, 1.0)] * models,
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
         options={"ftol": 1e-12, "maxiter": 500},
     ).x  # fmt: skip
-    weights = np.clip(found, 0.0, None)
+    weights = np.clip(solution, 0.0, None)
     return weights / weights.sum()

@@ -1,4 +1,4 @@
-"""How the answers of an ensemble's members become one."""
+"""Combiners: one prediction from those of an ensemble's members."""
 
 from __future__ import annotations
 
@@ -10,126 +10,128 @@ import numpy as np
 
 from raysys.errors import DataError
 from raysys.models._blend_weights import LogisticBlend, log_odds
-from raysys.models._estimator import StoredEstimator, save_estimator
+from raysys.models._stored_estimator import StoredEstimator, save_estimator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-_FILE, _META = "combine.json", "meta"
+_FILE, _ESTIMATOR = "combiner.json", "final_estimator"
 
 
-class Combine(Protocol):
-    """A way to make one answer of several."""
+class Combiner(Protocol):
+    """A way to combine predictions, which can be saved."""
 
     def save(self, folder: Path) -> None:
-        """Write what `load_combine` reads."""
+        """Write files for `load_combiner`."""
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean, weighted."""
+class MeanCombiner:
+    """Weighted mean."""
 
     weights: tuple[float, ...]
 
-    def __call__(self, said: Sequence[np.ndarray]) -> np.ndarray:
-        """float64."""
-        made = np.zeros(said[0].shape)
-        for weight, one in zip(self.weights, said, strict=True):
-            made += weight * one
-        return made
+    def __call__(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
+        """Combined predictions, float64."""
+        total = np.zeros(predictions[0].shape)
+        for weight, prediction in zip(self.weights, predictions, strict=True):
+            total += weight * prediction
+        return total
 
     def save(self, folder: Path) -> None:
-        """As JSON."""
+        """Write JSON."""
         _write(folder, {"mean": self.weights})
 
 
 @dataclass(frozen=True)
-class Vote:
-    """The share of the members that hold a class for the likeliest."""
+class VoteCombiner:
+    """Share of the members whose likeliest class is this one."""
 
-    def __call__(self, said: Sequence[np.ndarray]) -> np.ndarray:
-        """float64."""
-        classes = np.arange(said[0].shape[1])
-        return np.mean([one.argmax(axis=1)[:, None] == classes for one in said], axis=0)
+    def __call__(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
+        """Combined predictions, float64."""
+        classes = np.arange(predictions[0].shape[1])
+        return np.mean([p.argmax(axis=1)[:, None] == classes for p in predictions], axis=0)
 
     def save(self, folder: Path) -> None:
-        """As JSON."""
+        """Write JSON."""
         _write(folder, {"vote": None})
 
 
 @dataclass(frozen=True)
-class Logistic:
-    """A logistic regression on the log-odds of two classes."""
+class LogisticCombiner:
+    """Logistic regression on the log-odds of two classes."""
 
     blend: LogisticBlend
 
-    def __call__(self, said: Sequence[np.ndarray]) -> np.ndarray:
-        """float64."""
-        second = self.blend.probability(log_odds(columns_of(said)))
+    def __call__(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
+        """Combined predictions, float64."""
+        second = self.blend.probability(log_odds(columns_of(predictions)))
         return np.stack([1 - second, second], axis=1)
 
     def save(self, folder: Path) -> None:
-        """As JSON."""
+        """Write JSON."""
         _write(folder, {"logistic": [self.blend.weights, self.blend.bias]})
 
 
 @dataclass(frozen=True)
-class Meta:
-    """A fitted estimator over the members' answers."""
+class StackCombiner:
+    """Fitted estimator on the members' predictions."""
 
     estimator: Any
 
     def save(self, folder: Path) -> None:
-        """As JSON and the estimator's own files."""
-        _write(folder, {"meta": None})
-        (folder / _META).mkdir()
-        names = [f"answer_{at}" for at in range(self.estimator.n_features_in_)]
+        """Write JSON and the estimator's files."""
+        _write(folder, {"stack": None})
+        (folder / _ESTIMATOR).mkdir()
+        names = [f"prediction_{number}" for number in range(self.estimator.n_features_in_)]
         inputs = None if hasattr(self.estimator, "feature_names_in_") else names
-        save_estimator(self.estimator, folder / _META, inputs)
+        save_estimator(self.estimator, folder / _ESTIMATOR, inputs)
 
 
-def load_combine(folder: Path) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """What makes one answer `(n, classes)` or `(n,)` of the members', as `save` wrote it."""
+def load_combiner(folder: Path) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """Saved combiner: a function from predictions to one, `(n, classes)` or `(n,)`."""
     ((kind, value),) = json.loads((folder / _FILE).read_text()).items()
     if kind == "mean":
-        return Mean(tuple(value))
+        return MeanCombiner(tuple(value))
     if kind == "vote":
-        return Vote()
+        return VoteCombiner()
     if kind == "logistic":
-        return Logistic(LogisticBlend(tuple(value[0]), value[1]))
-    estimator = StoredEstimator(folder / _META)
-    return lambda said: estimator(columns_of(said))
+        return LogisticCombiner(LogisticBlend(tuple(value[0]), value[1]))
+    estimator = StoredEstimator(folder / _ESTIMATOR)
+    return lambda predictions: estimator(columns_of(predictions))
 
 
-def columns_of(said: Sequence[np.ndarray]) -> np.ndarray:
-    """Answers side by side, of two classes the second's probability alone."""
-    two = [one[:, 1] if one.ndim == 2 and one.shape[1] == 2 else one for one in said]
-    return np.column_stack(two).astype(np.float64)
+def columns_of(predictions: Sequence[np.ndarray]) -> np.ndarray:
+    """Predictions as columns; of two classes only the second's probability."""
+    columns = [p[:, 1] if p.ndim == 2 and p.shape[1] == 2 else p for p in predictions]
+    return np.column_stack(columns).astype(np.float64)
 
 
-def uniform(answer: Any, rows: int, classes: Sequence[Any] | None, name: str) -> np.ndarray:
-    """A member's answer in the form of its signature.
+def to_signature(output: Any, rows: int, classes: Sequence[Any] | None, name: str) -> np.ndarray:
+    """Predictions of a member in the shape of its signature.
 
     Args:
-        answer: `(n, classes)`, or of two classes the second's probability `(n,)`; `(n,)` or
+        output: `(n, classes)`, or of two classes the second's probability `(n,)`; `(n,)` or
             `(n, 1)` without classes.
-        rows: n.
-        classes: Of the signature.
-        name: Of the member, for errors.
+        rows: Number of rows, n.
+        classes: Classes of the signature.
+        name: Name of the member in errors.
 
     Raises:
-        DataError: It has another shape.
+        DataError: The output has another shape.
     """
-    given = np.asarray(answer)
-    if classes is None and given.shape == (rows, 1):
-        return given[:, 0]
-    if classes is not None and len(classes) == 2 and given.shape == (rows,):
-        return np.stack([1 - given, given], axis=1)
-    wanted = (rows,) if classes is None else (rows, len(classes))
-    if given.shape != wanted:
-        raise DataError(f"{name} answers with shape {given.shape}; its signature says {wanted}")
-    return given
+    predictions = np.asarray(output)
+    if classes is None and predictions.shape == (rows, 1):
+        return predictions[:, 0]
+    if classes is not None and len(classes) == 2 and predictions.shape == (rows,):
+        return np.stack([1 - predictions, predictions], axis=1)
+    expected = (rows,) if classes is None else (rows, len(classes))
+    if predictions.shape != expected:
+        raise DataError(
+            f"{name} returned shape {predictions.shape}; its signature requires {expected}"
+        )
+    return predictions
 
 
 def _write(folder: Path, value: dict[str, Any]) -> None:

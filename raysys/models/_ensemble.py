@@ -1,9 +1,9 @@
-"""Several stored models as one."""
+"""Ensembles of stored models."""
 
 from __future__ import annotations
 
-import importlib
 import json
+import pkgutil
 import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,257 +11,270 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raysys.errors import DataError
-from raysys.models._blend_weights import LogisticBlend, convex_by_loss, convex_by_squares, log_odds
-from raysys.models._combiners import (
-    Combine,
-    Logistic,
-    Mean,
-    Meta,
-    Vote,
-    columns_of,
-    load_combine,
-    uniform,
+from raysys.imports import lazy_import
+from raysys.models._blend_weights import (
+    LogisticBlend,
+    convex_log_loss_weights,
+    convex_squared_error_weights,
+    log_odds,
 )
-from raysys.models._predictions import answers, array_of, signature_of
+from raysys.models._combiners import (
+    Combiner,
+    LogisticCombiner,
+    MeanCombiner,
+    StackCombiner,
+    VoteCombiner,
+    columns_of,
+    load_combiner,
+    to_signature,
+)
+from raysys.models._predict import array_of, predict, signature_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from raysys.data import Table
-    from raysys.models._store import StoredModel
+    from raysys.models._model_store import StoredModel
     from raysys.storage import Storage
+
+pandas = lazy_import("pandas")
 
 _FILE, _MEMBERS = "ensemble.json", "members"
 
 
 @dataclass(frozen=True)
-class Member:
+class EnsembleMember:
     """A stored model in an ensemble.
 
     Attributes:
-        model: Whose signature names `inputs`, and `classes` (None if it answers with values).
-        make: Class that is given the model's folder; called with a batch it answers `(n,)` or
-            `(n, classes)`. Importable by name wherever the ensemble is.
+        model: Model whose signature names `inputs`, and `classes` (None of a regressor).
+        model_class: Class that is created with the model's folder; called with a batch it returns
+            `(n,)` or `(n, classes)`. Importable by name where the ensemble is loaded.
     """
 
     model: StoredModel
-    make: type
+    model_class: type
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Stored models that become one: made by `mean`, `vote`, `blend` or `stack`.
+    """Several stored models as one: a `mean`, `vote`, `blend` or `stack`.
 
     Example:
-        members = [Member(forest, StoredEstimator), Member(boosted, Trees)]
+        members = [EnsembleMember(forest, StoredEstimator), EnsembleMember(boosted, Trees)]
         ensemble = Ensemble.blend(storage, members, held_out, label="churned")
         run.store_model("churn", ensemble.write, signature=ensemble.signature)
         serve.LazyModel(StoredEnsemble, storage, "churn")
 
     Attributes:
-        storage: Of the members.
-        members: In their order.
-        signature: Which all of them have.
-        combine: Of their answers.
+        storage: Storage of the members.
+        members: Members in their order.
+        signature: Signature that all members share.
+        combiner: Combiner of the members' predictions.
     """
 
     storage: Storage
-    members: tuple[Member, ...]
+    members: tuple[EnsembleMember, ...]
     signature: dict[str, Any]
-    combine: Combine
+    combiner: Combiner
 
     @classmethod
-    def mean(cls, storage: Storage, members: Sequence[Member]) -> Ensemble:
-        """The mean of values or probabilities: bagging, if each learned from a bootstrap sample.
+    def mean(cls, storage: Storage, members: Sequence[EnsembleMember]) -> Ensemble:
+        """Mean of values or probabilities: soft voting, or bagging of bootstrap samples.
 
         Raises:
-            DataError: The members' signatures do not agree.
+            DataError: The members' signatures differ.
         """
         weights = (1 / max(1, len(members)),) * len(members)
-        return cls(storage, tuple(members), _agreed(storage, members), Mean(weights))
+        return cls(
+            storage, tuple(members), _shared_signature(storage, members), MeanCombiner(weights)
+        )
 
     @classmethod
-    def vote(cls, storage: Storage, members: Sequence[Member]) -> Ensemble:
-        """The share of the members that hold each class for the likeliest.
+    def vote(cls, storage: Storage, members: Sequence[EnsembleMember]) -> Ensemble:
+        """Share of the members whose likeliest class is this one: hard voting.
 
         Raises:
-            DataError: The members' signatures do not agree, or have no classes.
+            DataError: The members' signatures differ or have no classes.
         """
-        signature = _agreed(storage, members)
+        signature = _shared_signature(storage, members)
         if signature.get("classes") is None:
-            raise DataError("members without classes cannot vote: take their mean")
-        return cls(storage, tuple(members), signature, Vote())
+            raise DataError("regressors cannot vote: use Ensemble.mean")
+        return cls(storage, tuple(members), signature, VoteCombiner())
 
     @classmethod
     def blend(
         cls,
         storage: Storage,
-        members: Sequence[Member],
+        members: Sequence[EnsembleMember],
         table: Table,
         *,
         label: str,
-        how: Literal["convex", "logistic"] = "convex",
+        method: Literal["convex", "logistic"] = "convex",
     ) -> Ensemble:
-        """Weights by what the members say of rows that none of them learned from; in tasks.
+        """A weighted mean, with weights fitted in tasks on rows that no member was trained on.
 
         Args:
-            storage: Of the members.
-            members: The models.
-            table: The held-out rows.
-            label: Column of what was true.
-            how: `convex` is a weighted mean of least log loss (of values: of least squared
-                error). `logistic` is a regression on the log-odds of two classes; it calibrates.
+            storage: Storage of the members.
+            members: Members of the ensemble.
+            table: Held-out rows.
+            label: Label column.
+            method: "convex": weights of the smallest log loss (of values: squared error).
+                "logistic": logistic regression on the log-odds of two classes; it calibrates.
 
         Raises:
-            DataError: The members' signatures do not agree, a column is not there, or a label
-                is missing or unknown to them.
+            DataError: The members' signatures differ, a column or label is missing, or a label
+                is unknown to the members.
         """
-        signature = _agreed(storage, members)
+        signature = _shared_signature(storage, members)
         classes = signature.get("classes")
-        if how == "logistic" and (classes is None or len(classes) != 2):
-            raise DataError(f"how='logistic' needs two classes, not {classes}: use 'convex'")
-        said = [answers(one.make, storage, one.model, table, keep=[label]) for one in members]
-        names = [one.model.name for one in members]
-        combine = said[0].coordinate(_fit_blend, said[1:], names, label, classes, how, name="blend")
-        return cls(storage, tuple(members), signature, combine)
+        if method == "logistic" and (classes is None or len(classes) != 2):
+            raise DataError(f"method='logistic' needs two classes, not {classes}: use 'convex'")
+        first, *more = [
+            predict(member.model_class, storage, member.model, table, keep=[label])
+            for member in members
+        ]
+        names = [member.model.name for member in members]
+        combiner = first.coordinate(_fit_blend, more, names, label, classes, method, name="blend")
+        return cls(storage, tuple(members), signature, combiner)
 
     @classmethod
-    def stack(cls, storage: Storage, members: Sequence[Member], meta: Any) -> Ensemble:
-        """A fitted estimator over the members' answers.
+    def stack(
+        cls, storage: Storage, members: Sequence[EnsembleMember], final_estimator: Any
+    ) -> Ensemble:
+        """A fitted estimator on the members' predictions.
 
         Args:
-            storage: Of the members.
-            members: The models, in the order of the columns that `meta` learned from.
-            meta: Fitted on what models like these said of rows that they had not learned from:
-                `raysys.train.cross_predict`.
+            storage: Storage of the members.
+            members: Members, in the order of the columns that `final_estimator` was fitted on.
+            final_estimator: Estimator fitted on out-of-fold predictions of models like these:
+                `raysys.train.cross_val_predict`.
 
         Raises:
-            DataError: The members' signatures do not agree, or `meta` takes another number of
-                columns, or knows other classes.
+            DataError: The members' signatures differ, or `final_estimator` has other classes or
+                another number of features.
         """
-        signature = _agreed(storage, members)
+        signature = _shared_signature(storage, members)
         classes = signature.get("classes")
         width = len(members) * (1 if classes is None or len(classes) == 2 else len(classes))
-        if meta.n_features_in_ != width:
+        if final_estimator.n_features_in_ != width:
             raise DataError(
-                f"{type(meta).__name__} was fitted on {meta.n_features_in_} columns; "
-                f"{len(members)} members give {width}: fit it on cross_predict of the same members"
+                f"{type(final_estimator).__name__} was fitted on "
+                f"{final_estimator.n_features_in_} columns; {len(members)} members give {width}: "
+                "fit it on cross_val_predict of the same members"
             )
-        known = getattr(meta, "classes_", None)
-        if (None if known is None else np.asarray(known).tolist()) != classes:
-            raise DataError(f"{type(meta).__name__} knows the classes {known}, not {classes}")
-        return cls(storage, tuple(members), signature, Meta(meta))
+        fitted = getattr(final_estimator, "classes_", None)
+        if (None if fitted is None else np.asarray(fitted).tolist()) != classes:
+            raise DataError(
+                f"{type(final_estimator).__name__} has the classes {fitted}, not {classes}: fit it "
+                "on the same labels"
+            )
+        return cls(storage, tuple(members), signature, StackCombiner(final_estimator))
 
     def write(self, folder: Path) -> None:
-        """Fill a folder with copies of the members' files: what `Run.store_model` takes.
+        """Fill a folder with copies of the members' files: the `write` of `Run.store_model`.
 
         Raises:
-            StorageError: A member's files are not those that were stored.
+            StorageError: A member's files were changed.
         """
         for number, member in enumerate(self.members):
             shutil.copytree(
                 member.model.fetch(self.storage), folder / _MEMBERS / str(number),
                 ignore=shutil.ignore_patterns("_COMPLETE"),
             )  # fmt: skip
-        self.combine.save(folder)
-        said = [{**asdict(one.model), "make": _name_of(one.make)} for one in self.members]
-        (folder / _FILE).write_text(
-            json.dumps({"members": said, "classes": self.signature.get("classes")}, indent=2)
-        )
+        self.combiner.save(folder)
+        members = [
+            {**asdict(member.model), "class": _qualified_name(member.model_class)}
+            for member in self.members
+        ]
+        metadata = {"members": members, "classes": self.signature.get("classes")}
+        (folder / _FILE).write_text(json.dumps(metadata, indent=2))
 
 
 class StoredEnsemble:
-    """A stored ensemble, to be asked like each of its members."""
+    """A stored ensemble, which predicts like each of its members."""
 
     def __init__(self, folder: Path) -> None:
-        """Load what `Ensemble.write` wrote, with its members."""
-        facts = json.loads((folder / _FILE).read_text())
-        self.classes: list[Any] | None = facts["classes"]
-        self._names = [said["name"] for said in facts["members"]]
+        """Load an ensemble written by `Ensemble.write`, with its members."""
+        metadata = json.loads((folder / _FILE).read_text())
+        self.classes: list[Any] | None = metadata["classes"]
+        self._names = [member["name"] for member in metadata["members"]]
         self._members = [
-            _class_of(said["make"])(folder / _MEMBERS / str(number))
-            for number, said in enumerate(facts["members"])
+            pkgutil.resolve_name(member["class"])(folder / _MEMBERS / str(number))
+            for number, member in enumerate(metadata["members"])
         ]
-        self._combine = load_combine(folder)
+        self._combine = load_combiner(folder)
 
     def __call__(self, features: Any) -> np.ndarray:
         """Probabilities `(n, classes)`, or values `(n,)`.
 
         Args:
-            features: What the members take.
+            features: Input of the members.
 
         Raises:
-            DataError: A member's answer is not as its signature says.
+            DataError: A member's predictions do not match its signature.
         """
         first = next(iter(features.values())) if isinstance(features, dict) else features
         return self._combine([
-            uniform(member(features), len(first), self.classes, name)
+            to_signature(member(features), len(first), self.classes, name)
             for member, name in zip(self._members, self._names, strict=True)
         ])  # fmt: skip
 
 
-def _agreed(storage: Storage, members: Sequence[Member]) -> dict[str, Any]:
-    """The signature that all members have."""
+def _shared_signature(storage: Storage, members: Sequence[EnsembleMember]) -> dict[str, Any]:
+    """Signature that all members share."""
     if not members:
-        raise DataError("an ensemble without members: give one or more")
+        raise DataError("members=[]: an ensemble needs one or more members")
     for member in members:
-        _name_of(member.make)
-    first, *others = [signature_of(storage, member.model) for member in members]
-    for member, other in zip(members[1:], others, strict=True):
+        _qualified_name(member.model_class)
+    first = signature_of(storage, members[0].model)
+    for member in members[1:]:
+        signature = signature_of(storage, member.model)
         for key in ("inputs", "classes"):
-            if first.get(key) != other.get(key):
+            if first.get(key) != signature.get(key):
                 raise DataError(
                     f"the {key} of {members[0].model.name!r} and {member.model.name!r} differ: "
-                    f"{first.get(key)} and {other.get(key)}; train them on the same"
+                    f"{first.get(key)} and {signature.get(key)}; train them on the same"
                 )
     return {key: first.get(key) for key in ("inputs", "classes")}
 
 
 def _fit_blend(
     first: Table,
-    others: Sequence[Table],
+    more: Sequence[Table],
     names: Sequence[str],
     label: str,
     classes: list[Any] | None,
-    how: str,
-) -> Combine:
-    import pandas as pd
-
-    tables = [table.to_arrow() for table in (first, *others)]
-    truth = tables[0][label]
-    if truth.null_count or not len(truth):
-        raise DataError(f"{label!r} has {truth.null_count} missing values of {len(truth)}")
-    said = [
-        uniform(array_of(table), len(truth), classes, name)
+    method: str,
+) -> Combiner:
+    tables = [table.to_arrow() for table in (first, *more)]
+    labels = tables[0][label]
+    if labels.null_count or not len(labels):
+        raise DataError(f"{label!r} has {labels.null_count} missing values of {len(labels)}")
+    predictions = [
+        to_signature(array_of(table), len(labels), classes, name)
         for table, name in zip(tables, names, strict=True)
     ]
     if classes is None:
-        weights = convex_by_squares(columns_of(said), truth.to_numpy())
-        return Mean(tuple(map(float, weights)))
-    true = pd.Index(classes).get_indexer(truth.to_pandas())
-    if (true < 0).any():
-        unknown = truth[int(np.argmax(true < 0))].as_py()
-        raise DataError(f"{label!r} has a value that no member knows: {unknown!r}, not {classes}")
-    if how == "logistic":
-        return Logistic(LogisticBlend.fit(log_odds(columns_of(said)), true))
-    chances = np.stack([one[np.arange(len(true)), true] for one in said], axis=1)
-    return Mean(tuple(map(float, convex_by_loss(chances))))
+        weights = convex_squared_error_weights(columns_of(predictions), labels.to_numpy())
+        return MeanCombiner(tuple(map(float, weights)))
+    codes = pandas.Index(classes).get_indexer(labels.to_pandas())
+    if (codes < 0).any():
+        unknown = labels[int(np.argmax(codes < 0))].as_py()
+        raise DataError(f"{label!r} has a class unknown to the members: {unknown!r}, not {classes}")
+    if method == "logistic":
+        return LogisticCombiner(LogisticBlend.fit(log_odds(columns_of(predictions)), codes))
+    of_label = np.stack([p[np.arange(len(codes)), codes] for p in predictions], axis=1)
+    return MeanCombiner(tuple(map(float, convex_log_loss_weights(of_label))))
 
 
-def _name_of(make: type) -> str:
-    """A class by module and name, as it is found again in another process."""
-    if make.__module__ == "__main__" or "<locals>" in make.__qualname__:
+def _qualified_name(model_class: type) -> str:
+    """Module and name of a class, to import it in another process."""
+    module, name = model_class.__module__, model_class.__qualname__
+    if module == "__main__" or "<locals>" in name:
         raise DataError(
-            f"{make.__qualname__} of {make.__module__} cannot be imported by name: move it to the "
-            "top of a module that the serving processes have"
+            f"{name} of {module} cannot be imported by name: move it to the top level of a module "
+            "that the serving processes have"
         )
-    return f"{make.__module__}:{make.__qualname__}"
-
-
-def _class_of(name: str) -> type:
-    module, _, qualname = name.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    return found
+    return f"{module}:{name}"

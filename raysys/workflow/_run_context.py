@@ -139,6 +139,6 @@ class Run:
         notes.add(self.notes)
         record = {key: value for key, value in self._record.items() if key != "notes"}
         manifest = {**record, **asdict(notes), "signature": signature}
-        return ModelStore(self.storage).save(
+        return ModelStore(self.storage).register(
             name, write, manifest=manifest, run=self._tracked, path=f"models/{name}/{self.id}"
         )

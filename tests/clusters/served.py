@@ -33,7 +33,7 @@ def store(storage: Storage, factor: float) -> StoredModel:
     written = functools.partial(write, factor)
     path = f"models/times-{factor}"
     models = ModelStore(storage)
-    model = models.save("times", written, manifest={}, run=run, path=path)
+    model = models.register("times", written, manifest={}, run=run, path=path)
     models.promote(model)
     run.end("FINISHED", {})
     return model

@@ -32,7 +32,7 @@ def write_linear(weight: float, folder: Path) -> None:
 def save(storage: Storage, name: str, weight: float, path: str) -> StoredModel:
     store = ModelStore(storage)
     run = open_run(storage, "serving", name, settings={"weight": weight})
-    saved = store.save(
+    saved = store.register(
         name, functools.partial(write_linear, weight), manifest={"weight": weight}, run=run,
         path=path,
     )  # fmt: skip

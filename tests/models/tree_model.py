@@ -1,4 +1,4 @@
-"""A model that is no estimator, in a module that workers import quickly."""
+"""A model other than a scikit-learn estimator, in a module that workers import quickly."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Trees:
-    """XGBoost's trees, of a folder."""
+    """XGBoost's trees, loaded from a folder."""
 
     def __init__(self, folder: Path) -> None:
         import xgboost

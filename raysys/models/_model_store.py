@@ -1,4 +1,4 @@
-"""A model store on MLflow, with the files under the storage root."""
+"""Model store: versions and aliases in MLflow, files under the storage root."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from raysys import audit
 from raysys.errors import StorageError
+from raysys.imports import lazy_import
 from raysys.secrets import shown
 from raysys.telemetry import metrics
 from raysys.tracking import connect, tracking_uri
@@ -23,20 +25,22 @@ if TYPE_CHECKING:
     from raysys.storage import Storage
     from raysys.tracking import TrackedRun
 
+exceptions = lazy_import("mlflow.exceptions")
+
 _MANIFEST = "model.json"
 _DIGEST_TAG = "raysys.sha256"
 _log = logging.getLogger("raysys.models")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StoredModel:
     """A version of a model in the store.
 
     Attributes:
-        name: The registered name.
-        version: Counted by the store from 1.
-        path: Its folder, as a storage path.
-        sha256: Of its files, as the store recorded it apart from them.
+        name: Name of the registered model.
+        version: Version number, from 1.
+        path: Storage path of the folder.
+        sha256: SHA-256 of the files, hex, recorded in MLflow apart from them.
     """
 
     name: str
@@ -44,42 +48,49 @@ class StoredModel:
     path: str
     sha256: str
 
+    def __repr__(self) -> str:
+        return f"StoredModel({self.name!r}, version {self.version}, {self.path!r})"
+
+    def _repr_html_(self) -> str:
+        facts = {"version": self.version, "path": self.path, "SHA-256": f"{self.sha256[:12]}..."}
+        cells = "".join(f"<tr><th>{k}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
+        return f"<table><caption>{escape(self.name)}</caption>{cells}</table>"
+
     def fetch(self, storage: Storage) -> Path:
         """A local folder with the model's files.
 
         Raises:
-            StorageError: They are missing, or not those that were stored.
+            StorageError: The files are missing or were changed.
         """
         folder = storage.fetch(self.path)
-        found = _digest(folder)
-        if found != self.sha256:
+        actual = _digest(folder)
+        if actual != self.sha256:
             raise StorageError(
                 f"the files of {self.name!r} version {self.version} at {storage.uri(self.path)} "
-                f"are not those that were stored (SHA-256 {found}, recorded {self.sha256}): "
-                "restore them, or store the model again"
+                f"were changed (SHA-256 {actual}, recorded {self.sha256}): restore them, or "
+                "register the model again"
             )
         return folder
 
     def manifest(self, storage: Storage) -> dict[str, Any]:
-        """Signature, data fingerprint, settings and metrics, as they were saved."""
+        """Signature, data fingerprint, settings and metrics, as registered."""
         return json.loads((self.fetch(storage) / _MANIFEST).read_text())
 
 
 class ModelStore:
-    """Models as folders under the storage root, registered in MLflow with aliases.
+    """Registered models: folders under the storage root, with versions and aliases in MLflow.
 
-    The MLflow server is that of the root's runs: `raysys.tracking.tracking_uri`.
+    The tracking server is that of the root's runs, `raysys.tracking.tracking_uri`.
     """
 
     def __init__(self, storage: Storage) -> None:
-        """Open the store; nothing is contacted before the first call.
-
-        Args:
-            storage: Where model files are written.
-        """
+        """Open the store of a storage root; the server is contacted by the first call."""
         self.storage = storage
 
-    def save(
+    def __repr__(self) -> str:
+        return f"ModelStore({self.storage.root!r})"
+
+    def register(
         self,
         name: str,
         write: Callable[[Path], None],
@@ -88,23 +99,21 @@ class ModelStore:
         run: TrackedRun,
         path: str,
     ) -> StoredModel:
-        """Store a model; `promote` points an alias at it.
+        """Store a model as a new version; `promote` points an alias at it.
 
         Args:
-            name: The registered name.
-            write: Fills a folder with the model's files; called in a task.
+            name: Name of the registered model.
+            write: Function that fills a folder with the model's files; called in a task.
             manifest: Signature, settings, data fingerprint, metrics; stored beside the files.
-            run: The run that made the model.
+            run: Run that trained the model.
             path: Storage path of the folder.
         """
-        from mlflow.exceptions import MlflowException
-
-        task = ray.remote(_write).options(name=f"store {name}")
+        task = ray.remote(_write).options(name=f"register {name}")
         sha256 = ray.get(task.remote(self.storage, path, write, dict(manifest)))
         client = connect(tracking_uri(self.storage))
         try:
             client.get_registered_model(name)
-        except MlflowException:
+        except exceptions.MlflowException:
             client.create_registered_model(name)
         version = client.create_model_version(
             name, self.storage.uri(path), run.run_id, tags={_DIGEST_TAG: sha256}
@@ -113,49 +122,46 @@ class ModelStore:
         return StoredModel(name, int(version), path, sha256)
 
     def promote(self, model: StoredModel, alias: str = "champion") -> None:
-        """Point an alias at a version; the version that it pointed at stays in the store.
+        """Point an alias at a version; the previous version stays in the store.
 
         Raises:
-            StorageError: The store has no such version.
+            StorageError: The model has no such version.
         """
-        from mlflow.exceptions import MlflowException
-
         uri = tracking_uri(self.storage)
         audit.record(self.storage, "model.promote", model.name, version=model.version, alias=alias)
         try:
             connect(uri).set_registered_model_alias(model.name, alias, str(model.version))
-        except MlflowException as error:
+        except exceptions.MlflowException as error:
             raise StorageError(
                 f"no version {model.version} of model {model.name!r} in {shown(uri)}: run the "
-                "job that saves it"
+                "job that registers it"
             ) from error
-        _log.info("model %s version %d is %s from now on", model.name, model.version, alias)
+        _log.info("model %s version %d is now %s", model.name, model.version, alias)
         metrics.MODELS_PROMOTED.inc(1, {"model": model.name, "alias": alias})
 
     def get(self, name: str, alias: str = "champion") -> StoredModel:
         """The version that an alias points at.
 
         Raises:
-            StorageError: There is no such model or alias.
+            StorageError: The model or alias is unknown.
         """
-        from mlflow.exceptions import MlflowException
-
         uri = tracking_uri(self.storage)
         client = connect(uri)
         try:
-            found = client.get_model_version_by_alias(name, alias)
-        except MlflowException as error:
+            version = client.get_model_version_by_alias(name, alias)
+        except exceptions.MlflowException as error:
             raise StorageError(
-                f"no model {name!r} with alias {alias!r} in {shown(uri)}: run the job that saves it"
+                f"no model {name!r} with alias {alias!r} in {shown(uri)}: run the "
+                "job that registers it"
             ) from error
-        path = str(found.source).removeprefix(f"{self.storage.root}/")
-        return StoredModel(name, int(found.version), path, found.tags.get(_DIGEST_TAG, ""))
+        path = str(version.source).removeprefix(f"{self.storage.root}/")
+        return StoredModel(name, int(version.version), path, version.tags.get(_DIGEST_TAG, ""))
 
 
 def _write(
     storage: Storage, path: str, write: Callable[[Path], None], manifest: dict[str, Any]
 ) -> str:
-    """Fill a model's folder; the digest of its files."""
+    """Fill a model's folder, and return the digest of its files."""
     with storage.new_dir(path) as folder:
         write(folder)
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2, default=str))
@@ -167,7 +173,7 @@ def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         name = file.relative_to(folder).as_posix()
-        if name == "_COMPLETE":  # the mark that a remote root's upload has ended
+        if name == "_COMPLETE":  # marks a complete upload to a remote root
             continue
         with file.open("rb") as content:
             part = hashlib.file_digest(content, "sha256").hexdigest()
