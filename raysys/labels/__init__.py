@@ -1,21 +1,21 @@
-"""Labels where there are few: rules that vote, a model's own sure answers, the next to ask for."""
+"""Labels from few: weak supervision, self-training and active learning."""
 
-from raysys.labels._active_learning import pick
-from raysys.labels._label_model import FittedLabelModel, LabelModel, Score
+from raysys.labels._active_learning import select_for_labeling
+from raysys.labels._label_model import FittedLabelModel, LabelModel, LabelModelScore
+from raysys.labels._labeler_report import LabelerReport, LabelerSummary, labeler_report
 from raysys.labels._labelers import apply_labelers
-from raysys.labels._report import LabelerFigures, LabelerReport, labeler_report
-from raysys.labels._self_train import Round, SelfTrained, self_train
+from raysys.labels._self_training import SelfTrainingResult, SelfTrainingRound, self_train
 
 __all__ = [
     "FittedLabelModel",
     "LabelModel",
-    "LabelerFigures",
+    "LabelModelScore",
     "LabelerReport",
-    "Round",
-    "Score",
-    "SelfTrained",
+    "LabelerSummary",
+    "SelfTrainingResult",
+    "SelfTrainingRound",
     "apply_labelers",
     "labeler_report",
-    "pick",
+    "select_for_labeling",
     "self_train",
 ]

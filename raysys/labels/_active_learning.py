@@ -1,8 +1,8 @@
-"""What to label next: the rows of which a model is least sure."""
+"""Active learning by uncertainty sampling: the most informative rows to label next."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -10,134 +10,144 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysys.errors import DataError
+from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raysys.data import Table
 
-By = Literal["entropy", "margin", "least_confident"]
-SCORE = "uncertainty"
-# Helpers that leave again; no column of a user's has this in its name.
+pandas = lazy_import("pandas")
+
+QueryStrategy = Literal["entropy", "margin", "least_confidence"]
+UNCERTAINTY = "uncertainty"
+# Temporary columns, with a character that user columns do not contain.
 _ROW, _RANK = "\x1frow", "\x1frank"
 
 
-def pick(
+def select_for_labeling(
     table: Table,
     probabilities: Sequence[str],
-    rows: int,
+    n_rows: int,
     *,
-    by: By = "entropy",
-    diverse: str | None = None,
+    strategy: QueryStrategy = "entropy",
+    balance_by: str | None = None,
 ) -> Table:
-    """The rows of which a model is least sure, the least sure first.
+    """The rows that a model is most uncertain about, most uncertain first.
 
-    The measures are those of Settles, "Active learning literature survey" (2009), section 3.1.
-    Of equally unsure rows the earlier in the table comes first.
+    Uncertainty sampling with the strategies of Settles, "Active learning literature survey" (2009),
+    section 3.1. Equally uncertain rows stay in the order of the Table.
 
     Args:
-        table: Rows without a label, with what a model gives for each class.
-        probabilities: The columns of the classes' probabilities.
-        rows: How many to pick; all if there are fewer.
-        by: "entropy" of the probabilities; "margin", 1 less what the likeliest class is ahead
-            of the second; or "least_confident", 1 less the likeliest class's.
-        diverse: A column of groups, such as clusters or sources, that share the rows equally, as
-            far as each has some: first the least sure row of each, then the second, and so on.
+        table: Unlabelled rows with predicted probabilities.
+        probabilities: Columns of the probabilities, one a class.
+        n_rows: Number of rows to select; all if the Table has fewer.
+        strategy: "entropy" of the probabilities; "margin", 1 minus the difference between the
+            two largest; or "least_confidence", 1 minus the largest.
+        balance_by: Column of groups, such as clusters or sources, that share the selection: first
+            the most uncertain row of each group, then the second, and so on.
 
     Returns:
-        The rows with a column `uncertainty`, float64; chosen in tasks, no row passes through
-        this process.
+        The rows with a column `uncertainty`, float64; selected in tasks, without rows in this
+        process.
 
     Raises:
-        DataError: A column is missing, or a row's probabilities are none.
-
-    Example:
-        >>> pick(scored, ["probability_0", "probability_1"], 50)  # doctest: +SKIP
+        DataError: A column is missing, or the probabilities of a row are invalid.
     """
-    _check(table, probabilities, rows, by, diverse)
-    keys, descending = [SCORE, _ROW], [True, False]
-    best = table.with_row_number(_ROW).map_blocks(
-        best_of_block, list(probabilities), rows, by, diverse, name="pick"
+    _check(table, probabilities, n_rows, strategy, balance_by)
+    keys, descending = [UNCERTAINTY, _ROW], [True, False]
+    selected = table.with_row_number(_ROW).map_blocks(
+        select_in_block, list(probabilities), n_rows, strategy, balance_by, name="select"
     )
-    if diverse is not None:
+    if balance_by is not None:
         keys, descending = [_RANK, *keys], [False, *descending]
-        together = best.partition_by(diverse, len(best.blocks()))
-        best = together.map_blocks(first_of_groups, rows, diverse, name="pick_of_groups")
-    ordered = best.sort(keys, descending=descending).select([*table.schema.names, SCORE])
-    return ordered.with_row_number(_ROW).filter(pl.col(_ROW) < rows).select(
-        [*table.schema.names, SCORE]
+        by_group = selected.partition_by(balance_by, len(selected.blocks()))
+        selected = by_group.map_blocks(
+            select_in_groups, n_rows, balance_by, name="select_in_groups"
+        )
+    ordered = selected.sort(keys, descending=descending).select([*table.schema.names, UNCERTAINTY])
+    return ordered.with_row_number(_ROW).filter(pl.col(_ROW) < n_rows).select(
+        [*table.schema.names, UNCERTAINTY]
     ).materialize()  # fmt: skip
 
 
-def uncertainty(probabilities: np.ndarray, by: By) -> np.ndarray:
-    """How unsure a model is of each row, float64 `(rows,)`, larger where it is less sure.
+def uncertainty(probabilities: np.ndarray, strategy: QueryStrategy) -> np.ndarray:
+    """Uncertainty of each row, float64 `(rows,)`.
 
     Args:
         probabilities: float64 `(rows, classes)`, of sum 1.
-        by: See `pick`.
+        strategy: See `select_for_labeling`.
     """
-    # In one order, so that the same probabilities of other classes make a tie, not nearly one.
+    # Sorted, so that the same probabilities of other classes make an exact tie.
     probabilities = np.sort(probabilities, axis=1)
-    if by == "entropy":
+    if strategy == "entropy":
         with np.errstate(divide="ignore", invalid="ignore"):
             terms = np.where(probabilities > 0, probabilities * np.log(probabilities), 0.0)
         return -terms.sum(axis=1)
     second, first = probabilities[:, -2:].T
-    return 1 - (first - second) if by == "margin" else 1 - first
+    return 1 - (first - second) if strategy == "margin" else 1 - first
 
 
-def best_of_block(
-    block: pa.Table, probabilities: Sequence[str], rows: int, by: By, diverse: str | None
+def select_in_block(
+    block: pa.Table,
+    probabilities: Sequence[str],
+    n_rows: int,
+    strategy: QueryStrategy,
+    group: str | None,
 ) -> pa.Table:
-    """The rows of a block that can be among the picked, with their uncertainty."""
-    block = block.append_column(SCORE, pa.array(uncertainty(_matrix(block, probabilities), by)))
-    if diverse is not None:
-        return first_of_groups(block, rows, diverse).drop_columns([_RANK])
-    return block.take(_least_sure(block)[:rows])
+    """Candidates of a block, with their uncertainty."""
+    scores = uncertainty(_matrix(block, probabilities), strategy)
+    block = block.append_column(UNCERTAINTY, pa.array(scores))
+    if group is not None:
+        return select_in_groups(block, n_rows, group).drop_columns([_RANK])
+    return block.take(_most_uncertain(block)[:n_rows])
 
 
-def first_of_groups(block: pa.Table, rows: int, group: str) -> pa.Table:
-    """The `rows` least sure rows of each group, with their rank in it from 0."""
-    import pandas as pd
+def select_in_groups(block: pa.Table, n_rows: int, group: str) -> pa.Table:
+    """The `n_rows` most uncertain rows of each group, with their rank in it from 0."""
+    ordered = block.take(_most_uncertain(block))
+    encoded = ordered[group].combine_chunks().dictionary_encode(null_encoding="encode")
+    codes = encoded.indices.to_numpy()
+    ranks = pandas.Series(codes).groupby(codes).cumcount().to_numpy()
+    ranked = ordered.append_column(_RANK, pa.array(ranks, pa.int64()))
+    return ranked.filter(pa.array(ranks < n_rows))
 
-    ordered = block.take(_least_sure(block))
-    codes = ordered[group].combine_chunks().dictionary_encode(null_encoding="encode").indices
-    ranks = pd.Series(codes.to_numpy()).groupby(codes.to_numpy()).cumcount().to_numpy()
-    kept = ordered.append_column(_RANK, pa.array(ranks, pa.int64()))
-    return kept.filter(pa.array(ranks < rows))
 
-
-def _least_sure(block: pa.Table) -> np.ndarray:
-    return np.lexsort((block[_ROW].to_numpy(), -block[SCORE].to_numpy()))
+def _most_uncertain(block: pa.Table) -> np.ndarray:
+    return np.lexsort((block[_ROW].to_numpy(), -block[UNCERTAINTY].to_numpy()))
 
 
 def _matrix(block: pa.Table, names: Sequence[str]) -> np.ndarray:
     columns = [
         pc.fill_null(pc.cast(block[name], pa.float64()), np.nan).to_numpy() for name in names
     ]
-    made = np.stack(columns, axis=1)
-    wrong = ~((made >= 0).all(axis=1) & (np.abs(made.sum(axis=1) - 1) < 1e-3))
+    matrix = np.stack(columns, axis=1)
+    wrong = ~((matrix >= 0).all(axis=1) & (np.abs(matrix.sum(axis=1) - 1) < 1e-3))
     if wrong.any():
-        given = dict(zip(names, made[wrong][0].tolist(), strict=True))
+        first = dict(zip(names, matrix[wrong][0].tolist(), strict=True))
         raise DataError(
-            f"{int(wrong.sum())} rows of a block have no probabilities, the first {given}: they "
-            "must be from 0 on, of sum 1. Name the columns of all classes"
+            f"{int(wrong.sum())} rows of a block have invalid probabilities, the first {first}: "
+            "they must be at least 0, of sum 1. Name the columns of all classes"
         )
-    return made
+    return matrix
 
 
 def _check(
-    table: Table, probabilities: Sequence[str], rows: int, by: By, diverse: str | None
+    table: Table,
+    probabilities: Sequence[str],
+    n_rows: int,
+    strategy: QueryStrategy,
+    group: str | None,
 ) -> None:
     names = table.schema.names
-    wanted = [*probabilities, *([] if diverse is None else [diverse])]
+    needed = [*probabilities, *([] if group is None else [group])]
     if isinstance(probabilities, str) or len(set(probabilities)) < 2:
         raise DataError(f"probabilities={probabilities!r}: name the columns of at least 2 classes")
-    if missing := [name for name in wanted if name not in names]:
-        raise DataError(f"pick: {missing} are no columns; the table has {names[:20]}")
-    if SCORE in names:
-        raise DataError(f"the table has a column {SCORE!r} already: rename or leave it out")
-    if by not in ("entropy", "margin", "least_confident"):
-        raise DataError(f"by={by!r}: give 'entropy', 'margin' or 'least_confident'")
-    if rows < 1:
-        raise DataError(f"rows={rows}: pick at least one")
+    if missing := [name for name in needed if name not in names]:
+        raise DataError(f"no such column: {missing}; the table has {names[:20]}")
+    if UNCERTAINTY in names:
+        raise DataError(f"the table already has a column {UNCERTAINTY!r}: rename or drop it")
+    if strategy not in get_args(QueryStrategy):
+        raise DataError(f"strategy={strategy!r}: use one of {get_args(QueryStrategy)}")
+    if n_rows < 1:
+        raise DataError(f"n_rows={n_rows}: select at least one")

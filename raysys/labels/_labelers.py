@@ -1,4 +1,4 @@
-"""Labelling functions as columns of votes, and how often each pattern of votes occurs."""
+"""Votes of labelling functions, and counts of their patterns."""
 
 from __future__ import annotations
 
@@ -17,63 +17,63 @@ if TYPE_CHECKING:
 
     from raysys.data import Table
 
-# Distinct patterns of votes reach the driver; so many take it seconds.
-MOST_PATTERNS = 100_000
-SILENT = -1
+# Distinct patterns reach the driver; this many take seconds.
+MAX_PATTERNS = 100_000
+ABSTAIN = -1
 _ROWS = "rows_of_pattern"
 
 
 def apply_labelers(table: Table, labelers: Mapping[str, pl.Expr]) -> Table:
-    """Let labelling functions vote on every row.
+    """Add the votes of labelling functions.
 
-    A labelling function is a polars expression over one row that gives a class from 0 on, or null
-    where it has nothing to say. One that gives a boolean votes for 0 or 1.
+    A labelling function is a polars expression of one row: a class number from 0, or null to
+    abstain. A boolean is a vote for 0 or 1.
 
     Args:
         table: Any rows.
         labelers: Labelling functions by name.
 
     Returns:
-        The table with a column of int8 votes for each, planned like `with_columns`.
+        The table with an int8 column of votes for each; lazy, as `with_columns`.
 
     Raises:
-        DataError: A name is a column already, or an expression gives something else than
-            integers or booleans.
+        DataError: A name is already a column, or an expression has another type than integer or
+            boolean.
 
     Example:
-        >>> text = pl.col("text").str.to_lowercase()  # doctest: +SKIP
-        >>> labelers = {  # doctest: +SKIP
-        ...     "asks_refund": pl.when(text.str.contains("refund")).then(1),
-        ...     "says_thanks": pl.when(text.str.contains("thank")).then(0),
-        ... }
-        >>> votes = apply_labelers(table, labelers)  # doctest: +SKIP
+        text = pl.col("text").str.to_lowercase()
+        labelers = {
+            "asks_refund": pl.when(text.str.contains("refund")).then(1),
+            "says_thanks": pl.when(text.str.contains("thank")).then(0),
+        }
+        votes = apply_labelers(table, labelers)
     """
     if taken := [name for name in labelers if name in table.schema.names]:
         raise DataError(
-            f"labelers {taken}: the table has such columns already; rename the labelers"
+            f"labelers {taken}: the table already has these columns; rename the labelers"
         )
     if not labelers:
-        raise DataError("no labelers were given: give at least one, as {name: expression}")
+        raise DataError("labelers={}: give at least one, as {name: expression}")
     voted = table.with_columns(**labelers)
     for name in labelers:
         kind = voted.schema.field(name).type
         if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
             raise DataError(
-                f"labeler {name} gives {kind}: a vote is a class's number from 0 on, or null. "
-                "For a class's name use .replace_strict({name: number}, default=None)"
+                f"labeler {name} returns {kind}: a vote is a class number from 0, or null. "
+                "For class names use .replace_strict({name: number}, default=None)"
             )
-    return table.with_columns(**{name: made.cast(pl.Int8) for name, made in labelers.items()})
+    return table.with_columns(**{name: vote.cast(pl.Int8) for name, vote in labelers.items()})
 
 
 @dataclass(frozen=True)
-class Patterns:
-    """Each pattern of votes that occurs, once: all that a label model needs of the rows.
+class VotePatterns:
+    """Distinct patterns of votes with their counts, the sufficient statistic of a label model.
 
     Attributes:
-        labelers: Names of the columns of votes.
-        votes: int8 `(patterns, labelers)`, -1 where silent; ascending.
-        rows: int64 `(patterns,)`, how many rows have it.
-        gold: int8 `(patterns,)`, the known class of these rows, -1 if it is not known.
+        labelers: Names of the vote columns.
+        votes: int8 `(patterns, labelers)`, -1 for abstaining; ascending.
+        rows: int64 `(patterns,)`, number of rows.
+        gold: int8 `(patterns,)`, gold label of these rows, -1 if unknown.
     """
 
     labelers: tuple[str, ...]
@@ -82,81 +82,81 @@ class Patterns:
     gold: np.ndarray
 
 
-def count_patterns(votes: Table, labelers: Iterable[str], gold: str | None = None) -> Patterns:
-    """Count the patterns of votes in tasks; the distinct ones reach this process.
+def count_patterns(votes: Table, labelers: Iterable[str], gold: str | None = None) -> VotePatterns:
+    """Count the patterns of votes in tasks; distinct patterns reach this process.
 
     Raises:
-        DataError: A column is missing or holds no votes, or there are too many patterns.
+        DataError: A column is missing or does not hold votes, or the patterns are too many.
     """
     names = names_of(labelers)
     by = names_of([*names, *([gold] if gold else [])])
     check_columns(votes, by)
     counted = votes.aggregate(by, **{_ROWS: "rows"})
-    if len(counted) > MOST_PATTERNS:
+    if len(counted) > MAX_PATTERNS:
         raise DataError(
             f"the {len(names)} labelers make {len(counted)} different patterns of votes, more than "
-            f"{MOST_PATTERNS}: fit fewer at once, or let those that vote alike vote as one"
+            f"{MAX_PATTERNS}: fit fewer at once, or merge those that vote alike"
         )
     return patterns_of(counted.to_arrow(), names, gold)
 
 
-def patterns_of(counted: pa.Table, names: tuple[str, ...], gold: str | None) -> Patterns:
-    """Patterns in an order that does not depend on the blocks, so that sums round alike."""
+def patterns_of(counted: pa.Table, names: tuple[str, ...], gold: str | None) -> VotePatterns:
+    """Patterns in ascending order, so that rounding does not depend on the blocks."""
     columns = codes_of(counted, [*names, *([gold] if gold else [])])
     order = np.lexsort(columns.T[::-1])
     columns, rows = columns[order], counted[_ROWS].to_numpy()[order].astype(np.int64)
-    known = columns[:, -1] if gold else np.full(len(rows), SILENT, np.int8)
-    return Patterns(names, columns[:, : len(names)], rows, known)
+    labels = columns[:, -1] if gold else np.full(len(rows), ABSTAIN, np.int8)
+    return VotePatterns(names, columns[:, : len(names)], rows, labels)
 
 
 def names_of(labelers: Iterable[str]) -> tuple[str, ...]:
-    """Names of labelers, given as such or as a mapping."""
+    """Names of labelers, from names or a mapping."""
     names = (labelers,) if isinstance(labelers, str) else tuple(labelers)
     if not names or len(set(names)) < len(names):
-        raise DataError(f"labelers {list(names)}: give the names of columns of votes, each once")
+        raise DataError(f"labelers {list(names)}: name vote columns, without duplicates")
     return names
 
 
 def check_columns(votes: Table, names: Iterable[str]) -> None:
-    """Refuse what are no columns of class numbers."""
+    """Refuse columns that do not hold class numbers."""
     schema = votes.schema
     for name in names:
         if name not in schema.names:
             raise DataError(
-                f"there is no column of votes {name!r}; the table has {schema.names[:20]}. "
-                "apply_labelers adds them"
+                f"no vote column {name!r}; the table has {schema.names[:20]}. Add the votes with "
+                "apply_labelers"
             )
         kind = schema.field(name).type
         if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
-            raise DataError(f"{name}: a column of classes holds integers from 0 on, not {kind}")
+            raise DataError(f"{name}: votes are integers from 0, not {kind}")
 
 
 def codes_of(block: pa.Table, names: Iterable[str]) -> np.ndarray:
-    """Votes of a block, int8 `(rows, labelers)`, -1 where silent.
+    """Votes of a block, int8 `(rows, labelers)`, -1 for abstaining.
 
     Raises:
-        DataError: A value is no class.
+        DataError: A value is not a class number.
     """
     columns = [_checked(name, pc.cast(block[name], pa.int64())) for name in names]
-    made = [pc.fill_null(column, SILENT).to_numpy().astype(np.int8) for column in columns]
-    return np.stack(made, axis=1)
+    votes = [pc.fill_null(column, ABSTAIN).to_numpy().astype(np.int8) for column in columns]
+    return np.stack(votes, axis=1)
 
 
 def _checked(name: str, column: Any) -> Any:
-    least, most = pc.min_max(column).as_py().values()
-    if least is not None and (least < 0 or most > 126):
+    low, high = pc.min_max(column).as_py().values()
+    if low is not None and (low < 0 or high > 126):
         raise DataError(
-            f"{name} holds {least if least < 0 else most}: classes are numbers from 0 to 126, and "
-            "null says that a labeler is silent"
+            f"{name} holds {low if low < 0 else high}: classes are numbers from 0 to 126, and a "
+            "labeler abstains with null"
         )
     return column
 
 
 def check_classes(names: Iterable[str], votes: np.ndarray, classes: int) -> None:
-    """Refuse votes, as of `codes_of`, for classes that there are not."""
+    """Refuse votes for unknown classes."""
     for name, column in zip(names, votes.T, strict=True):
         if len(column) and column.max() >= classes:
             raise DataError(
-                f"labeler {name} votes for class {column.max()}, and there are {classes} classes, "
-                f"0 to {classes - 1}: correct it, or say classes={column.max() + 1}"
+                f"labeler {name} votes for class {column.max()}, but the {classes} classes are "
+                f"0 to {classes - 1}: correct it, or use classes={column.max() + 1}"
             )

@@ -8,8 +8,8 @@ import pytest
 from raysys.errors import DataError
 from raysys.labels import FittedLabelModel, LabelModel
 from raysys.labels._label_model import predict_block, score_patterns
-from raysys.labels._report import report_of
-from tests.labels.examples import all_classes, majority, one_sided, patterns
+from raysys.labels._labeler_report import report_of
+from tests.labels.example_votes import all_classes, majority, one_sided, patterns
 
 ACCURACIES = [0.9, 0.75, 0.7, 0.65, 0.6, 0.55]
 RATES = [
@@ -33,7 +33,7 @@ def _predicted(votes: np.ndarray, fitted: FittedLabelModel) -> pa.Table:
 
 @pytest.mark.parametrize("kind", ["accuracies", "confusions"])
 @pytest.mark.parametrize("shares", [[0.7, 0.3], [0.6, 0.3, 0.1]])
-def test_accuracies_are_recovered_and_a_majority_vote_is_beaten(
+def test_accuracies_are_recovered_and_labels_beat_a_majority_vote(
     kind: str, shares: list[float]
 ) -> None:
     y = _classes(20_000, shares)
@@ -42,17 +42,17 @@ def test_accuracies_are_recovered_and_a_majority_vote_is_beaten(
     assert fitted.converged
     np.testing.assert_allclose(list(fitted.accuracies.values()), ACCURACIES, atol=0.025)
     np.testing.assert_allclose(fitted.balance, shares, atol=0.03)
-    made = _predicted(votes, fitted)
+    predicted = _predicted(votes, fitted)
     covered = (votes >= 0).any(axis=1)
-    right = (made["label"].to_numpy() == y)[covered].mean()
+    right = (predicted["label"].to_numpy() == y)[covered].mean()
     assert right > (majority(votes, len(shares)) == y)[covered].mean() + 0.05
 
 
-def test_labelers_of_one_class_are_weighed_as_well_as_if_the_classes_were_known() -> None:
+def test_labelers_of_one_class_match_the_bayes_classifier() -> None:
     y = _classes(20_000, [0.7, 0.3])
     votes = one_sided(y, RATES, seed=2)
     fitted = LabelModel(2).fit_patterns(patterns(votes))
-    made = _predicted(votes, fitted)["label"].to_numpy()
+    predicted = _predicted(votes, fitted)["label"].to_numpy()
     covered = (votes >= 0).any(axis=1)
     rates = np.array([[(votes[y == c] == v).mean(axis=0) for v in (-1, 0, 1)] for c in (0, 1)])
     logs = np.log(np.array([0.7, 0.3])) + np.array(
@@ -62,34 +62,36 @@ def test_labelers_of_one_class_are_weighed_as_well_as_if_the_classes_were_known(
         ]
     )
     best = (logs.argmax(axis=1) == y[:4000])[covered[:4000]].mean()
-    assert (made[:4000] == y[:4000])[covered[:4000]].mean() == pytest.approx(best, abs=0.01)
-    assert (made == y)[covered].mean() > (majority(votes, 2) == y)[covered].mean() + 0.015
+    assert (predicted[:4000] == y[:4000])[covered[:4000]].mean() == pytest.approx(best, abs=0.01)
+    assert (predicted == y)[covered].mean() > (majority(votes, 2) == y)[covered].mean() + 0.015
     with pytest.raises(DataError, match="labeler_0 votes for class 1 only"):
         LabelModel(2, kind="accuracies").fit_patterns(patterns(votes))
 
 
 def _em_row_by_row(votes: np.ndarray, rounds: int) -> tuple[list[float], list[float]]:
-    """Shares and accuracies of two classes, by EM as the paper writes it, with the prior row."""
+    """Shares and accuracies of two classes, by EM as in the paper, with the prior row."""
     shares, right = [0.5, 0.5], [0.7] * votes.shape[1]
     for _ in range(rounds):
-        found = []
+        posteriors = []
         for row in votes.tolist():
-            chance = [
+            joint = [
                 shares[c]
                 * math.prod(
                     1 if v < 0 else right[j] if v == c else 1 - right[j] for j, v in enumerate(row)
                 )
                 for c in (0, 1)
             ]
-            found.append([one / sum(chance) for one in chance])
+            posteriors.append([p / sum(joint) for p in joint])
         for j in range(votes.shape[1]):
-            given = [(p, v) for p, v in zip(found, votes[:, j].tolist(), strict=True) if v >= 0]
-            right[j] = (sum(p[v] for p, v in given) + 0.7) / (len(given) + 1)
-        shares = [(sum(p[c] for p in found) + 1) / (len(found) + 2) for c in (0, 1)]
+            voted = [
+                (p, v) for p, v in zip(posteriors, votes[:, j].tolist(), strict=True) if v >= 0
+            ]
+            right[j] = (sum(p[v] for p, v in voted) + 0.7) / (len(voted) + 1)
+        shares = [(sum(p[c] for p in posteriors) + 1) / (len(posteriors) + 2) for c in (0, 1)]
     return shares, right
 
 
-def test_patterns_teach_what_rows_do() -> None:
+def test_em_on_patterns_matches_em_on_rows() -> None:
     y = _classes(300, [0.6, 0.4])
     votes = all_classes(y, [0.9, 0.8, 0.7, 0.6], 2, 0.8, seed=3)
     votes = votes[(votes >= 0).any(axis=1)]
@@ -99,50 +101,52 @@ def test_patterns_teach_what_rows_do() -> None:
     np.testing.assert_allclose(list(fitted.accuracies.values()), right, atol=1e-5)
 
 
-def test_a_prediction_is_bayes_rule() -> None:
-    answers = np.array([[[0.5, 0.4, 0.1], [0.2, 0.2, 0.6]], [[0.1, 0.6, 0.3], [0.1, 0.3, 0.6]]])
-    fitted = FittedLabelModel(("a", "b"), np.array([0.8, 0.2]), answers, 1, True)
+def test_predictions_follow_bayes_rule() -> None:
+    vote_probabilities = np.array(
+        [[[0.5, 0.4, 0.1], [0.2, 0.2, 0.6]], [[0.1, 0.6, 0.3], [0.1, 0.3, 0.6]]]
+    )
+    fitted = FittedLabelModel(("a", "b"), np.array([0.8, 0.2]), vote_probabilities, 1, True)
     block = pa.table(
         {"a": pa.array([1, None, None], pa.int8()), "b": pa.array([0, 1, None], pa.int8())}
     )
-    made = predict_block(block, fitted)
+    predicted = predict_block(block, fitted)
     first = 0.8 * 0.1 * 0.6, 0.2 * 0.6 * 0.3
     second = 0.8 * 0.5 * 0.3, 0.2 * 0.2 * 0.6
     silent = 0.8 * 0.5 * 0.1, 0.2 * 0.2 * 0.1
     expected = [pair[1] / sum(pair) for pair in (first, second, silent)]
-    np.testing.assert_allclose(made["probability_1"].to_numpy(), expected)
-    np.testing.assert_allclose(made["probability_0"].to_numpy(), 1 - np.array(expected))
-    assert made["label"].to_pylist() == [0, 0, None]
-    assert made.schema.field("label").type == pa.int8()
+    np.testing.assert_allclose(predicted["probability_1"].to_numpy(), expected)
+    np.testing.assert_allclose(predicted["probability_0"].to_numpy(), 1 - np.array(expected))
+    assert predicted["label"].to_pylist() == [0, 0, None]
+    assert predicted.schema.field("label").type == pa.int8()
 
 
-def test_votes_that_cancel_give_no_label() -> None:
+def test_ties_have_no_label() -> None:
     coin = [[1.0, 0.7, 0.3], [1.0, 0.3, 0.7]]
     fitted = FittedLabelModel(("a", "b"), np.array([0.5, 0.5]), np.array([coin, coin]), 1, True)
-    made = _predicted(np.array([[0, 1], [1, 0], [1, 1]], np.int8), fitted)
-    assert made["label"].to_pylist() == [None, None, 1]
+    predicted = _predicted(np.array([[0, 1], [1, 0], [1, 1]], np.int8), fitted)
+    assert predicted["label"].to_pylist() == [None, None, 1]
 
 
-def test_a_known_balance_is_kept() -> None:
+def test_a_given_balance_is_not_estimated() -> None:
     votes = all_classes(_classes(500, [0.5, 0.5]), [0.8, 0.7, 0.7], 2, 1.0, seed=4)
     fitted = LabelModel(2, balance=(0.9, 0.1)).fit_patterns(patterns(votes))
     assert fitted.balance.tolist() == [0.9, 0.1]
 
 
-def test_a_score_compares_with_a_majority_vote() -> None:
+def test_the_score_compares_with_a_majority_vote() -> None:
     y = _classes(400, [0.7, 0.3])
     votes = all_classes(y, ACCURACIES, 2, 0.4, seed=5)
     gold = np.where(np.arange(400) % 3 == 0, y, -1)
     counted = patterns(votes, gold)
     fitted = LabelModel(2).fit_patterns(counted)
-    found = score_patterns(counted, fitted)
-    known = (gold >= 0) & (votes >= 0).any(axis=1)
+    score = score_patterns(counted, fitted)
+    scored = (gold >= 0) & (votes >= 0).any(axis=1)
     label = _predicted(votes, fitted)["label"].to_numpy()
-    assert found.rows == known.sum()
-    assert found.label_model == pytest.approx((label == y)[known].mean())
-    guesses = np.mean([(majority(votes, 2, seed) == y)[known].mean() for seed in range(200)])
-    assert found.majority == pytest.approx(guesses, abs=0.01)
-    with pytest.raises(DataError, match="no row that has a vote is of known class"):
+    assert score.rows == scored.sum()
+    assert score.label_model == pytest.approx((label == y)[scored].mean())
+    guesses = np.mean([(majority(votes, 2, seed) == y)[scored].mean() for seed in range(200)])
+    assert score.majority_vote == pytest.approx(guesses, abs=0.01)
+    with pytest.raises(DataError, match="no row with a vote has a gold label"):
         score_patterns(patterns(votes), fitted)
 
 
@@ -157,22 +161,22 @@ def test_the_state_is_json() -> None:
         FittedLabelModel.from_state({**state, "format": 7})
 
 
-def test_what_cannot_be_a_label_model_is_refused() -> None:
-    for wrong, said in (
+def test_invalid_label_models_are_refused() -> None:
+    for wrong, message in (
         ({"classes": 1}, "classes=1"),
         ({"classes": 2, "kind": "x"}, "kind='x'"),
         ({"classes": 2, "balance": (0.5, 0.6)}, "balance="),
         ({"classes": 2, "balance": (1.0, 0.0)}, "balance="),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             LabelModel(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"labeler_1 votes for class 2, .* say classes=3"):
+    with pytest.raises(DataError, match=r"labeler_1 votes for class 2, .* use classes=3"):
         LabelModel(2).fit_patterns(patterns(np.array([[0, 2], [1, 1]], np.int8)))
     with pytest.raises(DataError, match="votes on any row"):
         LabelModel(2).fit_patterns(patterns(np.full((3, 2), -1, np.int8)))
 
 
-def test_a_block_without_rows_gives_none() -> None:
+def test_an_empty_block_has_no_labels() -> None:
     votes = all_classes(_classes(50, [0.5, 0.5]), [0.8, 0.7, 0.7], 2, 0.7, seed=7)
     fitted = LabelModel(2).fit_patterns(patterns(votes))
     assert _predicted(votes[:0], fitted).schema == _predicted(votes, fitted).schema

@@ -10,14 +10,14 @@ from sklearn.semi_supervised import SelfTrainingClassifier
 
 from raysys.data import Splits, Table, split_by_hash
 from raysys.errors import DataError
-from raysys.labels import self_train
-from raysys.labels._self_train import deal
+from raysys.labels import SelfTrainingRound, self_train
+from raysys.labels._self_training import split_block
 
 PIXELS = [f"pixel_{number}" for number in range(64)]
 
 
 class Fit:
-    """A classifier of scikit-learn as `self_train` wants it."""
+    """A scikit-learn classifier as the `fit` of `self_train`."""
 
     def __init__(self, model: Any):
         self.model = model
@@ -54,33 +54,35 @@ def _model() -> LogisticRegression:
     return LogisticRegression(C=100, max_iter=500)
 
 
-def _trained_as_by_scikit_learn(seed: int) -> tuple[float, float]:
-    """Accuracies with 50 labels, and after self-training, which is held against the peer's."""
+def _compare_with_scikit_learn(seed: int) -> tuple[float, float]:
+    """Accuracies before and after self-training from 50 labels, compared with scikit-learn."""
     x, y = _digits(seed)
-    text = np.array([f"digit {one}" for one in y])
-    known, train = 50, 1000
+    text = np.array([f"digit {value}" for value in y])
+    start, train = 50, 1000
     numbers = np.arange(train)
-    labelled = Table.from_arrow(_table(x[:known], row=numbers[:known], digit=text[:known]), 30)
-    unlabelled = Table.from_arrow(_table(x[known:train], row=numbers[known:]), 400)
+    labelled = Table.from_arrow(_table(x[:start], row=numbers[:start], digit=text[:start]), 30)
+    unlabelled = Table.from_arrow(_table(x[start:train], row=numbers[start:]), 400)
     trained = self_train(
-        Fit(_model()), labelled, unlabelled, label="digit", threshold=0.95, rounds=4
+        Fit(_model()), labelled, unlabelled, label="digit", threshold=0.95, max_iter=4
     )
 
     peer = SelfTrainingClassifier(_model(), threshold=0.95, max_iter=4)
-    peer.fit(x[:train], np.where(numbers < known, y[:train], -1))
+    peer.fit(x[:train], np.where(numbers < start, y[:train], -1))
     rows = trained.table.to_arrow().sort_by("row")
-    taken = np.flatnonzero(peer.labeled_iter_ >= 0)
-    assert rows["row"].to_pylist() == taken.tolist()
-    assert rows["round"].to_pylist() == peer.labeled_iter_[taken].tolist()
-    assert rows["digit"].to_pylist() == [f"digit {one}" for one in peer.transduction_[taken]]
+    labelled_rows = np.flatnonzero(peer.labeled_iter_ >= 0)
+    assert rows["row"].to_pylist() == labelled_rows.tolist()
+    assert rows["round"].to_pylist() == peer.labeled_iter_[labelled_rows].tolist()
+    assert rows["digit"].to_pylist() == [
+        f"digit {value}" for value in peer.transduction_[labelled_rows]
+    ]
     weights = rows["weight"].to_numpy()
-    assert (weights[:known] == 1).all()
-    assert (weights[known:] > 0.95).all()
-    added = np.bincount(peer.labeled_iter_[taken])[1:].tolist()
-    assert [sum(one.added.values()) for one in trained.rounds] == added
+    assert (weights[:start] == 1).all()
+    assert (weights[start:] > 0.95).all()
+    added = np.bincount(peer.labeled_iter_[labelled_rows])[1:].tolist()
+    assert [sum(round_.added.values()) for round_ in trained.rounds] == added
     assert len(added) == 4
-    assert trained.rounds[-1].left == train - len(taken)
-    assert (peer.termination_condition_, trained.stopped) == ("max_iter", "rounds over")
+    assert trained.rounds[-1].unlabelled == train - len(labelled_rows)
+    assert peer.termination_condition_ == trained.termination_condition == "max_iter"
     assert trained.table.lineage.operation == "self_train"
 
     test = _table(x[train:])
@@ -92,27 +94,28 @@ def _trained_as_by_scikit_learn(seed: int) -> tuple[float, float]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_labels_are_those_of_scikit_learn_and_make_the_model_better() -> None:
-    before, after = np.mean([_trained_as_by_scikit_learn(seed) for seed in (0, 1)], axis=0)
+def test_labels_match_scikit_learn_and_improve_the_model() -> None:
+    before, after = np.mean([_compare_with_scikit_learn(seed) for seed in (0, 1)], axis=0)
     assert after > before + 0.02
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_it_stops_when_nothing_is_left_or_nothing_is_sure() -> None:
+def test_it_ends_when_all_are_labelled_or_nothing_changes() -> None:
     x, y = _digits(seed=1, digits=2)
     labelled = Table.from_arrow(_table(x[:20], digit=y[:20]))
     unlabelled = Table.from_arrow(_table(x[20:60]), 25)
     all_of_them = self_train(Fit(GaussianNB()), labelled, unlabelled, label="digit", threshold=0.5)
-    assert all_of_them.stopped == "all labelled"
+    assert all_of_them.termination_condition == "all_labeled"
     assert len(all_of_them.table) == 60
     assert all_of_them.table.schema.field("digit").type == pa.int64()
 
     def unsure(table: Table) -> Any:
         return lambda block: np.full((len(block), 2), 0.5)
 
-    none = self_train(unsure, labelled, unlabelled, label="digit", threshold=0.5, rounds=3)
-    assert (none.stopped, len(none.table)) == ("none over the threshold", 20)
-    assert [(one.number, one.added, one.left) for one in none.rounds] == [(1, {0: 0, 1: 0}, 40)]
+    none = self_train(unsure, labelled, unlabelled, label="digit", threshold=0.5, max_iter=3)
+    assert (none.termination_condition, len(none.table)) == ("no_change", 20)
+    assert repr(none) == "SelfTrainingResult(no_change, rows added by round: [0])"
+    assert none.rounds == (SelfTrainingRound(1, {0: 0, 1: 0}, 40),)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -131,11 +134,11 @@ def test_rows_of_an_evaluation_split_are_refused() -> None:
     # The training split is for training.
     few = Splits(dict(split_by_hash(splits.train, {"train": 0.2, "rest": 0.8}, PIXELS)))
     rest = few["rest"].select(PIXELS)
-    assert self_train(fit, few.train, rest, label="digit", rounds=1).rounds[0].number == 1
+    assert self_train(fit, few.train, rest, label="digit", max_iter=1).rounds[0].number == 1
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_does_not_fit_together_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     x, y = _digits(seed=3, digits=2)
     labelled = Table.from_arrow(_table(x[:20], digit=y[:20]))
     unlabelled = Table.from_arrow(_table(x[20:60]))
@@ -145,16 +148,21 @@ def test_what_does_not_fit_together_is_refused() -> None:
         (unlabelled, unlabelled, {}, "have no column 'digit'"),
         (labelled, unlabelled.select(PIXELS[1:]), {}, "the unlabelled rows lack"),
         (labelled, unlabelled, {"threshold": 1.0}, "threshold=1.0"),
-        (labelled, unlabelled, {"rounds": 0}, "rounds=0"),
-        (labelled.rename({"pixel_0": "weight"}), unlabelled, {}, r"columns \['weight'\] already"),
+        (labelled, unlabelled, {"max_iter": 0}, "max_iter=0"),
+        (
+            labelled.rename({"pixel_0": "weight"}),
+            unlabelled,
+            {},
+            r"already have columns \['weight'\]",
+        ),
         (Table.from_arrow(_table(x[:3], digit=[1, 1, 1])), unlabelled, {}, "of one class"),
     ]
-    for first, second, how, said in wrong:
-        with pytest.raises(DataError, match=said):
-            self_train(fit, first, second, label="digit", **how)
+    for first, second, options, message in wrong:
+        with pytest.raises(DataError, match=message):
+            self_train(fit, first, second, label="digit", **options)
 
 
-def test_a_block_is_dealt_out_by_the_threshold_and_bad_probabilities_are_refused() -> None:
+def test_a_block_is_split_by_the_threshold_and_bad_probabilities_are_refused() -> None:
     block = pa.table({"x": [0.1, 0.9, 0.7, 0.2]})
 
     def predictor(rows: pa.Table) -> np.ndarray:
@@ -162,12 +170,12 @@ def test_a_block_is_dealt_out_by_the_threshold_and_bad_probabilities_are_refused
         return np.stack([1 - x, x], axis=1)
 
     how = ("c", pa.string(), ["no", "yes"], 0.8, 3)
-    sure, left = deal(block, predictor, *how)
+    sure, left = split_block(block, predictor, *how)
     assert sure.to_pydict() == {
         "x": [0.1, 0.9], "c": ["no", "yes"], "weight": [0.9, 0.9], "round": [3, 3]
     }  # fmt: skip
     assert left["x"].to_pylist() == [0.7, 0.2]  # 0.8 is not over 0.8
-    none, nothing = deal(block.slice(0, 0), predictor, *how)
+    none, nothing = split_block(block.slice(0, 0), predictor, *how)
     assert (none.schema, len(nothing)) == (sure.schema, 0)
-    with pytest.raises(DataError, match=r"shape \(4, 2\) for 4 rows.*it gave \(4, 1\)"):
-        deal(block, lambda rows: predictor(rows)[:, :1], *how)
+    with pytest.raises(DataError, match=r"returned shape \(4, 1\) for 4 rows.*of shape \(4, 2\)"):
+        split_block(block, lambda rows: predictor(rows)[:, :1], *how)
