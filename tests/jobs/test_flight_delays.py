@@ -62,8 +62,8 @@ def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Any
     storage, output = Storage(folder / "storage"), StringIO()
     with redirect_stdout(output):
         config = Config(
-            data=str(folder / "data"), storage=storage.root, boost_trials=1, num_boost_round=30, epochs=1,
-            compare=False, port=18434,
+            data=str(folder / "data"), storage=storage.root, boost_trials=1, num_boost_round=30,
+            epochs=1, compare=False, port=18434,
         )  # fmt: skip
         flight_delays.make_job(config).run()
     yield Finished(storage, output.getvalue(), len(some))
