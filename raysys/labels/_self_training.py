@@ -110,27 +110,27 @@ def self_train(
     parts = [train.map_blocks(mark_labelled, name="self_train_labelled")]
     kind = train.schema.field(label).type
     remaining, rounds = unlabelled.select(features).materialize(), list[SelfTrainingRound]()
-    while remaining.rows and len(rounds) < max_iter:
+    while len(remaining) and len(rounds) < max_iter:
         predictor = fit(Table.concat(parts))
         added, remaining = remaining.split_blocks(
             split_block, ray.put(predictor), label, kind, classes, threshold, len(rounds) + 1,
             name="self_train",
         )  # fmt: skip
         by_class = Counter[Any]()
-        if added.rows:
+        if len(added):
             by_class.update(class_counts(added, label))
             parts.append(added.select(parts[0].schema.names))
         counts = {value: by_class[value] for value in classes}
-        rounds.append(SelfTrainingRound(len(rounds) + 1, counts, remaining.rows))
-        if not added.rows:
+        rounds.append(SelfTrainingRound(len(rounds) + 1, counts, len(remaining)))
+        if not len(added):
             break
     table = Table.concat(parts)
     added_by_round = [round_.added for round_ in rounds]
     parameters = {"label": label, "threshold": threshold, "rounds": added_by_round}
     lineage = Lineage("self_train", parameters, (train.lineage, unlabelled.lineage))
-    table = Table(table.blocks, table.metas, lineage)
+    table = Table(table.blocks(), table.metas(), lineage)
     condition: TerminationCondition = "max_iter"
-    if not remaining.rows:
+    if not len(remaining):
         condition = "all_labeled"
     elif not any(rounds[-1].added.values()):
         condition = "no_change"

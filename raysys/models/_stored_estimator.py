@@ -57,7 +57,7 @@ def save_estimator(estimator: Any, folder: Path, inputs: Sequence[str] | None = 
     Example:
         run.store_model("churn", functools.partial(save_estimator, fitted),
                         signature=estimator_signature(fitted))
-        graph_node = serve.from_store(StoredEstimator, storage, "churn")
+        graph_node = serve.LazyModel(StoredEstimator, storage, "churn")
 
     Args:
         estimator: Fitted estimator. It is pickled: a writer of the store can run code where it is
@@ -74,7 +74,7 @@ def save_estimator(estimator: Any, folder: Path, inputs: Sequence[str] | None = 
 
 
 class StoredEstimator:
-    """A stored estimator that predicts batches, for `serve.from_store` and ensembles.
+    """A stored estimator that predicts batches, for `serve.LazyModel` and ensembles.
 
     Attributes:
         inputs: Names of the features.

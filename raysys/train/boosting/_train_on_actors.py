@@ -56,7 +56,7 @@ def train_on_actors(
                 },
                 training,
                 plan.num_boost_round,
-                evals=[(validation, "validation")] if validation else [],
+                evals=[(validation, "validation")] if validation is not None else [],
                 ray_params=main.RayParams(
                     num_actors=num_actors,
                     cpus_per_actor=threads,

@@ -38,7 +38,7 @@ def parameters(function: Any) -> list[str]:
         (xgboost.RabitTracker.wait_for, ["timeout"]),
         (xgboost.RabitTracker.free, []),
         (xgboost.RabitTracker.worker_args, []),
-        (BoostActor, parameters(main.RayXGBoostActor)),
+        (main.RayXGBoostActor, parameters(BoostActor)),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
 )
