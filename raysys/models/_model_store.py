@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import uuid
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -95,9 +96,9 @@ class ModelStore:
         name: str,
         write: Callable[[Path], None],
         *,
-        manifest: Mapping[str, Any],
-        run: TrackedRun,
-        path: str,
+        manifest: Mapping[str, Any] | None = None,
+        run: TrackedRun | None = None,
+        path: str | None = None,
     ) -> StoredModel:
         """Store a model as a new version; `promote` points an alias at it.
 
@@ -106,17 +107,18 @@ class ModelStore:
             write: Function that fills a folder with the model's files; called in a task.
             manifest: Signature, settings, data fingerprint, metrics; stored beside the files.
             run: Run that trained the model.
-            path: Storage path of the folder.
+            path: Storage path of the folder; default a new one under `models/<name>`.
         """
+        path = path or f"models/{name}/{uuid.uuid4().hex}"
         task = ray.remote(_write).options(name=f"register {name}")
-        sha256 = ray.get(task.remote(self.storage, path, write, dict(manifest)))
+        sha256 = ray.get(task.remote(self.storage, path, write, dict(manifest or {})))
         client = connect(tracking_uri(self.storage))
         try:
             client.get_registered_model(name)
         except exceptions.MlflowException:
             client.create_registered_model(name)
         version = client.create_model_version(
-            name, self.storage.uri(path), run.run_id, tags={_DIGEST_TAG: sha256}
+            name, self.storage.uri(path), run and run.run_id, tags={_DIGEST_TAG: sha256}
         ).version
         metrics.MODELS_STORED.inc(1, {"model": name})
         return StoredModel(name, int(version), path, sha256)
