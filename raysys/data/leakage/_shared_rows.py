@@ -99,7 +99,7 @@ def shared_rows(
     for overlap in overlaps:
         for (comparison, a, b), part in overlap.items():
             total = shared.setdefault((comparison, names[a], names[b]), SharedRows())
-            total.rows += len(part)
+            total.rows += part.rows
             total.examples = sorted(
                 total.examples + part.examples, key=lambda pair: (pair[1], pair[0])
             )[:_EXAMPLES]

@@ -79,9 +79,7 @@ def _as_key(value: Any, kind: Any, column: str) -> int:
     try:
         return int(ordered(pa.array([value], kind), column)[0])
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
-        raise DataError(
-            f"{column} has type {kind}, and {value!r} is not a valid value: {error}"
-        ) from error
+        raise DataError(f"{value!r} is not a valid {kind} for {column}: {error}") from error
 
 
 def _before(start: Any, gap: Any, column: str) -> Any:
