@@ -67,6 +67,12 @@ def test_import_loads_nothing_heavy(module: str) -> None:
     assert loaded.stdout.strip() == "[]", loaded.stderr
 
 
+def test_the_command_line_loads_no_library_for_its_help() -> None:
+    code = "import sys, raysys.cli; print(sorted({'ray', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.stdout.strip() == "[]", loaded.stderr
+
+
 def test_every_package_has_its_place_in_the_table() -> None:
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     modules = {path.stem for path in ROOT.glob("[!_]*.py")}

@@ -1,4 +1,4 @@
-"""`raysys audit`: who did what."""
+"""`raysys audit`: the audit log."""
 
 from typing import Annotated
 
@@ -11,14 +11,14 @@ from raysys.storage import Storage
 
 
 def audit(
-    since: Annotated[str, typer.Option(help="A span until now, or a date.")] = "7d",
+    since: Annotated[str, typer.Option(help="Age such as 7d, or a date.")] = "7d",
     action: Annotated[
-        str | None, typer.Option(help="This one, or all of a kind: job, deploy, key, up.")
+        str | None, typer.Option(help="An action, or a kind of actions: job, deploy, key, up.")
     ] = None,
 ) -> None:
-    """Print who did what, when and from where, of what this storage root knows."""
+    """Print the audit log of the storage root: who did what, when and from where."""
     lines = list(log.read(Storage(), since=moment(since), action=action))
     for line in lines:
         say(str(line))
     if not lines:
-        say(f"nothing since {since} in {Storage().uri('audit')}")
+        say(f"no entries since {since} in {Storage().uri('audit')}")

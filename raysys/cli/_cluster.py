@@ -16,24 +16,24 @@ Cpus = Annotated[int | None, typer.Option(help="Logical CPUs of a local cluster.
 
 def up(
     cpus: Cpus = None,
-    tls: Annotated[bool, typer.Option("--tls", help="Encrypt what Ray's processes say.")] = False,
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt Ray's own traffic.")] = False,
 ) -> None:
-    """Start a Ray head on this machine, or say where the running one is."""
+    """Start a Ray head on this machine, or print the address of the running one."""
     head = cluster.start_local(Storage(), cpus=cpus, tls=tls)
     say(f"Ray at {head.address}, dashboard at {head.dashboard_url}")
     if head.tls:
-        say("jobs need nothing more; a process that connects by that address needs")
+        say("jobs need no further settings; a process that connects to that address needs")
         for name, value in head.tls.items():
             say(f"  export {name}={value}")
 
 
 def down() -> None:
-    """Stop the head that `up` or `submit` started, and all that runs on it."""
+    """Stop the local head that `up` or `submit` started, with all that runs on it."""
     say("stopped" if cluster.stop_local(Storage()) else "nothing to stop")
 
 
 def status() -> None:
-    """Print what the cluster has and what it does.
+    """Print the cluster's nodes, resources, pending demands, applications, indexes and jobs.
 
     The cluster is the one whose dashboard RAY_ADDRESS names, else the one on this machine.
     """
@@ -44,9 +44,9 @@ def status() -> None:
 
 
 def doctor() -> None:
-    """Check the cluster and the way to it; each finding comes with its remedy.
+    """Check the cluster and the connection to it, and print a remedy for each problem.
 
-    A small job looks at the head. The status is 1 if a check fails.
+    A small job inspects the head. The exit status is 1 if a check fails.
     """
     storage = Storage()
     head = None if os.environ.get("RAY_ADDRESS") else cluster.remembered(storage)
@@ -57,11 +57,11 @@ def doctor() -> None:
         say("no cluster: `raysys up` starts one, RAY_ADDRESS names one; looking at this machine")
     failed = False
     with tempfile.TemporaryDirectory() as folder:
-        for found in cluster.examine(url, head, storage, Path(folder)):
-            say(f"{found.verdict:<5} {found.name}: {found.fact}")
-            if found.remedy:
-                say(f"      {found.remedy}")
-            failed = failed or found.verdict == "fail"
+        for result in cluster.examine(url, head, storage, Path(folder)):
+            say(f"{result.verdict:<5} {result.name}: {result.fact}")
+            if result.remedy:
+                say(f"      {result.remedy}")
+            failed = failed or result.verdict == "fail"
     if failed:
         raise typer.Exit(1)
 
@@ -69,10 +69,10 @@ def doctor() -> None:
 def check(
     file: Path,
     crds: Annotated[
-        Path | None, typer.Option(help="Folder of KubeRay's definitions, for its manifests.")
+        Path | None, typer.Option(help="Folder of KubeRay's custom resource definitions.")
     ] = None,
 ) -> None:
-    """Look for mistakes in the file of a cluster; Ray and Kubernetes pass over misspelt keys."""
+    """Check a cluster configuration strictly; Ray and Kubernetes ignore misspelt keys."""
     problems = cluster.check_config(file, crds=crds)
     for problem in problems:
         say(str(problem))

@@ -3,25 +3,28 @@
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow.parquet as pq
 import typer
 from typer import echo as say
 
 from raysys import cluster
 from raysys.errors import RaysysError
+from raysys.imports import lazy_import
 
-data = typer.Typer(no_args_is_help=True, help="Files: what is wrong in them, what they are like.")
+pq = lazy_import("pyarrow.parquet")
+
+data = typer.Typer(no_args_is_help=True, help="Validation of data files, and inference of schemas.")
 
 
 @data.command("check")
 def check_data(
     file: str,
-    schema: Annotated[Path, typer.Option(help="A schema, as YAML or JSON.")],
+    schema: Annotated[Path, typer.Option(help="Schema file, YAML or JSON.")],
     tables: Annotated[
-        list[str] | None, typer.Option(help="name=FILE: a table that the schema's keys name.")
+        list[str] | None,
+        typer.Option(help="name=FILE: a table of the schema's foreign keys."),
     ] = None,
     quarantine: Annotated[
-        Path | None, typer.Option(help="A Parquet file to keep the bad rows in.")
+        Path | None, typer.Option(help="Parquet file for the rows in quarantine.")
     ] = None,
 ) -> None:
     """Check a file's rows against a schema.
@@ -60,7 +63,8 @@ def check_data(
 
 @data.command("infer")
 def infer_schema(
-    file: str, name: Annotated[str | None, typer.Option(help="The schema's; the file's.")] = None
+    file: str,
+    name: Annotated[str | None, typer.Option(help="Name of the schema.")] = None,
 ) -> None:
     """Print a schema that a file satisfies, to be edited and to check the next one with."""
     from raysys.data import infer, read

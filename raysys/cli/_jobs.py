@@ -10,16 +10,16 @@ from typer import echo as say
 
 from raysys import cluster
 from raysys.cli._times import local, span
+from raysys.console import text_table
 from raysys.errors import RaysysError
 from raysys.storage import Storage
-from raysys.tracking import git_commit
 
-Id = Annotated[str, typer.Argument(help="The job's id, or a beginning of it that no other has.")]
+Id = Annotated[str, typer.Argument(help="Id of the job, or a unique prefix.")]
 Cpus = Annotated[
-    float | None, typer.Option(min=0, help="CPUs that it needs, checked before it starts.")
+    float | None, typer.Option(min=0, help="CPUs that the job needs, checked before it starts.")
 ]
 Gpus = Annotated[
-    float | None, typer.Option(min=0, help="GPUs that it needs, checked before it starts.")
+    float | None, typer.Option(min=0, help="GPUs that the job needs, checked before it starts.")
 ]
 
 
@@ -30,12 +30,12 @@ def submit(
     gpus: Gpus = None,
     wait: Annotated[bool, typer.Option(help="Stream the job's output until it ends.")] = True,
 ) -> None:
-    """Run a job of this folder on the cluster, and stream its progress.
+    """Submit a job of this folder to the cluster, and stream its output.
 
     The cluster is the one whose dashboard RAY_ADDRESS names (http://HOST:8265), else the one
-    on this machine, started if need be. Give the job's own flags after `--`. Ctrl-C leaves the
-    job running. What the job needs is what the flags say, else its module's DEMAND; a cluster
-    that can never have it refuses at once.
+    on this machine, started if necessary. Put the job's own flags after `--`. Ctrl-C leaves the
+    job running. The job's demand is that of the flags, else its module's DEMAND; a cluster that
+    can never satisfy it refuses at once.
     """
     module = module_of(job)
     if "RAY_ADDRESS" in os.environ:
@@ -57,49 +57,47 @@ def submit(
     )
     say(f"job: {submitted}")
     if not wait:
-        _say_how_to_go_on(submitted)
+        _say_still_running(submitted)
         return
     followed(jobs, submitted)
     say(f"dashboard: {address} (its token: `ray get-auth-token`)")
 
 
 def jobs(
-    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 20,
 ) -> None:
-    """List the jobs of the cluster, the newest first."""
-    known = _jobs().all()
-    rows = [("id", "job", "status", "by", "since", "for")]
-    for job in known[:limit]:
+    """List the jobs of the cluster, newest first."""
+    submitted = _jobs().all()
+    rows = []
+    for job in submitted[:limit]:
         command = job.command.removeprefix("python -m ")
         short = command if len(command) <= 48 else f"{command[:45]}..."
         rows.append(
             (job.id, short, job.status, job.by or "-", local(job.submitted), span(job.seconds))
         )
-    if not known:
+    if not submitted:
         say("no jobs: `raysys submit jobs/recommender.py` starts one")
         return
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    if len(known) > limit:
-        say(f"and {len(known) - limit} older: --limit {len(known)}")
+    say(text_table(["id", "job", "status", "by", "since", "for"], rows))
+    if len(submitted) > limit:
+        say(f"and {len(submitted) - limit} older: --limit {len(submitted)}")
 
 
 def logs(
-    id: Id, follow: Annotated[bool, typer.Option(help="Go on until the job ends.")] = False
+    id: Id, follow: Annotated[bool, typer.Option(help="Continue until the job ends.")] = False
 ) -> None:
-    """Print what a job has said."""
+    """Print the output of a job."""
     jobs = _jobs()
     job = jobs.find(id)
     if follow and not job.is_over:
         followed(jobs, job.id)
         return
-    said = jobs.logs(job.id)
-    say(said, nl=not said.endswith("\n"))
+    output = jobs.logs(job.id)
+    say(output, nl=not output.endswith("\n"))
 
 
 def stop(id: Id) -> None:
-    """End a job; what it has stored stays."""
+    """Stop a job; its stored results stay."""
     jobs = _jobs()
     job = jobs.find(id)
     if job.is_over:
@@ -109,7 +107,7 @@ def stop(id: Id) -> None:
 
 
 def module_of(job: Path) -> str:
-    """The module that a job's file is, seen from this folder."""
+    """Module name of a job's file, relative to this folder."""
     if not job.is_file():
         raise RaysysError(f"{job}: no such file. Give a job's path, such as jobs/recommender.py")
     if job.is_absolute() or ".." in job.parts:
@@ -123,17 +121,17 @@ def followed(jobs: cluster.Jobs, id: str) -> None:
         ended = jobs.follow(id)
     except KeyboardInterrupt:
         say("")
-        _say_how_to_go_on(id)
+        _say_still_running(id)
         return
     if ended.status != "SUCCEEDED":
-        why = "its last lines above say why"
+        reason = "see its last lines above"
         if ended.status == "FAILED" and "exit code" not in ended.message:
-            why = ended.message  # it has no lines: it did not start
-        raise RaysysError(f"job {id} ended as {ended.status}: {why}")
+            reason = ended.message  # the job did not start and has no output
+        raise RaysysError(f"job {id} ended as {ended.status}: {reason}")
 
 
-def _say_how_to_go_on(id: str) -> None:
-    say(f"{id} goes on; follow it with `raysys logs {id} --follow`, end it with `raysys stop {id}`")
+def _say_still_running(id: str) -> None:
+    say(f"{id} is running; follow it with `raysys logs {id} --follow`, stop it with `raysys stop`")
 
 
 def _jobs() -> cluster.Jobs:
@@ -141,17 +139,19 @@ def _jobs() -> cluster.Jobs:
 
 
 def _demand(job: Path, cpus: float | None, gpus: float | None) -> cluster.Resources | None:
-    said = cluster.declared_demand(job)
+    declared = cluster.declared_demand(job)
     if cpus is None and gpus is None:
-        return said
-    said = said or cluster.Resources(cpus=0, gpus=0)
+        return declared
+    declared = declared or cluster.Resources(cpus=0, gpus=0)
     return cluster.Resources(
-        cpus=said.cpus if cpus is None else cpus, gpus=said.gpus if gpus is None else gpus
+        cpus=declared.cpus if cpus is None else cpus, gpus=declared.gpus if gpus is None else gpus
     )
 
 
 def environment() -> dict[str, str]:
-    """What a job is told of where it was submitted."""
+    """Environment variables of a submitted job."""
+    from raysys.tracking import git_commit
+
     env = {"RAYSYS_GIT_COMMIT": git_commit()}
     if "RAY_ADDRESS" not in os.environ or "RAYSYS_STORAGE" in os.environ:
         # Else the cluster's own default, not this machine's home.

@@ -18,10 +18,10 @@ def add_key(
     rate: Annotated[int, typer.Option(help="Maximum requests per second.")] = 100,
     max_body_bytes: Annotated[int, typer.Option(help="Maximum size of a request body.")] = 1 << 20,
     expires: Annotated[
-        str | None, typer.Option(help="Lifetime such as 12h, 30d or 26w; default: unlimited.")
+        str | None, typer.Option(help="Lifetime such as 12h, 30d or 26w; unlimited by default.")
     ] = None,
 ) -> None:
-    """Create an API key and print it; it is not stored and cannot be shown again."""
+    """Create an API key and print it once; only its digest is stored."""
     from raysys import gateway
 
     expires_s = None if expires is None else duration(expires).total_seconds()
@@ -34,7 +34,7 @@ def add_key(
 
 @keys.command("list")
 def list_keys() -> None:
-    """Names, limits and expiry of all API keys."""
+    """List API keys with their limits and expiry."""
     from raysys import gateway
 
     for key in gateway.read_keys(Storage()):
@@ -48,7 +48,7 @@ def list_keys() -> None:
 
 @keys.command("revoke")
 def revoke_key(name: str) -> None:
-    """Revoke an API key, within seconds."""
+    """Revoke an API key; it takes effect within seconds."""
     from raysys import gateway
 
     gateway.revoke_key(Storage(), name)

@@ -1,4 +1,4 @@
-"""`raysys runs`, `lineage`: what was recorded."""
+"""`raysys runs`, `raysys lineage`: recorded runs and where data comes from."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,13 @@ from typer import echo as say
 from raysys.errors import RaysysError, StorageError
 from raysys.storage import Storage
 
-runs = typer.Typer(help="Runs that were recorded: what they were told and what came of it.")
+runs = typer.Typer(help="Recorded runs: parameters and results.")
 
 
-def lineage(name: Annotated[str, typer.Argument(help="Of a model, a run or a Table.")]) -> None:
-    """Print where a model, a run or a Table comes from, back to files."""
+def lineage(
+    name: Annotated[str, typer.Argument(help="A model, a run, or a Table's lineage id.")],
+) -> None:
+    """Print the lineage of a model, run or Table back to files."""
     from raysys.data import lineage_text, read_lineage
     from raysys.models import ModelStore
 
@@ -24,33 +26,33 @@ def lineage(name: Annotated[str, typer.Argument(help="Of a model, a run or a Tab
         return
     run = storage.read_bytes(f"runs/{name}/run.json")
     if run:
-        known = json.loads(run)
+        record = json.loads(run)
     else:
         try:
             model = ModelStore(storage).get(name)
         except StorageError as error:
             raise StorageError(
-                f"{name!r} is no Table, run or model of {storage.root}: give the id that a run "
-                "says of its Tables, a folder's name below runs/, or a model's name"
+                f"{name!r} is not a Table, run or model in {storage.root}: give the lineage id "
+                "that a run prints for its Tables, a run's name, or a model's name"
             ) from error
-        known = model.manifest(storage)
+        record = model.manifest(storage)
         say(f"model {name} version {model.version}")
-    say(f"run {known['id']}, code {known['git_commit']}")
-    tables = known["facts"].get("tables", {})
+    say(f"run {record['id']}, code {record['git_commit']}")
+    tables = record["facts"].get("tables", {})
     for table, facts in tables.items():
         say(f"\n{table}: {facts['rows']} rows, fingerprint {facts['fingerprint']}")
         say(lineage_text(read_lineage(storage, facts["lineage"])))
     if not tables:
-        say("it recorded no Tables: Run.log_tables does")
+        say("the run recorded no Tables: call Run.log_tables in a step")
 
 
 @runs.callback(invoke_without_command=True)
 def list_runs(
     context: typer.Context,
-    all: Annotated[bool, typer.Option("--all", help="With the parts of each run.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="How many runs.")] = 20,
+    all: Annotated[bool, typer.Option("--all", help="Include nested runs.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of runs.")] = 20,
 ) -> None:
-    """List runs, the newest first; `show` and `compare` say more."""
+    """List runs, newest first; `show` and `compare` print details."""
     if context.invoked_subcommand is not None:
         return
     from raysys import tracking
@@ -77,18 +79,18 @@ def show_run(name: str) -> None:
 
 @runs.command("compare")
 def compare_runs(
-    names: Annotated[list[str], typer.Argument(help="Two runs or more.")],
-    metric: Annotated[str | None, typer.Option(help="This one alone.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="A PNG file for the curves.")] = None,
+    names: Annotated[list[str], typer.Argument(help="Two or more runs.")],
+    metric: Annotated[str | None, typer.Option(help="Only this metric.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file for a plot of the curves.")] = None,
 ) -> None:
     """Print settings that differ between runs, and their metrics side by side."""
     from raysys import tracking
 
     if len(names) < 2:
-        raise RaysysError(f"{names[0]}: give two runs or more; `raysys runs` lists them")
+        raise RaysysError(f"{names[0]}: give two or more runs; `raysys runs` lists them")
     recorded = tracking.Runs(Storage())
-    found = [recorded.find(name) for name in names]
-    say(tracking.comparison(found, metric))
+    selected = [recorded.find(name) for name in names]
+    say(tracking.comparison(selected, metric))
     if plot is not None:
-        plot.write_bytes(tracking.comparison_plot(recorded, found, metric))
+        plot.write_bytes(tracking.comparison_plot(recorded, selected, metric))
         say(f"\nplot: {plot}")

@@ -1,4 +1,4 @@
-"""Times as people write and read them: `30d`, `2026-11-22`."""
+"""Times and durations in the forms of the command line: `30d`, `2026-11-22`."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -9,21 +9,21 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 def duration(text: str) -> timedelta:
-    """A span such as `90s`, `30m`, `12h`, `30d`, `2w`.
+    """A duration such as `90s`, `30m`, `12h`, `30d`, `2w`.
 
     Raises:
-        RaysysError: It is none.
+        RaysysError: The text is not a duration.
     """
-    if found := re.fullmatch(r"(\d{1,6})([smhdw])", text):
-        return timedelta(**{_UNITS[found[2]]: int(found[1])})
-    raise RaysysError(f"{text!r} is no span of time: give one such as 90s, 30m, 12h, 30d or 2w")
+    if match := re.fullmatch(r"(\d{1,6})([smhdw])", text):
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    raise RaysysError(f"{text!r} is not a duration: give one such as 90s, 30m, 12h, 30d or 2w")
 
 
 def moment(text: str) -> datetime:
-    """A time that is so long ago, or an ISO 8601 date or time (local without an offset).
+    """A time given by its age, or an ISO 8601 date or time (local without an offset).
 
     Raises:
-        RaysysError: It is neither.
+        RaysysError: The text is neither.
     """
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
@@ -33,21 +33,21 @@ def moment(text: str) -> datetime:
         return datetime.now(UTC) - duration(text)
     except RaysysError:
         raise RaysysError(
-            f"{text!r} is no time: give a span until now such as 12h or 30d, or a date such as "
+            f"{text!r} is not a time: give an age such as 12h or 30d, or a date such as "
             "2026-11-22 or 2026-11-22T09:30"
         ) from None
 
 
 def span(seconds: float) -> str:
     """Seconds, short: `4 s`, `3 m 20 s`, `2 h 5 m`, `3 d 4 h`."""
-    whole = int(seconds)
-    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m"),
-             (whole % 60, "s")]  # fmt: skip
+    total = int(seconds)
+    parts = [(total // 86400, "d"), (total // 3600 % 24, "h"), (total // 60 % 60, "m"),
+             (total % 60, "s")]  # fmt: skip
     first = next((n for n, (count, _) in enumerate(parts) if count), 3)
     return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2])
 
 
 def local(when: datetime | float) -> str:
-    """A time of this machine's zone, to the minute."""
-    found = when if isinstance(when, datetime) else datetime.fromtimestamp(when, UTC)
-    return f"{found.astimezone():%Y-%m-%d %H:%M}"
+    """A time in the local time zone, to the minute."""
+    time = when if isinstance(when, datetime) else datetime.fromtimestamp(when, UTC)
+    return f"{time.astimezone():%Y-%m-%d %H:%M}"

@@ -1,4 +1,4 @@
-"""`raysys run`, `steps`, `schedule`: jobs and their steps, now and by the clock."""
+"""`raysys run`, `steps`, `prune`, `schedule`: jobs, their steps and their schedules."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from raysys.cli._times import duration
 from raysys.errors import RaysysError
 from raysys.storage import Storage
 
-schedules = typer.Typer(no_args_is_help=True, help="Jobs that the cluster starts by the clock.")
+schedules = typer.Typer(no_args_is_help=True, help="Jobs that the cluster starts on schedule.")
 
 Arguments = Annotated[list[str] | None, typer.Argument(help="The job's own flags, after `--`.")]
 
@@ -27,14 +27,14 @@ def run(
     arguments: Arguments = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", help="Run this step and all that follow, though unchanged."),
+        typer.Option("--from", help="Run this step and its dependents, even if unchanged."),
     ] = None,
     steps: Annotated[bool, typer.Option(help="Only draw the steps.")] = False,
 ) -> None:
-    """Run a job of this folder here, its steps on the cluster.
+    """Run a job of this folder with its driver here and its steps on the cluster.
 
     The cluster is that of RAY_ADDRESS, else the one that `raysys up` started, else one that ends
-    with the job. Steps that an earlier run has computed are skipped.
+    with the job. Steps with results of an earlier run are skipped.
     """
     flags = [*(["--from", start] if start else []), *(["--steps"] if steps else [])]
     command = [sys.executable, "-m", module_of(job), *flags, *(arguments or [])]
@@ -46,32 +46,32 @@ def run(
 
 
 def steps(
-    name: Annotated[str | None, typer.Argument(help="A run; the newest by default.")] = None,
-    mermaid: Annotated[bool, typer.Option(help="As a flow chart for a Markdown page.")] = False,
+    name: Annotated[str | None, typer.Argument(help="Run; the newest by default.")] = None,
+    mermaid: Annotated[bool, typer.Option(help="Draw a Mermaid flow chart.")] = False,
 ) -> None:
-    """Draw the steps of a run and how far each is, also while it runs."""
+    """Draw the steps of a run with their progress, also while it runs."""
     from raysys.workflow import draw_record
 
     storage = Storage()
     if name is None:
-        # A run's name ends with the moment it began and four letters.
-        named = sorted(storage.names("runs"), key=lambda run: run.split("-")[-3:])
-        if not named:
-            raise RaysysError(f"no runs in {storage.root}: `raysys submit JOB` makes one")
-        name = named[-1]
+        # A run's name ends with its start time and four letters.
+        names = sorted(storage.names("runs"), key=lambda run: run.split("-")[-3:])
+        if not names:
+            raise RaysysError(f"no runs in {storage.root}: `raysys submit JOB` starts one")
+        name = names[-1]
     record = storage.read_bytes(f"runs/{name}/run.json")
     if record is None:
         raise RaysysError(f"no run {name!r} in {storage.root}: `raysys runs` lists them")
-    known = json.loads(record)
+    run = json.loads(record)
     if not mermaid:
-        say(f"{known['id']}: {known['status'].lower()}")
-    say(draw_record(known, "mermaid" if mermaid else "text"))
+        say(f"{run['id']}: {run['status'].lower()}")
+    say(draw_record(run, "mermaid" if mermaid else "text"))
 
 
 def prune(
-    older_than: Annotated[str, typer.Option(help="Their age: 12h, 30d, 26w.")] = "30d",
+    older_than: Annotated[str, typer.Option(help="Minimum age such as 12h, 30d or 26w.")] = "30d",
 ) -> None:
-    """Remove steps' results of an age; runs that want them compute them again."""
+    """Remove old step results; later runs compute them again."""
     from raysys.workflow import prune
 
     removed = prune(Storage(), duration(older_than))
@@ -81,30 +81,32 @@ def prune(
 @schedules.command("add")
 def add(
     name: str,
-    cron: Annotated[str, typer.Argument(help="Such as '30 2 * * *': each night at half past two.")],
+    cron: Annotated[
+        str, typer.Argument(help="Five fields, such as '30 2 * * *' for 02:30 each day.")
+    ],
     job: Path,
     arguments: Arguments = None,
-    zone: Annotated[str, typer.Option(help="Time zone, such as Europe/Berlin.")] = "UTC",
+    timezone: Annotated[str, typer.Option(help="Time zone, such as Europe/Berlin.")] = "UTC",
 ) -> None:
-    """Let the cluster run a job of this folder by the clock, from a copy of the folder."""
+    """Schedule a job of this folder on the cluster, which keeps a copy of the folder."""
     command = shlex.join(["python", "-m", module_of(job), *(arguments or [])])
-    _there("add", name, cron, command, zone)
+    _on_cluster("add", name, cron, command, timezone)
 
 
 @schedules.command("list")
-def listed() -> None:
-    """List schedules, with their last and their next run."""
-    _there("list")
+def list_schedules() -> None:
+    """List schedules with their last and next runs."""
+    _on_cluster("list")
 
 
 @schedules.command("remove")
 def remove(name: str) -> None:
-    """Forget a schedule; a run that it has started goes on."""
-    _there("remove", name)
+    """Remove a schedule; a run that has started continues."""
+    _on_cluster("remove", name)
 
 
-def _there(action: str, *words: str) -> None:
-    """Do it on the cluster, as a job: its scheduler is an actor, and its storage may be its own."""
+def _on_cluster(action: str, *words: str) -> None:
+    """Run an action as a job: the scheduler is an actor, and the cluster's storage may differ."""
     address = (
         cluster.find_dashboard(Storage())
         if "RAY_ADDRESS" in os.environ

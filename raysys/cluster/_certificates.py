@@ -28,18 +28,17 @@ def make_certificates(
     and all nodes start again with it.
 
     Args:
-        folder: Where `ca.crt`, `node.crt` and `node.key` are written; copy it to every node and
-            to whoever connects with `ray.init`. The key is readable by its owner alone.
+        folder: Folder for `ca.crt`, `node.crt` and `node.key`; copy it to every node and to
+            clients that connect with `ray.init`. Only its owner can read the key.
         hosts: Addresses and names of the nodes, or networks such as `10.0.1.0/24` for machines
-            that come and go. Loopback and this machine's own address, which Ray takes in its
-            place, are always among them.
-        days: Until the certificate expires.
+            that come and go. Loopback and this machine's own address are always included.
+        days: Validity of the certificate in days.
 
     Returns:
         The environment that every node and client needs.
 
     Raises:
-        RaysysError: A host is none, there are too many, or certificates are there already.
+        RaysysError: A host is invalid, there are too many, or the folder has certificates.
 
     Example:
         >>> import tempfile
@@ -53,9 +52,9 @@ def make_certificates(
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     folder = Path(folder).expanduser().absolute()
-    if there := [name for name in (CA, CERTIFICATE, KEY) if (folder / name).exists()]:
+    if existing := [name for name in (CA, CERTIFICATE, KEY) if (folder / name).exists()]:
         raise RaysysError(
-            f"{folder} has {', '.join(there)} already, which a running cluster may use: give "
+            f"{folder} has {', '.join(existing)} already, which a running cluster may use: give "
             "another folder, or remove them"
         )
     names = [_general_name(host) for host in _expanded(hosts)]
@@ -91,22 +90,22 @@ def _expanded(hosts: Sequence[str]) -> list[str]:
     """Hosts with every address of the networks among them, each once."""
     from ray.util import get_node_ip_address
 
-    found = ["localhost", "127.0.0.1", "::1", get_node_ip_address()]
+    expanded = ["localhost", "127.0.0.1", "::1", get_node_ip_address()]
     for host in hosts:
         if "/" not in host:
-            found.append(host)
+            expanded.append(host)
             continue
         try:
             network = ipaddress.ip_network(host, strict=False)
         except ValueError as error:
-            raise RaysysError(f"{host!r} is no network: give one such as 10.0.1.0/24") from error
+            raise RaysysError(f"{host!r} is not a network: give one such as 10.0.1.0/24") from error
         if network.num_addresses > _MOST_ADDRESSES:
             raise RaysysError(
                 f"{host} has {network.num_addresses} addresses, and a certificate names "
                 f"{_MOST_ADDRESSES} at most: give the subnet of the nodes, such as 10.0.0.0/22"
             )
-        found += [str(address) for address in network]
-    return list(dict.fromkeys(found))
+        expanded += [str(address) for address in network]
+    return list(dict.fromkeys(expanded))
 
 
 def _general_name(host: str) -> Any:
@@ -117,7 +116,7 @@ def _general_name(host: str) -> Any:
     except ValueError:
         if not host.replace("-", "").replace(".", "").replace("*", "").isalnum():
             raise RaysysError(
-                f"{host!r} is no host: give an address, a name or a network such as 10.0.1.0/24"
+                f"{host!r} is not a host: give an address, a name or a network such as 10.0.1.0/24"
             ) from None
         return x509.DNSName(host)
 

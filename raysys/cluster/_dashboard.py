@@ -1,4 +1,4 @@
-"""The HTTP side of a cluster: what its dashboard says, to those who have its token."""
+"""HTTP client of a cluster's dashboard, with its token."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Dashboard:
         self.url = url.rstrip("/")
 
     def get(self, path: str, *, timeout_s: float = 20.0) -> Any:
-        """The JSON that a path answers.
+        """The JSON response of a path.
 
         Raises:
             UnavailableError: Nothing that takes our token answers, or it answers an error.
@@ -39,8 +39,8 @@ class Dashboard:
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 raise UnavailableError(no_entry(self.url, error.code)) from None
-            said = error.read(500).decode(errors="replace")
-            raise UnavailableError(f"{self.url}{path} answers {error.code}: {said}") from None
+            body = error.read(500).decode(errors="replace")
+            raise UnavailableError(f"{self.url}{path} answers {error.code}: {body}") from None
         except (OSError, ValueError) as error:
             raise UnavailableError(
                 f"no Ray dashboard answers at {self.url} ({error}): check RAY_ADDRESS, or start a "
@@ -49,20 +49,20 @@ class Dashboard:
 
 
 def no_entry(url: str, status: int) -> str:
-    """What to say where the token is missing or wrong."""
+    """Error message for a missing or wrong token."""
     if status == 401:
         return (
-            f"{url} wants the cluster's token, and there is none here: set RAY_AUTH_TOKEN, or "
+            f"{url} requires the cluster's token, and none is set: set RAY_AUTH_TOKEN, or "
             "RAY_AUTH_TOKEN_PATH to a file that holds it (`ray get-auth-token` on the head)"
         )
     return (
-        f"{url} does not take our token: it is another cluster's, or an API key. Set "
-        "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to what `ray get-auth-token` says on the head"
+        f"{url} rejects the token: it is another cluster's, or an API key. Set "
+        "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the output of `ray get-auth-token` on the head"
     )
 
 
 def find_dashboard(storage: Storage) -> str:
-    """The address of the dashboard that RAY_ADDRESS names, else of the head on this machine.
+    """Address of the dashboard that RAY_ADDRESS names, else of the head on this machine.
 
     Raises:
         RaysysError: There is neither.

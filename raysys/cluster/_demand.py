@@ -1,4 +1,4 @@
-"""Whether a job's demand fits a cluster, asked of its dashboard before the job starts."""
+"""Check of a job's demand against a cluster's dashboard before the job starts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def declared_demand(job: Path) -> Resources | None:
-    """What a job's module says that it needs: `DEMAND = {"cpus": 4, "gpus": 1}` at its top level.
+    """The demand that a job's module declares: `DEMAND = {"cpus": 4, "gpus": 1}` at top level.
 
     The module is read, not run: the submitting machine may lack its packages.
 
     Raises:
-        RaysysError: It says it in another form, or is no Python.
+        RaysysError: The declaration has another form, or the file is not Python.
     """
     try:
         module = ast.parse(job.read_bytes(), str(job))
@@ -33,8 +33,8 @@ def declared_demand(job: Path) -> Resources | None:
         if any(isinstance(target, ast.Name) and target.id == "DEMAND" for target in targets):
             assert isinstance(node, ast.Assign)
             try:
-                said = ast.literal_eval(node.value)
-                return Resources(cpus=said.pop("cpus", 0), gpus=said.pop("gpus", 0), **said)
+                demand = ast.literal_eval(node.value)
+                return Resources(cpus=demand.pop("cpus", 0), gpus=demand.pop("gpus", 0), **demand)
             except (AttributeError, TypeError, ValueError) as error:
                 raise RaysysError(
                     f"{job}, line {node.lineno}: write DEMAND as numbers, such as "
@@ -44,14 +44,14 @@ def declared_demand(job: Path) -> Resources | None:
 
 
 def check_demand(dashboard: Dashboard, purpose: str, demand: Resources) -> str | None:
-    """Hold a demand against what lives on a cluster and what it may grow to.
+    """Compare a demand with a cluster's nodes and with its ability to grow.
 
     Returns:
-        A remark, if the demand only fits once the cluster has grown. How far it may grow is not
-        told outside; `cluster.require` knows it inside and says it there.
+        A remark, if the demand only fits once the cluster has grown. The dashboard does not report
+        how far it may grow; `cluster.require` checks that inside.
 
     Raises:
-        ResourceError: It can never fit.
+        ResourceError: The demand can never fit.
     """
     nodes = dashboard.get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
     status = dashboard.get("/api/cluster_status")["data"].get("clusterStatus")
@@ -64,7 +64,7 @@ def judge(
     nodes: Sequence[Mapping[str, Any]],
     status: Mapping[str, Any] | None,
 ) -> str | None:
-    """What `check_demand` decides, of the dashboard's nodes and cluster status."""
+    """The decision of `check_demand`, from the dashboard's nodes and cluster status."""
     alive = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
     have = Resources(
         cpus=sum(node.get("CPU", 0.0) for node in alive),
@@ -83,7 +83,7 @@ def judge(
 
 
 def grows(status: Mapping[str, Any] | None) -> bool:
-    """Whether an autoscaler looks after a cluster.
+    """Whether a cluster has an autoscaler.
 
     A head without one reports each node as a type of its own, `node_<id>`.
     """

@@ -13,7 +13,8 @@ from typing import Any
 
 _POLL_S = 0.25
 _BEGINNING_S = 30.0
-_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+# States of a job that has ended.
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 # Ray's own lines, before the job's.
 _PREAMBLE = ("Runtime env is setting up.", "Running entrypoint for job ")
 
@@ -58,7 +59,7 @@ async def _beginning(client: Any, job: str, shown: _Shown) -> bool:
         shown.add(text)
         if is_over:
             return True
-        if any(line and not _is_rays(line) for line in text.splitlines()):
+        if any(line and not _is_preamble(line) for line in text.splitlines()):
             return False
         await asyncio.sleep(_POLL_S)
     return False
@@ -74,8 +75,8 @@ async def _stream(client: Any, job: str, shown: _Shown) -> None:
 
 async def _is_over(client: Any, job: str) -> bool:
     status = await asyncio.to_thread(client.get_job_status, job)
-    return str(getattr(status, "value", status)) in _ENDED
+    return str(getattr(status, "value", status)) in ENDED
 
 
-def _is_rays(line: str) -> bool:
+def _is_preamble(line: str) -> bool:
     return any(mark in line for mark in _PREAMBLE)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysys import audit
 from raysys.cluster._dashboard import no_entry
-from raysys.cluster._job_output import follow
+from raysys.cluster._job_output import ENDED, follow
 from raysys.cluster._runtime_env import runtime_env
 from raysys.errors import RaysysError, UnavailableError
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _AGENT_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 30.0
-_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,13 @@ class SubmittedJob:
     """A job that was submitted to a cluster, by raysys or by `ray job submit`.
 
     Attributes:
-        id: Its submission id.
-        command: What runs.
+        id: Submission id.
+        command: Command line.
         status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        by: Who submitted it, if the submitter said.
-        submitted: Unix time in seconds.
-        ended: The same, or None while it runs.
-        message: What Ray says of its state.
+        by: Submitter, if the metadata names one.
+        submitted: Unix time of the submission in seconds.
+        ended: Unix time of the end in seconds; None while it runs.
+        message: Ray's description of the status.
     """
 
     id: str
@@ -53,12 +52,12 @@ class SubmittedJob:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, well or not."""
-        return self.status in _ENDED
+        """Whether the job has succeeded, failed or was stopped."""
+        return self.status in ENDED
 
     @property
     def seconds(self) -> float:
-        """How long it has run so far, or ran."""
+        """Duration so far, or in all."""
         return (self.ended or time.time()) - self.submitted
 
 
@@ -74,7 +73,7 @@ class Jobs:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        # What Ray says of the upload would stand between the job's own lines.
+        # Ray's log lines of the upload would mix with the job's own output.
         for handler in logging.getLogger("ray").handlers:
             handler.setLevel(logging.ERROR)
         try:
@@ -103,18 +102,18 @@ class Jobs:
 
         Args:
             command: The command line.
-            working_dir: The folder that is packed and becomes the command's working directory;
-                `.gitignore` and `excludes` say what stays behind.
-            storage: Where the audit line goes.
-            name: What the job's id begins with.
-            job: The whole id, for callers that must not start a job twice.
+            working_dir: Folder that is packed and becomes the command's working directory, except
+                for files that match `.gitignore` or `excludes`.
+            storage: Storage root of the audit log.
+            name: Prefix of the job's id.
+            job: The full id, for callers that must not start a job twice.
             env: Environment variables for the job and all of its workers.
 
         Returns:
             The job's submission id.
 
         Raises:
-            RaysysError: The cluster refuses it, or the audit line cannot be written.
+            RaysysError: The cluster refuses the job, or the audit log cannot be written.
         """
         job = job or f"{name}-{_random(8)}"
         packed = runtime_env(working_dir, env)
@@ -135,68 +134,69 @@ class Jobs:
                 time.sleep(0.5)
 
     def all(self) -> list[SubmittedJob]:
-        """All that were submitted, the newest first."""
-        found = [_job(one) for one in self._client.list_jobs() if one.submission_id]
-        return sorted(found, key=lambda job: -job.submitted)
+        """All submitted jobs, newest first."""
+        listed = self._client.list_jobs()
+        jobs = [_job(details) for details in listed if details.submission_id]
+        return sorted(jobs, key=lambda job: -job.submitted)
 
-    def find(self, beginning: str) -> SubmittedJob:
-        """The job whose id begins so.
+    def find(self, prefix: str) -> SubmittedJob:
+        """The job whose id has a prefix.
 
         Raises:
-            RaysysError: None does, or several do.
+            RaysysError: No job or several jobs match.
         """
         jobs = self.all()
-        found = [job for job in jobs if job.id == beginning]
-        found = found or [job for job in jobs if job.id.startswith(beginning)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            some = ", ".join(job.id for job in found[:5])
-            raise RaysysError(f"{beginning!r} begins the ids of {len(found)} jobs: {some}")
-        raise RaysysError(f"no job's id begins with {beginning!r}: `raysys jobs` lists them")
+        matches = [job for job in jobs if job.id == prefix]
+        matches = matches or [job for job in jobs if job.id.startswith(prefix)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            some = ", ".join(job.id for job in matches[:5])
+            raise RaysysError(f"{prefix!r} begins the ids of {len(matches)} jobs: {some}")
+        raise RaysysError(f"no job's id begins with {prefix!r}: `raysys jobs` lists them")
 
     def status(self, job: str) -> SubmittedJob:
-        """What is known of a job now."""
+        """The current state of a job."""
         return _job(self._client.get_job_info(job))
 
     def logs(self, job: str) -> str:
-        """What a job has printed so far."""
+        """Output of a job so far."""
         return str(self._client.get_job_logs(job))
 
     def follow(self, job: str) -> SubmittedJob:
         """Print a job's output as it comes, from its beginning, until it has ended.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; the job goes on.
-            UnavailableError: The cluster no longer answers; the job may go on.
+            KeyboardInterrupt: Ctrl-C; the job continues.
+            UnavailableError: The cluster no longer answers; the job may continue.
         """
         try:
             asyncio.run(follow(self._client, job))
             return self.status(job)
         except OSError as error:
             raise UnavailableError(
-                f"{self._url} no longer answers ({error}); the job may go on: "
+                f"{self._url} no longer answers ({error}); the job may continue: "
                 f"`raysys logs {job} --follow` when it does"
             ) from error
 
     def stop(self, job: str, storage: Storage) -> SubmittedJob:
-        """End a job and wait until it has; its record and its output stay.
+        """Stop a job and wait until it has ended; its record and its output stay.
 
         Args:
-            job: The id.
-            storage: Where the audit line goes.
+            job: Id of the job.
+            storage: Storage root of the audit log.
 
         Raises:
-            RaysysError: It does not end, or the audit line cannot be written.
+            RaysysError: The job does not end, or the audit log cannot be written.
         """
         audit.record(storage, "job.stop", job, cluster=self._url)
         self._client.stop_job(job)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
-        while not (known := self.status(job)).is_over:
+        while not (current := self.status(job)).is_over:
             if time.monotonic() > deadline:
-                raise RaysysError(f"{job} has not ended {_STOP_TIMEOUT_S:g} s after it was told to")
+                raise RaysysError(f"{job} has not ended {_STOP_TIMEOUT_S:g} s after it was stopped")
             time.sleep(0.2)
-        return known
+        return current
 
 
 def _job(details: Any) -> SubmittedJob:
@@ -218,8 +218,8 @@ def _random(length: int) -> str:
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
     """Ray's client prefers these variables to the address that it is given."""
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    removed = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(kept)
+        os.environ.update(removed)

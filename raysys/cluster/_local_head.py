@@ -31,11 +31,10 @@ class Head:
     """A Ray head on this machine.
 
     Attributes:
-        pid: Of its process.
-        address: Of its GCS.
-        dashboard_url: Of its dashboard.
-        tls: What the environment of a process must hold that connects by `address`; jobs need
-            nothing.
+        pid: Process id.
+        address: Address of its GCS.
+        dashboard_url: URL of its dashboard.
+        tls: Environment variables for processes that connect to `address`; jobs need none.
     """
 
     pid: int
@@ -75,8 +74,8 @@ def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False)
     """Start a Ray head with its dashboard, or return the one started before.
 
     Args:
-        storage: Where the head's process id is remembered.
-        cpus: Logical CPUs. None takes what `logical_cpus` says.
+        storage: Storage root that remembers the head's process id.
+        cpus: Logical CPUs; see `logical_cpus` for the default.
         tls: Encrypt what its processes and clients say to each other, with new certificates.
             The dashboard speaks HTTP all the same.
 

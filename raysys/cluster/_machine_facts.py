@@ -14,6 +14,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.secrets import shown
 from raysys.storage import Storage
@@ -23,20 +24,20 @@ _RAY_FOLDER = "/tmp/ray"
 
 @dataclass(frozen=True)
 class Facts:
-    """What `doctor` checks of a machine; on a cluster, of its head.
+    """Facts of a machine that `doctor` checks; on a cluster, of its head.
 
     Attributes:
-        versions: Of python, ray and raysys.
+        versions: Versions of python, ray and raysys.
         now: Unix time in seconds.
         shm_bytes: Size of /dev/shm, where the object store lies.
-        memory_bytes: Of the machine.
+        memory_bytes: Memory of the machine.
         disk_used: Share of the disk under Ray's folder.
         gpus_driver: Seen by nvidia-smi; None without it.
-        gpus_torch: Usable by torch; None without torch, or where nothing asks.
+        gpus_torch: Usable by torch; None without torch or nvidia-smi.
         storage: The storage root.
-        storage_error: Why nothing can be written there; empty if it can.
-        mlflow: The tracking server, without its password; empty where none is set.
-        mlflow_error: Why it does not answer; empty if it does.
+        storage_error: Reason why the root is not writable; empty if it is.
+        mlflow: The tracking server, without its password; empty if not set.
+        mlflow_error: Reason why the server does not answer; empty if it does.
     """
 
     versions: dict[str, str]
@@ -130,4 +131,4 @@ def _mlflow_error(uri: str) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(collect())))
+    say(json.dumps(asdict(collect())))

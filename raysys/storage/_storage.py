@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs
-
 from raysys.errors import StorageError
+from raysys.imports import lazy_import
 from raysys.telemetry import metrics
+
+fs = lazy_import("pyarrow.fs")  # the command line works without it
 
 DEFAULT_ROOT = "~/.raysys"
 ROOT_VARIABLE = "RAYSYS_STORAGE"

@@ -52,14 +52,14 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_token_is_taken_from_the_variable_or_from_a_file(
     url: str, nobody: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UnavailableError, match="wants the cluster's token, and there is none"):
+    with pytest.raises(UnavailableError, match="requires the cluster's token, and none is set"):
         Dashboard(url).get("/x")
     (nobody / ".ray").mkdir()
     (nobody / ".ray" / "auth_token").write_text("right\n")
     assert Dashboard(url).get("/x") == {"path": "/x"}
     (nobody / "other").write_text("wrong")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(nobody / "other"))
-    with pytest.raises(UnavailableError, match="does not take our token") as refused:
+    with pytest.raises(UnavailableError, match="rejects the token") as refused:
         Dashboard(url).get("/x")
     assert "wrong" not in str(refused.value)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "right")

@@ -184,7 +184,11 @@ def test_certificates_in_use_are_not_overwritten(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("host", "said"),
-    [("10.0.0.0/8", "16777216 addresses"), ("10.0.0/x", "is no network"), ("a b", "is no host")],
+    [
+        ("10.0.0.0/8", "16777216 addresses"),
+        ("10.0.0/x", "not a network"),
+        ("a b", "not a host"),
+    ],
 )
 def test_hosts_that_will_not_do_are_refused(tmp_path: Path, host: str, said: str) -> None:
     with pytest.raises(RaysysError, match=said):

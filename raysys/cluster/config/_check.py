@@ -1,4 +1,4 @@
-"""Whether a cluster's configuration says what it seems to say, to the last key.
+"""Strict check of cluster configurations, to the last key.
 
 Ray's schema and Kubernetes let many a misspelt key pass without a word; here it is an error. So is
 what would start a cluster that is open to everybody or runs another Ray than this one.
@@ -14,12 +14,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import yaml
 
 from raysys.cluster.config._schemas import PROVIDERS, RAY_LABELS, RAY_RESOURCES
 from raysys.errors import RaysysError
+from raysys.imports import lazy_import
 from raysys.ray_internals import autoscaler
+
+jsonschema = lazy_import("jsonschema")
 
 _VARIABLES = (
     "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USE_TLS",
@@ -46,7 +48,7 @@ def check_config(path: str | Path, *, crds: str | Path | None = None) -> list[st
         The problems, each with the place; none if all is well.
 
     Raises:
-        RaysysError: The file is no YAML of either kind, or the definitions are missing.
+        RaysysError: The file is not YAML of either kind, or the definitions are missing.
     """
     try:
         documents = [one for one in yaml.safe_load_all(Path(path).read_text()) if one is not None]
