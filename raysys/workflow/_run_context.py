@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from raysys.data import Checked, Table
+    from raysys.data import Table, ValidationResult
     from raysys.tracking import TrackedRun
 
 
@@ -85,21 +85,21 @@ class Run:
             self.notes.tags |= {f"data.{name}.{key}": v for key, v in facts[name].items()}
             say(f"{name}: {len(table)} rows, lineage {facts[name]['lineage']}")
 
-    def log_quarantine(self, checked: Checked, table: str | None = None) -> None:
+    def log_quarantine(self, result: ValidationResult, table: str | None = None) -> None:
         """Store the rows in quarantine, and print the number of rows per reason.
 
         Args:
-            checked: The check's outcome.
+            result: Result of the validation.
             table: Name of the Table, for runs that validate several.
         """
         of, after = (f"{table} ", f"_{table}") if table else ("", "")
-        checked.quarantine.write_parquet(self.folder, f"quarantine{after}")
+        result.quarantine.write_parquet(self.folder, f"quarantine{after}")
         self.log_facts(**{
-            f"quarantined{after}": len(checked.quarantine),
-            f"quarantine_reasons{after}": checked.reasons,
+            f"quarantined{after}": len(result.quarantine),
+            f"quarantine_reasons{after}": result.reasons,
         })  # fmt: skip
-        say(f"{of}quarantine: {len(checked.quarantine)} of {checked.rows} rows")
-        for reason, count in checked.reasons.items():
+        say(f"{of}quarantine: {len(result.quarantine)} of {result.rows} rows")
+        for reason, count in result.reasons.items():
             say(f"  {count} x {reason}")
 
     def log_curve(self, name: str, lines: Mapping[str, Sequence[float]]) -> None:

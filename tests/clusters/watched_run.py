@@ -20,7 +20,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from raysys import cluster, serve, train, tune
-from raysys.data import Schema, Table, check
+from raysys.data import Schema, Table, validate
 from raysys.index import VectorIndex, vector_table
 from raysys.storage import Storage
 from raysys.workflow import Job, Run
@@ -48,7 +48,7 @@ def make(run: Run) -> pa.Table:
         "name: numbers\ncolumns: {x0: {type: float64, max: 2}, x1: {type: float64}, "
         "x2: {type: float64}, x3: {type: float64}, y: {type: float64}}"
     )
-    return check(Table.from_arrow(table), schema).good.to_arrow()
+    return validate(Table.from_arrow(table), schema).valid.to_arrow()
 
 
 def fit(run: Run, made: pa.Table) -> float:

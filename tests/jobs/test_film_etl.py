@@ -63,8 +63,8 @@ def test_people_with_sets_have_five_favourites_in_each() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_movielens_has_568_people_with_a_test_set_and_features_know_only_their_cut() -> None:
-    checked, ratings, films, people = etl(None, blocks=2)
-    assert (len(checked.good), len(checked.quarantine)) == (100_004, 0)
+    result, ratings, films, people = etl(None, blocks=2)
+    assert (len(result.valid), len(result.quarantine)) == (100_004, 0)
     rows, by_film = ratings.to_pandas(), films.to_pandas().set_index("movieId")
     tested = rows[rows["positive"] & (rows["part"] == 2)]
     assert tested["userId"].nunique() == 568

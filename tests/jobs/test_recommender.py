@@ -76,10 +76,10 @@ def test_bad_rows_are_in_quarantine_with_their_reason(finished: Finished) -> Non
     rows = pq.read_table(finished.folder / "quarantine").to_pandas()
     reasons = dict(zip(rows["_row"] - len(finished.ratings), rows["_reason"], strict=True))
     assert set(reasons) == {0, 1, 2, 3}
-    assert "fails max 5" in reasons[0]
+    assert "exceeds max 5" in reasons[0]
     assert "'abc'" in reasons[1]
     assert "movieId: missing" in reasons[2]
-    assert "stands in an earlier row" in reasons[3]
+    assert "duplicate userId, movieId" in reasons[3]
     assert finished.record["facts"]["tables"]["ratings"]["rows"] == len(finished.ratings)
     assert "quarantine: 4 of" in finished.output
 

@@ -1,4 +1,4 @@
-"""Statistics of columns over all blocks, exact and by tasks."""
+"""Exact statistics of columns over all blocks, computed by tasks."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def statistics(table: Table, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Of each column, over all rows, and exactly (sums are of floats).
+    """Statistics of each column over all rows, exact (sums are of floats).
 
     Returns:
-        `rows`, `nulls`, `null_share`; and of columns of numbers, booleans, dates and times
-        `min`, `max`, `mean`, None where there is no value: dates and times as int64 counts of
-        their unit.
+        By column `rows`, `nulls`, `null_share`, `min`, `max` and `mean`; the last three are None
+        for types other than numbers, booleans, dates and times, and for columns without values.
+        Dates and times are int64 counts of their unit.
     """
     parts = table.gather(_partial, list(columns), name="statistics")
-    found = {}
+    merged = {}
     for name in columns:
         rows, nulls = (sum(part[name][key] for part in parts) for key in ("rows", "nulls"))
         stats = {"rows": rows, "nulls": nulls, "null_share": nulls / rows if rows else 0.0}
@@ -36,23 +36,22 @@ def statistics(table: Table, columns: Sequence[str]) -> dict[str, dict[str, Any]
         stats["max"] = max((part["max"] for part in with_values), default=None)
         total = sum(part["sum"] for part in with_values)
         stats["mean"] = total / (rows - nulls) if with_values else None
-        found[name] = stats
-    return found
+        merged[name] = stats
+    return merged
 
 
-def medians(table: Table, columns: Sequence[str]) -> dict[str, Any]:
-    """Median of each column; None without a value."""
-    stats = statistics(table, columns)
-    counts = {name: stats[name]["rows"] - stats[name]["nulls"] for name in columns}
+def medians(table: Table, stats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Median of each column of `statistics`; None without a value."""
+    counts = {name: column["rows"] - column["nulls"] for name, column in stats.items()}
     ranks = {name: [(count - 1) // 2, count // 2] for name, count in counts.items() if count}
     middle = order_statistics(table, ranks)
-    return {name: float(sum(middle[name]) / 2) if name in middle else None for name in columns}
+    return {name: float(sum(middle[name]) / 2) if name in middle else None for name in stats}
 
 
 def order_statistics(
     table: Table, ranks: Mapping[str, Sequence[int]]
 ) -> dict[str, list[int | float]]:
-    """Values of these ranks, from 0, in the order of each column's values."""
+    """Values at ranks, counted from 0, of each column."""
     gather = functools.partial(table.gather, name="order_statistics")
     kinds = {name: _wide_type(table.schema.field(name).type) for name in ranks}
     return values_at_ranks(gather, _present, ranks, kinds)
@@ -71,7 +70,7 @@ def _present(block: pa.Table, name: str) -> np.ndarray:
 
 
 def numbers(block: pa.Table, name: str) -> pl.Series | None:
-    """A column as numbers without missing values; None if it is of no such kind."""
+    """A column as numbers without missing values; None for types that are not numeric."""
     values = pl.Series(name, block[name]).drop_nulls()
     if values.dtype.is_temporal():
         return values.to_physical().cast(pl.Int64)
@@ -81,14 +80,13 @@ def numbers(block: pa.Table, name: str) -> pl.Series | None:
 
 
 def _partial(block: pa.Table, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
-    found = {}
+    stats = {}
     for name in columns:
         values = numbers(block, name)
         missing = block[name].null_count if values is None else len(block) - len(values)
-        found[name] = {"rows": len(block), "nulls": missing, "min": None, "max": None, "sum": 0.0}
+        stats[name] = {"rows": len(block), "nulls": missing, "min": None, "max": None, "sum": 0.0}
         if values is not None and len(values):
             mean: Any = values.mean()  # the sum of integers could overflow
-            found[name] |= {
-                "min": values.min(), "max": values.max(), "sum": mean * len(values)
-            }  # fmt: skip
-    return found
+            total = mean * len(values)
+            stats[name] |= {"min": values.min(), "max": values.max(), "sum": total}
+    return stats

@@ -1,4 +1,4 @@
-"""A schema that a table satisfies, to be edited and to guard the next one of its kind."""
+"""Inference of a schema from a table, to be edited and to validate the next one with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import pyarrow as pa
 from raysys.data.readers._column_types import MALFORMED
 from raysys.data.validation._column_statistics import order_statistics, statistics
 from raysys.data.validation._row_rules import as_time, polars_column, to_arrow
-from raysys.data.validation._schema import RESERVED, Column, Distribution, Rows, Schema
+from raysys.data.validation._schema import (
+    RESERVED,
+    Column,
+    DistributionBounds,
+    RowBounds,
+    Schema,
+)
 from raysys.data.validation._uniqueness import find_suspects
 from raysys.data.validation._value_types import is_temporal, polars_type, read_values
 from raysys.errors import DataError
@@ -21,44 +27,42 @@ if TYPE_CHECKING:
 
     from raysys.data._table import Table
 
-# What a text column is taken for: the first of these as which all its values read.
+# Types of a text column, tried in this order: the first as which all values read is inferred.
 _GUESSES = ("int64", "float64", "bool", "date", "timestamp[us]", "timestamp[us, UTC]")
-_MOST_ALLOWED = 20  # distinct texts of a column that get a list
-_FEWEST_EACH = 10  # rows for each of them
-_FEWEST = 100  # rows from which keys and distributions are inferred
-_MARGIN = 0.1  # of the range, by which it is widened on each side
-_NULL_MARGIN = 0.05  # by which the share of missing values may change
+_MAX_ALLOWED = 20  # distinct texts of a column with a list of allowed values
+_MIN_ROWS_PER_VALUE = 10  # rows per allowed value
+_MIN_ROWS = 100  # rows from which unique columns and distributions are inferred
+_MARGIN = 0.1  # fraction of the range by which it is widened on each side
+_NULL_MARGIN = 0.05  # tolerance of the fraction of missing values
 
 
-def infer(table: Table, name: str) -> Schema:
+def infer_schema(table: Table, name: str) -> Schema:
     """Infer a schema that the table itself satisfies.
 
     - Types are the table's; columns of `read(path, raw=True)` get the first of int64, float64,
       bool, date and timestamp as which all their values read, else string. Texts with leading
-      zeros are no numbers. Columns of other types (lists, structs, bytes) are left out.
+      zeros are not numbers. Columns of other types (lists, structs, bytes) are left out.
     - A column is nullable if a value is missing.
-    - Numbers get their range, widened by a tenth of it on each side, but not below zero if none
-      is; dates and times their first day, and no last one.
-    - Texts of up to 20 distinct values, with ten rows for each, get the list of them.
-    - A column without missing and repeated values, and not of floats, is unique; numbers that are
-      so get no range but its sign.
-    - The median of numbers that differ may move between the quartiles of this table, the share of
-      missing values by 0.05, and the number of rows down to half.
-
-    Unique columns and the last of these are inferred from 100 rows on.
+    - Numbers get their range, widened by a tenth on each side but not across zero; dates and
+      times their first day.
+    - Texts with up to 20 distinct values, and ten rows for each, get the list of allowed values.
+    - From 100 rows on, columns without missing and repeated values are unique, but not floats.
+      Unique numbers get the lower bound 0 if none is negative, and no other.
+    - From 100 rows on, the median of numbers may move between the quartiles of this table, the
+      fraction of missing values by 0.05, and the number of rows down to half.
 
     Args:
-        table: Rows that are as they should be.
-        name: The schema's.
+        table: Valid rows.
+        name: Name of the schema.
 
     Raises:
-        DataError: No column has a type that a schema knows.
+        DataError: No column has a type that a schema supports.
     """
     types = _types(table)
     if not types:
-        raise DataError(f"no column of {table.schema.names[:20]} has a type that a schema knows")
+        raise DataError(f"no column of {table.schema.names[:20]} has a type that a schema supports")
     typed = table.map_blocks(_typed, types, name="infer_read")
-    stats, many = statistics(typed, list(types)), len(typed) >= _FEWEST
+    stats, many = statistics(typed, list(types)), len(typed) >= _MIN_ROWS
     texts = _allowed(typed, [column for column, kind in types.items() if kind == "string"])
     keys = _keys(typed, types, stats) if many else set()
     ranges = [
@@ -69,45 +73,49 @@ def infer(table: Table, name: str) -> Schema:
     quartiles = _quartiles(typed, stats, ranges) if many else {}
     columns, distributions = {}, {}
     for column, kind in types.items():
-        found = stats[column]
-        low, high = _range(found, kind, column in keys)
+        column_stats = stats[column]
+        low, high = _range(column_stats, kind, column in keys)
         columns[column] = Column(
-            type=kind, nullable=found["nulls"] > 0, min=low, max=high, allowed=texts.get(column)
+            type=kind,
+            nullable=column_stats["nulls"] > 0,
+            min=low,
+            max=high,
+            allowed=texts.get(column),
         )
         bounds: dict[str, Any] = {}
         if column in quartiles:
             bounds["median"] = quartiles[column]
-        if many and found["nulls"]:
-            share = found["null_share"]
+        if many and column_stats["nulls"]:
+            share = column_stats["null_share"]
             low, high = max(0.0, share - _NULL_MARGIN), min(1.0, share + _NULL_MARGIN)
             bounds["null_share"] = [math.floor(low * 1e3) / 1e3, math.ceil(high * 1e3) / 1e3]
         if bounds:
-            distributions[column] = Distribution(**bounds)
+            distributions[column] = DistributionBounds(**bounds)
     return Schema(
         name=name,
         columns=columns,
         unique=[[column] for column in types if column in keys],
         distributions=distributions,
-        rows=Rows(min=len(typed) // 2) if many else Rows(),
+        rows=RowBounds(min=len(typed) // 2) if many else RowBounds(),
     )
 
 
 def _types(table: Table) -> dict[str, str]:
-    """The schema's type of each column that has one."""
+    """Schema types by column; columns of unsupported types are left out."""
     fields = [field for field in table.schema if field.name not in RESERVED]
-    found = {field.name: name for field in fields if (name := type_name(field.type))}
+    types = {field.name: name for field in fields if (name := type_name(field.type))}
     if MALFORMED in table.schema.names:
         texts = [field.name for field in fields if pa.types.is_large_string(field.type)]
         parts = table.gather(guesses, texts, name="infer_types")
         for name in texts:
             fits = [kind for kind in _GUESSES if all(kind in part[name] for part in parts)]
-            # A column without any value reads as everything.
-            found[name] = fits[0] if fits and len(fits) < len(_GUESSES) else "string"
-    return found
+            # A column without any value reads as every type.
+            types[name] = fits[0] if fits and len(fits) < len(_GUESSES) else "string"
+    return types
 
 
 def type_name(kind: pa.DataType) -> str | None:
-    """A schema's type for an Arrow type, if there is one."""
+    """Schema type of an Arrow type; None if unsupported."""
     t = pa.types
     if t.is_dictionary(kind):
         kind = kind.value_type
@@ -118,32 +126,29 @@ def type_name(kind: pa.DataType) -> str | None:
     if t.is_timestamp(kind):
         unit = "ms" if kind.unit == "s" else kind.unit
         return f"timestamp[{unit}, {kind.tz}]" if kind.tz else f"timestamp[{unit}]"
-    names = {pa.float32(): "float32", pa.float64(): "float64"}
     if t.is_integer(kind) or t.is_boolean(kind):
         return str(kind)
-    return names.get(kind)
+    return {pa.float32(): "float32", pa.float64(): "float64"}.get(kind)
 
 
 def guesses(block: pa.Table, columns: Sequence[str]) -> dict[str, set[str]]:
-    """As which types all values of each text column read."""
-    found = {}
+    """Types as which all values of a text column read, by column."""
+    candidates = {}
     for name in columns:
         values = polars_column(block, name).drop_nulls()
-        found[name] = {
+        candidates[name] = {
             kind
             for kind in _GUESSES
-            # A few first: most types are out at once.
-            if all(
-                read_values(part, polars_type(kind))[1] is None for part in (values[:20], values)
-            )
+            # The first 20 values rule out most types.
+            if all(read_values(v, polars_type(kind))[1] is None for v in (values[:20], values))
         }
         if values.str.contains(r"^[+-]?0\d").any():
-            found[name] -= {"int64", "float64"}
-    return found
+            candidates[name] -= {"int64", "float64"}
+    return candidates
 
 
 def _typed(block: pa.Table, types: Mapping[str, str]) -> pa.Table:
-    """The rows that are records, in these types."""
+    """Rows without malformed lines, in the schema's types."""
     if MALFORMED in block.column_names:
         block = block.filter(block[MALFORMED].is_null())
     columns = [read_values(polars_column(block, n), polars_type(t))[0] for n, t in types.items()]
@@ -151,36 +156,36 @@ def _typed(block: pa.Table, types: Mapping[str, str]) -> pa.Table:
 
 
 def _allowed(typed: Table, columns: Sequence[str]) -> dict[str, list[str]]:
-    """The values of text columns that have few."""
-    parts, found = typed.gather(_few, list(columns), name="infer_values"), {}
+    """Distinct values of text columns that have few, by column."""
+    parts, allowed = typed.gather(_distinct_texts, list(columns), name="infer_values"), {}
     for name in columns:
         if any(part[name] is None for part in parts):
             continue
         values = sorted(set().union(*(part[name] for part in parts)))
-        rows = max(1, len(values)) * _FEWEST_EACH
-        if values and len(values) <= _MOST_ALLOWED and len(typed) >= rows:
-            found[name] = values
-    return found
+        rows = max(1, len(values)) * _MIN_ROWS_PER_VALUE
+        if values and len(values) <= _MAX_ALLOWED and len(typed) >= rows:
+            allowed[name] = values
+    return allowed
 
 
-def _few(block: pa.Table, columns: Sequence[str]) -> dict[str, list[str] | None]:
+def _distinct_texts(block: pa.Table, columns: Sequence[str]) -> dict[str, list[str] | None]:
     distinct = {name: polars_column(block, name).drop_nulls().unique() for name in columns}
     return {
-        name: values.to_list() if len(values) <= _MOST_ALLOWED else None
+        name: values.to_list() if len(values) <= _MAX_ALLOWED else None
         for name, values in distinct.items()
     }
 
 
 def _keys(typed: Table, types: Mapping[str, str], stats: Mapping[str, Any]) -> set[str]:
     """Columns without missing and repeated values."""
-    named = [
+    names = [
         name
         for name, kind in types.items()
         if not stats[name]["nulls"] and not kind.startswith("float") and kind != "bool"
     ]
-    parts = typed.gather(_all_distinct, named, name="infer_keys")
-    named = [name for name in named if all(part[name] for part in parts)]
-    return {name for name in named if not find_suspects(typed, [[name]])[2].any()}
+    parts = typed.gather(_all_distinct, names, name="infer_keys")
+    names = [name for name in names if all(part[name] for part in parts)]
+    return {name for name in names if not find_suspects(typed, [[name]])[2].any()}
 
 
 def _all_distinct(block: pa.Table, columns: Sequence[str]) -> dict[str, bool]:
@@ -197,9 +202,9 @@ def _quartiles(
     return order_statistics(typed, ranks)
 
 
-def _range(found: Mapping[str, Any], kind: str, is_key: bool) -> tuple[Any, Any]:
+def _range(stats: Mapping[str, Any], kind: str, is_key: bool) -> tuple[Any, Any]:
     """Bounds of a column's values."""
-    low, high = found["min"], found["max"]
+    low, high = stats["min"], stats["max"]
     if low is None or not (_is_number(kind) or is_temporal(kind)):
         return None, None
     if is_temporal(kind):

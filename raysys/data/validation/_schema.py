@@ -1,4 +1,4 @@
-"""What the rows of a table must satisfy, as plain data that is kept as YAML or JSON."""
+"""Schemas of tables, as plain data that is stored as YAML or JSON."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from raysys.data.readers._column_types import FILE, MALFORMED, ROW
 from raysys.data.validation._value_types import is_temporal, polars_type
 from raysys.errors import DataError
 
-REASON = "_reason"  # why a row was turned away
+REASON = "_reason"  # column of a quarantine
 RESERVED = (FILE, ROW, MALFORMED, REASON)
 
 _Bounds = Annotated[list[Any], Field(min_length=2, max_length=2)]
 
 
-class _Plain(BaseModel):
+class _SchemaPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Column(_Plain):
-    """What the values of one column must satisfy.
+class Column(_SchemaPart):
+    """Type of a column and constraints on its values.
 
     Attributes:
         type: An Arrow type: int8 to int64, uint8 to uint64, float32, float64, string, bool,
             date, timestamp (timestamp[us]), timestamp[ms], [us] or [ns], with a zone
             timestamp[us, UTC].
         nullable: Whether a value may be missing.
-        min: The smallest value allowed: a number; for dates and timestamps a date or time,
-            in UTC if it names no offset.
-        max: The largest.
-        pattern: A regular expression (Rust's syntax) that a text must match as a whole.
-        allowed: The values allowed.
-        key: `table.column`: the value must stand in that column of another table. A missing
-            value passes, if the column is nullable, as in SQL.
+        min: Smallest allowed value: a number; for dates and timestamps a date or time, in UTC
+            unless it has an offset.
+        max: Largest allowed value.
+        pattern: Regular expression (Rust's syntax) that the full text must match.
+        allowed: Allowed values.
+        foreign_key: `table.column` that must contain the value. Missing values pass if the column
+            is nullable, as in SQL.
     """
 
     type: str
@@ -46,10 +46,10 @@ class Column(_Plain):
     max: Any = None
     pattern: str | None = None
     allowed: list[Any] | None = None
-    key: str | None = None
+    foreign_key: str | None = None
 
     @model_validator(mode="after")
-    def _fits_its_type(self) -> Column:
+    def _check_constraints(self) -> Column:
         kind = polars_type(self.type)
         for name in ("min", "max"):
             if getattr(self, name) is not None:
@@ -58,38 +58,38 @@ class Column(_Plain):
             raise ValueError(f"min {self.min} is above max {self.max}")
         if self.pattern is not None:
             if self.type != "string":
-                raise ValueError(f"a pattern is for the type string, not {self.type}")
+                raise ValueError(f"pattern requires the type string, not {self.type}")
             try:
                 pl.Series([""]).str.contains(self.pattern)
             except pl.exceptions.PolarsError as error:
                 raise ValueError(
-                    f"pattern {self.pattern!r} is no regular expression: {_line(error)}"
+                    f"pattern {self.pattern!r} is not a regular expression: {_summary(error)}"
                 ) from None
         if self.allowed is not None:
             if not self.allowed:
                 raise ValueError("allowed is an empty list: no value could pass")
             self.allowed_values(kind)
-        if self.key is not None and not all(self.key.partition(".")):
-            raise ValueError(f"key {self.key!r} is not of the form table.column")
+        if self.foreign_key is not None and not all(self.foreign_key.partition(".")):
+            raise ValueError(f"foreign_key {self.foreign_key!r}: give it as table.column")
         return self
 
     def allowed_values(self, kind: Any) -> pl.Series:
         """`allowed` as a series of the column's type."""
         allowed = self.allowed or []
-        given = pl.Series(allowed, dtype=kind, strict=False)
+        values = pl.Series(allowed, dtype=kind, strict=False)
         text = self.type == "string"
-        for value, read in zip(allowed, given, strict=True):
+        for value, read in zip(allowed, values, strict=True):
             if read is None or text != isinstance(value, str):
-                quote = "; YAML takes some words for booleans: quote it" if text else ""
-                raise ValueError(f"allowed has {value!r}, which is no {self.type}{quote}")
-        return given
+                quote = "; YAML reads some words as booleans: quote it" if text else ""
+                raise ValueError(f"allowed: {value!r} is not a valid {self.type}{quote}")
+        return values
 
 
 def bound(type_name: str, value: Any, what: str) -> Any:
     """A bound as a value that compares with a column's: int, float, date or datetime.
 
     Raises:
-        ValueError: It is of another kind.
+        ValueError: The bound does not fit the type.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if type_name.startswith(("int", "uint", "float")) and number:
@@ -99,7 +99,7 @@ def bound(type_name: str, value: Any, what: str) -> Any:
             try:
                 value = datetime.fromisoformat(value)
             except ValueError:
-                raise ValueError(f"{what} {value!r} is no date or time in ISO 8601") from None
+                raise ValueError(f"{what} {value!r} is not an ISO 8601 date or time") from None
         if isinstance(value, date) and not isinstance(value, datetime):
             value = datetime(value.year, value.month, value.day)
         if isinstance(value, datetime):
@@ -107,18 +107,18 @@ def bound(type_name: str, value: Any, what: str) -> Any:
                 return value.date()
             return value.replace(tzinfo=value.tzinfo or UTC)
     raise ValueError(
-        f"{what} {value!r} does not fit the type {type_name}: {what} is a number for numbers, a "
-        "date or time for dates and timestamps, and no other type has one"
+        f"{what} {value!r} does not fit the type {type_name}: give a number for numbers, a date "
+        "or time for dates and timestamps, and nothing for other types"
     )
 
 
-class Distribution(_Plain):
-    """Bounds, both included, of statistics over all good rows; one that is left out is free.
+class DistributionBounds(_SchemaPart):
+    """Bounds, both included, of a column's statistics over all valid rows.
 
     Attributes:
-        min: Of the smallest value; `median`, `mean` and `max` likewise. For numbers; dates and
-            timestamps have no mean.
-        null_share: Of the share of missing values, from 0 to 1. For any type.
+        min: Bounds of the smallest value; `median`, `mean` and `max` likewise. For numbers, dates
+            and timestamps (without `mean`).
+        null_share: Bounds of the fraction of missing values, from 0 to 1. For any type.
     """
 
     min: _Bounds | None = None
@@ -128,8 +128,8 @@ class Distribution(_Plain):
     null_share: _Bounds | None = None
 
     def bounds(self, column: str, type_name: str) -> dict[str, list[Any]]:
-        """The bounds given, by statistic, as values that compare with the column's."""
-        given: dict[str, list[Any]] = {}
+        """Bounds by statistic, as values that compare with the column's."""
+        by_statistic: dict[str, list[Any]] = {}
         for name in type(self).model_fields:
             pair = getattr(self, name)
             if pair is None:
@@ -137,37 +137,36 @@ class Distribution(_Plain):
             what = f"distributions.{column}.{name}"
             kind = "float64" if name == "null_share" else type_name
             if name == "mean" and is_temporal(type_name):
-                raise ValueError(f"{what}: the mean is for numbers, not {type_name}")
-            given[name] = [bound(kind, value, what) for value in pair]
-            if given[name][0] > given[name][1]:
+                raise ValueError(f"{what}: a mean requires numbers, not {type_name}")
+            low, high = by_statistic[name] = [bound(kind, value, what) for value in pair]
+            if low > high:
                 raise ValueError(f"{what}: the lower bound {pair[0]} is above {pair[1]}")
-        return given
+        return by_statistic
 
 
-class Rows(_Plain):
-    """Bounds of the number of good rows, and of the share of rows in quarantine."""
+class RowBounds(_SchemaPart):
+    """Bounds of the number of valid rows and of the fraction of rows in quarantine."""
 
     min: int | None = Field(default=None, ge=0)
     max: int | None = Field(default=None, ge=0)
-    quarantined_share: float | None = Field(default=None, ge=0, le=1)
+    max_quarantined_share: float | None = Field(default=None, ge=0, le=1)
 
 
-class Schema(_Plain):
-    """What a table must satisfy.
+class Schema(_SchemaPart):
+    """Types and rules for rows, and bounds for the table as a whole.
 
-    A row that breaks `columns`, `unique` or `rules` goes to quarantine; `distributions` and
-    `rows` are of the table as a whole, and a broken one stops the job.
+    Rows that break `columns`, `unique` or `rules` go to quarantine; a table outside the bounds of
+    `distributions` or `rows` raises an error.
 
     Attributes:
-        name: For messages.
-        columns: By name, in the order of the good rows' columns.
+        name: Name in messages and metrics.
+        columns: Columns by name, in the order of the valid rows' columns.
         unique: Groups of columns; of rows that pass all else and are equal in a group the first
-            passes, one group after the other. Rows with a missing value in it equal none, as in
-            SQL.
-        rules: Conditions on one row, by what to call them: SQL expressions over the columns, as
-            polars parses them (`arr_time > dep_time OR diverted`; `IN` is not among them). One
-            whose value is unknown, because a value is missing, passes, as in SQL.
-        distributions: Bounds of columns' statistics.
+            is valid, one group after the other. Missing values are never equal, as in SQL.
+        rules: Conditions on one row by name: SQL expressions over the columns, as polars parses
+            them (`arr_time > dep_time OR diverted`; without `IN`). An unknown value, from a
+            missing operand, passes, as in SQL.
+        distributions: Bounds of statistics by column.
         rows: Bounds of the number of rows.
 
     Example:
@@ -185,21 +184,21 @@ class Schema(_Plain):
     columns: dict[str, Column] = Field(min_length=1)
     unique: list[Annotated[list[str], Field(min_length=1)]] = []
     rules: dict[str, str] = {}
-    distributions: dict[str, Distribution] = {}
-    rows: Rows = Rows()
+    distributions: dict[str, DistributionBounds] = {}
+    rows: RowBounds = RowBounds()
 
     @model_validator(mode="after")
-    def _is_of_its_columns(self) -> Schema:
+    def _check_references(self) -> Schema:
         if reserved := [name for name in self.columns if name in RESERVED]:
-            raise ValueError(f"columns {reserved}: these names say where a row comes from")
+            raise ValueError(f"columns {reserved}: reserved for the origin of rows; rename them")
         for group in self.unique:
-            self._known(group, f"unique {group}")
-        self._known(self.distributions, "distributions")
-        normal = {
-            name: Distribution(**distribution.bounds(name, self.columns[name].type))
+            self._require(group, f"unique {group}")
+        self._require(self.distributions, "distributions")
+        normalized = {
+            name: DistributionBounds(**distribution.bounds(name, self.columns[name].type))
             for name, distribution in self.distributions.items()
         }
-        object.__setattr__(self, "distributions", normal)
+        object.__setattr__(self, "distributions", normalized)
         for name in self.rules:
             self._check_rule(name)
         return self
@@ -209,82 +208,90 @@ class Schema(_Plain):
         """Read a schema from YAML or JSON.
 
         Raises:
-            DataError: It is no schema; the message names the place.
+            DataError: The text is not a valid schema; the message names the place.
         """
         try:
             return cls.model_validate(yaml.safe_load(text))
         except yaml.YAMLError as error:
-            raise DataError(f"the schema is no YAML: {error}") from None
+            raise DataError(f"the schema is not valid YAML: {error}") from None
         except ValidationError as error:
-            broken = [
-                f"{'.'.join(str(part) for part in one['loc']) or 'schema'}: "
-                f"{one['msg'].removeprefix('Value error, ')}"
-                for one in error.errors()
+            problems = [
+                f"{'.'.join(map(str, problem['loc'])) or 'schema'}: "
+                f"{problem['msg'].removeprefix('Value error, ')}"
+                for problem in error.errors()
             ]
-            raise DataError(f"the schema is not valid: {'; '.join(broken)}") from None
+            raise DataError(f"the schema is not valid: {'; '.join(problems)}") from None
 
     def to_yaml(self) -> str:
-        """The schema as YAML; what has its default is left out."""
-
-        class Line(dict):
-            """Written in one line."""
-
-        class Dumper(yaml.SafeDumper):
-            def ignore_aliases(self, data: Any) -> bool:
-                return True
-
-        Dumper.add_representer(
-            Line, lambda dumper, line: dumper.represent_mapping("tag:yaml.org,2002:map", line, True)
-        )
+        """The schema as YAML without defaults, one line per column."""
         plain = _plain(self.model_dump(exclude_defaults=True))
-        for part in ("columns", "distributions"):
-            if part in plain:
-                plain[part] = {name: Line(value) for name, value in plain[part].items()}
-        return yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+        for part in {"columns", "distributions"} & plain.keys():
+            plain[part] = {name: _FlowMapping(value) for name, value in plain[part].items()}
+        return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+    def __repr__(self) -> str:
+        groups = f", unique: {self.unique}" if self.unique else ""
+        return (
+            f"Schema({self.name!r}, {len(self.columns)} columns, {len(self.rules)} rules{groups})"
+        )
 
     def rule(self, name: str) -> pl.Expr:
         """A rule as an expression over the columns."""
         return pl.sql_expr(self.rules[name])
 
     def polars_types(self) -> dict[str, Any]:
-        """The columns' types."""
+        """Polars types by column."""
         return {name: polars_type(column.type) for name, column in self.columns.items()}
 
-    def _known(self, names: Any, what: str) -> None:
+    def _require(self, names: Any, what: str) -> None:
         if unknown := [name for name in names if name not in self.columns]:
-            raise ValueError(f"{what}: the schema has no column {unknown}; give it a type too")
+            raise ValueError(f"{what}: unknown columns {unknown}; add them to the schema's columns")
 
     def _check_rule(self, name: str) -> None:
         what = f"rule {name!r}: {self.rules[name]!r}"
         try:
             expression = self.rule(name)
-            self._known(expression.meta.root_names(), what)
+            self._require(expression.meta.root_names(), what)
             kind = pl.DataFrame(schema=self.polars_types()).select(expression).dtypes
         except pl.exceptions.PolarsError as error:
-            raise ValueError(f"{what} is no SQL expression: {_line(error)}") from None
+            raise ValueError(f"{what} is not an SQL expression: {_summary(error)}") from None
         if kind != [pl.Boolean]:
-            raise ValueError(f"{what} is {kind[0]}, not true or false: compare it with something")
-        if not _of_one_row(expression):
+            raise ValueError(f"{what} is {kind[0]}, not a boolean: compare it with something")
+        if not _is_row_wise(expression):
             raise ValueError(
-                f"{what} needs other rows than its own: bounds of a whole column stand in "
+                f"{what} depends on other rows: give bounds of a column's statistics in "
                 "distributions"
             )
 
 
-def _of_one_row(expression: pl.Expr) -> bool:
+class _FlowMapping(dict):
+    """A mapping that is written in one line."""
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(
+    _FlowMapping, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data, True)
+)
+
+
+def _is_row_wise(expression: pl.Expr) -> bool:
     """Whether an expression's value in a row depends on that row alone."""
     meta, inner = expression.meta, expression.meta.pop()
     if meta.is_literal() or meta.is_column():
         return True
     try:
-        of_more = (meta.is_scalar() and meta.root_names()) or not meta.is_row_separable()
+        across_rows = (meta.is_scalar() and meta.root_names()) or not meta.is_row_separable()
     except pl.exceptions.ColumnNotFoundError:  # a function whose form depends on the column's type
-        of_more = False
-    return bool(inner) and not of_more and all(_of_one_row(part) for part in inner)
+        across_rows = False
+    return bool(inner) and not across_rows and all(_is_row_wise(part) for part in inner)
 
 
 def _plain(value: Any) -> Any:
-    """Data of a model with times as YAML readers like them: dates at midnight, else ISO text."""
+    """Data of a model for YAML: times at midnight UTC are dates, other times ISO text."""
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -294,7 +301,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _line(error: Exception) -> str:
-    """What an error of polars says: its first line, or where it draws a pattern that after it."""
+def _summary(error: Exception) -> str:
+    """The first line of an error of polars, or the one after the drawing of a pattern."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if line.startswith("error: ")), lines[0])

@@ -58,9 +58,9 @@ def _same(part: CsvPart) -> bool:
         return False
     fast = split_block(found.block, SCHEMA, None, found.texts)
     lines = split_block(found.malformed, SCHEMA)
-    assert not len(lines.good)
-    assert fast.good.schema == slow.good.schema
-    assert str(_by_row(fast.good)) == str(_by_row(slow.good))  # text, since NaN is not NaN
+    assert not len(lines.valid)
+    assert fast.valid.schema == slow.valid.schema
+    assert str(_by_row(fast.valid)) == str(_by_row(slow.valid))  # text, since NaN is not NaN
     assert _by_row(pa.concat_tables([fast.bad, lines.bad])) == _by_row(slow.bad)
     examples = {**fast.examples, **lines.examples}
     assert examples == slow.examples

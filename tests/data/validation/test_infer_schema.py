@@ -1,4 +1,4 @@
-"""A schema inferred from rows: they satisfy it, and what differs from them does not."""
+"""Schemas inferred from rows: these satisfy them, rows that differ do not."""
 
 from datetime import date
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.data import CheckError, Schema, Table, check, infer, read
+from raysys.data import Schema, Table, ValidationError, infer_schema, read, validate
 from raysys.data.validation._infer_schema import guesses
 from raysys.data.validation._value_types import polars_type, read_values
 from raysys.errors import DataError
@@ -50,7 +50,7 @@ def raw(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory, ray_clust
 
 @pytest.fixture(scope="module")
 def schema(raw: Table) -> Schema:
-    return infer(raw, "flights")
+    return infer_schema(raw, "flights")
 
 
 def test_types_are_guessed_from_text(schema: Schema) -> None:
@@ -61,7 +61,7 @@ def test_types_are_guessed_from_text(schema: Schema) -> None:
     }  # fmt: skip
 
 
-def test_what_values_satisfy_is_inferred(schema: Schema, frame: pd.DataFrame) -> None:
+def test_constraints_are_inferred_from_values(schema: Schema, frame: pd.DataFrame) -> None:
     columns = schema.columns
     assert [name for name in columns if columns[name].nullable] == ["delay", "nothing"]
     assert columns["carrier"].allowed == ["AA", "DL", "UA"]
@@ -84,18 +84,18 @@ def test_what_values_satisfy_is_inferred(schema: Schema, frame: pd.DataFrame) ->
 def test_the_table_satisfies_its_schema_also_after_an_edit_as_yaml(
     raw: Table, schema: Schema
 ) -> None:
-    checked = check(raw, Schema.from_yaml(schema.to_yaml()))
-    assert (len(checked.good), len(checked.quarantine)) == (ROWS, 0)
-    assert len(checked.figures) > 3
+    result = validate(raw, Schema.from_yaml(schema.to_yaml()))
+    assert (len(result.valid), len(result.quarantine)) == (ROWS, 0)
+    assert len(result.checks) > 3
 
 
-def test_the_next_table_is_guarded(raw: Table, schema: Schema) -> None:
+def test_a_changed_table_fails(raw: Table, schema: Schema) -> None:
     rows = raw.to_arrow().to_pandas().drop(columns=["_file", "_row", "_malformed"])
     rows.loc[5, "carrier"] = "ZZ"
     rows["distance"] = (rows["distance"].astype(float) / 3).clip(lower=10).astype(str)
-    with pytest.raises(CheckError, match="distance median: ") as raised:
-        check(Table.from_arrow(pa.Table.from_pandas(rows), 100), schema)
-    assert raised.value.checked.reasons["carrier is not among those allowed"] == 1
+    with pytest.raises(ValidationError, match="distance median: ") as raised:
+        validate(Table.from_arrow(pa.Table.from_pandas(rows), 100), schema)
+    assert raised.value.result.reasons["carrier is not an allowed value"] == 1
 
 
 def test_a_typed_table_keeps_its_types_and_small_ones_get_no_distribution(
@@ -109,13 +109,13 @@ def test_a_typed_table_keeps_its_types_and_small_ones_get_no_distribution(
             "d": [[1], [2], [3]],
         }
     )
-    schema = infer(Table.from_arrow(table, 2), "small")
+    schema = infer_schema(Table.from_arrow(table, 2), "small")
     assert {name: column.type for name, column in schema.columns.items()} == {
         "a": "int8", "b": "string", "c": "timestamp[ms]",
     }  # fmt: skip
     assert (schema.unique, schema.distributions) == ([], {})
     with pytest.raises(DataError, match=r"no column of \['d'\] has a type"):
-        infer(Table.from_arrow(table.select(["d"])), "lists")
+        infer_schema(Table.from_arrow(table.select(["d"])), "lists")
 
 
 @settings(max_examples=40, deadline=None)
@@ -126,6 +126,6 @@ def test_all_values_read_as_each_guess(texts: list[str | None]) -> None:
         assert read_values(pl.Series("x", block["x"]), polars_type(kind))[1] is None
 
 
-def test_a_file_is_inferred_whatever_its_blocks(raw: Table, schema: Schema, tmp_path: Path) -> None:
+def test_the_schema_does_not_depend_on_blocks(raw: Table, schema: Schema, tmp_path: Path) -> None:
     rows = raw.to_arrow()
-    assert infer(Table.from_arrow(rows, 70), "flights") == schema
+    assert infer_schema(Table.from_arrow(rows, 70), "flights") == schema

@@ -1,4 +1,4 @@
-"""Schemas as plain data, and reading values as their types."""
+"""Schemas as plain data, and conversion of values to their types."""
 
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -21,7 +21,7 @@ columns:
   delay: {type: int64, min: -120, max: 2000, nullable: true}
   tail: {type: string, pattern: 'N[0-9A-Z]+', nullable: true}
   carrier: {type: string, allowed: [AA, UA]}
-  origin: {type: string, key: airports.faa}
+  origin: {type: string, foreign_key: airports.faa}
   day: {type: date, min: 2013-01-01}
   hour: {type: 'timestamp[us, UTC]', min: 2013-01-01, max: 2014-01-01T05:30:00}
 unique: [[hour, carrier]]
@@ -33,7 +33,7 @@ rows: {min: 1000}
 """
 
 
-def test_a_schema_says_what_its_yaml_says() -> None:
+def test_a_schema_is_read_from_yaml() -> None:
     schema = Schema.from_yaml(TEXT)
     assert schema.columns["delay"] == Column(type="int64", min=-120, max=2000, nullable=True)
     assert schema.columns["day"].min == date(2013, 1, 1)
@@ -41,50 +41,55 @@ def test_a_schema_says_what_its_yaml_says() -> None:
     assert (schema.unique, schema.rows.min) == ([["hour", "carrier"]], 1000)
 
 
-def test_a_schema_goes_through_yaml_and_json_unchanged() -> None:
+def test_a_schema_round_trips_through_yaml_and_json() -> None:
     schema = Schema.from_yaml(TEXT)
     assert Schema.from_yaml(schema.to_yaml()) == schema
     assert Schema.from_yaml(schema.model_dump_json()) == schema
     assert "  delay: {type: int64, nullable: true, min: -120, max: 2000}\n" in schema.to_yaml()
+    assert repr(schema) == "Schema('flights', 6 columns, 1 rules, unique: [['hour', 'carrier']])"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("int64", "int", r"columns\.delay: type 'int' is not known; types are int8, "),
-        ("us, UTC", "us, Mars/X", r"columns\.hour: .* no time zone"),
-        ("us, UTC", "h", r"columns\.hour: type 'timestamp\[h\]' is not known"),
+        ("int64", "int", r"columns\.delay: unknown type 'int'; types are int8, "),
+        ("us, UTC", "us, Mars/X", r"columns\.hour: unknown time zone"),
+        ("us, UTC", "h", r"columns\.hour: unknown type 'timestamp\[h\]'"),
         ("min: -120", "min: low", r"columns\.delay: min 'low' does not fit the type int64"),
         ("max: 2000", "max: -2000", r"columns\.delay: min -120 is above max -2000"),
-        ("2013-01-01}", "soon}", r"columns\.day: min 'soon' is no date"),
+        ("2013-01-01}", "soon}", r"columns\.day: min 'soon' is not an ISO 8601 date"),
         ("pattern: 'N[", "min: 1, pattern: 'N[", r"columns\.tail: min 1 does not fit the type str"),
-        ("N[0-9A-Z]+", "N[0", r"columns\.tail: pattern 'N\[0' is no regular expression: .*class"),
+        (
+            "N[0-9A-Z]+",
+            "N[0",
+            r"columns\.tail: pattern 'N\[0' is not a regular expression: .*class",
+        ),
         (
             "string, allowed",
             "int64, allowed",
-            r"columns\.carrier: allowed has 'AA', which is no in",
+            r"columns\.carrier: allowed: 'AA' is not a valid int",
         ),
-        ("[AA, UA]", "[AA, NO]", r"columns\.carrier: allowed has False, .*: quote it"),
+        ("[AA, UA]", "[AA, NO]", r"columns\.carrier: allowed: False is not .*: quote it"),
         ("[AA, UA]", "[]", r"columns\.carrier: allowed is an empty list"),
-        ("airports.faa", "airports", r"columns\.origin: key 'airports' is not of the form"),
+        ("airports.faa", "airports", r"columns\.origin: foreign_key 'airports': give it as"),
         ("nullable: true}", "nulable: true}", r"columns\.delay\.nulable: Extra inputs"),
-        ("[[hour, carrier]]", "[[hour, seat]]", r"unique .*: the schema has no column \['seat'\]"),
-        ("delay > 0", "lag > 0", r"rule 'late': .* no column \['lag'\]"),
-        ("delay > 0", "delay >", r"rule 'late': .* is no SQL expression"),
-        ("delay > 0 OR carrier = 'AA'", "delay + 1", r"rule 'late': .* not true or false"),
+        ("[[hour, carrier]]", "[[hour, seat]]", r"unique .*: unknown columns \['seat'\]"),
+        ("delay > 0", "lag > 0", r"rule 'late': .*unknown columns \['lag'\]"),
+        ("delay > 0", "delay >", r"rule 'late': .* is not an SQL expression"),
+        ("delay > 0 OR carrier = 'AA'", "delay + 1", r"rule 'late': .* not a boolean"),
         ("delay > 0", "carrier > 0", r"rule 'late': .* cannot compare string"),
-        ("delay > 0", "delay > max(delay)", r"rule 'late': .* needs other rows"),
-        ("delay > 0", "delay > count(*)", r"rule 'late': .* needs other rows"),
-        ("  delay: {median", "  lag: {median", r"distributions: .* no column \['lag'\]"),
+        ("delay > 0", "delay > max(delay)", r"rule 'late': .* depends on other rows"),
+        ("delay > 0", "delay > count(*)", r"rule 'late': .* depends on other rows"),
+        ("  delay: {median", "  lag: {median", r"distributions: unknown columns \['lag'\]"),
         ("[-5, 0]", "[5, 0]", r"distributions\.delay\.median: the lower bound 5 is above 0"),
-        ("day: {max", "day: {mean", r"distributions\.day\.mean: the mean is for numbers, not date"),
+        ("day: {max", "day: {mean", r"distributions\.day\.mean: a mean requires numbers, not date"),
         ("delay: {median", "carrier: {median", r"distributions\.carrier\.median .* string"),
         ("  tail:", "  _row:", r"columns \['_row'\]"),
         ("name: flights", "names: flights", r"name: Field required; names: Extra"),
-        ("name: flights", "name: [", "the schema is no YAML"),
+        ("name: flights", "name: [", "the schema is not valid YAML"),
     ],
 )
-def test_what_is_wrong_in_a_schema_is_named(old: str, new: str, says: str) -> None:
+def test_errors_in_a_schema_are_named(old: str, new: str, says: str) -> None:
     assert old in TEXT
     with pytest.raises(DataError, match=says):
         Schema.from_yaml(TEXT.replace(old, new))
@@ -95,20 +100,20 @@ def test_rules_may_compute_within_a_row() -> None:
     assert Schema.from_yaml(TEXT.replace("delay > 0 OR carrier = 'AA'", rule)).rules["late"] == rule
 
 
-def test_a_schema_made_in_python_is_checked_too() -> None:
-    with pytest.raises(ValidationError, match="is not known"):
+def test_a_schema_from_python_is_validated_too() -> None:
+    with pytest.raises(ValidationError, match="unknown type"):
         Column(type="text")
 
 
 def read(values: list[Any] | pl.Series, kind: str) -> list[Any]:
-    """Values as read; "unreadable" in the place of each that cannot be."""
+    """Values as read, with "invalid" in place of invalid ones."""
     series = values if isinstance(values, pl.Series) else pl.Series("x", values)
-    made, wrong = read_values(series, polars_type(kind))
-    marks = [False] * len(made) if wrong is None else wrong.to_list()
-    return ["unreadable" if mark else v for v, mark in zip(made.to_list(), marks, strict=True)]
+    converted, wrong = read_values(series, polars_type(kind))
+    marks = [False] * len(converted) if wrong is None else wrong.to_list()
+    return [BAD if mark else v for v, mark in zip(converted.to_list(), marks, strict=True)]
 
 
-BAD = "unreadable"
+BAD = "invalid"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +145,7 @@ BAD = "unreadable"
         ("timestamp[ns]", {"2013-01-02T00:00:00": datetime(2013, 1, 2), "3013-01-02": BAD}),
     ],
 )  # fmt: skip
-def test_text_reads_as_a_type_or_is_unreadable(kind: str, cases: dict[str, Any]) -> None:
+def test_text_reads_as_a_type_or_is_invalid(kind: str, cases: dict[str, Any]) -> None:
     assert dict(zip(cases, read(list(cases), kind), strict=True)) == cases
     assert read([None, *cases], kind)[0] is None
 
@@ -162,7 +167,7 @@ def test_text_reads_as_a_type_or_is_unreadable(kind: str, cases: dict[str, Any])
         ("bool", [None, None], [None, None]),
     ],
 )  # fmt: skip
-def test_other_values_read_as_a_type_if_they_are_of_it(
+def test_typed_values_read_as_a_type_that_can_represent_them(
     kind: str, values: list[Any], expected: list[Any]
 ) -> None:
     assert read(values, kind) == expected
