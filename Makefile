@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCH := $(VENV)/.bench
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: demo stop test bench lint format clean
+.PHONY: demo stop test test-fast bench lint format clean
 
 demo: $(READY)
 	@$(BIN)/raysys submit jobs/recommender.py -- $(ARGS)
@@ -17,6 +17,9 @@ stop: $(READY)
 test: lint
 	@.ci/debian-tools
 	$(BIN)/pytest
+
+test-fast: $(READY)
+	$(BIN)/pytest -m "not cluster"
 
 bench: $(BENCH)
 	$(BIN)/python -m benchmarks.recommender

@@ -10,6 +10,16 @@ from raysys import cluster
 from raysys.storage import Storage
 
 
+# Fixtures that start a cluster; `-m "not cluster"` leaves out the tests that use one.
+CLUSTERS = {"cluster", "environment", "ray_cluster", "target", "two_nodes", "watched"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if CLUSTERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("cluster")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Making its tables takes seconds; before the cluster, whose workers inherit the variable."""

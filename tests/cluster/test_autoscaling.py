@@ -42,6 +42,7 @@ print("down", flush=True)
 """
 
 
+@pytest.mark.cluster
 def test_a_gpu_task_brings_a_node_which_goes_when_it_idles(tmp_path: Path) -> None:
     types = {"gpu": NodeType(2, gpus=1, most=2)}
     with AutoscalingCluster(types, idle_timeout_s=_IDLE_S) as grown:
