@@ -1,4 +1,4 @@
-"""The same search with Optuna alone and with Ray Tune by hand."""
+"""The same search with Optuna alone and with Ray Tune alone."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _ROUNDS = TRIAL_ROUNDS // ROUNDS_A_REPORT
 
 
 @dataclass(frozen=True)
-class Goal:
-    """When a contestant may stop: at the score, or when it has spent as much."""
+class Target:
+    """Score or CPU time at which a contestant stops."""
 
     score: float
     cpu_seconds: float
 
-    def ends(self, trials: Trials) -> bool:
-        """Whether it is there."""
+    def reached(self, trials: Trials) -> bool:
+        """Whether the trials have the score or have spent the CPU time."""
         spent = sum(trial[-1][1] for trial in trials if trial)
         best = max((score for trial in trials for score, _ in trial), default=0.0)
         return best >= self.score or spent >= self.cpu_seconds
 
 
 @dataclass
-class Reported:
-    """What a trial reports to, where raysys does not run it."""
+class PeerReporter:
+    """A trial's reporter outside raysys."""
 
-    then: Callable[[float, float], None]
+    on_round: Callable[[float, float], None]
     last_round: int = 0
     started: float = field(default_factory=time.process_time)
 
@@ -51,13 +51,13 @@ class Reported:
     def __call__(
         self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None
     ) -> None:
-        """Hand a round's score on, with the CPU-seconds until now."""
+        """Pass a round's score on, with the CPU-seconds until now."""
         self.last_round += 1
-        self.then(metrics["auc"], time.process_time() - self.started)
+        self.on_round(metrics["auc"], time.process_time() - self.started)
 
 
-def optuna_alone(arrays: Mapping[str, pa.Table], sampler: str, goal: Goal, seed: int) -> Trials:
-    """Optuna in this process: its TPE and its median pruner as they come, or random settings."""
+def optuna_alone(arrays: Mapping[str, pa.Table], sampler: str, target: Target, seed: int) -> Trials:
+    """Optuna in this process: its default TPE and median pruner, or random search."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -67,7 +67,7 @@ def optuna_alone(arrays: Mapping[str, pa.Table], sampler: str, goal: Goal, seed:
         rounds: list[tuple[float, float]] = []
         trials.append(rounds)
 
-        def then(score: float, seconds: float) -> None:
+        def on_round(score: float, seconds: float) -> None:
             rounds.append((score, seconds))
             trial.report(score, len(rounds))
             if sampler == "tpe" and trial.should_prune():
@@ -80,11 +80,11 @@ def optuna_alone(arrays: Mapping[str, pa.Table], sampler: str, goal: Goal, seed:
             "reg_lambda": trial.suggest_float("reg_lambda", 1, 20, log=True),
             "learning_rate": trial.suggest_float("learning_rate", 0.05, 0.15, log=True),
         }
-        boost_trial(settings, arrays, Reported(then))
+        boost_trial(settings, arrays, PeerReporter(on_round))
         return max(score for score, _ in rounds)
 
     def stop(study: optuna.Study, _: optuna.trial.FrozenTrial) -> None:
-        if goal.ends(trials):
+        if target.reached(trials):
             study.stop()
 
     samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
@@ -93,8 +93,8 @@ def optuna_alone(arrays: Mapping[str, pa.Table], sampler: str, goal: Goal, seed:
     return trials
 
 
-def ray_tune(tables: Mapping[str, Table], goal: Goal, seed: int, storage: Storage) -> Trials:
-    """Ray Tune with its OptunaSearch and its ASHA, as its guide has it."""
+def ray_tune(tables: Mapping[str, Table], target: Target, seed: int, storage: Storage) -> Trials:
+    """Ray Tune with its OptunaSearch and its ASHA, as in its guide."""
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
@@ -109,14 +109,14 @@ def ray_tune(tables: Mapping[str, Table], goal: Goal, seed: int, storage: Storag
             return False
 
         def stop_all(self) -> bool:
-            return goal.ends(list(trials.values()))
+            return target.reached(list(trials.values()))
 
     def trainable(config: dict[str, Any], tables: Mapping[str, Table]) -> None:
-        def then(score: float, seconds: float) -> None:
+        def on_round(score: float, seconds: float) -> None:
             tune.report({"auc": score, "cpu_seconds": seconds})
 
         arrays = {name: table.to_arrow() for name, table in tables.items()}
-        boost_trial(config, arrays, Reported(then))
+        boost_trial(config, arrays, PeerReporter(on_round))
 
     tune.Tuner(
         tune.with_resources(tune.with_parameters(trainable, tables=dict(tables)), {"cpu": 2}),

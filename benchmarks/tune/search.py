@@ -1,7 +1,7 @@
-"""What a search spends to be as good as a full grid: the flight job's booster, five settings.
+"""CPU time of a search to match a full grid: the flight job's booster, five parameters.
 
 Every contestant gets the same trials, which report their scores and the CPU-seconds of their
-process. Counted is what it spends until one of its trials has reached the grid's best score.
+process. Its figure is the CPU time until one of its trials reaches the grid's best score.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPACE: tune.Space = {
     "reg_lambda": tune.Float(1.0, 20.0, log=True),
     "learning_rate": tune.Float(0.05, 0.15, log=True),
 }
-# Cuts the space into 48 equal cells and tries the middle of each; the quick one has 32.
+# The grid has the middles of 48 equal cells of the space; the quick one of 32.
 CELLS = {
     "max_depth": 3,
     "min_child_weight": 2,
@@ -41,7 +41,7 @@ CELLS = {
     "learning_rate": 2,
 }
 ROUNDS = TRIAL_ROUNDS // ROUNDS_A_REPORT
-CAP, BAR = 0.3, 0.2  # of the grid's CPU-seconds: where a contestant is stopped, what is asked
+CAP, BAR = 0.3, 0.2  # shares of the grid's CPU-seconds: a contestant's limit, the bar
 _TRIALS_A_CALL = 6
 
 
@@ -63,25 +63,25 @@ def measure(report: Report, quick: bool) -> None:
         cells = f"{len(grid.trials)} cells"
         report.add(f"search: full grid of {cells}, CPU", spent, "s")
         report.add("search: its best area under the curve", grid.best_value, "share")
-        goal = peers.Goal(grid.best_value, CAP * spent)
+        target = peers.Target(grid.best_value, CAP * spent)
         arrays = {name: table.to_arrow() for name, table in tables.items()}
         seeds = range(1 if quick else 3)
         contestants = {
-            "random search": [peers.optuna_alone(arrays, "random", goal, s) for s in seeds],
+            "random search": [peers.optuna_alone(arrays, "random", target, s) for s in seeds],
             "Optuna alone, TPE and its pruner": [
-                peers.optuna_alone(arrays, "tpe", goal, s) for s in seeds
+                peers.optuna_alone(arrays, "tpe", target, s) for s in seeds
             ],
             "Ray Tune with OptunaSearch and ASHA": [
-                peers.ray_tune(tables, goal, s, storage) for s in seeds
+                peers.ray_tune(tables, target, s, storage) for s in seeds
             ],
-            "raysys": [ours(tables, goal, s, storage) for s in seeds],
+            "raysys": [ours(tables, target, s, storage) for s in seeds],
         }
     for name, runs in contestants.items():
-        shares = [until(goal, trials) / spent for trials in runs]
+        shares = [until(target, trials) / spent for trials in runs]
         reached = sum(share < CAP for share in shares)
         text = f"search: {name}: until the grid's best ({reached} of {len(runs)} seeds)"
         share = statistics.median(shares)
-        bar = name == "raysys" and not quick  # one seed says little
+        bar = name == "raysys" and not quick  # one seed is too noisy
         report.add(text, share, "of grid", below=BAR if bar else None)
         best = statistics.median(best_within(BAR * spent, trials) for trials in runs)
         report.add(
@@ -90,7 +90,7 @@ def measure(report: Report, quick: bool) -> None:
 
 
 def flights(every: int) -> dict[str, Table]:
-    """The job's splits for its booster; every so many of the flights."""
+    """The job's splits for its booster, with one in `every` of the training flights."""
     _, tables = flight_etl.etl(None)
     landed = tables["flights"].filter(pl.col("arr_delay").is_not_null())
     features = landed.map_blocks(flight_features.add_features, tables, name="features")
@@ -104,8 +104,10 @@ def flights(every: int) -> dict[str, Table]:
     }
 
 
-def ours(tables: dict[str, Table], goal: peers.Goal, seed: int, storage: Storage) -> peers.Trials:
-    """Trials of raysys; the same search goes on, some trials at a time, until it may stop."""
+def ours(
+    tables: dict[str, Table], target: peers.Target, seed: int, storage: Storage
+) -> peers.Trials:
+    """Trials of raysys; the same search is resumed, some trials at a time, until it may stop."""
     for trials in itertools.count(_TRIALS_A_CALL, _TRIALS_A_CALL):
         result = tune.search(
             f"ours-{seed}", boost_trial, tables, SPACE, storage, metric="auc", n_trials=trials,
@@ -115,24 +117,24 @@ def ours(tables: dict[str, Table], goal: peers.Goal, seed: int, storage: Storage
             [(metrics["auc"], metrics["cpu_seconds"]) for metrics in trial.rounds]
             for trial in result.trials
         ]
-        if goal.ends(rounds):
+        if target.reached(rounds):
             return rounds
     raise AssertionError("unreachable: the count has no end")
 
 
-def until(goal: peers.Goal, trials: peers.Trials) -> float:
-    """CPU-seconds until a trial had the score; the cap if none had."""
+def until(target: peers.Target, trials: peers.Trials) -> float:
+    """CPU-seconds until a trial reached the score; the limit if none did."""
     before = 0.0
     for trial in trials:
         for score, seconds in trial:
-            if score >= goal.score:
-                return min(before + seconds, goal.cpu_seconds)
+            if score >= target.score:
+                return min(before + seconds, target.cpu_seconds)
         before += trial[-1][1]
-    return goal.cpu_seconds
+    return target.cpu_seconds
 
 
 def best_within(cpu_seconds: float, trials: peers.Trials) -> float:
-    """The best score that was there after so many CPU-seconds."""
+    """Best score after a number of CPU-seconds."""
     before, best = 0.0, -math.inf
     for trial in trials:
         best = max([best, *(score for score, s in trial if before + s <= cpu_seconds)])

@@ -1,9 +1,9 @@
-"""Training speed of the recommender's tower: defaults, `tune_throughput`, and what others do.
+"""Training speed of the recommender's tower: defaults, `tune_throughput` and its peers.
 
 The peers have the same worker processes, the same space and the same budget: a plain grid that
 measures each point for an equal time, and the largest batch that still brings samples per second,
-doubled from the defaults', as a batch-size finder does. What they recommend and what
-`tune_throughput` does are then trained by `train.fit` in turns with the defaults.
+doubled from the defaults', as a batch-size finder does. Their recommendations and that of
+`tune_throughput` are then trained by `train.fit` in turns with the defaults.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from raysys.data import Table
 
 _STEPS = 20  # of a point of the grid
-# Held against the defaults' mean over the seeds, as a share of it.
-_NO_WORSE = 1e-3
+_MIN_NOISE = 1e-3
 
 
 def measure(report: Report, quick: bool) -> None:
@@ -54,32 +53,32 @@ def measure(report: Report, quick: bool) -> None:
         for key, unit in (
             ("samples_per_s", "1/s"), ("validation_loss", "nats"), ("ndcg_at_10", "NDCG"),
         ):  # fmt: skip
-            report.add(f"{name}: {key}", statistics.fmean(one[key] for one in measured), unit)
+            report.add(f"{name}: {key}", statistics.fmean(run[key] for run in measured), unit)
         if name == "defaults":
             continue
         ours = name == "tune_throughput"
-        # Run by run: they were trained one after the other.
+        # Run by run, as they were trained in turns.
         ratio = statistics.median(
-            one["samples_per_s"] / other["samples_per_s"]
-            for one, other in zip(measured, base, strict=True)
+            run["samples_per_s"] / default["samples_per_s"]
+            for run, default in zip(measured, base, strict=True)
         )
         report.add(
             f"{name}: samples/s over the defaults'", ratio, "ratio", above=1.5 if ours else None
         )
-        losses = [[one["validation_loss"] for one in each] for each in (measured, base)]
-        worse = statistics.fmean(losses[0]) / statistics.fmean(losses[1]) - 1
+        losses = [[run["validation_loss"] for run in group] for group in (measured, base)]
+        increase = statistics.fmean(losses[0]) / statistics.fmean(losses[1]) - 1
         noise = _noise(*losses)
         report.add(
-            f"{name}: loss above the defaults'", worse, "ratio", below=noise if ours else None
+            f"{name}: loss above the defaults'", increase, "ratio", below=noise if ours else None
         )
 
 
 def _noise(losses: list[float], base: list[float]) -> float:
-    """A share of the loss that is chance: the 95 % bound of the mean difference of three runs."""
+    """Relative noise of the loss: the 95 % bound of the mean difference of three runs."""
     if len(base) < 2:
-        return 5 * _NO_WORSE  # the spread between seeds, seen in longer runs
-    differences = [one / other - 1 for one, other in zip(losses, base, strict=True)]
-    return max(_NO_WORSE, 2.92 * statistics.stdev(differences) / len(differences) ** 0.5)
+        return 5 * _MIN_NOISE  # the spread between seeds, seen in longer runs
+    differences = [own / default - 1 for own, default in zip(losses, base, strict=True)]
+    return max(_MIN_NOISE, 2.92 * statistics.stdev(differences) / len(differences) ** 0.5)
 
 
 def _trained(
@@ -87,27 +86,27 @@ def _trained(
 ) -> dict[str, list[dict[str, float]]]:
     """The last epoch of whole runs, in turns, with the epochs' median speed."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-    known: dict[tuple[str, int], dict[str, float]] = {}
+    finished: dict[tuple[str, int], dict[str, float]] = {}
     for seed in range(seeds):
         for name, way in ways.items():
             settings = way.model_copy(update={"seed": seed})
             key = (way.model_dump_json(), seed)
-            if key not in known:
+            if key not in finished:
                 with tempfile.TemporaryDirectory() as folder:
                     fitted = train.fit(
                         f"{name}-{seed}", TwoTower(), tables, settings, Storage(folder)
                     )
-                # The first epoch holds what is done only once.
+                # The first epoch includes one-time work.
                 speeds = [epoch["samples_per_s"] for epoch in fitted.history[1:]]
-                known[key] = fitted.history[-1] | {"samples_per_s": statistics.median(speeds)}
-            runs[name].append(known[key])
+                finished[key] = fitted.history[-1] | {"samples_per_s": statistics.median(speeds)}
+            runs[name].append(finished[key])
     return runs
 
 
 def _peers(
     tables: dict[str, Table], defaults: train.TrainSettings, budget_s: float
 ) -> dict[str, train.TrainSettings]:
-    """What a grid recommends, and the largest batch."""
+    """The recommendation of a grid, and the largest batch."""
     with train.TrialSession(TwoTower(), tables, defaults) as session:
         started = time.monotonic()
         grid = _grid(session, defaults, started + budget_s)
@@ -118,9 +117,9 @@ def _peers(
 def _grid(
     session: train.TrialSession, defaults: train.TrainSettings, ends: float
 ) -> train.TrainSettings:
-    """The fastest point of the product of all values, as far as the time goes.
+    """The fastest point of the product of all values, within the time.
 
-    It sees speed alone, for a loss at each point would take hours.
+    It measures speed alone: a loss at each point would take hours.
     """
     values: dict[str, list[Any]] = {
         "batch_size": [512, 1024, 2048, 4096], "precision": ["fp32", "bf16"],
@@ -144,7 +143,7 @@ def _grid(
 def _largest_batch(
     session: train.TrialSession, defaults: train.TrainSettings
 ) -> train.TrainSettings:
-    """Doubled while it fits: on CPUs, up to the number of examples."""
+    """The batch size, doubled while it fits: on CPUs, up to the number of examples."""
     best = defaults
     while best.batch_size * 2 <= session.machine.examples:
         larger = best.model_copy(update={"batch_size": best.batch_size * 2, "base_batch_size": 512})
