@@ -3,14 +3,13 @@
 from raysys.tune._objectives import Direction, Objectives
 from raysys.tune._sampler import Grid, Population, Sampler
 from raysys.tune._search import search
-from raysys.tune._search_limits import SearchLimits
 from raysys.tune._search_result import SearchResult
+from raysys.tune._search_settings import SearchLimits, TrialResources
 from raysys.tune._space import Choice, Float, Integer, Space
 from raysys.tune._successive_halving import TrialScheduler
 from raysys.tune._training_objective import training
 from raysys.tune._trial import Trial
 from raysys.tune._trial_process import TrialReporter
-from raysys.tune._trial_resources import TrialResources
 from raysys.tune.throughput._result import ThroughputResult
 from raysys.tune.throughput._throughput import tune_throughput
 from raysys.tune.throughput._trial import ThroughputTrial

@@ -109,19 +109,13 @@ def _ask(
         else:
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
     study = optuna.create_study(directions=["maximize"] * n_objectives, sampler=sampler)
-    complete, unfinished = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.RUNNING
-    for trial, values, state in [
-        *((trial, list(scores), complete) for trial, scores in scored),
-        *((trial, None, unfinished) for trial in running),
-    ]:
-        study.add_trial(
-            optuna.trial.create_trial(
-                params=_encoded(space, trial.params),
-                distributions=domains,
-                values=values,
-                state=state,
-            )
-        )
+
+    def frozen(trial: Trial, **outcome: Any) -> Any:
+        params = _encoded(space, trial.params)
+        return optuna.trial.create_trial(params=params, distributions=domains, **outcome)
+
+    study.add_trials([frozen(trial, values=list(scores)) for trial, scores in scored])
+    study.add_trials([frozen(trial, state=optuna.trial.TrialState.RUNNING) for trial in running])
     params = study.ask(domains).params
     return {
         name: domain.values[params[name]] if isinstance(domain, Choice) else params[name]

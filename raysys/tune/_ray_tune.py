@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from raysys.data import Table
+    from raysys.tune._search_settings import TrialResources
     from raysys.tune._trial_ledger import TrialLedger
-    from raysys.tune._trial_resources import TrialResources
 
 # Ray Tune's own tables and resume files are not used.
 _QUIET = {

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from raysys.storage import Storage
     from raysys.tune._proposer import Proposer
-    from raysys.tune._search_limits import SearchLimits
-    from raysys.tune._trial_resources import TrialResources
+    from raysys.tune._search_settings import SearchLimits, TrialResources
 
 _WARM_START = "warm_start.json"
 BUDGET_SPENT = "the budget is spent"

@@ -65,7 +65,7 @@ def test_a_repeated_report_counts_once(storage: Storage) -> None:
 
 @pytest.mark.parametrize("budget", [{"timeout_s": 1e-9}, {"cpu_hours": 1e-12}])
 def test_a_spent_budget_stops_the_trial_at_its_next_round_and_starts_no_more(
-    storage: Storage, budget: dict[str, float]
+    storage: Storage, budget: dict[str, Any]
 ) -> None:
     ledger = open_ledger(storage, SPACE, n_trials=5, max_rounds=9, cpus=4.0)
     assert isinstance(ledger.next_trial(), Trial)
