@@ -57,7 +57,7 @@ def dimension_error(matrix: np.ndarray, settings: IndexSettings) -> DataError:
 def check_query_arguments(
     matrix: np.ndarray, k: int, ef_search: int | None, filters: str | Sequence[str | None] | None
 ) -> Sequence[str | None] | None:
-    """A filter for each vector, or None if there are no filters.
+    """A filter for each vector, or None without filters.
 
     Raises:
         DataError: The arguments of a query do not fit each other.

@@ -205,7 +205,7 @@ class ShardReplica:
         """Join at the writer, then catch up with what was acknowledged before."""
         try:
             writer = actor(writer_name(self._name))
-        except ValueError:  # without a writer there are no changes
+        except ValueError:  # without a writer nothing changes
             return
         join = writer.join.options(max_task_retries=-1)
         started = time.monotonic()
