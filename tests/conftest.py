@@ -9,7 +9,6 @@ import pytest
 from raysys import cluster
 from raysys.storage import Storage
 
-
 # Fixtures that start a cluster; `-m "not cluster"` leaves out the tests that use one.
 CLUSTERS = {"cluster", "environment", "ray_cluster", "target", "two_nodes", "watched"}
 

@@ -5,13 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.clusters import AutoscalingCluster, NodeType
 
 _IDLE_S = 8.0
 # A driver of its own: this process may be connected to the cluster that other tests share.
 _DRIVER = """
 import time
-import pytest
 import ray
 from raysys import cluster
 from raysys.cluster import Resources, limits, require, resources
