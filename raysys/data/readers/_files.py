@@ -1,4 +1,4 @@
-"""Files by path, folder, pattern or URI, on whatever file system pyarrow or fsspec opens."""
+"""Files by path, folder, pattern or URI, on file systems of pyarrow or fsspec."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raysys.errors import DataError
+from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+fsspec = lazy_import("fsspec")
+
 _WILD = re.compile(r"[*?\[]")
 _QUERY = re.compile(r"\?\w+=[^*?\[]*$")
-
-
+_GLOB_TOKEN = re.compile(r"\*\*/|\*\*|\[.[^\]]*\]|.", re.DOTALL)
+_GLOB = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 _COMPRESSED = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}
 
 
@@ -32,11 +35,11 @@ class File:
     """A file as a listing shows it.
 
     Attributes:
-        base: What the user gave: it says which file system.
-        path: The path on that file system.
-        size: In bytes.
-        modified: When it was last written, as ISO text; empty if the file system does not say.
-        below: Where in `path` the part begins that the user's folder or pattern left open.
+        base: Path or URI of the user, which selects the file system.
+        path: Path on that file system.
+        size: Size in bytes.
+        modified: Time of the last change, as ISO text; empty if unknown.
+        below: Index in `path` after the user's folder, or the fixed folders of a pattern.
     """
 
     base: str
@@ -47,19 +50,19 @@ class File:
 
     @property
     def name(self) -> str:
-        """How messages name it."""
+        """Name in messages."""
         scheme, mark, _ = self.base.partition("://")
         return f"{scheme}://{self.path}" if mark else self.path
 
     def open(self) -> Any:
-        """A `pyarrow.NativeFile` that can seek."""
+        """A seekable `pyarrow.NativeFile`."""
         return _filesystem(self.base)[0].open_input_file(self.path)
 
     def read_range(self, start: int, stop: int) -> bytes:
-        """A range of its bytes.
+        """A range of bytes.
 
         Raises:
-            DataError: It cannot be read, or is shorter than it was.
+            DataError: The file cannot be read, or has become shorter.
         """
         try:
             with self.open() as stream:
@@ -67,12 +70,12 @@ class File:
         except OSError as error:
             raise DataError(f"{self.name}: cannot be read: {error}") from error
         if len(data) < stop - start:
-            raise DataError(f"{self.name}: became shorter while it was read. Read it again")
+            raise DataError(f"{self.name}: became shorter while being read. Read it again")
         return data
 
     @property
     def is_compressed(self) -> bool:
-        """Whether its name says so: then it is read from the start on only."""
+        """Whether the name ends as that of a compressed file, which cannot be split."""
         return self._suffix == "zip" or self._suffix in _COMPRESSED
 
     @property
@@ -80,10 +83,10 @@ class File:
         return self.path.rpartition(".")[2].lower()
 
     def content(self) -> bytes:
-        """All of it, without compression.
+        """The decompressed content.
 
         Raises:
-            DataError: It cannot be read, or the compressed data is truncated.
+            DataError: The file cannot be read, or the compressed data is truncated.
         """
         if self._suffix == "zip":
             return self._unzipped()
@@ -99,77 +102,78 @@ class File:
     def _unzipped(self) -> bytes:
         try:
             with zipfile.ZipFile(io.BytesIO(self.read_range(0, self.size))) as archive:
-                names = [name for name in archive.namelist() if not name.endswith("/")]
-                names = [name for name in names if not name.startswith("__MACOSX")]
+                names = [
+                    name
+                    for name in archive.namelist()
+                    if not (name.endswith("/") or name.startswith("__MACOSX"))
+                ]
                 if len(names) != 1:
-                    raise DataError(
-                        f"{self.name}: holds {len(names)} files; give one with a single one"
-                    )
+                    raise DataError(f"{self.name}: {len(names)} files; give an archive of one file")
                 return archive.read(names[0])
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise DataError(f"{self.name}: is no zip file, or a truncated one: {error}") from None
+            raise DataError(f"{self.name}: not a zip file, or truncated: {error}") from None
         except (NotImplementedError, RuntimeError) as error:  # an unknown method, a password
             raise DataError(f"{self.name}: cannot be unpacked: {error}") from None
 
     def keys(self) -> dict[str, str]:
-        """What folders named `column=value` say of its rows (Hive's layout)."""
+        """Values of columns from folders named `column=value` (Hive's layout)."""
         pairs = [part.partition("=") for part in self.path[self.below :].split("/")[:-1]]
         return {unquote(name): unquote(value) for name, mark, value in pairs if mark and name}
 
 
-def find(given: str | Path | Sequence[str | Path]) -> list[File]:
+def find(paths: str | Path | Sequence[str | Path]) -> list[File]:
     """Files of a path, a folder (all below it), a pattern (`*`, `?`, `**`) or a list of these.
 
-    Names that start with `.` or `_` are left out of folders and patterns, but not folders named
-    `column=value`.
+    In folders and patterns, names that start with `.` or `_` are ignored, except for folders
+    named `column=value`.
 
     Raises:
-        DataError: There is none.
+        DataError: No file matches.
     """
-    if not isinstance(given, (str, Path)):
-        return [file for one in given for file in find(one)]
-    base = str(given)
+    if not isinstance(paths, (str, Path)):
+        return [file for path in paths for file in find(path)]
+    base = str(paths)
     filesystem, path = _filesystem(base)
     try:
-        below, found = _list(filesystem, path)
+        below, infos = _list(filesystem, path)
     except (OSError, ValueError) as error:
         raise DataError(f"{base}: cannot be listed: {error}") from error
-    if not found:
+    if not infos:
         kind = "no file matches" if _WILD.search(path) else "no such file, or an empty folder"
         raise DataError(f"{base}: {kind}. Give a path, a folder, a pattern or a URI")
-    found.sort(key=lambda info: info.path)
-    return [File(base, info.path, info.size or 0, _modified(info), below) for info in found]
+    return [
+        File(base, info.path, info.size or 0, info.mtime.isoformat() if info.mtime else "", below)
+        for info in sorted(infos, key=lambda info: info.path)
+    ]
 
 
 @functools.lru_cache(64)
 def _filesystem(base: str) -> tuple[Any, str]:
-    """A file system, and the path or pattern there."""
+    """A file system, and the path or pattern on it."""
     if "://" not in base:
         return fs.LocalFileSystem(), str(Path(base).expanduser().absolute())
     query = _QUERY.search(base)  # such as ?endpoint_override=...
-    said = base[: query.start()] if query else base
-    wild = _WILD.search(said)
-    head = said[: wild.start()].rpartition("/")[0] if wild else said
+    location = base[: query.start()] if query else base
+    wild = _WILD.search(location)
+    head = location[: wild.start()].rpartition("/")[0] if wild else location
     uri = head + (query.group() if query else "")
     try:
         filesystem, path = fs.FileSystem.from_uri(uri.replace(" ", "%20"))
     except (OSError, ValueError) as error:
-        import fsspec
-
         try:
             under, path = fsspec.core.url_to_fs(uri)
         except (ImportError, OSError, ValueError) as second:
             raise DataError(f"{base}: cannot be opened: {error}; {second}") from error
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(under))
-    return filesystem, path + said[len(head) :]
+    return filesystem, path + location[len(head) :]
 
 
 def _list(filesystem: Any, path: str) -> tuple[int, list[Any]]:
-    """Where the open part of the paths begins, and the files."""
+    """Index in the paths after the fixed folders, and the files."""
     info = filesystem.get_file_info(path)
     wild = _WILD.search(path)
     pattern = None
-    if info.type == fs.FileType.File:  # whatever characters its name has
+    if info.type == fs.FileType.File:  # its name may have the characters of a pattern
         return len(path), [info]
     if info.type == fs.FileType.Directory:
         folder = path.rstrip("/")
@@ -179,14 +183,14 @@ def _list(filesystem: Any, path: str) -> tuple[int, list[Any]]:
     else:
         return 0, []
     selector = fs.FileSelector(folder or "/", recursive=True, allow_not_found=True)
-    found = [
+    files = [
         info
         for info in filesystem.get_file_info(selector)
         if info.is_file
         and not _hidden(info.path[len(folder) :])
         and (pattern is None or pattern.fullmatch(info.path))
     ]
-    return len(folder), found
+    return len(folder), files
 
 
 def _hidden(path: str) -> bool:
@@ -198,22 +202,12 @@ def _hidden(path: str) -> bool:
 
 def _translated(pattern: str) -> str:
     """A pattern of paths as a regular expression: `*` stays within a folder, `**` does not."""
-    made, place = "", 0
-    while place < len(pattern):
-        if pattern.startswith("**/", place):
-            made, place = made + "(?:.*/)?", place + 3
-        elif pattern.startswith("**", place):
-            made, place = made + ".*", place + 2
-        elif pattern[place] == "[" and (end := pattern.find("]", place + 2)) > 0:
-            inside = pattern[place + 1 : end].replace("\\", r"\\")
-            made += f"[{'^' + inside[1:] if inside[0] == '!' else inside}]"
-            place = end + 1
-        else:
-            one = pattern[place]
-            made += {"*": "[^/]*", "?": "[^/]"}.get(one, re.escape(one))
-            place += 1
-    return made
 
+    def translate(match: re.Match[str]) -> str:
+        token = match.group()
+        if len(token) == 1 or token[0] != "[":
+            return _GLOB.get(token, re.escape(token))
+        inside = token[1:-1].replace("\\", r"\\")
+        return f"[{'^' + inside[1:] if inside[0] == '!' else inside}]"
 
-def _modified(info: Any) -> str:
-    return info.mtime.isoformat() if info.mtime else ""
+    return _GLOB_TOKEN.sub(translate, pattern)

@@ -1,4 +1,4 @@
-"""JSON lines: what columns they have, and reading a piece."""
+"""JSON lines: columns of a file, and reading of a part."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.json as pj
 
-from raysys.data.readers._column_types import FormatPart, in_order, with_rows
+from raysys.data.readers._column_types import FormatPart
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,12 +23,11 @@ _SAMPLE_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class JsonPart(FormatPart):
-    """Whole lines of a file, each an object: bytes `start` to `stop`, -1 for a compressed file."""
+    """Lines of a file, each an object: bytes `start` to `stop`, -1 for a compressed file."""
 
     header: tuple[str, ...]
     start: int
     stop: int
-    first_row: int = 0
 
     def read(
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
@@ -36,7 +35,7 @@ class JsonPart(FormatPart):
         """Parse the lines.
 
         Raises:
-            DataError: A line is no object, or a value has another type; unless read raw.
+            DataError: A line is not an object, or a value has another type; not if `raw`.
         """
         data = self.file.content() if self.stop < 0 else self.file.read_range(self.start, self.stop)
         own = pa.schema([f for f in self.columns if f.name in self.header])
@@ -49,16 +48,14 @@ class JsonPart(FormatPart):
                 row, text = malformed[0]
                 raise DataError(
                     f"{self.file.name}: line {self._line(row)}: {text[:80]!r} does not fit the "
-                    f"columns {_said(own)}. Repair it, or check the file with "
-                    "raw=True: such lines then go to quarantine"
+                    f"columns {', '.join(f'{f.name}: {f.type}' for f in [*own][:20])}. Repair it, "
+                    "or read with raw=True and validate: such lines then go to quarantine"
                 ) from None
             table = _parse_json(data, own)
-        if self.raw:
-            table = with_rows(table, self.file.name, self.first_row, malformed)
-        return in_order(table, self.schema, columns, self.file.keys())
+        return self.finish(table, columns, malformed)
 
     def _line(self, row: int) -> int:
-        """Number of the line, from 1, of a row of the part."""
+        """Line number, from 1, of a row of the part."""
         data = self.file.content() if self.stop < 0 else self.file.read_range(0, self.stop)
         before = data[: self.start].count(b"\n")
         lines = data[self.start :].split(b"\n")
@@ -66,13 +63,13 @@ class JsonPart(FormatPart):
 
 
 def inspect_json(file: File, raw: bool) -> JsonPart:
-    """All of a file of JSON lines as a part, with the columns of its first 4 MiB."""
+    """A file of JSON lines as one part, with the columns of its first 4 MiB."""
     stop = -1 if file.is_compressed else file.size
     data = file.content() if stop < 0 else file.read_range(0, min(_SAMPLE_BYTES, stop))
     if len(data) < stop:
         data = data[: data.rfind(b"\n") + 1] or file.read_range(0, stop)
     if not data.strip():
-        raise DataError(f"{file.name}: is empty. Give a file of one JSON object a line")
+        raise DataError(f"{file.name}: empty file. Give a file with one JSON object per line")
 
     def columns(lines: bytes) -> pa.Schema:
         options = pj.ReadOptions(use_threads=False, block_size=len(lines) + 1)
@@ -81,14 +78,14 @@ def inspect_json(file: File, raw: bool) -> JsonPart:
     try:
         schema = columns(data)
     except pa.ArrowInvalid as error:
-        schema = _of_good_lines(file, data, columns, str(error), raw)
+        schema = _schema_by_line(file, data, columns, str(error), raw)
     return JsonPart(file, schema, raw, tuple(schema.names), 0, stop)
 
 
-def _of_good_lines(
+def _schema_by_line(
     file: File, data: bytes, columns: Callable[[bytes], pa.Schema], message: str, raw: bool
 ) -> pa.Schema:
-    """The schema by the lines that are JSON objects, if others may be kept as they stand."""
+    """The common schema of the lines that are JSON objects, if `raw` allows malformed ones."""
     schema = pa.schema([])
     for number, line in enumerate(data.split(b"\n"), 1):
         try:
@@ -98,17 +95,13 @@ def _of_good_lines(
         except pa.ArrowException as error:
             if not raw:
                 raise DataError(
-                    f"{file.name}: line {number}: {error}: {line[:80]!r}. Give one JSON object a "
-                    "line, or check the file with raw=True: other lines then go to quarantine"
+                    f"{file.name}: line {number}: {error}: {line[:80]!r}. Give one JSON object "
+                    "per line, or read with raw=True and validate: malformed lines then go to "
+                    "quarantine"
                 ) from None
     if raw and schema.names:
         return schema
     raise DataError(f"{file.name}: cannot be read as JSON lines: {message}")
-
-
-def _said(schema: pa.Schema) -> str:
-    fields = [f"{field.name}: {field.type}" for field in schema][:20]
-    return ", ".join(fields)
 
 
 def _parse_json(data: bytes, schema: pa.Schema) -> pa.Table:
@@ -123,20 +116,20 @@ def _parse_json(data: bytes, schema: pa.Schema) -> pa.Table:
 
 
 def _readable(kind: pa.DataType) -> pa.DataType:
-    """What Arrow's JSON reader can make: it knows no large lists."""
+    """A type of Arrow's JSON reader, which does not support large lists."""
     if pa.types.is_large_list(kind):
         return pa.list_(_readable(kind.value_type))
     if pa.types.is_struct(kind):
-        return pa.struct([pa.field(one.name, _readable(one.type)) for one in kind])
+        return pa.struct([pa.field(f.name, _readable(f.type)) for f in kind])
     return kind
 
 
 def _without_bad_lines(data: bytes, schema: pa.Schema) -> tuple[bytes, list[tuple[int, str]]]:
-    """The lines that parse, and the others by row; found by halving."""
+    """Lines that parse, and malformed lines with their row numbers, by bisection."""
     lines = [line for line in data.split(b"\n") if line.strip()]
     bad: list[int] = []
 
-    def look(first: int, last: int) -> None:
+    def bisect(first: int, last: int) -> None:
         try:
             _parse_json(b"\n".join(lines[first:last]), schema)
         except pa.ArrowInvalid:
@@ -144,10 +137,10 @@ def _without_bad_lines(data: bytes, schema: pa.Schema) -> tuple[bytes, list[tupl
                 bad.append(first)
                 return
             middle = (first + last) // 2
-            look(first, middle)
-            look(middle, last)
+            bisect(first, middle)
+            bisect(middle, last)
 
-    look(0, len(lines))
+    bisect(0, len(lines))
     out = set(bad)
-    kept = b"\n".join(line for row, line in enumerate(lines) if row not in out)
-    return kept, [(row, lines[row].decode("utf-8", "backslashreplace")) for row in bad]
+    good = b"\n".join(line for row, line in enumerate(lines) if row not in out)
+    return good, [(row, lines[row].decode("utf-8", "backslashreplace")) for row in bad]

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files: what is in them, and reading a part."""
+"""Parquet and Arrow files: columns and parts of a file, and reading of a part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from raysys.data._blocks import BLOCK_BYTES
 from raysys.data._lazy_plan import frame_of
-from raysys.data.readers._column_types import FormatPart, in_order, with_rows
+from raysys.data.readers._column_types import FormatPart, in_order
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,12 +27,11 @@ class ParquetPart(FormatPart):
     """Row groups of a file."""
 
     groups: tuple[int, ...]
-    first_row: int = 0
 
     def read(
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
     ) -> pa.Table:
-        """Read the columns; of row groups where no row passes the predicate, its columns only."""
+        """Read the columns; of row groups without a passing row, the predicate's columns only."""
         names = self.schema.names if columns is None else list(columns)
         try:
             with self.file.open() as stream:
@@ -43,28 +42,21 @@ class ParquetPart(FormatPart):
                     table = self._passing(source, names, predicate)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.file.name}: cannot be read as Parquet: {error}") from error
-        if self.raw:
-            table = in_order(
-                with_rows(table, self.file.name, self.first_row, []),
-                self.schema,
-                names,
-                self.file.keys(),
-            )
-        return table
+        return self.finish(table, names) if self.raw else table
 
     def _passing(self, source: Any, names: list[str], predicate: pl.Expr) -> pa.Table:
-        """Rows of the groups in which some pass."""
+        """Rows of the groups with a passing row."""
         needed = list(dict.fromkeys(predicate.meta.root_names()))
-        rest = [name for name in names if name not in needed]
-        found = [in_order(self.columns.empty_table(), self.columns, names)]
+        remaining = [name for name in names if name not in needed]
+        tables = [in_order(self.columns.empty_table(), self.columns, names)]
         for group in self.groups:
             tested = self._rows(source, (group,), needed)
             if not frame_of(tested).select(predicate.any()).item():
                 continue
-            others = self._rows(source, (group,), rest) if rest else tested
-            columns = [(tested if name in needed else others)[name] for name in names]
-            found.append(pa.table(columns, schema=found[0].schema))
-        return pa.concat_tables(found)
+            untested = self._rows(source, (group,), remaining) if remaining else tested
+            columns = [(tested if name in needed else untested)[name] for name in names]
+            tables.append(pa.table(columns, schema=tables[0].schema))
+        return pa.concat_tables(tables)
 
     def _rows(self, source: Any, groups: Sequence[int], names: Sequence[str]) -> pa.Table:
         chosen = [name for name in names if name in self.columns.names]
@@ -78,7 +70,6 @@ class ArrowPart(FormatPart):
     """Record batches of an Arrow (IPC, Feather) file."""
 
     batches: tuple[int, ...]
-    first_row: int = 0
 
     def read(
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
@@ -91,41 +82,39 @@ class ArrowPart(FormatPart):
                 numbers = [n for n, name in enumerate(inside) if name in names] or [0]
                 options = pa.ipc.IpcReadOptions(included_fields=numbers)
                 source = pa.ipc.open_file(stream, options=options)
-                made = [source.get_batch(number) for number in self.batches]
-                table = pa.Table.from_batches(made, source.schema)
+                batches = [source.get_batch(number) for number in self.batches]
+                table = pa.Table.from_batches(batches, source.schema)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.file.name}: cannot be read as Arrow: {error}") from error
-        if self.raw:
-            table = with_rows(table, self.file.name, self.first_row, [])
-        return in_order(table, self.schema, names, self.file.keys())
+        return self.finish(table, names)
 
 
 def parquet_parts(file: File, raw: bool) -> list[ParquetPart]:
-    """A file as parts of about a block's size, of whole row groups."""
+    """A file as parts of about a block's size, each of complete row groups."""
     try:
         with file.open() as stream:
             source = pq.ParquetFile(stream)
-            schema, about = _columns_of(file, source.schema_arrow), source.metadata
-            sizes = [about.row_group(n).total_byte_size for n in range(about.num_row_groups)]
-            rows = [about.row_group(n).num_rows for n in range(about.num_row_groups)]
+            schema, metadata = _columns_of(file, source.schema_arrow), source.metadata
+            groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+            sizes = [group.total_byte_size for group in groups]
+            rows = [group.num_rows for group in groups]
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{file.name}: cannot be read as Parquet, it may be truncated: {error}"
         ) from error
-    groups = _gathered(sizes)
-    firsts = [sum(rows[: group[0]]) for group in groups]
-    return [ParquetPart(file, schema, raw, g, f) for g, f in zip(groups, firsts, strict=True)] or [
-        ParquetPart(file, schema, raw, ())
+    return [
+        ParquetPart(file, schema, raw, numbers, first_row=first)
+        for numbers, first in _block_sized(sizes, rows)
     ]
 
 
 def arrow_parts(file: File, raw: bool) -> list[ArrowPart]:
-    """A file as parts of about a block's size, of whole record batches."""
+    """A file as parts of about a block's size, each of complete record batches."""
     try:
         with file.open() as stream:
             source = pa.ipc.open_file(stream)
             schema = _columns_of(file, source.schema)
-            # One column says how many rows there are.
+            # One column suffices to count rows.
             first = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=[0]))
             rows = [first.get_batch(number).num_rows for number in range(first.num_record_batches)]
             sizes = [file.size * count // max(1, sum(rows)) for count in rows]
@@ -133,15 +122,14 @@ def arrow_parts(file: File, raw: bool) -> list[ArrowPart]:
         raise DataError(
             f"{file.name}: cannot be read as an Arrow file, it may be truncated: {error}"
         ) from error
-    groups = _gathered(sizes)
-    firsts = [sum(rows[: group[0]]) for group in groups]
-    return [ArrowPart(file, schema, raw, g, f) for g, f in zip(groups, firsts, strict=True)] or [
-        ArrowPart(file, schema, raw, ())
+    return [
+        ArrowPart(file, schema, raw, numbers, first_row=first)
+        for numbers, first in _block_sized(sizes, rows)
     ]
 
 
-def _gathered(sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Consecutive numbers whose sizes make up about a block."""
+def _block_sized(sizes: Sequence[int], rows: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
+    """Consecutive numbers of about a block's size, each with its first row; at least one."""
     groups: list[list[int]] = []
     filled = BLOCK_BYTES
     for number, size in enumerate(sizes):
@@ -150,11 +138,11 @@ def _gathered(sizes: Sequence[int]) -> list[tuple[int, ...]]:
             filled = 0
         groups[-1].append(number)
         filled += size
-    return [tuple(group) for group in groups]
+    return [(tuple(group), sum(rows[: group[0]])) for group in groups] or [((), 0)]
 
 
 def _columns_of(file: File, schema: pa.Schema) -> pa.Schema:
     if len(set(schema.names)) < len(schema.names):
-        repeated = [name for name, count in Counter(schema.names).items() if count > 1]
-        raise DataError(f"{file.name}: the columns {repeated[:5]} stand in it twice")
+        duplicates = [name for name, count in Counter(schema.names).items() if count > 1]
+        raise DataError(f"{file.name}: duplicate columns {duplicates[:5]}. Rename them")
     return schema

@@ -1,4 +1,4 @@
-"""Reading files into a Table."""
+"""Reading of files into a Table."""
 
 from __future__ import annotations
 
@@ -48,70 +48,68 @@ def read(
 ) -> Table:
     """Read CSV, JSON lines, Parquet or Arrow files, in tasks.
 
-    Only headers and samples are looked at now; rows are read when they are needed, and of them
-    only the columns and row groups that are.
+    Only headers and samples are read at once; rows are read when they are needed, and of them
+    only the needed columns and row groups.
 
     Args:
         path: A file, a folder, a pattern, or a list of these: paths that the nodes of the
             cluster share, or URIs that pyarrow or fsspec open. CSV and JSON may be compressed
             (gz, bz2, zst, zip), which keeps a file in one block. Folders named `column=value`
-            below a folder or in a pattern give a column, of integers or text.
-        columns: Those to keep, in this order; all by default.
-        types: Of columns where the guess, made from a sample, is wrong; for CSV.
-        null_values: What stands for a missing value in CSV, outside of quotes.
-        delimiter: CSV's; a tab for .tsv, else a comma.
-        encoding: CSV's.
-        file_format: By the files' names if not given.
-        raw: For `check`: CSV's values stay text, a line that is no record is kept instead of
-            being refused, and the columns `_file`, `_row` (from 0, in its file) and
-            `_malformed` (the text of such a line) are added.
+            below a folder or in a pattern add a column of integers or text.
+        columns: Columns to select, in this order; all by default.
+        types: Types of columns that are inferred wrongly from the sample; for CSV.
+        null_values: Texts of missing values in CSV, outside of quotes.
+        delimiter: Delimiter of CSV; by default a tab for .tsv, else a comma.
+        encoding: Encoding of CSV.
+        file_format: Format of the files; by default from their names.
+        raw: Read for `validate`: values of CSV stay text, malformed lines are kept, and the
+            columns `_file`, `_row` (from 0, in its file) and `_malformed` (the text of such a
+            line) are added.
 
     Raises:
-        DataError: No such file, an unknown format, no columns or rows, columns that are missing
-            or differ between files; what is wrong inside is found when the rows are read.
+        DataError: A file, the format, columns or rows are missing, or columns differ between
+            files. Errors within files are raised when rows are read.
     """
     files = find(path)
     kinds = {file_format or _format(file) for file in files}
     if len(kinds) > 1:
-        raise DataError(f"{path}: holds files of several formats, {sorted(kinds)}; read one only")
+        raise DataError(f"{path}: files of several formats, {sorted(kinds)}; read one of them")
     if delimiter is None:
         delimiter = "\t" if _names(files[0])[:1] == ["tsv"] else ","
     if len(delimiter.encode()) != 1:
-        raise DataError(f"{path}: delimiter={delimiter!r}; give one character of ASCII")
+        raise DataError(f"{path}: delimiter={delimiter!r}; give one ASCII character")
     try:
         codecs.lookup(encoding)
     except LookupError:
-        raise DataError(
-            f"{path}: encoding={encoding!r} is not known; give one like 'latin-1'"
-        ) from None
+        raise DataError(f"{path}: unknown encoding {encoding!r}; give one like 'latin-1'") from None
     options = _csv.CsvOptions(delimiter, tuple(null_values), encoding, raw)
-    look = value_task("inspect")
+    task = value_task("inspect")
     kind = kinds.pop()
-    found: list[list[Any]] = results(
-        [look.remote(_parts, kind, files[n : n + 32], options) for n in range(0, len(files), 32)]
+    inspected: list[list[Any]] = results(
+        [task.remote(_parts, kind, files[n : n + 32], options) for n in range(0, len(files), 32)]
     )
-    parts = [part for some in found for part in some]
+    parts = list(itertools.chain.from_iterable(inspected))
     schema = _common_schema(parts, {} if raw else types or {})
-    known = set(schema.names)
-    if unknown := [name for name in types or {} if name not in known]:
-        raise DataError(f"{path}: types are given of {unknown}, which are no columns of it")
-    if raw and (taken := sorted(known & {FILE, ROW, MALFORMED})):
-        raise DataError(f"{path}: has the columns {taken}, which raw=True adds: rename them")
+    names = set(schema.names)
+    if unknown := [name for name in types or {} if name not in names]:
+        raise DataError(f"{path}: unknown columns {unknown} in types; it has {schema.names[:20]}")
+    if raw and (reserved := sorted(names & {FILE, ROW, MALFORMED})):
+        raise DataError(f"{path}: has the columns {reserved}, which raw=True adds: rename them")
     parts = [replace(part, columns=schema) for part in parts]
     if all(part.file.size == 0 or _rowless(part) for part in parts):
-        raise DataError(f"{path}: has columns but no rows. Give a file with at least one row")
+        raise DataError(f"{path}: columns without rows. Give a file with at least one row")
     if kind in ("csv", "json"):
         parts = _cut(parts, raw)
-    how = {"types": types or {}, "raw": raw}
+    settings = {"types": types or {}, "raw": raw}
     if kind == "csv":
-        how |= {"null_values": null_values, "delimiter": options.delimiter, "encoding": encoding}
-    lineage = Lineage.of_files(files, kind, how)
+        settings |= {"null_values": null_values, "delimiter": delimiter, "encoding": encoding}
+    lineage = Lineage.of_files(files, kind, settings)
     table = Table.from_plan(parts, parts[0].schema, (), lineage)
     if columns is None:
         return table
-    if missing := [name for name in columns if name not in known]:
+    if missing := [name for name in columns if name not in names]:
         raise DataError(
-            f"{path}: lacks the columns {missing}; it has {schema.names[:20]}. Rename its "
+            f"{path}: no such columns: {missing}; it has {schema.names[:20]}. Rename its "
             "columns or give another file"
         )
     origin = table.schema.names[len(schema) :]
@@ -122,20 +120,20 @@ def _format(file: File) -> Format:
     names = _names(file)
     if not names or names[0] not in _FORMATS:
         raise DataError(
-            f"{file.name}: the format is not known by its name; give file_format='csv', 'json', "
-            "'parquet' or 'arrow'"
+            f"{file.name}: unknown format of file; give file_format='csv', 'json', 'parquet' or "
+            "'arrow'"
         )
     return _FORMATS[names[0]]
 
 
 def _names(file: File) -> list[str]:
-    """Endings of a file's name, last first, without those of compression."""
+    """Suffixes of a file's name, last first, without those of compression."""
     names = Path(file.path).name.lower().split(".")[:0:-1]
     return names[1:] if names and names[0] in _COMPRESSED else names
 
 
 def _parts(kind: Format, files: Sequence[File], options: _csv.CsvOptions) -> list[Any]:
-    """The parts of files, in a task; CSV and JSON are cut later."""
+    """Parts of files, in a task; those of CSV and JSON are split later."""
     parts: list[Any] = []
     for file in files:
         if kind == "csv":
@@ -156,36 +154,33 @@ def _rowless(part: Any) -> bool:
 
 
 def _common_schema(parts: Sequence[Any], types: Mapping[str, pa.DataType]) -> pa.Schema:
-    """One schema of all files; numbers may be wider in some.
+    """The common schema of all files, with the widest type of numbers.
 
     Raises:
-        DataError: A file has other columns than the first, or a type that does not fit.
+        DataError: A file has columns that the first does not have, or an incompatible type.
     """
     first, schemas = parts[0], {part.file: part.columns for part in parts}
     names, kinds = first.columns.names, {field.name: field.type for field in first.columns}
     for file, schema in schemas.items():
-        held = set(schema.names)
-        missing = [name for name in names if name not in held]
+        own = set(schema.names)
+        missing = [name for name in names if name not in own]
         new = [name for name in schema.names if name not in kinds]
         if missing or new:
             raise DataError(
-                f"{file.name}: lacks the columns {missing[:5]} and has {new[:5]} besides, compared "
-                f"with {first.file.name}. Read files of one kind together"
+                f"{file.name}: lacks the columns {missing[:5]} and adds {new[:5]}, compared with "
+                f"{first.file.name}. Read files with equal columns together"
             )
         for field in schema:
             name, kind = field.name, kinds[field.name]
             if field.type == kind or name in types:
                 continue
-            one, other = as_lists(kind, field.type)
+            schemas_of_both = [pa.schema([("x", t)]) for t in as_lists([kind, field.type])]
             try:
-                both = pa.unify_schemas(
-                    [pa.schema([("x", one)]), pa.schema([("x", other)])],
-                    promote_options="permissive",
-                )
+                both = pa.unify_schemas(schemas_of_both, promote_options="permissive")
             except pa.ArrowException:
                 raise DataError(
-                    f"{file.name}: the column {name!r} is {field.type}, in {first.file.name} it "
-                    f"is {kind}. Convert one, or give types={{{name!r}: ...}} for CSV"
+                    f"{file.name}: column {name!r} is {field.type}, but {kind} in "
+                    f"{first.file.name}. Convert one, or give types={{{name!r}: ...}} for CSV"
                 ) from None
             kinds[name] = both.field("x").type
     kinds = {**kinds, **_key_types(list(schemas), kinds)}
@@ -193,28 +188,28 @@ def _common_schema(parts: Sequence[Any], types: Mapping[str, pa.DataType]) -> pa
     return pa.schema([pa.field(name, normal_type(kind)) for name, kind in kinds.items()])
 
 
-def _key_types(files: Sequence[File], known: Mapping[str, Any]) -> dict[str, pa.DataType]:
-    """Columns that folders add: integers if each value is written as one, else text."""
+def _key_types(files: Sequence[File], columns: Mapping[str, Any]) -> dict[str, pa.DataType]:
+    """Types of columns that folders add: int64 if all values are integers, else text."""
     keys = [file.keys() for file in files]
-    kinds = {}
-    for name in keys[0]:
-        values = [of_file.get(name) for of_file in keys]
-        whole = all(v is not None and (_INTEGER.fullmatch(v) or v == NO_VALUE) for v in values)
-        kinds[name] = pa.int64() if whole else pa.large_string()
-    for file, of_file in zip(files, keys, strict=True):
-        if of_file.keys() != keys[0].keys():
+    for file, file_keys in zip(files, keys, strict=True):
+        if file_keys.keys() != keys[0].keys():
             raise DataError(
-                f"{file.name}: its folders name the columns {list(of_file)}, those of "
-                f"{files[0].name} name {list(keys[0])}. Read files of one kind together"
+                f"{file.name}: its folders name the columns {list(file_keys)}, those of "
+                f"{files[0].name} name {list(keys[0])}. Read files with equal columns together"
             )
-    return {name: kind for name, kind in kinds.items() if name not in known}
+    kinds = {}
+    for name in [name for name in keys[0] if name not in columns]:
+        values = (file_keys[name] for file_keys in keys)
+        integers = all(_INTEGER.fullmatch(value) or value == NO_VALUE for value in values)
+        kinds[name] = pa.int64() if integers else pa.large_string()
+    return kinds
 
 
 def _cut(parts: Sequence[Any], raw: bool) -> list[Any]:
-    """Large files in parts that start where records do; scanned in tasks."""
+    """Parts of large files that start where records do; files are scanned in tasks."""
     task, size = value_task("scan"), _csv.PART_BYTES
     first = parts[0]
-    # JSON has no line end within a value.
+    # Values of JSON have no line ends.
     delimiter = first.options.delimiter if isinstance(first, _csv.CsvPart) else None
     scans = {
         number: [
@@ -234,13 +229,12 @@ def _cut(parts: Sequence[Any], raw: bool) -> list[Any]:
         if number not in scans:
             cut.append(part)
             continue
-        starts = [start for start, _ in scans[number]]
-        found = results([scan for _, scan in scans[number]])
-        made = _records.cut(part, list(zip(starts, found, strict=True)))
-        if made is None:
+        starts, scanned = zip(*scans[number], strict=True)
+        split = _records.cut(part, list(zip(starts, results(list(scanned)), strict=True)))
+        if split is None:
             cut += results([value_task("scan").remote(_records.walk, part, delimiter, size)])[0]
             continue
-        pieces, numbered = made
+        pieces, numbered = split
         if raw and not numbered:
             count = value_task("count")
             counts = results([count.remote(_count, piece, delimiter) for piece in pieces])

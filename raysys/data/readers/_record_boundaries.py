@@ -1,4 +1,4 @@
-"""Where the records of CSV and of JSON lines start and end in a file's bytes."""
+"""Boundaries of records of CSV and JSON lines in the bytes of a file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _QUOTE, _LINE_FEED, _RETURN = b'"\n\r'
 def record_ends(data: bytes, delimiter: str | None) -> tuple[np.ndarray, bool]:
     """Places after the line ends that end a record, and whether a quote is open at the end.
 
-    A quote opens a value only where the value starts, as for Arrow's parser: in `5" pipe` it is
-    a character.
+    A quote opens a value only at the value's start, as for Arrow's parser: in `5" pipe` it is a
+    character.
 
     Args:
-        data: From the start of a record on.
-        delimiter: CSV's; None for lines without quoting.
+        data: Bytes from the start of a record on.
+        delimiter: Delimiter of CSV; None for lines without quoting.
     """
     ends = _line_ends(data)
     if delimiter is None or b'"' not in data:
@@ -38,7 +38,7 @@ def record_ends(data: bytes, delimiter: str | None) -> tuple[np.ndarray, bool]:
 
 
 def count_records(data: bytes, delimiter: str | None) -> int:
-    """Number of records: empty lines are none, nor are lines of blanks where nothing is quoted."""
+    """Number of records, without empty lines, and blank ones if the delimiter is None."""
     if delimiter is None:
         return sum(1 for line in data.split(b"\n") if line.strip())
     ends, _ = record_ends(data, delimiter)
@@ -59,34 +59,33 @@ def _line_ends(data: bytes) -> np.ndarray:
 
 
 def _regular(data: bytes, openings: np.ndarray, delimiter: str, before: int = _LINE_FEED) -> bool:
-    """Whether every other quote stands where a value starts, or after one that it doubles."""
+    """Whether every second quote starts a value or follows one that it doubles."""
     text = np.frombuffer(data, np.uint8)
     previous = np.where(openings > 0, text[openings - 1], before)
     return bool(np.isin(previous, [ord(delimiter), _LINE_FEED, _RETURN, _QUOTE]).all())
 
 
 def _quoted(data: bytes, delimiter: str) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Starts and ends of the quoted values, one by one, and whether the last one is open."""
+    """Starts and ends of the quoted values, and whether the last one is open."""
     mark = re.escape(delimiter.encode())
     pattern = rb'(?:\A|(?<=[%b\r\n]))"[^"]*(?:""[^"]*)*("?)' % mark
-    found = [(m.start(), m.end(), m.end(1) > m.start(1)) for m in re.finditer(pattern, data)]
-    starts = np.array([start for start, _, _ in found], np.int64)
-    stops = np.array([stop for _, stop, _ in found], np.int64)
-    return starts, stops, bool(found) and not found[-1][2]
+    matches = list(re.finditer(pattern, data))
+    spans = np.array([match.span() for match in matches], np.int64).reshape(-1, 2)
+    return spans[:, 0], spans[:, 1], bool(matches) and not matches[-1][1]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a range of bytes says of quotes and lines.
+    """Quotes and lines in a range of bytes.
 
-    Each pair is of a range that starts outside of a quoted value, and of one that starts inside.
+    Pairs are for ranges that start outside of a quoted value, and inside.
 
     Attributes:
         quotes: Number of quotes.
-        after: First place after a line's end outside of quotes; None if there is none.
+        after: First place after a line end outside of quotes; None without one.
         regular: Whether all quotes open values, close them or are doubled within them.
         lines: Number of line ends.
-        plain: Whether each line is a record: without quotes, empty lines or lone returns.
+        plain: Whether each line is a record: no quotes, empty lines or lone returns.
     """
 
     quotes: int
@@ -97,9 +96,9 @@ class Scan:
 
 
 def scan(file: File, start: int, stop: int, delimiter: str | None, numbered: bool = True) -> Scan:
-    """Look through a range of a file, of which `start` may be any place, for places to cut it.
+    """Scan a range of a file, which may start anywhere, for places to cut it.
 
-    Lines are counted only if rows are to be `numbered`.
+    Lines are counted only if rows are `numbered`.
     """
     data = file.read_range(start, stop)
     after = data.find(b"\n") + 1 or None
@@ -109,7 +108,7 @@ def scan(file: File, start: int, stop: int, delimiter: str | None, numbered: boo
         ends = np.flatnonzero(np.frombuffer(data, np.uint8) == _LINE_FEED)
         blank = data.startswith(b"\n") or bool((np.diff(ends) == 1).any())
         plain = not blank and b"\r" not in data
-        if b"\r" in data:  # the usual ends of lines on Windows
+        if b"\r" in data:  # Windows' line ends
             plain = not (b"\n\r\n" in data or data.startswith(b"\r") or blank)
             plain &= data.count(b"\r\n") == data.count(b"\r")
         return Scan(0, (after, None), (True, True), len(ends), plain)
@@ -120,45 +119,45 @@ def scan(file: File, start: int, stop: int, delimiter: str | None, numbered: boo
     first, second = [int(p[0]) if len(p) else None for p in places]
     before = file.read_range(start - 1, start)[0] if start else _LINE_FEED
     openings = quotes[::2], quotes[1::2]
-    even, odd = [_regular(data, one, delimiter, before) for one in openings]
+    even, odd = [_regular(data, places, delimiter, before) for places in openings]
     return Scan(len(quotes), (first, second), (even, odd), len(ends), False)
 
 
 def cut(part: Any, scans: Sequence[tuple[int, Scan]]) -> tuple[list[Any], bool] | None:
-    """A file's part as several, which start where records do.
+    """A file's part split into several that start where records do.
 
     Args:
         part: A part of all records, with `start`, `stop` and `first_row`.
         scans: Start and scan of consecutive ranges of the part.
 
     Returns:
-        The parts, and whether their `first_row` is known. None if the quotes must be looked at
-        one by one, see `walk`.
+        The parts, and whether their `first_row` is correct. None if quotes are irregular, see
+        `walk`.
     """
     starts, rows, inside, lines = [part.start], [0], 0, 0
-    for number, (begin, found) in enumerate(scans):
-        if not found.regular[inside]:
+    for number, (begin, scanned) in enumerate(scans):
+        if not scanned.regular[inside]:
             return None
-        after = found.after[inside]
+        after = scanned.after[inside]
         if number and after is not None and begin + after < part.stop:
             starts.append(begin + after)
             rows.append(lines + 1)
-        inside ^= found.quotes & 1
-        lines += found.lines
-    return _pieces(part, starts, rows), all(found.plain for _, found in scans)
+        inside ^= scanned.quotes & 1
+        lines += scanned.lines
+    return _pieces(part, starts, rows), all(scanned.plain for _, scanned in scans)
 
 
 def walk(part: Any, delimiter: str, size: int) -> list[Any]:
-    """What `cut` gives, and the rows' numbers, by going through a part from start to end."""
-    starts, rows, place, rest = [part.start], [0], part.start, b""
+    """Parts as of `cut`, with their `first_row`, by a sequential read of the part."""
+    starts, rows, place, tail = [part.start], [0], part.start, b""
     while place < part.stop:
-        rest += part.file.read_range(place, min(place + size, part.stop))
+        tail += part.file.read_range(place, min(place + size, part.stop))
         place = min(place + size, part.stop)
-        ends, _ = record_ends(rest, delimiter)
+        ends, _ = record_ends(tail, delimiter)
         if place < part.stop and len(ends):
-            done, rest = rest[: ends[-1]], rest[ends[-1] :]
-            rows.append(rows[-1] + count_records(done, delimiter))
-            starts.append(place - len(rest))
+            records, tail = tail[: ends[-1]], tail[ends[-1] :]
+            rows.append(rows[-1] + count_records(records, delimiter))
+            starts.append(place - len(tail))
     return _pieces(part, starts, rows)
 
 

@@ -1,4 +1,4 @@
-"""CSV: pieces of files against Python's csv module and pandas, without a cluster."""
+"""CSV: parts of files against Python's csv module and pandas, without a cluster."""
 
 import bz2
 import csv
@@ -27,14 +27,14 @@ def _part(path: Path, data: bytes, **options: Any) -> CsvPart:
 
 
 def _pieces(part: CsvPart, size: int) -> list[CsvPart]:
-    """What reading a large file does, with parts of a few bytes."""
+    """A file split as a large one is, with parts of a few bytes."""
     mark = part.options.delimiter
     starts = range(part.start, part.stop, size)
     scans = [(a, scan(part.file, a, min(a + size, part.stop), mark)) for a in starts]
-    made = cut(part, scans)
-    if made is None:
+    split = cut(part, scans)
+    if split is None:
         return walk(part, mark, size)
-    pieces, numbered = made
+    pieces, numbered = split
     counts = [count_records(p.file.read_range(p.start, p.stop), mark) for p in pieces]
     firsts = [sum(counts[:n]) for n in range(len(counts))]
     if numbered:
@@ -59,7 +59,7 @@ _TABLES = st.integers(1, 3).flatmap(
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
     st.booleans(),
 )
-def test_what_python_writes_is_read_back_however_it_is_cut(
+def test_csv_of_python_round_trips_for_any_cut(
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[list[str]],
     size: int,
@@ -86,20 +86,20 @@ def test_what_python_writes_is_read_back_however_it_is_cut(
 
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.sampled_from('a",\n\r'), max_size=40), st.integers(1, 12))
-def test_any_bytes_cut_into_pieces_give_the_records_of_the_whole(
+def test_any_bytes_have_the_same_records_for_any_cut(
     tmp_path_factory: pytest.TempPathFactory, text: str, size: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "odd.csv"
     part = _part(path, b"x,y\n" + text.encode(), raw=True)
-    whole = part.read()
-    # An open quote ends where the file does, so cut only what is closed.
+    uncut = part.read()
+    # An open quote ends with the file, so only closed ones are cut.
     if record_ends(text.encode(), ",")[1]:
-        assert any(whole["_malformed"].is_valid().to_pylist())
+        assert any(uncut["_malformed"].is_valid().to_pylist())
         return
     cut_up = pa.concat_tables([p.read() for p in _pieces(part, size)])
-    assert cut_up.to_pylist() == whole.to_pylist()
-    assert whole["_row"].to_pylist() == list(range(len(whole)))
-    assert len(whole) == count_records(text.encode(), ",")
+    assert cut_up.to_pylist() == uncut.to_pylist()
+    assert uncut["_row"].to_pylist() == list(range(len(uncut)))
+    assert len(uncut) == count_records(text.encode(), ",")
 
 
 def test_a_record_may_be_longer_than_a_part_and_than_the_parsers_blocks(tmp_path: Path) -> None:
@@ -140,18 +140,18 @@ def test_lines_and_quotes(tmp_path: Path, data: bytes, expected: list[tuple[Any,
 
 
 @pytest.mark.parametrize("columns", [[], ["b"], ["b", "a"]])
-def test_only_the_columns_asked_for(tmp_path: Path, columns: list[str]) -> None:
+def test_only_selected_columns_are_read(tmp_path: Path, columns: list[str]) -> None:
     part = _part(tmp_path / "a.csv", b"a,b\n1,x\n2,y\n")
     read = part.read(columns)
     assert (read.column_names, len(read)) == (columns, 2)
 
 
-def test_a_column_that_is_not_asked_for_is_not_converted(tmp_path: Path) -> None:
+def test_a_column_that_is_not_selected_is_not_converted(tmp_path: Path) -> None:
     part = _part(tmp_path / "a.csv", b"a,b\n1,2\n" + b"3,4\n" * 10)
     wrong = part.columns.set(1, pa.field("b", pa.date32()))
     part = CsvPart(part.file, part.header, wrong, part.options, part.start, part.stop)
     assert part.read(["a"])["a"].to_pylist()[:2] == [1, 3]
-    with pytest.raises(DataError, match=r"line 2: b: '2' is no date32"):
+    with pytest.raises(DataError, match=r"line 2: b: '2' is not a valid date32"):
         part.read()
 
 
@@ -191,7 +191,7 @@ def test_compressed_files(tmp_path: Path, ending: str) -> None:
         _part(tmp_path / f"a.csv.{ending}", packed[:-20])
 
 
-def test_types_are_guessed_of_a_whole_sample(tmp_path: Path) -> None:
+def test_types_are_inferred_from_a_sample(tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {
             "whole": [1, 2, None], "real": [0.5, 1, 2], "text": ["a", "b", None],
@@ -210,12 +210,12 @@ def test_types_are_guessed_of_a_whole_sample(tmp_path: Path) -> None:
     assert part.read()["whole"].to_pylist() == [1, 2, None]
 
 
-def test_what_stands_for_a_missing_value(tmp_path: Path) -> None:
+def test_texts_of_missing_values(tmp_path: Path) -> None:
     part = _part(tmp_path / "a.csv", b"a;b\n1;NA\nNA;y\n2;\n", delimiter=";", null_values=("NA",))
     assert part.read().to_pydict() == {"a": [1, None, 2], "b": [None, "y", ""]}
 
 
-def test_a_type_that_the_sample_does_not_show_is_named_with_its_line(tmp_path: Path) -> None:
+def test_a_value_of_another_type_after_the_sample_is_named_with_its_line(tmp_path: Path) -> None:
     lines = b"".join(b"%d,%d\n" % (n, n) for n in range(1_500_000))
     assert len(lines) > 20 << 20
     data = b"a,b\n" + lines[:-8] + b"\n"
@@ -223,7 +223,7 @@ def test_a_type_that_the_sample_does_not_show_is_named_with_its_line(tmp_path: P
     line = data.count(b"\n", 0, middle) + 1
     part = _part(tmp_path / "a.csv", data[:middle] + b"7,seven\n" + data[middle:])
     assert part.columns.types == [pa.int64(), pa.int64()]
-    with pytest.raises(DataError, match=rf"a\.csv: line {line}: b: 'seven' is no int64"):
+    with pytest.raises(DataError, match=rf"a\.csv: line {line}: b: 'seven' is not a valid int64"):
         part.read()
 
 
@@ -233,7 +233,7 @@ def _records(read: pa.Table) -> Iterator[tuple[Any, ...]]:
         yield row["_row"], row["a"], row["_malformed"]
 
 
-def test_raw_keeps_what_is_no_record(tmp_path: Path) -> None:
+def test_raw_keeps_malformed_lines(tmp_path: Path) -> None:
     data = b'a,b\n1,x\n\n2,y,z\n3,\xff\n4\n"5\n5",v\n6,"w\n7,u\n'
     expected = [
         (0, "1", None), (1, None, "2,y,z"), (2, None, r"3,\xff"), (3, None, "4"),
@@ -246,6 +246,6 @@ def test_raw_keeps_what_is_no_record(tmp_path: Path) -> None:
         assert list(_records(pa.concat_tables(pieces))) == expected
 
 
-def test_raw_columns_may_be_chosen(tmp_path: Path) -> None:
+def test_raw_columns_may_be_selected(tmp_path: Path) -> None:
     read = _part(tmp_path / "a.csv", b"a,b\n1,x\n2\n", raw=True).read(["_row", "b"])
     assert read.to_pydict() == {"_row": [0, 1], "b": ["x", None]}

@@ -1,3 +1,5 @@
+"""Typed reading of raw CSV, against reading as text."""
+
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from raysys.data import Schema
 from raysys.data.readers._csv import CsvOptions, CsvPart, inspect
 from raysys.data.readers._csv_typed import read_typed
 from raysys.data.readers._files import find
-from raysys.data.validation import _validate as check_module
+from raysys.data.validation import _validate
 from raysys.data.validation._row_rules import split_block
 
 SCHEMA = Schema.from_yaml("""
@@ -51,13 +53,13 @@ def _by_row(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _same(part: CsvPart) -> bool:
-    """Whether the fast way was taken; it gives what reading all as text gives."""
-    found = read_typed(part, check_module._arrow_types(SCHEMA))
+    """Whether the part was read typed; the split is then as if all were text."""
+    typed = read_typed(part, _validate._arrow_types(SCHEMA))
     slow = split_block(part.read(), SCHEMA)
-    if found is None:
+    if typed is None:
         return False
-    fast = split_block(found.block, SCHEMA, None, found.texts)
-    lines = split_block(found.malformed, SCHEMA)
+    fast = split_block(typed.block, SCHEMA, None, typed.texts)
+    lines = split_block(typed.malformed, SCHEMA)
     assert not len(lines.valid)
     assert fast.valid.schema == slow.valid.schema
     assert str(_by_row(fast.valid)) == str(_by_row(slow.valid))  # text, since NaN is not NaN
@@ -91,25 +93,25 @@ def test_columns_with_one_odd_value_stay_text_the_others_are_typed(
     assert _same(_part(tmp_path_factory.mktemp("few"), rows))
 
 
-def test_columns_that_convert_are_typed_and_malformed_lines_are_apart(tmp_path: Path) -> None:
+def test_columns_that_convert_are_typed_and_malformed_lines_are_separate(tmp_path: Path) -> None:
     rows = [list(USUAL) for _ in range(5)]
     rows[1] = ["7", "1"]
     rows[3][0] = "seven"
-    found = read_typed(_part(tmp_path, rows), check_module._arrow_types(SCHEMA))
-    assert found is not None
-    assert str(found.block.schema.field("wide").type) == "uint64"
-    assert str(found.block.schema.field("whole").type) == "large_string"
-    assert found.block["_row"].to_pylist() == [0, 2, 3, 4]
-    assert found.malformed.select(["wide", "_row", "_malformed"]).to_pylist() == [
+    typed = read_typed(_part(tmp_path, rows), _validate._arrow_types(SCHEMA))
+    assert typed is not None
+    assert str(typed.block.schema.field("wide").type) == "uint64"
+    assert str(typed.block.schema.field("whole").type) == "large_string"
+    assert typed.block["_row"].to_pylist() == [0, 2, 3, 4]
+    assert typed.malformed.select(["wide", "_row", "_malformed"]).to_pylist() == [
         {"wide": None, "_row": 1, "_malformed": "7,1"}
     ]
-    written = found.texts(np.array([2, 3]))
+    written = typed.texts(np.array([2, 3]))
     assert written["whole"].to_pylist() == ["seven", "7"]
     assert written["_row"].to_pylist() == [3, 4]
 
 
-def test_quotes_and_empty_lines_are_left_to_the_other_way(tmp_path: Path) -> None:
-    types = check_module._arrow_types(SCHEMA)
+def test_quotes_and_empty_lines_are_read_as_text(tmp_path: Path) -> None:
+    types = _validate._arrow_types(SCHEMA)
     quoted = [['"7"', *USUAL[1:]]]
     assert read_typed(_part(tmp_path, quoted), types) is None
     assert read_typed(_part(tmp_path, [USUAL, [""], USUAL]), types) is None

@@ -1,4 +1,4 @@
-"""Bad files: a clear error that names file and place, or quarantine; nothing half-written."""
+"""Malformed files: errors that name file and place, raw reads, and no partial output."""
 
 import json
 import os
@@ -23,16 +23,16 @@ _ROWS = pa.table({"a": list(range(1000)), "b": [f"text {n}" for n in range(1000)
 
 def _parquet(path: Path) -> bytes:
     pq.write_table(_ROWS, path / "whole", row_group_size=100)
-    return _taken(path / "whole")
+    return _removed(path / "whole")
 
 
 def _arrow(path: Path) -> bytes:
     with pa.OSFile(str(path / "whole"), "wb") as file, pa.ipc.new_file(file, _ROWS.schema) as out:
         out.write_table(_ROWS, 100)
-    return _taken(path / "whole")
+    return _removed(path / "whole")
 
 
-def _taken(path: Path) -> bytes:
+def _removed(path: Path) -> bytes:
     data = path.read_bytes()
     path.unlink()
     return data
@@ -40,31 +40,31 @@ def _taken(path: Path) -> bytes:
 
 _BAD_FILES: dict[str, tuple[str, bytes | Callable[[Path], bytes], str]] = {
     "truncated Parquet": ("x.parquet", lambda p: _parquet(p)[:-100], "cannot be read as Parquet"),
-    "Parquet that is none": ("x.parquet", b"a,b\n1,2\n", "cannot be read as Parquet"),
+    "CSV as Parquet": ("x.parquet", b"a,b\n1,2\n", "cannot be read as Parquet"),
     "empty Parquet": ("x.parquet", b"", "cannot be read as Parquet"),
     "Parquet with a hole": (
         "x.parquet", lambda p: (d := _parquet(p))[:100] + b"\xff" * 2000 + d[2100:],
         "cannot be read as Parquet",
     ),
     "truncated Arrow": ("x.arrow", lambda p: _arrow(p)[:-100], "cannot be read as an Arrow file"),
-    "empty CSV": ("x.csv", b"", "is empty"),
-    "blank CSV": ("x.csv", b"\n\n", "is empty"),
-    "header only": ("x.csv", b"a,b\n", "has columns but no rows"),
-    "more fields": ("x.csv", b"a,b\n1,2\n\n3,4,5\n", "line 4: 3 fields where 2 are .*'3,4,5'"),
-    "fewer fields": ("x.csv", b'a,b\n"1\n1",2\n3\n', "line 4: 1 fields where 2 are expected: '3'"),
-    "a column twice": ("x.csv", b"a,b,a\n1,2,3\n", r"the columns \['a'\] stand twice"),
-    "no UTF-8": ("x.csv", b"a,b\n1,x\n2,\xe9\n", r"line 3 is not utf-8 \(byte 0xe9\)"),
-    "a header in Latin-1": ("x.csv", b"\xe9,b\n1,x\n", "line 1, its header"),
-    "UTF-16": ("x.csv", "a,b\n1,2\n".encode("utf-16"), "line 1, its header"),
+    "empty CSV": ("x.csv", b"", "empty file"),
+    "blank CSV": ("x.csv", b"\n\n", "empty file"),
+    "header only": ("x.csv", b"a,b\n", "columns without rows"),
+    "more fields": ("x.csv", b"a,b\n1,2\n\n3,4,5\n", "line 4: 3 fields instead of 2: '3,4,5'"),
+    "fewer fields": ("x.csv", b'a,b\n"1\n1",2\n3\n', "line 4: 1 fields instead of 2: '3'"),
+    "a column twice": ("x.csv", b"a,b,a\n1,2,3\n", r"duplicate columns \['a'\]"),
+    "not UTF-8": ("x.csv", b"a,b\n1,x\n2,\xe9\n", r"line 3 is not valid utf-8 \(byte 0xe9\)"),
+    "a header in Latin-1": ("x.csv", b"\xe9,b\n1,x\n", "line 1: invalid header"),
+    "UTF-16": ("x.csv", "a,b\n1,2\n".encode("utf-16"), "line 1: invalid header"),
     "an open quote": ("x.csv", b'a,b\n1,x\n2,"y\n3,z\n', """line 3: a quote opens in '2,"y"""),
     "truncated gzip": ("x.csv.gz", pa.compress(b"a,b\n" * 99, "gzip", True)[:-9], "decompr"),
-    "gzip that is none": ("x.csv.gz", b"a,b\n1,2\n", "cannot be decompressed"),
-    "zip that is none": ("x.csv.zip", b"a,b\n1,2\n", "is no zip file"),
-    "empty JSON": ("x.jsonl", b"\n", "is empty"),
+    "CSV as gzip": ("x.csv.gz", b"a,b\n1,2\n", "cannot be decompressed"),
+    "CSV as zip": ("x.csv.zip", b"a,b\n1,2\n", "not a zip file"),
+    "empty JSON": ("x.jsonl", b"\n", "empty file"),
     "broken JSON": ("x.jsonl", b'{"a": 1}\n\n{"a": \n', "line 3: "),
-    "a JSON list": ("x.json", b'[{"a": 1}]\n', "line 1: .*Give one JSON object a line"),
+    "a JSON list": ("x.json", b'[{"a": 1}]\n', "line 1: .*Give one JSON object per line"),
     "JSON of other types": ("x.jsonl", b'{"a": 1}\n{"a": "x"}\n', "line 2: .*Field a has"),
-    "an unknown format": ("x.dat", b"a\n1\n", "the format is not known by its name"),
+    "an unknown format": ("x.dat", b"a\n1\n", "unknown format"),
 }  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def test_a_bad_file_is_named_with_the_place(kind: str, tmp_path: Path) -> None:
     assert len(str(caught.value)) < 700
 
 
-def test_late_json_lines_are_named_with_their_number(tmp_path: Path) -> None:
+def test_late_malformed_json_lines_are_named_with_their_number(tmp_path: Path) -> None:
     lines = [json.dumps({"a": n, "b": "x" * 200}) for n in range(25_000)]
     lines[24_000] = '{"a": "text"}'
     (tmp_path / "a.jsonl").write_text("\n\n".join(lines))
@@ -103,10 +103,12 @@ def test_raw_json_keeps_lines_of_other_types(tmp_path: Path) -> None:
 def test_a_folder_of_mixed_schemas(tmp_path: Path) -> None:
     pq.write_table(_ROWS, tmp_path / "a.parquet")
     pq.write_table(_ROWS.rename_columns(["a", "c"]), tmp_path / "b.parquet")
-    with pytest.raises(DataError, match=r"b\.parquet: lacks the columns \['b'\] and has \['c'\]"):
+    with pytest.raises(DataError, match=r"b\.parquet: lacks the columns \['b'\] and adds \['c'\]"):
         read(tmp_path)
     pq.write_table(pa.table({"a": ["1"], "b": ["x"]}), tmp_path / "b.parquet")
-    with pytest.raises(DataError, match=r"b\.parquet: the column 'a' is .*string, in .*a\.parquet"):
+    with pytest.raises(
+        DataError, match=r"b\.parquet: column 'a' is .*string, but .* in .*a\.parquet"
+    ):
         read(tmp_path)
     (tmp_path / "c.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="files of several formats"):
@@ -137,7 +139,7 @@ def _stored(storage: Storage) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("partition_by", [[], ["a"]])
-def test_a_write_that_cannot_read_leaves_the_old_folder(
+def test_a_failed_read_leaves_the_old_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partition_by: list[str]
 ) -> None:
     monkeypatch.setattr(_csv, "PART_BYTES", 4000)
@@ -153,7 +155,7 @@ def test_a_write_that_cannot_read_leaves_the_old_folder(
     assert [path.name for path in Path(storage.root).iterdir()] == ["out"]
 
 
-def test_a_write_that_is_refused_leaves_the_old_folder(storage: Storage) -> None:
+def test_a_refused_write_leaves_the_old_folder(storage: Storage) -> None:
     before = _stored(storage)
     missing = Table.from_arrow(pa.table({"a": ["x", None] * 3, "b": range(6)}), 2)
     with pytest.raises(DataError, match="hold missing values"):
@@ -163,7 +165,7 @@ def test_a_write_that_is_refused_leaves_the_old_folder(storage: Storage) -> None
     assert _files(Path(storage.root)) == before
 
 
-def test_a_writer_that_is_killed_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_no_partial_file(tmp_path: Path) -> None:
     storage = Storage(tmp_path / "stored")
     mark = tmp_path / "killed"
 
@@ -188,5 +190,5 @@ def test_a_writer_that_is_killed_leaves_no_part_of_a_file(tmp_path: Path) -> Non
 
 
 def _staged(storage: Storage) -> Any:
-    """The folder that is being written."""
+    """The folder of a write in progress."""
     return next(Path(storage.root).glob(".out.*.partial"), None)
