@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from benchmarks._figures import Report
 from raysys import cluster
+from raysys.console import say
 from raysys.data import Column, Schema, read, validate
 from raysys.errors import DataError
 from raysys.storage import Storage
@@ -16,7 +17,7 @@ _WIDE = 10_000
 
 
 def run(report: Report, quick: bool) -> None:
-    """Read each kind into a folder that holds an older result."""
+    """Read each kind of file, and write over the result of an earlier read."""
     cluster.connect()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -27,13 +28,13 @@ def run(report: Report, quick: bool) -> None:
         for name, (path, place) in _cases(folder).items():
             try:
                 read(path).write_parquet(storage, "out")
-                said = "no error"
+                message = "no error"
             except DataError as error:
-                said = str(error)
-            whole = _content(folder / "root") == {Path("out") / k: v for k, v in before.items()}
-            right = whole and all(part in said for part in (Path(path).name, *place))
-            failed += not right
-            print(f"malformed, {name}: {said}" + ("" if right else "  <-- NOT AS IT SHOULD BE"))
+                message = str(error)
+            unchanged = _content(folder / "root") == {Path("out") / k: v for k, v in before.items()}
+            passed = unchanged and all(part in message for part in (Path(path).name, *place))
+            failed += not passed
+            say(f"malformed, {name}: {message}" + ("" if passed else "  <-- FAILED"))
         report.add("malformed: without an error of file and place", failed, "files", below=1)
         lost = _lost_lines(folder)
         report.add("malformed: broken lines that quarantine lost", lost, "lines", below=1)
@@ -58,9 +59,9 @@ def _cases(folder: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
     (folder / "typed.csv").write_text(typed)
     (folder / "empty.csv").write_text("")
     table = pa.table({"a": range(50_000)})
-    pq.write_table(table, folder / "whole.parquet")
-    whole = (folder / "whole.parquet").read_bytes()
-    (folder / "truncated.parquet").write_bytes(whole[: len(whole) // 2])
+    pq.write_table(table, folder / "complete.parquet")
+    complete = (folder / "complete.parquet").read_bytes()
+    (folder / "truncated.parquet").write_bytes(complete[: len(complete) // 2])
     mixed = folder / "mixed"
     mixed.mkdir()
     pq.write_table(table, mixed / "1.parquet")

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -145,8 +146,6 @@ def with_validation(csv: Path, storage: Storage, airports: Table) -> None:
 
 def run(report: Report, quick: bool) -> None:
     """Time both ways in turns, and look for every row."""
-    import polars as pl
-
     rows, repeats = (300_000, 3) if quick else (3_000_000, 3)
     with tempfile.TemporaryDirectory() as temporary:
         csv, storage = Path(temporary) / "flights.csv", Storage(temporary)

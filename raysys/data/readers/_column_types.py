@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+
+from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -117,6 +120,12 @@ def in_order(
         else:
             columns.append(pa.repeat(pa.array([keys[name]]).cast(kind)[0], len(table)))
     return pa.table(columns, schema=pa.schema([schema.field(name) for name in selected]))
+
+
+def require_unique(file: File, names: Sequence[str]) -> None:
+    """Raise a DataError for duplicate columns."""
+    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{file.name}: duplicate columns {duplicates[:5]}. Rename them")
 
 
 def repeated(name: str, count: int) -> pa.DictionaryArray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import pyarrow.csv as pc
 from raysys.data.readers._column_types import (
     in_order,
     normal_type,
+    require_unique,
     text_schema,
     with_origin,
     with_rows,
@@ -188,9 +188,7 @@ def _header(file: File, record: bytes, options: CsvOptions) -> list[str]:
         raise DataError(
             f"{file.name}: line 1: invalid header: {error}. Give the file's encoding"
         ) from None
-    if len(set(names)) < len(names):
-        duplicates = [name for name, count in Counter(names).items() if count > 1]
-        raise DataError(f"{file.name}: duplicate columns {duplicates[:5]}. Rename them")
+    require_unique(file, names)
     return names
 
 

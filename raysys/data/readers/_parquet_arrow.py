@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 
 from raysys.data._blocks import BLOCK_BYTES
 from raysys.data._lazy_plan import frame_of
-from raysys.data.readers._column_types import FormatPart, in_order
+from raysys.data.readers._column_types import FormatPart, in_order, require_unique
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import polars as pl
 
@@ -33,15 +33,12 @@ class ParquetPart(FormatPart):
     ) -> pa.Table:
         """Read the columns; of row groups without a passing row, the predicate's columns only."""
         names = self.schema.names if columns is None else list(columns)
-        try:
-            with self.file.open() as stream:
-                source = pq.ParquetFile(stream)
-                if predicate is None or self.raw:
-                    table = self._rows(source, self.groups, names)
-                else:
-                    table = self._passing(source, names, predicate)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.file.name}: cannot be read as Parquet: {error}") from error
+        with _opened(self.file, "Parquet") as stream:
+            source = pq.ParquetFile(stream)
+            if predicate is None or self.raw:
+                table = self._rows(source, self.groups, names)
+            else:
+                table = self._passing(source, names, predicate)
         return self.finish(table, names) if self.raw else table
 
     def _passing(self, source: Any, names: list[str], predicate: pl.Expr) -> pa.Table:
@@ -76,32 +73,25 @@ class ArrowPart(FormatPart):
     ) -> pa.Table:
         """Read the columns of the batches."""
         names = self.schema.names if columns is None else columns
-        try:
-            with self.file.open() as stream:
-                inside = pa.ipc.open_file(stream).schema.names
-                numbers = [n for n, name in enumerate(inside) if name in names] or [0]
-                options = pa.ipc.IpcReadOptions(included_fields=numbers)
-                source = pa.ipc.open_file(stream, options=options)
-                batches = [source.get_batch(number) for number in self.batches]
-                table = pa.Table.from_batches(batches, source.schema)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.file.name}: cannot be read as Arrow: {error}") from error
+        with _opened(self.file, "Arrow") as stream:
+            inside = pa.ipc.open_file(stream).schema.names
+            numbers = [n for n, name in enumerate(inside) if name in names] or [0]
+            options = pa.ipc.IpcReadOptions(included_fields=numbers)
+            source = pa.ipc.open_file(stream, options=options)
+            batches = [source.get_batch(number) for number in self.batches]
+            table = pa.Table.from_batches(batches, source.schema)
         return self.finish(table, names)
 
 
 def parquet_parts(file: File, raw: bool) -> list[ParquetPart]:
     """A file as parts of about a block's size, each of complete row groups."""
-    try:
-        with file.open() as stream:
-            source = pq.ParquetFile(stream)
-            schema, metadata = _columns_of(file, source.schema_arrow), source.metadata
-            groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
-            sizes = [group.total_byte_size for group in groups]
-            rows = [group.num_rows for group in groups]
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{file.name}: cannot be read as Parquet, it may be truncated: {error}"
-        ) from error
+    with _opened(file, "Parquet") as stream:
+        source = pq.ParquetFile(stream)
+        schema, metadata = source.schema_arrow, source.metadata
+        groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+        sizes = [group.total_byte_size for group in groups]
+        rows = [group.num_rows for group in groups]
+    require_unique(file, schema.names)
     return [
         ParquetPart(file, schema, raw, numbers, first_row=first)
         for numbers, first in _block_sized(sizes, rows)
@@ -110,22 +100,29 @@ def parquet_parts(file: File, raw: bool) -> list[ParquetPart]:
 
 def arrow_parts(file: File, raw: bool) -> list[ArrowPart]:
     """A file as parts of about a block's size, each of complete record batches."""
-    try:
-        with file.open() as stream:
-            source = pa.ipc.open_file(stream)
-            schema = _columns_of(file, source.schema)
-            # One column suffices to count rows.
-            first = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=[0]))
-            rows = [first.get_batch(number).num_rows for number in range(first.num_record_batches)]
-            sizes = [file.size * count // max(1, sum(rows)) for count in rows]
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{file.name}: cannot be read as an Arrow file, it may be truncated: {error}"
-        ) from error
+    with _opened(file, "Arrow") as stream:
+        schema = pa.ipc.open_file(stream).schema
+        # One column suffices to count rows.
+        source = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=[0]))
+        rows = [source.get_batch(number).num_rows for number in range(source.num_record_batches)]
+        sizes = [file.size * count // max(1, sum(rows)) for count in rows]
+    require_unique(file, schema.names)
     return [
         ArrowPart(file, schema, raw, numbers, first_row=first)
         for numbers, first in _block_sized(sizes, rows)
     ]
+
+
+@contextmanager
+def _opened(file: File, kind: str) -> Iterator[Any]:
+    """The file's stream; errors of the file system and the format become a DataError."""
+    try:
+        with file.open() as stream:
+            yield stream
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{file.name}: cannot be read as {kind}, the file may be truncated: {error}"
+        ) from error
 
 
 def _block_sized(sizes: Sequence[int], rows: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
@@ -139,10 +136,3 @@ def _block_sized(sizes: Sequence[int], rows: Sequence[int]) -> list[tuple[tuple[
         groups[-1].append(number)
         filled += size
     return [(tuple(group), sum(rows[: group[0]])) for group in groups] or [((), 0)]
-
-
-def _columns_of(file: File, schema: pa.Schema) -> pa.Schema:
-    if len(set(schema.names)) < len(schema.names):
-        duplicates = [name for name, count in Counter(schema.names).items() if count > 1]
-        raise DataError(f"{file.name}: duplicate columns {duplicates[:5]}. Rename them")
-    return schema

@@ -211,26 +211,23 @@ def _cut(parts: Sequence[Any], raw: bool) -> list[Any]:
     first = parts[0]
     # Values of JSON have no line ends.
     delimiter = first.options.delimiter if isinstance(first, _csv.CsvPart) else None
-    scans = {
-        number: [
-            (
-                start,
-                task.remote(
-                    _records.scan, part.file, start, min(start + size, part.stop), delimiter, raw
-                ),
-            )
-            for start in range(part.start, part.stop, size)
+    starts = [
+        range(part.start, part.stop, size) if part.stop - part.start > size else range(0)
+        for part in parts
+    ]
+    scans = [
+        [
+            task.remote(_records.scan, part.file, n, min(n + size, part.stop), delimiter, raw)
+            for n in part_starts
         ]
-        for number, part in enumerate(parts)
-        if part.stop - part.start > size
-    }
+        for part, part_starts in zip(parts, starts, strict=True)
+    ]
     cut: list[Any] = []
-    for number, part in enumerate(parts):
-        if number not in scans:
+    for part, part_starts, part_scans in zip(parts, starts, scans, strict=True):
+        if not part_scans:
             cut.append(part)
             continue
-        starts, scanned = zip(*scans[number], strict=True)
-        split = _records.cut(part, list(zip(starts, results(list(scanned)), strict=True)))
+        split = _records.cut(part, list(zip(part_starts, results(part_scans), strict=True)))
         if split is None:
             cut += results([value_task("scan").remote(_records.walk, part, delimiter, size)])[0]
             continue

@@ -46,7 +46,7 @@ _BAD_FILES: dict[str, tuple[str, bytes | Callable[[Path], bytes], str]] = {
         "x.parquet", lambda p: (d := _parquet(p))[:100] + b"\xff" * 2000 + d[2100:],
         "cannot be read as Parquet",
     ),
-    "truncated Arrow": ("x.arrow", lambda p: _arrow(p)[:-100], "cannot be read as an Arrow file"),
+    "truncated Arrow": ("x.arrow", lambda p: _arrow(p)[:-100], "cannot be read as Arrow"),
     "empty CSV": ("x.csv", b"", "empty file"),
     "blank CSV": ("x.csv", b"\n\n", "empty file"),
     "header only": ("x.csv", b"a,b\n", "columns without rows"),
