@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysys.data import Table, read
+from raysys.data._lazy_plan import LazyOperation
 from raysys.data.readers import _csv
 from raysys.errors import DataError
 from raysys.storage import Storage
@@ -158,7 +159,7 @@ def test_a_failed_read_leaves_the_old_folder(
 def test_a_refused_write_leaves_the_old_folder(storage: Storage) -> None:
     before = _stored(storage)
     missing = Table.from_arrow(pa.table({"a": ["x", None] * 3, "b": range(6)}), 2)
-    with pytest.raises(DataError, match="hold missing values"):
+    with pytest.raises(DataError, match="contain missing values"):
         missing.write_parquet(storage, "out", partition_by=["a"])
     with pytest.raises(DataError, match=r"no such columns: \['q'\]"):
         missing.write_parquet(storage, "out", partition_by=["q"])
@@ -177,11 +178,9 @@ def test_a_killed_writer_leaves_no_partial_file(tmp_path: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return frame
 
-    from raysys.data._lazy_plan import LazyOperation
-
     table = Table.from_arrow(_ROWS, 500)
     step = LazyOperation("kill", lambda f: kill_once(f) if _staged(storage) else f)
-    table._then(step).write_parquet(storage, "out")
+    table._planned(step).write_parquet(storage, "out")
     assert mark.exists()
     assert sorted(_files(Path(storage.root) / "out")) == [
         "half", "part-00000.parquet", "part-00001.parquet",

@@ -87,9 +87,9 @@ def test_every_type_round_trips(kind: Any, tmp_path: Path) -> None:
                 assert repr(block[name].to_pylist()) == repr(expected[name].to_pylist()), name
 
 
-def _steps(*made: tuple[str, Any]) -> list[LazyOperation]:
+def _steps(*changes: tuple[str, Any]) -> list[LazyOperation]:
     return [
-        LazyOperation(name, lambda frame, change=change: change(frame)) for name, change in made
+        LazyOperation(name, lambda frame, change=change: change(frame)) for name, change in changes
     ]
 
 
@@ -158,11 +158,11 @@ def test_json_lines(tmp_path: Path, ending: str) -> None:
         stream.write(text.encode())
     part = inspect_json(find(path)[0], False)
     part = replace(part, columns=_common_schema([part], {}))
-    made = part.read().to_pylist()
-    assert [row["a"] for row in made] == [1, 2, 3]
-    assert made[0]["t"] == dt.datetime(2013, 1, 1, 5)
-    assert [row["l"] for row in made] == [[1, 2], [], None]
-    assert [row["s"] for row in made] == [{"x": ["q"]}, None, None]
+    rows_read = part.read().to_pylist()
+    assert [row["a"] for row in rows_read] == [1, 2, 3]
+    assert rows_read[0]["t"] == dt.datetime(2013, 1, 1, 5)
+    assert [row["l"] for row in rows_read] == [[1, 2], [], None]
+    assert [row["s"] for row in rows_read] == [{"x": ["q"]}, None, None]
     assert part.read(["l", "a"]).column_names == ["l", "a"]
 
 
@@ -214,8 +214,8 @@ def test_uris_of_other_file_systems() -> None:
     try:
         parts = _file_parts("memory://raysys", "csv")
         schema = _common_schema(parts, {})
-        made = [row for p in parts for row in replace(p, columns=schema).read().to_pylist()]
-        assert made == [
+        rows = [row for p in parts for row in replace(p, columns=schema).read().to_pylist()]
+        assert rows == [
             {"a": 1, "b": "x", "k": 1}, {"a": 2, "b": "y", "k": 1}, {"a": 3, "b": "z", "k": 2},
         ]  # fmt: skip
         assert [p.file.name for p in _file_parts("memory://raysys/k=*/*.csv", "csv")] == [
@@ -277,14 +277,14 @@ def test_lazy_and_kept_tables_are_the_same(tmp_path: Path, monkeypatch: pytest.M
         table = table.with_columns(c=pl.col("a") % 7).filter(pl.col("c") < 3)
         return table.rename({"b": "text"}).select(["text", "c"])
 
-    lazy, kept = chain(read(tmp_path / "a.csv")), chain(read(tmp_path / "a.csv").materialize())
-    assert len(kept.blocks()) > 5
+    lazy, stored = chain(read(tmp_path / "a.csv")), chain(read(tmp_path / "a.csv").materialize())
+    assert len(stored.blocks()) > 5
     batches = pa.concat_tables(list(lazy.iter_batches(33)))
     expected = frame[frame["a"] % 7 < 3]
     assert batches["text"].to_pylist() == expected["b"].tolist()
-    assert lazy.schema == kept.schema == batches.schema == lazy.to_arrow().schema
-    assert lazy.to_arrow().equals(kept.to_arrow())
-    assert lazy.fingerprint() == kept.fingerprint()
+    assert lazy.schema == stored.schema == batches.schema == lazy.to_arrow().schema
+    assert lazy.to_arrow().equals(stored.to_arrow())
+    assert lazy.fingerprint() == stored.fingerprint()
     back = ray.cloudpickle.loads(ray.cloudpickle.dumps(read(tmp_path / "a.csv", ["a"])))
     assert back.to_arrow()["a"].to_pylist() == list(range(200))
 

@@ -184,12 +184,12 @@ def test_text_in_any_of_arrows_forms_is_read() -> None:
 def test_integers_and_floats_read_exactly(texts: list[str | None]) -> None:
     as_int = read(pl.Series("x", texts, pl.String), "int64")
     as_float = read(pl.Series("x", texts, pl.String), "float64")
-    for text, whole, number in zip(texts, as_int, as_float, strict=True):
+    for text, integer, number in zip(texts, as_int, as_float, strict=True):
         if text is None:
-            assert (whole, number) == (None, None)
+            assert (integer, number) == (None, None)
             continue
-        if isinstance(whole, int):
-            assert whole == Decimal(text)
+        if isinstance(integer, int):
+            assert integer == Decimal(text)
         elif text.isdigit():
             assert int(text) >= 2**63
         if isinstance(number, float):
