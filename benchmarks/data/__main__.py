@@ -1,4 +1,4 @@
-"""`python -m benchmarks.data`: the data layer and what it would be written with by hand."""
+"""`python -m benchmarks.data`: the data layer against polars, pandas and Modin."""
 
 from benchmarks._figures import Report, arguments
 from benchmarks.data import (
@@ -13,12 +13,12 @@ from benchmarks.data import (
 
 
 def main() -> None:
-    """Run all of it."""
-    asked = arguments(__doc__)
+    """Run all benchmarks of the data layer."""
+    options = arguments(__doc__)
     report = Report()
     for part in (outofcore, pipeline, handoff, quarantine, featurizer, malformed, flights):
-        part.run(report, asked.quick)
-    report.write(asked.json)
+        part.run(report, options.quick)
+    report.write(options.json)
 
 
 if __name__ == "__main__":

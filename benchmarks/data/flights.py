@@ -1,4 +1,4 @@
-"""The flight job's models beside scikit-learn's boosting, on the months that none has seen."""
+"""The flight job's models against scikit-learn's boosting, on unseen months."""
 
 import json
 import tempfile
@@ -14,7 +14,7 @@ ALONE = ("XGBoost alone", "network alone")
 
 
 def run(report: Report, quick: bool) -> None:
-    """Run the job without its endpoint, and hold its figures against the better peer's."""
+    """Run the job without its endpoint, and compare with the better peer."""
     with tempfile.TemporaryDirectory() as root:
         trials = 1 if quick else flight_delays.Config().boost_trials
         config = flight_delays.Config(storage=root, boost_trials=trials, serve=False)
@@ -22,11 +22,11 @@ def run(report: Report, quick: bool) -> None:
         (folder,) = Path(Storage(root).uri("runs")).iterdir()
         results = json.loads((folder / "test months.json").read_text())
         steps = json.loads((folder / "run.json").read_text())["steps"]
-    for name, words in MEASURES.items():
+    for name, label in MEASURES.items():
         for contestant in (*PEERS, *ALONE):
-            report.add(f"{contestant}: {words}", results[contestant][name], "share")
+            report.add(f"{contestant}: {label}", results[contestant][name], "share")
         best = max(results[peer][name] for peer in PEERS)
-        report.add(f"raysys: {words}", results["raysys"][name], "share", above=best)
+        report.add(f"raysys: {label}", results["raysys"][name], "share", above=best)
     for contestant in (*PEERS, *ALONE):
         error = results[contestant]["calibration_error"]
         report.add(f"{contestant}: calibration error", error, "share")

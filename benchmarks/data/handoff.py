@@ -1,4 +1,4 @@
-"""From a Table to training workers and to xgboost-ray's actors: how long, and past the driver?"""
+"""Hand-off of a Table to training workers and xgboost-ray's actors: time, bytes in the driver."""
 
 import time
 from typing import Any
@@ -16,18 +16,17 @@ _WORKERS, _COLUMNS, _BLOCKS = 2, 10, 6
 
 
 def run(report: Report, quick: bool) -> None:
-    """Measure both ways with 3 million rows of 10 columns."""
+    """Measure both with 3 million rows of 10 columns."""
     rows = 300_000 if quick else 3_000_000
     cluster.connect()
     make = ray.remote(_block).options(num_returns=2)
     table = Table.from_blocks([make.remote(number, rows // _BLOCKS) for number in range(_BLOCKS)])
-    worker = ray.remote(_Worker)
-    workers = [worker.remote() for _ in range(_WORKERS)]
+    workers = [ray.remote(_Worker).remote() for _ in range(_WORKERS)]
     ray.get([w.ready.remote() for w in workers])
     meter = DriverMeter()
     meter.install()
     try:
-        first, whole = zip(*ray.get([w.batches.remote(table) for w in workers]), strict=True)
+        first, complete = zip(*ray.get([w.batches.remote(table) for w in workers]), strict=True)
         matrix = table.to_dmatrix(label="label")
         matrix.assign_shards_to_actors(workers)  # as xgboost-ray does before it trains
         shards = ray.get([w.shard.remote(matrix, n) for n, w in enumerate(workers)])
@@ -35,13 +34,13 @@ def run(report: Report, quick: bool) -> None:
         meter.uninstall()
     size = f"{rows / 1e6:g} million rows x {_COLUMNS}"
     report.add(f"hand-off, {size}: first batch in a worker", max(first), "s", below=1)
-    report.add("hand-off: all batches in both workers", max(whole), "s")
+    report.add("hand-off: all batches in both workers", max(complete), "s")
     loaded = [seconds for seconds, _ in shards]
     assert sum(count for _, count in shards) == rows
     report.add("hand-off: a RayDMatrix's shard in an actor", max(loaded), "s", below=1)
     report.add("hand-off: bytes of tables through the driver", meter.table_bytes, "bytes", below=1)
-    for each in workers:
-        ray.kill(each)
+    for worker in workers:
+        ray.kill(worker)
 
 
 def _block(number: int, rows: int) -> tuple[Any, Any]:
@@ -54,14 +53,14 @@ class _Worker:
     """A process like a training worker's."""
 
     def ready(self) -> None:
-        """Answers when the libraries are loaded, as they are in a worker that trains."""
+        """Load the libraries, as a training worker does."""
         import pandas
         import xgboost_ray
 
         del pandas, xgboost_ray
 
     def ip(self) -> str:
-        """The node, which xgboost-ray asks for."""
+        """Address of the node, for xgboost-ray."""
         return ray.util.get_node_ip_address()
 
     def batches(self, table: Table) -> tuple[float, float]:

@@ -20,7 +20,7 @@ _CPUS = 5  # what raysys offers on a machine of two cores
 
 
 def run(report: Report, quick: bool) -> None:
-    """Run it in a process of its own, with a cluster of its own."""
+    """Run the pipeline in a separate process, with its own cluster."""
     times = 5 if quick else 10
     with tempfile.TemporaryDirectory() as temporary:
         flights = Path(temporary) / "flights.csv"
@@ -30,19 +30,19 @@ def run(report: Report, quick: bool) -> None:
                    str(store)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"the pipeline out of core failed: {done.stderr[-3000:]}")
-        found = json.loads(done.stdout.splitlines()[-1])
-    ratio = found["table_bytes"] / store
+            raise RuntimeError(f"the out-of-core pipeline failed: {done.stderr[-3000:]}")
+        result = json.loads(done.stdout.splitlines()[-1])
+    ratio = result["table_bytes"] / store
     report.add("out of core: table against the object store", ratio, "times", above=4)
-    report.add("out of core: rows written", found["rows"], "rows", above=327_346 * times - 1)
-    report.add("out of core: spilled", found["spilled_bytes"] / 1e6, "MB", above=0)
-    report.add("out of core: seconds", found["seconds"], "s")
-    peak = found["peak_bytes"] / 1e6
-    report.add(f"out of core: peak memory of {found['peak_of']}", peak, "MB", below=_LIMIT_MB)
+    report.add("out of core: rows written", result["rows"], "rows", above=327_346 * times - 1)
+    report.add("out of core: spilled", result["spilled_bytes"] / 1e6, "MB", above=0)
+    report.add("out of core: seconds", result["seconds"], "s")
+    peak = result["peak_bytes"] / 1e6
+    report.add(f"out of core: peak memory of {result['peak_of']}", peak, "MB", below=_LIMIT_MB)
 
 
 class _Peaks(threading.Thread):
-    """Peak resident memory of this process and all below it, shared memory included."""
+    """Peak resident memory of this process and its descendants, including shared memory."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -61,9 +61,9 @@ class _Peaks(threading.Thread):
                 except (OSError, psutil.Error):
                     continue
                 peak = next((line for line in status.splitlines() if "VmHWM" in line), None)
-                found = int(peak.split()[1]) * 1024 if peak else 0
-                if found > self.peaks.get(process.pid, (0, ""))[0]:
-                    self.peaks[process.pid] = (found, name)
+                nbytes = int(peak.split()[1]) * 1024 if peak else 0
+                if nbytes > self.peaks.get(process.pid, (0, ""))[0]:
+                    self.peaks[process.pid] = (nbytes, name)
 
 
 def _main() -> None:
@@ -87,8 +87,8 @@ def _main() -> None:
     from ray._private.internal_api import memory_summary
 
     address = ray.get_runtime_context().gcs_address
-    said = memory_summary(address, stats_only=True)
-    spilled = [line for line in said.splitlines() if line.startswith("Spilled")]
+    summary = memory_summary(address, stats_only=True)
+    spilled = [line for line in summary.splitlines() if line.startswith("Spilled")]
     peak, name = max(peaks.peaks.values())
     ray.shutdown()
     print(

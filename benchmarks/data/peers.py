@@ -1,6 +1,6 @@
 """The same pipeline in pandas, Modin and polars, as their users would write it.
 
-Each runs in a process of its own: `python -m benchmarks.data.peers NAME FLIGHTS OUT REPEATS`
+Each runs in a separate process: `python -m benchmarks.data.peers NAME FLIGHTS OUT REPEATS`
 prints the seconds of each repeat as JSON.
 """
 
@@ -16,7 +16,7 @@ _NULLS = ["", "NA"]
 
 
 def pandas_pipeline(flights: str, out: str, library: Any = None) -> None:
-    """In pandas, or in Modin, which has its face."""
+    """The pipeline in pandas, or through the Modin API."""
     import pandas
 
     pd, folder = library or pandas, package_folder()
@@ -44,14 +44,14 @@ def pandas_pipeline(flights: str, out: str, library: Any = None) -> None:
 
 
 def modin_pipeline(flights: str, out: str) -> None:
-    """In Modin on Ray."""
+    """The pipeline in Modin on Ray."""
     import modin.pandas as pd
 
     pandas_pipeline(flights, out, pd)
 
 
 def polars_pipeline(flights: str, out: str) -> None:
-    """In polars, lazily; collected, which is faster here than its streaming sink."""
+    """The pipeline in lazy polars; `collect` is faster here than the streaming sink."""
     import polars as pl
 
     folder = package_folder()

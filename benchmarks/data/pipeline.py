@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from benchmarks._figures import Report
 from benchmarks.data.flights10 import package_folder, write_csv
 from raysys import cluster
@@ -18,9 +20,7 @@ from raysys.storage import Storage
 
 
 def our_pipeline(flights: str, storage: Storage, path: str, sizes: list[int] | None = None) -> int:
-    """The pipeline over Tables; number of rows. The joined Table's bytes go into `sizes`."""
-    import polars as pl
-
+    """Number of rows of the pipeline over Tables; `sizes` gets the joined Table's bytes."""
     folder, nulls = package_folder(), ("", "NA")
     weather = read(folder / "weather.csv", null_values=nulls).select(
         ["origin", "time_hour", "temp", "wind_speed", "precip", "visib"]
@@ -44,7 +44,7 @@ def our_pipeline(flights: str, storage: Storage, path: str, sizes: list[int] | N
 
 
 def run(report: Report, quick: bool) -> None:
-    """Time ours beside pandas, Modin and polars, in turns; compare all rows."""
+    """Time the pipeline and its peers in turns, and compare all rows."""
     times, repeats = (3, 3) if quick else (10, 3)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -77,32 +77,31 @@ def run(report: Report, quick: bool) -> None:
 
 
 def _peer(name: str, flights: Path, folder: Path) -> list[float]:
-    """Seconds of two runs in a process of its own; the second one is warm, as ours are."""
+    """Seconds of two runs in a separate process; the second one is warm, as ours are."""
     command = [sys.executable, "-m", "benchmarks.data.peers", name, str(flights),
                str(folder / name), "2"]  # fmt: skip
-    ours = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    done = subprocess.run(command, capture_output=True, text=True, env=ours, check=False)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"{name} failed: {done.stderr[-2000:]}")
-    found: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return seconds
 
 
 def _rows_that_differ(ours: Path, theirs: Path) -> int:
-    """Rows, in their order, with a value that is not the same; means to 12 digits."""
-    import polars as pl
+    """Number of rows with different values, in order; floats are compared to 12 digits."""
 
-    def lay(folder: Path, columns: Any = None) -> Any:
+    def load(folder: Path, columns: Any = None) -> Any:
         frame = pl.read_parquet(sorted(folder.glob("*.parquet")))
         return frame.select(columns or pl.all())
 
-    mine = lay(ours)
-    other = lay(theirs, mine.columns)
-    if len(mine) != len(other):
-        return abs(len(mine) - len(other))
+    mine = load(ours)
+    peer = load(theirs, mine.columns)
+    if len(mine) != len(peer):
+        return abs(len(mine) - len(peer))
     same = pl.repeat(True, len(mine), eager=True)
     for name in mine.columns:
-        a, b = mine[name], other[name]
+        a, b = mine[name], peer[name]
         if a.dtype.is_temporal():
             a, b = a.dt.epoch("ms"), b.dt.epoch("ms")
         elif a.dtype.is_numeric():

@@ -70,8 +70,8 @@ def split_block(
 ) -> BlockSplit:
     """Split a block's rows into those that pass all row rules and those that do not.
 
-    All rows are read and checked in one pass over columns. Reasons are made in a second pass over
-    the bad rows only.
+    All rows are read and checked in one pass over columns; a second pass over the bad rows makes
+    their reasons.
 
     Args:
         block: The schema's columns, of any type; `_row`, `_file` if it comes from files, and
@@ -139,9 +139,8 @@ def compile_rules(
         if not column.nullable:
             missing = value.is_null() & ~wrong if name in unreadable else value.is_null()
             rules.append(RowRule(f"{name}: missing", missing, pl.lit(f"{name}: missing")))
-        rules += [
-            _rule(name, what, broken, shown) for what, broken in _value_rules(column, value, keys)
-        ]
+        for ending, broken in _value_rules(column, value, keys):
+            rules.append(_rule(name, ending, broken, shown))
     for name in schema.rules:
         rule = schema.rule(name)
         values = [
@@ -159,14 +158,10 @@ def _value_rules(
 ) -> list[tuple[str, pl.Expr]]:
     """Constraints of a column: the end of the reason, and where a value breaks it."""
     kind, rules = polars_type(column.type), []
-    if column.min is not None:
-        rules.append(
-            (f" is below min {format_bound(column.min)}", value < literal(column.min, kind))
-        )
-    if column.max is not None:
-        rules.append(
-            (f" exceeds max {format_bound(column.max)}", value > literal(column.max, kind))
-        )
+    if (low := column.min) is not None:
+        rules.append((f" is below min {format_bound(low)}", value < literal(low, kind)))
+    if (high := column.max) is not None:
+        rules.append((f" exceeds max {format_bound(high)}", value > literal(high, kind)))
     if column.pattern is not None:
         matches = value.str.contains(f"^(?:{column.pattern})$")
         rules.append((f" does not match pattern {column.pattern}", ~matches))
@@ -184,8 +179,9 @@ def _written(name: str) -> pl.Expr:
     return pl.col(_WRITTEN + name).cast(pl.String, strict=False).str.head(_MAX_SHOWN)
 
 
-def _rule(name: str, what: str, broken: pl.Expr, shown: pl.Expr) -> RowRule:
-    return RowRule(name + what, broken, pl.concat_str([pl.lit(f"{name}: "), shown, pl.lit(what)]))
+def _rule(name: str, ending: str, broken: pl.Expr, shown: pl.Expr) -> RowRule:
+    text = pl.concat_str([pl.lit(f"{name}: "), shown, pl.lit(ending)])
+    return RowRule(name + ending, broken, text)
 
 
 def _with_malformed(rules: Sequence[RowRule]) -> list[RowRule]:
