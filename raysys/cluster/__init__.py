@@ -1,4 +1,4 @@
-"""The Ray cluster: connect to it, ask what it has, start an embedded one, submit jobs to it."""
+"""The Ray cluster: connection, resources, a local head, submitted jobs and diagnosis."""
 
 from raysys.cluster._certificates import make_certificates
 from raysys.cluster._connection import (

@@ -1,4 +1,4 @@
-"""What a cluster may grow to: Ray keeps that with its autoscaler and nowhere else."""
+"""Upper limits of a cluster that grows, read from the configuration of Ray's autoscaler."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import yaml
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_UNKNOWN = 1e6  # as good as no bound, and a number to reckon with
+_UNKNOWN = 1e6  # effectively unbounded, and still a number to compute with
 _HEAD = "node:__internal_head__"
 
 
 def ceiling() -> tuple[float, float] | None:
-    """CPUs and GPUs that the connected cluster may grow to; None for one that cannot grow.
+    """Maximum CPUs and GPUs of the connected cluster; None if it cannot grow.
 
-    A million where an autoscaler is at work whose settings cannot be seen, as under KubeRay.
+    A million each if the autoscaler's configuration is not readable, as under KubeRay.
     """
     import ray
 
@@ -31,8 +31,8 @@ def ceiling() -> tuple[float, float] | None:
 def _ceiling(gcs_address: str) -> tuple[float, float] | None:
     import ray
 
-    here = ray.get_runtime_context().get_node_id()
-    on_head = any(node["NodeID"] == here and _HEAD in node["Resources"] for node in ray.nodes())
+    node_id = ray.get_runtime_context().get_node_id()
+    on_head = any(node["NodeID"] == node_id and _HEAD in node["Resources"] for node in ray.nodes())
     if on_head:
         return read_monitor(gcs_address)
     task = ray.remote(read_monitor).options(
@@ -42,7 +42,7 @@ def _ceiling(gcs_address: str) -> tuple[float, float] | None:
 
 
 def read_monitor(gcs_address: str) -> tuple[float, float] | None:
-    """The same, on the head: from the file that its autoscaler was started with."""
+    """Maximum CPUs and GPUs by the configuration file of the autoscaler on this node, the head."""
     port = gcs_address.rpartition(":")[2]
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
@@ -54,28 +54,28 @@ def read_monitor(gcs_address: str) -> tuple[float, float] | None:
             file = options.get("--autoscaling-config")
             if file is None:
                 return None
-            return most_of(yaml.safe_load(Path(file).expanduser().read_text()))
+            return max_resources(yaml.safe_load(Path(file).expanduser().read_text()))
     if "RAY_USAGE_STATS_KUBERAY_IN_USE" in os.environ:  # its autoscaler has its own container
         return _UNKNOWN, _UNKNOWN
     return None
 
 
-def most_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
-    """CPUs and GPUs of a cluster's YAML when each has all the workers that it may have."""
+def max_resources(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    """CPUs and GPUs of a cluster's YAML with the maximum number of workers."""
     types, head = config.get("available_node_types") or {}, config.get("head_node_type")
     cap = int(config.get("max_workers", 2))  # Ray's own default
     workers = {name: kind for name, kind in types.items() if name != head}
     if cap == 0 or not workers:
         return None
 
-    def most(resource: str) -> float:
-        left, total = cap, float(_amount(types.get(head, {}), resource))
+    def maximum(resource: str) -> float:
+        remaining, total = cap, float(_amount(types.get(head, {}), resource))
         for kind in sorted(workers.values(), key=lambda kind: -_amount(kind, resource)):
-            nodes = min(left, int(kind.get("max_workers", cap)))
-            left, total = left - nodes, total + nodes * _amount(kind, resource)
+            nodes = min(remaining, int(kind.get("max_workers", cap)))
+            remaining, total = remaining - nodes, total + nodes * _amount(kind, resource)
         return total
 
-    return most("CPU"), most("GPU")
+    return maximum("CPU"), maximum("GPU")
 
 
 def _amount(kind: Mapping[str, Any], resource: str) -> float:

@@ -13,7 +13,7 @@ from raysys.errors import RaysysError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MOST_ADDRESSES = 1024
+_MAX_ADDRESSES = 1024
 _DAYS = 365
 CA, CERTIFICATE, KEY = "ca.crt", "node.crt", "node.key"
 
@@ -21,21 +21,21 @@ CA, CERTIFICATE, KEY = "ca.crt", "node.crt", "node.key"
 def make_certificates(
     folder: str | Path, hosts: Sequence[str], *, days: int = _DAYS
 ) -> dict[str, str]:
-    """Make an authority and one certificate that all nodes and clients of a cluster share.
+    """Create a certificate authority and one certificate for all nodes and clients of a cluster.
 
-    Ray's nodes check each other's certificate against the address that they call, so it must name
-    all of them. The authority's own key is not kept: another certificate means another authority,
-    and all nodes start again with it.
+    Ray verifies a node's certificate against its address, so the certificate names all addresses.
+    The authority's private key is discarded: a new certificate requires a new authority and a
+    restart of all nodes.
 
     Args:
         folder: Folder for `ca.crt`, `node.crt` and `node.key`; copy it to every node and to
             clients that connect with `ray.init`. Only its owner can read the key.
         hosts: Addresses and names of the nodes, or networks such as `10.0.1.0/24` for machines
-            that come and go. Loopback and this machine's own address are always included.
+            with changing addresses. Loopback and this machine's own address are always included.
         days: Validity of the certificate in days.
 
     Returns:
-        The environment that every node and client needs.
+        Environment variables for every node and client.
 
     Raises:
         RaysysError: A host is invalid, there are too many, or the folder has certificates.
@@ -54,7 +54,7 @@ def make_certificates(
     folder = Path(folder).expanduser().absolute()
     if existing := [name for name in (CA, CERTIFICATE, KEY) if (folder / name).exists()]:
         raise RaysysError(
-            f"{folder} has {', '.join(existing)} already, which a running cluster may use: give "
+            f"{folder} already has {', '.join(existing)}, which a running cluster may use: use "
             "another folder, or remove them"
         )
     names = [_general_name(host) for host in _expanded(hosts)]
@@ -87,7 +87,7 @@ def make_certificates(
 
 
 def _expanded(hosts: Sequence[str]) -> list[str]:
-    """Hosts with every address of the networks among them, each once."""
+    """Hosts and all addresses of networks, without duplicates."""
     from ray.util import get_node_ip_address
 
     expanded = ["localhost", "127.0.0.1", "::1", get_node_ip_address()]
@@ -98,11 +98,11 @@ def _expanded(hosts: Sequence[str]) -> list[str]:
         try:
             network = ipaddress.ip_network(host, strict=False)
         except ValueError as error:
-            raise RaysysError(f"{host!r} is not a network: give one such as 10.0.1.0/24") from error
-        if network.num_addresses > _MOST_ADDRESSES:
+            raise RaysysError(f"{host!r} is not a network such as 10.0.1.0/24") from error
+        if network.num_addresses > _MAX_ADDRESSES:
             raise RaysysError(
-                f"{host} has {network.num_addresses} addresses, and a certificate names "
-                f"{_MOST_ADDRESSES} at most: give the subnet of the nodes, such as 10.0.0.0/22"
+                f"{host} has {network.num_addresses} addresses, more than the maximum of "
+                f"{_MAX_ADDRESSES}: use the subnet of the nodes, such as 10.0.0.0/22"
             )
         expanded += [str(address) for address in network]
     return list(dict.fromkeys(expanded))
@@ -116,7 +116,7 @@ def _general_name(host: str) -> Any:
     except ValueError:
         if not host.replace("-", "").replace(".", "").replace("*", "").isalnum():
             raise RaysysError(
-                f"{host!r} is not a host: give an address, a name or a network such as 10.0.1.0/24"
+                f"{host!r} is not a host: use an address, a name or a network such as 10.0.1.0/24"
             ) from None
         return x509.DNSName(host)
 
@@ -135,7 +135,7 @@ def _builder(subject: str, issuer: str, key: Any, days: int) -> Any:
         .issuer_name(name(issuer))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=10))  # clocks of nodes differ
+        .not_valid_before(now - timedelta(minutes=10))  # tolerates clock differences
         .not_valid_after(now + timedelta(days=days))
     )
 
@@ -150,18 +150,16 @@ def _usage(*, signs: bool) -> Any:
     )  # fmt: skip
 
 
-def _pem(thing: Any) -> bytes:
+def _pem(item: Any) -> bytes:
     from cryptography.hazmat.primitives import serialization as to
 
-    if hasattr(thing, "private_bytes"):
-        return bytes(
-            thing.private_bytes(to.Encoding.PEM, to.PrivateFormat.PKCS8, to.NoEncryption())
-        )
-    return bytes(thing.public_bytes(to.Encoding.PEM))
+    if hasattr(item, "private_bytes"):
+        return bytes(item.private_bytes(to.Encoding.PEM, to.PrivateFormat.PKCS8, to.NoEncryption()))
+    return bytes(item.public_bytes(to.Encoding.PEM))
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
-    """Write a new file that never was readable by more than its mode says."""
+    """Write a new file that has its final permissions from the start."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "wb") as file:
         file.write(data)

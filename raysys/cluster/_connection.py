@@ -1,4 +1,4 @@
-"""Connecting to Ray and checking demand against what the cluster has."""
+"""Connecting to Ray and checking demand against the cluster's resources."""
 
 import os
 from collections.abc import Iterator
@@ -13,17 +13,16 @@ from raysys.errors import ResourceError
 from raysys.storage import Storage
 from raysys.telemetry import set_up, worker_hook
 
-# Modin, Ray Data and the index need a CPU to run a task on while trainers hold theirs: a
-# trainer that takes every CPU starves them for ever, without an error.
+# Modin, Ray Data and the index need a CPU for tasks while trainers run: a trainer that takes
+# every CPU blocks them forever, without an error.
 HEADROOM_CPUS = 1.0
 
-
-# Two training workers, one serving replica and the head-room fit on a laptop with two cores.
+# Two training workers, one serving replica and the headroom fit on a laptop with two cores.
 _MIN_LOGICAL_CPUS = 5
 
 
 def logical_cpus() -> int:
-    """What a cluster on this machine offers: its cores, and enough for a whole job.
+    """Logical CPUs of a local cluster: the machine's cores, but enough for a complete job.
 
     Logical CPUs are the scheduler's unit; the operating system shares the cores.
     """
@@ -32,7 +31,7 @@ def logical_cpus() -> int:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the nodes of a cluster offer, in logical units."""
+    """Logical CPUs and GPUs."""
 
     cpus: float
     gpus: float
@@ -40,10 +39,10 @@ class Resources:
 
 @dataclass(frozen=True)
 class _Share:
-    """What is kept for some work, and how its author asks for more."""
+    """Resources reserved for a unit of work, their owner, and the way to reserve more."""
 
-    kept: Resources
-    by: str
+    reserved: Resources
+    owner: str
     remedy: str
 
 
@@ -51,13 +50,13 @@ _share: ContextVar[_Share | None] = ContextVar("share", default=None)
 
 
 def connect(address: str | None = None, *, measure_traffic: bool = False) -> None:
-    """Connect this process to Ray; a no-op when it is connected.
+    """Connect this process to Ray; a no-op if it is connected.
 
     Args:
-        address: A cluster's address. None takes RAY_ADDRESS (set inside a submitted job),
-            else starts one that ends with this process.
-        measure_traffic: Count the bytes that every process of this job reads from the object
-            store; it patches Ray's deserialiser, see `raysys.telemetry.object_store`.
+        address: Address of a cluster. None: RAY_ADDRESS (set inside a submitted job), else a new
+            local cluster that ends with this process.
+        measure_traffic: Count the bytes that all processes of this job read from the object
+            store; patches Ray's deserialiser, see `raysys.telemetry.object_store`.
     """
     import ray
 
@@ -78,19 +77,19 @@ def connect(address: str | None = None, *, measure_traffic: bool = False) -> Non
 
 @contextmanager
 def share(
-    kept: Resources, by: str = "the search", remedy: str = "search(..., nested={})"
+    reserved: Resources, owner: str = "the search", remedy: str = "search(..., nested={})"
 ) -> Iterator[None]:
-    """In this thread, let `resources` and `require` know only what is kept for this work.
+    """Limit `resources` and `require` in this thread to the resources reserved for its work.
 
-    Trials of a search, and steps of a job, run side by side: if each counted on the whole
-    cluster, they would wait for each other's workers for ever.
+    Trials of a search and steps of a job run in parallel: without limits they would wait for
+    each other's workers forever.
 
     Args:
-        kept: What there is for it.
-        by: Who keeps it, for messages.
-        remedy: How more is asked for; `{}` stands for the resources.
+        reserved: Resources of this work.
+        owner: Owner of the reservation, for messages.
+        remedy: Call that reserves more, for messages; `{}` is replaced by the resources.
     """
-    token = _share.set(_Share(kept, by, remedy))
+    token = _share.set(_Share(reserved, owner, remedy))
     try:
         yield
     finally:
@@ -98,25 +97,24 @@ def share(
 
 
 def resources() -> Resources:
-    """The resources of all living nodes of the connected cluster, or of this thread's `share`."""
+    """Resources of all living nodes of the connected cluster, or of this thread's `share`."""
     import ray
 
     if limit := _share.get():
-        return limit.kept
-
+        return limit.reserved
     total = ray.cluster_resources()
     return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
 
 
 def limits() -> Resources:
-    """The resources that the cluster may have once it has grown, or of this thread's `share`.
+    """Maximum resources of the cluster after autoscaling, or of this thread's `share`.
 
-    Those of its living nodes, if it cannot grow; a million, if it can and nothing says how far.
+    Equal to `resources` if it cannot grow; a million if it can and its limit is unknown.
     """
-    have = resources()
-    if _share.get() or not (most := ceiling()):
-        return have
-    return Resources(max(have.cpus, most[0]), max(have.gpus, most[1]))
+    current = resources()
+    if _share.get() or not (maximum := ceiling()):
+        return current
+    return Resources(max(current.cpus, maximum[0]), max(current.gpus, maximum[1]))
 
 
 def can_grow() -> bool:
@@ -125,33 +123,35 @@ def can_grow() -> bool:
 
 
 def require(purpose: str, *, cpus: float, gpus: float = 0.0) -> None:
-    """Check that a demand fits beside the head-room that tasks need, before it is made.
+    """Check that a demand fits beside the headroom for tasks, before it is submitted.
 
-    What fits once the cluster has grown is let through: the demand itself makes it grow.
+    A demand that fits after autoscaling passes: the demand itself triggers the autoscaler.
 
     Raises:
-        ResourceError: It cannot fit, however long it waits.
+        ResourceError: The demand can never fit.
     """
-    have = resources()
+    current = resources()
     if limit := _share.get():
-        if cpus > have.cpus or gpus > have.gpus:
+        if cpus > current.cpus or gpus > current.gpus:
             more = limit.remedy.format(f"Resources(cpus={cpus:g}, gpus={gpus:g})")
             raise ResourceError(
-                f"{purpose} needs {cpus:g} CPUs and {gpus:g} GPUs, and {limit.by} keeps "
-                f"{have.cpus:g} and {have.gpus:g} for what it starts: {more}"
+                f"{purpose} needs {cpus:g} CPUs and {gpus:g} GPUs, and {limit.owner} reserves "
+                f"{current.cpus:g} and {current.gpus:g} for it: {more}"
             )
         return
-    if _fits(have, cpus, gpus):
+    if _fits(current, cpus, gpus):
         return
-    could = limits()
-    if not _fits(could, cpus, gpus):
-        grown = f", and may grow to {could.cpus:g} and {could.gpus:g}" if could != have else ""
+    maximum = limits()
+    if not _fits(maximum, cpus, gpus):
+        grown = (
+            f", and may grow to {maximum.cpus:g} and {maximum.gpus:g}" if maximum != current else ""
+        )
         raise ResourceError(
-            f"{purpose} needs {cpus:g} CPUs beside {HEADROOM_CPUS:g} kept free for tasks, and "
-            f"{gpus:g} GPUs; the cluster has {have.cpus:g} CPUs and {have.gpus:g} GPUs{grown}. Use "
-            "fewer workers, or a larger cluster (a local one: `raysys up --cpus N`)"
+            f"{purpose} needs {cpus:g} CPUs beside {HEADROOM_CPUS:g} reserved for tasks, and "
+            f"{gpus:g} GPUs; the cluster has {current.cpus:g} CPUs and {current.gpus:g} GPUs"
+            f"{grown}. Use fewer workers, or a larger cluster (a local one: `raysys up --cpus N`)"
         )
 
 
-def _fits(room: Resources, cpus: float, gpus: float) -> bool:
-    return cpus + HEADROOM_CPUS <= room.cpus and gpus <= room.gpus
+def _fits(available: Resources, cpus: float, gpus: float) -> bool:
+    return cpus + HEADROOM_CPUS <= available.cpus and gpus <= available.gpus

@@ -20,7 +20,7 @@ class Dashboard:
     """A cluster's dashboard.
 
     Attributes:
-        url: Its address.
+        url: URL of the dashboard.
     """
 
     def __init__(self, url: str) -> None:
@@ -30,7 +30,7 @@ class Dashboard:
         """The JSON response of a path.
 
         Raises:
-            UnavailableError: Nothing that takes our token answers, or it answers an error.
+            UnavailableError: The dashboard does not answer, rejects the token, or returns an error.
         """
         request = urllib.request.Request(f"{self.url}{path}", headers=token_header())
         try:
@@ -38,7 +38,7 @@ class Dashboard:
                 return json.load(reply)
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
-                raise UnavailableError(no_entry(self.url, error.code)) from None
+                raise UnavailableError(token_error(self.url, error.code)) from None
             body = error.read(500).decode(errors="replace")
             raise UnavailableError(f"{self.url}{path} answers {error.code}: {body}") from None
         except (OSError, ValueError) as error:
@@ -48,24 +48,24 @@ class Dashboard:
             ) from None
 
 
-def no_entry(url: str, status: int) -> str:
-    """Error message for a missing or wrong token."""
+def token_error(url: str, status: int) -> str:
+    """Error message for a missing or a wrong token."""
     if status == 401:
         return (
             f"{url} requires the cluster's token, and none is set: set RAY_AUTH_TOKEN, or "
-            "RAY_AUTH_TOKEN_PATH to a file that holds it (`ray get-auth-token` on the head)"
+            "RAY_AUTH_TOKEN_PATH to a file with it (`ray get-auth-token` on the head)"
         )
     return (
-        f"{url} rejects the token: it is another cluster's, or an API key. Set "
+        f"{url} rejects the token: it belongs to another cluster, or is an API key. Set "
         "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the output of `ray get-auth-token` on the head"
     )
 
 
 def find_dashboard(storage: Storage) -> str:
-    """Address of the dashboard that RAY_ADDRESS names, else of the head on this machine.
+    """URL of the dashboard of RAY_ADDRESS, else of the local head.
 
     Raises:
-        RaysysError: There is neither.
+        RaysysError: RAY_ADDRESS is not set and no local head runs.
     """
     if address := os.environ.get("RAY_ADDRESS"):
         if address.startswith(("http://", "https://")):
@@ -77,11 +77,11 @@ def find_dashboard(storage: Storage) -> str:
         return head.dashboard_url
     raise RaysysError(
         "there is no cluster: start one on this machine with `raysys up`, or set RAY_ADDRESS to "
-        "the dashboard of one (http://HOST:8265)"
+        "the URL of a dashboard (http://HOST:8265)"
     )
 
 
 def token_header() -> dict[str, str]:
-    """The header that opens the cluster; none without a token."""
+    """The authorization header; empty without a token."""
     token = cluster_token()
     return {"Authorization": f"Bearer {token}"} if token else {}

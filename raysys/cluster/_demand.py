@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def declared_demand(job: Path) -> Resources | None:
-    """The demand that a job's module declares: `DEMAND = {"cpus": 4, "gpus": 1}` at top level.
+    """The demand declared in a job's module: `DEMAND = {"cpus": 4, "gpus": 1}` at top level.
 
-    The module is read, not run: the submitting machine may lack its packages.
+    The module is parsed, not imported: the submitting machine may lack its packages.
 
     Raises:
-        RaysysError: The declaration has another form, or the file is not Python.
+        RaysysError: The declaration is invalid, or the file is not valid Python.
     """
     try:
         module = ast.parse(job.read_bytes(), str(job))
@@ -44,21 +44,21 @@ def declared_demand(job: Path) -> Resources | None:
 
 
 def check_demand(dashboard: Dashboard, purpose: str, demand: Resources) -> str | None:
-    """Compare a demand with a cluster's nodes and with its ability to grow.
+    """Check a demand against a cluster's nodes and its autoscaler.
 
     Returns:
-        A remark, if the demand only fits once the cluster has grown. The dashboard does not report
-        how far it may grow; `cluster.require` checks that inside.
+        A remark if the demand fits only after autoscaling. The dashboard does not report the
+        autoscaler's limits; `cluster.require` checks those inside the job.
 
     Raises:
         ResourceError: The demand can never fit.
     """
     nodes = dashboard.get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
     status = dashboard.get("/api/cluster_status")["data"].get("clusterStatus")
-    return judge(purpose, demand, nodes, status)
+    return compare_demand(purpose, demand, nodes, status)
 
 
-def judge(
+def compare_demand(
     purpose: str,
     demand: Resources,
     nodes: Sequence[Mapping[str, Any]],
@@ -66,23 +66,23 @@ def judge(
 ) -> str | None:
     """The decision of `check_demand`, from the dashboard's nodes and cluster status."""
     alive = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
-    have = Resources(
+    current = Resources(
         cpus=sum(node.get("CPU", 0.0) for node in alive),
         gpus=sum(node.get("GPU", 0.0) for node in alive),
     )
-    if demand.cpus <= have.cpus and demand.gpus <= have.gpus:
+    if demand.cpus <= current.cpus and demand.gpus <= current.gpus:
         return None
-    wants = f"{purpose} needs {demand.cpus:g} CPUs and {demand.gpus:g} GPUs"
-    has = f"the cluster has {have.cpus:g} and {have.gpus:g} now"
-    if grows(status):
-        return f"{wants}; {has}, and starts when it has grown"
+    needs = f"{purpose} needs {demand.cpus:g} CPUs and {demand.gpus:g} GPUs"
+    has = f"the cluster has {current.cpus:g} and {current.gpus:g} now"
+    if has_autoscaler(status):
+        return f"{needs}; {has}, and starts after autoscaling"
     raise ResourceError(
-        f"{wants}; {has}, and does not grow. Ask for less (--cpus, --gpus, the job's own flags), "
-        "or take a larger cluster (a local one: `raysys down`, then `raysys up --cpus N`)"
+        f"{needs}; {has}, and has no autoscaler. Reduce the demand (--cpus, --gpus, the job's own "
+        "flags), or use a larger cluster (a local one: `raysys down`, then `raysys up --cpus N`)"
     )
 
 
-def grows(status: Mapping[str, Any] | None) -> bool:
+def has_autoscaler(status: Mapping[str, Any] | None) -> bool:
     """Whether a cluster has an autoscaler.
 
     A head without one reports each node as a type of its own, `node_<id>`.

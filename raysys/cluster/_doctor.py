@@ -1,4 +1,4 @@
-"""`raysys doctor`: looks at a cluster from here and from its head, and runs the checks."""
+"""`raysys doctor`: checks of a cluster, from this machine and from the cluster's head."""
 
 from __future__ import annotations
 
@@ -33,65 +33,63 @@ _PROBE_TIMEOUT_S = 60.0
 
 
 def examine(url: str | None, head: Head | None, storage: Storage, folder: Path) -> Iterator[Check]:
-    """All checks, in an order in which the first that fails explains the others.
+    """Results of all checks, ordered so that the first failure explains the following ones.
 
     Args:
-        url: The dashboard; None where there is no cluster, and this machine alone is looked at.
-        head: The cluster's head, if it was started on this machine.
-        storage: Where the probe's audit line goes.
-        folder: An empty folder, that the probe's job is submitted from.
+        url: URL of the dashboard; None checks this machine alone.
+        head: The cluster's head, if it runs on this machine.
+        storage: Storage root of the audit log.
+        folder: Empty working directory of the probe job.
     """
     if url is None:
         yield _token(None)
-        yield from _of_machine(collect(), store_bytes=None, gpus=0.0)
+        yield from _machine_checks(collect(), store_bytes=None, gpus=0.0)
         return
     parts = urllib.parse.urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    remedy = (
-        "start the cluster, or check RAY_ADDRESS and the way there (a firewall, a port-forward)"
-    )
-    reached = _answers(host, port)
-    yield checks.check_port("dashboard", f"{host}:{port}", reached, remedy=remedy)
-    if not reached:
+    remedy = "start the cluster, or check RAY_ADDRESS and the network (a firewall, a port-forward)"
+    is_open = _is_open(host, port)
+    yield checks.check_port("dashboard", f"{host}:{port}", is_open, remedy=remedy)
+    if not is_open:
         yield _token(None)
         return
     if head is not None:
         name, _, gcs = head.address.rpartition(":")
         yield checks.check_port(
-            "GCS", head.address, _answers(name, int(gcs)),
-            remedy="the head is broken: `raysys down`, then `raysys up`",
+            "GCS", head.address, _is_open(name, int(gcs)),
+            remedy="restart the head: `raysys down`, then `raysys up`",
         )  # fmt: skip
-    yield checks.check_authentication(_mode(url))
-    refused, offset_s = _entry(url)
-    yield _token(refused)
+    yield checks.check_authentication(_authentication_mode(url))
+    error_status, offset_s = _request_version(url)
+    yield _token(error_status)
     yield checks.check_clock(offset_s)
-    if refused is not None:
+    if error_status is not None:
         return
-    yield from _of_head(url, storage, folder)
+    yield from _head_checks(url, storage, folder)
 
 
-def _of_head(url: str, storage: Storage, folder: Path) -> Iterator[Check]:
-    """What the head says of itself."""
+def _head_checks(url: str, storage: Storage, folder: Path) -> Iterator[Check]:
+    """Checks by the dashboard's metadata and by a probe job on the head."""
     dashboard = Dashboard(url)
-    told = dashboard.get("/api/v0/cluster_metadata")["data"]
-    there = {"python": told["pythonVersion"], "ray": told["rayVersion"]}
+    metadata = dashboard.get("/api/v0/cluster_metadata")["data"]
+    cluster = {"python": metadata["pythonVersion"], "ray": metadata["rayVersion"]}
     nodes = dashboard.get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
     heads = [node for node in nodes if node["is_head_node"] and node["state"] == "ALIVE"]
-    has = heads[0]["resources_total"] if heads else {}
+    total = heads[0]["resources_total"] if heads else {}
     try:
         facts = _probe(Jobs(url), storage, folder)
     except RaysysError as error:
-        yield checks.check_versions(versions(), there)
-        fact = f"a small job did not run on the head: {error}"
-        remedy = "install raysys there (requirements.lock), and look into the dashboard's Jobs"
+        yield checks.check_versions(versions(), cluster)
+        fact = f"the probe job failed on the head: {error}"
+        remedy = "install raysys on the head (requirements.lock), and see Jobs in the dashboard"
         yield Check("jobs", "fail", fact, remedy)
         return
-    yield Check("jobs", "ok", "a small job ran on the head")
-    yield checks.check_versions(versions(), {**there, "raysys": facts.versions["raysys"]})
-    yield from _of_machine(facts, has.get("object_store_memory", 0.0), has.get("GPU", 0.0))
+    yield Check("jobs", "ok", "the probe job ran on the head")
+    yield checks.check_versions(versions(), {**cluster, "raysys": facts.versions["raysys"]})
+    yield from _machine_checks(facts, total.get("object_store_memory", 0.0), total.get("GPU", 0.0))
 
 
-def _of_machine(facts: Facts, store_bytes: float | None, gpus: float) -> Iterator[Check]:
+def _machine_checks(facts: Facts, store_bytes: float | None, gpus: float) -> Iterator[Check]:
     if store_bytes is not None:
         yield checks.check_object_store(store_bytes, facts.shm_bytes, facts.memory_bytes)
     yield checks.check_disk(facts.disk_used)
@@ -101,50 +99,50 @@ def _of_machine(facts: Facts, store_bytes: float | None, gpus: float) -> Iterato
 
 
 def _probe(jobs: Jobs, storage: Storage, folder: Path) -> Facts:
-    """What a job on the head finds, with the environment that jobs from here have."""
+    """Facts of the head, collected by a job with the environment of jobs from this machine."""
     names = ("RAYSYS_STORAGE", "MLFLOW_TRACKING_URI")
     env = {name: os.environ[name] for name in names if name in os.environ}
     job = jobs.submit(_PROBE, working_dir=folder, storage=storage, name="doctor", env=env)
     deadline = time.monotonic() + _PROBE_TIMEOUT_S
-    while not (known := jobs.status(job)).is_over:
+    while not (current := jobs.status(job)).is_over:
         if time.monotonic() > deadline:
-            raise RaysysError(f"{job} is still {known.status} after {_PROBE_TIMEOUT_S:g} s")
+            raise RaysysError(f"{job} is still {current.status} after {_PROBE_TIMEOUT_S:g} s")
         time.sleep(0.2)
     lines = jobs.logs(job).splitlines()
     for line in reversed(lines):
         with contextlib.suppress(json.JSONDecodeError, TypeError):
             return Facts(**json.loads(line))
-    raise RaysysError(f"{job} ended as {known.status}: {(lines or [known.message])[-1]}")
+    raise RaysysError(f"{job} ended as {current.status}: {(lines or [current.message])[-1]}")
 
 
-def _token(refused: int | None) -> Check:
+def _token(error_status: int | None) -> Check:
     if os.environ.get("RAY_AUTH_TOKEN"):
-        return checks.check_token("RAY_AUTH_TOKEN", None, refused)
+        return checks.check_token("RAY_AUTH_TOKEN", None, error_status)
     path = token_path()
     if not path.is_file():
-        return checks.check_token("", None, refused)
-    return checks.check_token(str(path), path.stat().st_mode, refused)
+        return checks.check_token("", None, error_status)
+    return checks.check_token(str(path), path.stat().st_mode, error_status)
 
 
-def _entry(url: str) -> tuple[int | None, float]:
-    """The status with which our token is turned away, if it is, and the cluster's clock."""
+def _request_version(url: str) -> tuple[int | None, float]:
+    """HTTP status if the cluster rejects the token, and the offset of its clock in seconds."""
     from raysys.cluster._dashboard import token_header
 
     request = urllib.request.Request(f"{url}/api/version", headers=token_header())
-    asked, refused = time.time(), None
+    sent, error_status = time.time(), None
     try:
         with urllib.request.urlopen(request, timeout=20) as reply:
             headers: Any = reply.headers
     except urllib.error.HTTPError as error:
-        headers, refused = error.headers, error.code
-    answered = time.time()
+        headers, error_status = error.headers, error.code
+    received = time.time()
     # The header has whole seconds, so half a second is added.
-    there = parsedate_to_datetime(headers["Date"]).timestamp() + 0.5
-    return refused, there - (asked + answered) / 2
+    cluster_time = parsedate_to_datetime(headers["Date"]).timestamp() + 0.5
+    return error_status, cluster_time - (sent + received) / 2
 
 
-def _mode(url: str) -> str:
-    """How the cluster authenticates; it says so to everyone."""
+def _authentication_mode(url: str) -> str:
+    """The cluster's authentication mode, which needs no token to read."""
     try:
         with urllib.request.urlopen(f"{url}/api/authentication_mode", timeout=20) as reply:
             return str(json.load(reply)["authentication_mode"])
@@ -152,7 +150,7 @@ def _mode(url: str) -> str:
         return f"unknown ({error})"
 
 
-def _answers(host: str, port: int) -> bool:
+def _is_open(host: str, port: int) -> bool:
     try:
         socket.create_connection((host, port), timeout=5).close()
     except OSError:

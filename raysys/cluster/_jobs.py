@@ -1,4 +1,4 @@
-"""The jobs of a cluster: submitted, listed, followed, stopped."""
+"""Jobs of a cluster: submit, list, follow and stop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysys import audit
-from raysys.cluster._dashboard import no_entry
+from raysys.cluster._dashboard import token_error
 from raysys.cluster._job_output import ENDED, follow
 from raysys.cluster._runtime_env import runtime_env
 from raysys.errors import RaysysError, UnavailableError
@@ -68,12 +68,12 @@ class Jobs:
         """Connect.
 
         Raises:
-            UnavailableError: No dashboard that takes our token answers there.
+            UnavailableError: The dashboard does not answer, or rejects the token.
         """
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        # Ray's log lines of the upload would mix with the job's own output.
+        # Ray's log lines about the upload would mix with the job's output.
         for handler in logging.getLogger("ray").handlers:
             handler.setLevel(logging.ERROR)
         try:
@@ -81,7 +81,7 @@ class Jobs:
                 self._client = JobSubmissionClient(dashboard_url)
         except AuthenticationError as error:
             status = 403 if "Authentication failed" in str(error) else 401
-            raise UnavailableError(no_entry(dashboard_url, status)) from None
+            raise UnavailableError(token_error(dashboard_url, status)) from None
         except (ConnectionError, RuntimeError) as error:
             raise UnavailableError(
                 f"no Ray dashboard answers at {dashboard_url} ({error}): check RAY_ADDRESS"
@@ -98,22 +98,22 @@ class Jobs:
         job: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> str:
-        """Start a command on the cluster, in a packed copy of a folder.
+        """Run a command on the cluster, in an uploaded copy of a folder.
 
         Args:
             command: The command line.
-            working_dir: Folder that is packed and becomes the command's working directory, except
-                for files that match `.gitignore` or `excludes`.
+            working_dir: Folder to upload as the command's working directory, without the files that
+                match its `.gitignore` or `excludes`.
             storage: Storage root of the audit log.
             name: Prefix of the job's id.
-            job: The full id, for callers that must not start a job twice.
+            job: Complete id, for callers that must not start a job twice.
             env: Environment variables for the job and all of its workers.
 
         Returns:
             The job's submission id.
 
         Raises:
-            RaysysError: The cluster refuses the job, or the audit log cannot be written.
+            RaysysError: The cluster rejects the job, or the audit log cannot be written.
         """
         job = job or f"{name}-{_random(8)}"
         packed = runtime_env(working_dir, env)
@@ -128,9 +128,9 @@ class Jobs:
                     )
                 )  # fmt: skip
             except RuntimeError as error:
-                # A head's dashboard answers some seconds before its agent, which starts jobs.
+                # The dashboard answers seconds before the agent that starts jobs.
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
-                    raise RaysysError(f"{self._url} refuses the job: {error}") from error
+                    raise RaysysError(f"{self._url} rejects the job: {error}") from error
                 time.sleep(0.5)
 
     def all(self) -> list[SubmittedJob]:
@@ -151,8 +151,8 @@ class Jobs:
         if len(matches) == 1:
             return matches[0]
         if matches:
-            some = ", ".join(job.id for job in matches[:5])
-            raise RaysysError(f"{prefix!r} begins the ids of {len(matches)} jobs: {some}")
+            examples = ", ".join(job.id for job in matches[:5])
+            raise RaysysError(f"{prefix!r} begins the ids of {len(matches)} jobs: {examples}")
         raise RaysysError(f"no job's id begins with {prefix!r}: `raysys jobs` lists them")
 
     def status(self, job: str) -> SubmittedJob:
@@ -164,7 +164,7 @@ class Jobs:
         return str(self._client.get_job_logs(job))
 
     def follow(self, job: str) -> SubmittedJob:
-        """Print a job's output as it comes, from its beginning, until it has ended.
+        """Print a job's output from its beginning until the job has ended.
 
         Raises:
             KeyboardInterrupt: Ctrl-C; the job continues.
@@ -176,7 +176,7 @@ class Jobs:
         except OSError as error:
             raise UnavailableError(
                 f"{self._url} no longer answers ({error}); the job may continue: "
-                f"`raysys logs {job} --follow` when it does"
+                f"`raysys logs {job} --follow` once it does"
             ) from error
 
     def stop(self, job: str, storage: Storage) -> SubmittedJob:
@@ -217,7 +217,7 @@ def _random(length: int) -> str:
 
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
-    """Ray's client prefers these variables to the address that it is given."""
+    """Unset variables that take precedence over the address passed to Ray's client."""
     removed = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield

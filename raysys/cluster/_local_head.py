@@ -1,4 +1,4 @@
-"""An embedded Ray head on this machine, started and stopped by its own process id."""
+"""A Ray head on this machine, started and stopped by its process id."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from raysys.storage import DEFAULT_ROOT, Storage
 
 _STATE = "cluster/local.json"
 _START_TIMEOUT_S = 90.0
-# A node that is told to end waits half a minute for others to take its replicas: there are none.
+# A node that shuts down waits 30 s for other nodes to take over its replicas: there are none.
 _NO_DRAIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 
 
@@ -44,7 +44,7 @@ class Head:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process is there and is ours, not another that reuses its number."""
+        """Whether the process runs and is a Ray head, not another one with a reused id."""
         try:
             command = Path(f"/proc/{self.pid}/cmdline").read_bytes()
         except OSError:
@@ -53,10 +53,10 @@ class Head:
 
 
 def enable_token_auth() -> None:
-    """Turn Ray's token authentication on for this process and its children.
+    """Enable Ray's token authentication for this process and its children.
 
-    Must run before `ray` is imported. Without a token anywhere, and without the address of a
-    cluster that has one, it makes one that only this user can read.
+    Must run before `ray` is imported. Without a token and without RAY_ADDRESS, it creates a token
+    that only this user can read.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.get("RAY_ADDRESS"):
@@ -71,16 +71,16 @@ def enable_token_auth() -> None:
 
 
 def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False) -> Head:
-    """Start a Ray head with its dashboard, or return the one started before.
+    """Start a Ray head with its dashboard, or return the running one.
 
     Args:
-        storage: Storage root that remembers the head's process id.
+        storage: Storage root; it stores the head's process id.
         cpus: Logical CPUs; see `logical_cpus` for the default.
-        tls: Encrypt what its processes and clients say to each other, with new certificates.
-            The dashboard speaks HTTP all the same.
+        tls: Encrypt the traffic between its processes and clients, with new certificates. The
+            dashboard still uses HTTP.
 
     Raises:
-        ResourceError: The head did not come up, or one without TLS runs already.
+        ResourceError: The head did not start, or one without TLS is already running.
     """
     storage = _on_this_machine(storage)
     head = remembered(storage)
@@ -99,15 +99,15 @@ def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False)
         _ray_command(), "start", "--head", "--block", f"--port={port}", f"--num-cpus={logical}",
         "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard_port}", "--disable-usage-stats",
-        # Taken by any other head on this machine, Ray's fixed port would leave no agent.
+        # With Ray's fixed port in use by another head, the agent would not start.
         f"--dashboard-agent-listen-port={_free_port(52365)}",
     ]  # fmt: skip
     audit.record(storage, "up", f"127.0.0.1:{port}", cpus=logical, tls=tls)
     encryption = _new_certificates(Path(storage.uri("cluster/tls"))) if tls else {}
-    # A job's `python` is the one of this environment.
+    # A job's `python` is that of this environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with log.open("wb") as output:
-        # Its own session: Ctrl-C in the terminal ends the submitting command, not the cluster.
+        # A new session: Ctrl-C in the terminal ends the submitting command, not the cluster.
         process = subprocess.Popen(
             command,
             stdout=output,
@@ -122,17 +122,17 @@ def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False)
         if process.poll() is not None or time.monotonic() > deadline:
             stop_local(storage)
             raise ResourceError(
-                f"the local Ray head did not come up within {_START_TIMEOUT_S:g} s: read {log}"
+                f"the local Ray head did not start within {_START_TIMEOUT_S:g} s: see {log}"
             )
         time.sleep(0.2)
     return head
 
 
 def stop_local(storage: Storage) -> bool:
-    """Stop the head that `start_local` started, with all that runs on it.
+    """Stop the head started by `start_local`, with everything that runs on it.
 
     Returns:
-        Whether there was one to stop.
+        Whether a head was running.
     """
     storage = _on_this_machine(storage)
     head = remembered(storage)
@@ -147,17 +147,17 @@ def stop_local(storage: Storage) -> bool:
         time.sleep(0.1)
     if head.is_alive:
         os.killpg(head.pid, signal.SIGKILL)
-    # Only `ray stop` removes Ray's own note of the last cluster; left, the next `ray.init` of
-    # anyone on this machine waits for a cluster that is gone.
-    note = Path("/tmp/ray/ray_current_cluster")
+    # Only `ray stop` removes Ray's record of the last cluster; with a stale record, the next
+    # `ray.init` on this machine waits for a cluster that no longer exists.
+    record = Path("/tmp/ray/ray_current_cluster")
     port = head.address.rpartition(":")[2]
-    if note.exists() and note.read_text().strip().endswith(f":{port}"):
-        note.unlink()
+    if record.exists() and record.read_text().strip().endswith(f":{port}"):
+        record.unlink()
     return True
 
 
 def _new_certificates(folder: Path) -> dict[str, str]:
-    """In place of those of the head before, which has ended."""
+    """Replace the certificates of the previous head."""
     from raysys.cluster._certificates import make_certificates
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -165,12 +165,12 @@ def _new_certificates(folder: Path) -> dict[str, str]:
 
 
 def _on_this_machine(storage: Storage) -> Storage:
-    """Where a head is remembered: a process is of this machine, if the artefacts are not."""
+    """Local storage for the head's state, as its process is always local."""
     return storage if storage.is_local else Storage(DEFAULT_ROOT)
 
 
 def remembered(storage: Storage) -> Head | None:
-    """The head that `start_local` started, if it runs."""
+    """The head started by `start_local`, if it runs."""
     storage = _on_this_machine(storage)
     path = Path(storage.uri(_STATE))
     if not path.exists():
@@ -188,13 +188,13 @@ def _answers(dashboard_url: str) -> bool:
         with urllib.request.urlopen(f"{dashboard_url}/api/version", timeout=2) as reply:
             return reply.status == 200
     except urllib.error.HTTPError as error:
-        return error.code in (401, 403)  # up, and asking for the token
+        return error.code in (401, 403)  # up, and requires the token
     except OSError:
         return False
 
 
 def _free_port(preferred: int) -> int:
-    """`preferred` if nothing listens there, else one that the system picks."""
+    """`preferred` if it is free, else a port chosen by the system."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -54,7 +54,7 @@ class Facts:
 
 
 def collect() -> Facts:
-    """Look at this machine; writes and removes one small file under the storage root."""
+    """Collect the facts of this machine; writes and removes a small file under the storage root."""
     storage, storage_error = _storage()
     driver = _gpus_driver()
     return Facts(
@@ -73,13 +73,13 @@ def collect() -> Facts:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a client and a cluster compare."""
+    """Versions of Python, Ray and raysys."""
     packages = {name: importlib.metadata.version(name) for name in ("ray", "raysys")}
     return {"python": platform.python_version(), **packages}
 
 
 def _storage() -> tuple[str, str]:
-    """The storage root, and why it cannot be written."""
+    """The storage root, and the reason why it is not writable; empty if it is."""
     try:
         storage = Storage()
     except RaysysError as error:
@@ -88,7 +88,7 @@ def _storage() -> tuple[str, str]:
     try:
         storage.write_bytes(path, b"doctor")
         if storage.read_bytes(path) != b"doctor":
-            return storage.root, "what was written there is not read back"
+            return storage.root, "a file read back differs from the file written"
         storage.remove(path)
     except Exception as error:
         return storage.root, shown(f"{type(error).__name__}: {error}")
@@ -105,13 +105,13 @@ def _gpus_driver() -> int | None:
     command = shutil.which("nvidia-smi")
     if command is None:
         return None
-    listed = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    listing = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
-def _gpus_torch(worth_asking: bool) -> int | None:
-    """Importing torch takes seconds: only where there is a GPU."""
-    if not worth_asking or importlib.util.find_spec("torch") is None:
+def _gpus_torch(has_gpus: bool) -> int | None:
+    """GPUs that torch can use; imports torch, which takes seconds, only on a machine with GPUs."""
+    if not has_gpus or importlib.util.find_spec("torch") is None:
         return None
     import torch
 
@@ -121,13 +121,13 @@ def _gpus_torch(worth_asking: bool) -> int | None:
 def _mlflow_error(uri: str) -> str:
     if not uri.startswith(("http://", "https://")):
         return ""
-    import requests  # knows what to do with a user and a password in a URI
+    import requests  # supports a user and a password in a URI
 
     try:
         status = requests.get(f"{uri.rstrip('/')}/health", timeout=10).status_code
     except (OSError, ValueError) as error:
         return shown(str(error))
-    return f"it answers {status}" if status >= 500 else ""
+    return f"status {status}" if status >= 500 else ""
 
 
 if __name__ == "__main__":

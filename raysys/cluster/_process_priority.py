@@ -1,13 +1,13 @@
-"""What a process of the cluster may ask of its machine."""
+"""Scheduling priority of a worker process."""
 
 import contextlib
 import os
 
 
 def raise_priority() -> None:
-    """Let this process answer before bulk work on its node, if the system permits it.
+    """Give this process priority over bulk work on its node, if the system permits it.
 
-    Ray starts workers at niceness 15, so all that is not Ray's on the machine goes first.
+    Ray starts workers at niceness 15, below all other processes of the machine.
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, 0)

@@ -1,4 +1,4 @@
-"""What a submitted job is packed with: its folder, less what has no business on a cluster."""
+"""The runtime environment of a submitted job: its folder without local files and secrets."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from raysys.storage import Storage
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Patterns as in .gitignore, added to the folder's own .gitignore and .rayignore. Without a slash at
-# the end: Ray asks for a folder's name without one, and would walk through the folder.
+# Patterns as in .gitignore, added to the folder's own .gitignore and .rayignore. They have no
+# trailing slash: Ray matches a folder's name without one, and would else walk through the folder.
 _HISTORY = (".git", ".hg", ".svn", ".jj")
 _ENVIRONMENTS = (".venv", "venv", ".conda", ".tox", ".nox", "node_modules")
 _CACHES = (
@@ -35,25 +35,25 @@ _SECRETS = (
 
 
 def runtime_env(working_dir: Path, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The `runtime_env` of a job that is submitted from a folder.
+    """The `runtime_env` of a job submitted from a folder.
 
     Args:
-        working_dir: The folder that is packed and becomes the job's working directory.
+        working_dir: Folder to upload as the job's working directory.
         env: Environment variables for the job and all of its workers. The dashboard shows them.
 
     Raises:
-        RaysysError: No such folder, or a variable is a secret.
+        RaysysError: The folder does not exist, or a variable is a secret.
     """
     from raysys.secrets import holds_secret
 
     if not working_dir.is_dir():
-        raise RaysysError(f"{working_dir}: no such folder. Give the one that the job lies in")
+        raise RaysysError(f"{working_dir}: no such folder: use the folder of the job")
     for name, value in (env or {}).items():
         if holds_secret(name, value):
             raise RaysysError(
-                f"{name} holds a secret, and the dashboard shows a job's environment: set it on "
-                "the nodes (clusters/README.md), or give the job a setting of the type "
-                "raysys.secrets.Secret as file:PATH"
+                f"{name} is a secret, and the dashboard shows a job's environment: set it on "
+                "the nodes (clusters/README.md), or use a setting of the type "
+                "raysys.secrets.Secret with the value file:PATH"
             )
     return {
         "working_dir": str(working_dir),
@@ -63,12 +63,12 @@ def runtime_env(working_dir: Path, env: Mapping[str, str] | None = None) -> dict
 
 
 def excludes(working_dir: Path) -> list[str]:
-    """Patterns, as in .gitignore, of what stays behind when a folder is packed."""
-    named = [*_HISTORY, *_ENVIRONMENTS, *_CACHES, *_ARTEFACTS, *_SECRETS]
+    """Patterns, as in .gitignore, of files that are not uploaded."""
+    patterns = [*_HISTORY, *_ENVIRONMENTS, *_CACHES, *_ARTEFACTS, *_SECRETS]
     # A virtual environment may have any name, and a storage root may be any folder.
-    found = [marker.parent for marker in working_dir.glob("*/pyvenv.cfg")]
+    folders = [marker.parent for marker in working_dir.glob("*/pyvenv.cfg")]
     root = Path(Storage().root)
     if root.is_absolute() and working_dir.resolve() in root.resolve().parents:
-        found.append(working_dir / root.resolve().relative_to(working_dir.resolve()))
-    paths = [folder.relative_to(working_dir).as_posix() for folder in found]
-    return named + ["/" + re.sub(r"([*?\[\]!#\\ ])", r"\\\1", path) for path in paths]
+        folders.append(working_dir / root.resolve().relative_to(working_dir.resolve()))
+    paths = [folder.relative_to(working_dir).as_posix() for folder in folders]
+    return patterns + ["/" + re.sub(r"([*?\[\]!#\\ ])", r"\\\1", path) for path in paths]

@@ -2,10 +2,10 @@
 
 
 def task_error_cause(error: BaseException) -> BaseException:
-    """The exception that a task raised, from the error that `ray.get` raises.
+    """The exception raised inside a task, from the error raised by `ray.get`.
 
-    Ray wraps it once for each task that waited for another. An error that is not a task's, or
-    whose cause could not be pickled, is returned unchanged.
+    Ray wraps it once for each task in a chain. Other errors, and those with an unpicklable cause,
+    are returned unchanged.
 
     Example:
         try:

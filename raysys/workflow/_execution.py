@@ -105,7 +105,7 @@ class Execution:
         return False
 
     def _skip(self, step: Step) -> bool:
-        """Take the result of an earlier run, if there is one."""
+        """Reuse the result of an earlier run, if there is one."""
         progress = self._job.progress[step.name]
         if not progress.key:
             progress.key = self._job.key_of(step)

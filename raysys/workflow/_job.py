@@ -62,7 +62,7 @@ class Job:
 
     A step's result is stored under `steps/` of the storage root with a key of its code, its
     parameters and the content of its inputs. A later run of the job takes it from there: an
-    unchanged step costs nothing, and a job that crashed resumes at the step that failed.
+    unchanged step costs nothing, and a crashed job resumes at the failed step.
 
     Example:
         job = Job("recommender", config, Storage())
@@ -138,18 +138,18 @@ class Job:
         return step
 
     def on_failure(self, step: Step, undo: Callable[[Any], None]) -> None:
-        """Call `undo(result)` if the job fails after a step, to end what the step left running."""
+        """Call `undo(result)` if the job fails after a step, to end the step's processes."""
         self._undo.append((step, undo))
 
     def run(self, start: str | None = None) -> None:
         """Run the steps that have no result yet; after a failure, running steps still end.
 
         Args:
-            start: Step that runs in any case, with all that depend on it.
+            start: Step to run in any case, with its dependents.
 
         Raises:
             RaysysError: `start` does not name a step.
-            ResourceError: A step needs more than the cluster has; nothing has run.
+            ResourceError: A step needs more than the cluster has; no step has run.
             Exception: Error of a step.
         """
         forced = self._from(start)
@@ -177,7 +177,7 @@ class Job:
     # --- called by Execution ---
 
     def key_of(self, step: Step) -> str:
-        """Digest of a step's code, parameters and inputs, whose results must be there."""
+        """Digest of a step's code, parameters and inputs; the inputs must have results."""
         results = {source.name: self.progress[source.name].result for source in step.inputs}
         contents = {
             name: _InputContent(result.content) for name, result in results.items() if result
@@ -268,7 +268,7 @@ class Job:
         try:
             yield tracked
             status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):  # the latter is how Ray ends a job on `raysys stop`
+        except (KeyboardInterrupt, SystemExit):  # `raysys stop` raises SystemExit
             status = "KILLED"
             raise
         finally:

@@ -73,8 +73,8 @@ def _refusal(*lines: str) -> SystemExit:
 def run_job(make_job: Callable[[Config], Job], config: type[Config]) -> None:
     """Run a job from the command line; an error of raysys is one line and exit status 1.
 
-    Beside the settings' flags there are `--from STEP`, which runs that step and all that depend
-    on it though nothing has changed, and `--steps`, which only draws them.
+    Other flags are `--from STEP`, which runs a step and its dependents even if unchanged, and
+    `--steps`, which only draws the steps.
 
     Args:
         make_job: Builds the job from its settings.

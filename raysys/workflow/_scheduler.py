@@ -33,7 +33,7 @@ class Scheduler:
     """Starts due jobs, each once.
 
     All its state is under the storage root. A job's id contains its scheduled time, and a cluster
-    refuses a second job with the same id: an actor that dies between starting a job and recording
+    rejects a second job with the same id: an actor that dies between starting a job and recording
     it does not start it again. A run that is due while the previous one is running is skipped.
     """
 
@@ -52,7 +52,7 @@ class Scheduler:
         for schedule in _schedule.list_schedules(self._storage):
             try:
                 job = self._start(schedule)
-            except Exception as error:  # one schedule must not keep the others from running
+            except Exception as error:  # a broken schedule must not block the others
                 _log.warning("schedule %s: %s", schedule.name, error)
                 continue
             if job:
@@ -121,7 +121,7 @@ def start(storage: Storage) -> Any:
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=-1,
-        resources={"node:__internal_head__": 0.001},  # elsewhere it would keep a node
+        resources={"node:__internal_head__": 0.001},  # on other nodes it would block scale-down
     )
     scheduler = actor.remote(storage)
     ray.get(scheduler.ping.remote())

@@ -24,8 +24,8 @@ def steps_to_start(
 ) -> list[Step]:
     """Steps that start now, in the job's order.
 
-    Steps run side by side only if all declare their resources, and these fit beside the CPU that
-    is reserved for tasks: two steps that each count on the whole cluster would wait for ever.
+    Steps run in parallel only if all declare their resources, and these fit beside the CPU reserved
+    for tasks: two steps that both use the complete cluster would wait for each other forever.
 
     Args:
         ready: Steps whose inputs are computed, in the job's order.

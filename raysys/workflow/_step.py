@@ -20,16 +20,16 @@ class StepOptions:
     """Resources, retries and caching of a step.
 
     Attributes:
-        resources: Peak resources of the step with all that it starts. Steps that declare them
-            run side by side as far as the cluster has room; a step without runs alone.
+        resources: Peak resources of the step and everything it starts. Steps that declare them
+            run in parallel while they fit; a step without resources runs alone.
         num_cpus: Logical CPUs of the step's own task; 0 runs it on the driver's node, for steps
             that only start work elsewhere.
         num_gpus: GPUs of the step's own task.
         max_retries: Retries after a lost process, node, object or service. An error raised by the
             step's code is final.
-        timeout_s: Time limit of an attempt in seconds; then the step's process ends with all
-            that it started, which counts as lost.
-        cached: Take the result of an earlier run if code, parameters and inputs are equal.
+        timeout_s: Time limit of an attempt in seconds; then the step's process ends with
+            everything it started, which counts as a loss.
+        cached: Reuse the result of an earlier run if code, parameters and inputs are equal.
     """
 
     resources: Resources | None = None
@@ -79,7 +79,7 @@ class Step:
 
     def __iter__(self) -> Iterator[Any]:
         raise RaysysError(
-            f"the result of step {self.name!r} does not exist while the job is built: take its "
+            f"the result of step {self.name!r} does not exist while the job is built: use its "
             "items by name, step[...]"
         )
 
@@ -118,9 +118,9 @@ def step_name(function: Callable[..., Any]) -> str:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that cannot be part of a path or of a command."""
+    """Reject a name that cannot be part of a path or of a command."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_. -]*", name):
-        raise RaysysError(f"step {name!r}: name it with letters, digits, spaces, _, . and -")
+        raise RaysysError(f"step {name!r}: use letters, digits, spaces, _, . and -")
 
 
 def _steps(value: Any) -> Iterator[Step]:

@@ -1,4 +1,4 @@
-"""Step results under the storage root: Tables by their blocks, all else pickled."""
+"""Step results under the storage root: Tables as files of blocks, other values pickled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StepResult:
 
     Attributes:
         path: Storage path of its folder.
-        content: Digest of the value: equal for equal values, whatever code computed them.
+        content: Digest of the value: equal for equal values, independent of the code.
     """
 
     path: str
@@ -43,7 +43,7 @@ def save(storage: Storage, path: str, value: Any) -> StepResult:
     Args:
         storage: The storage root.
         path: Storage path of the folder, which appears when it is complete.
-        value: Any value that pickle takes.
+        value: Any picklable value.
     """
     contents: list[str] = []
     # With the object itself, so that its id is not reused.

@@ -37,9 +37,9 @@ class Costs:
         seconds: Time from its start until its result is stored.
         put_bytes: Bytes created in the cluster's object stores meanwhile.
         read_bytes: Bytes read from them.
-        driver_table_bytes: Bytes of tables that passed between the step's own process and Ray,
-            where references should.
-        driver_label_bytes: Bytes of row labels that did.
+        driver_table_bytes: Bytes of tables transferred between the step's own process and Ray,
+            instead of references.
+        driver_label_bytes: Bytes of row labels transferred likewise.
     """
 
     seconds: float
@@ -55,7 +55,7 @@ class StepInput:
 
     Attributes:
         result: The stored result.
-        value: The result in memory, if it is there; in a list, so that Ray does not fetch it.
+        value: The result, if it is in memory; in a list, so that Ray does not fetch it.
     """
 
     result: StepResult
@@ -142,7 +142,7 @@ def _run(call: StepCall) -> tuple[Any, StepOutcome]:
 
 @contextmanager
 def _measured_traffic(step: str) -> Iterator[Callable[[], dict[str, int]]]:
-    """A function that gives the traffic so far, as `Costs` has it; {} where it is not measured."""
+    """A function that returns the traffic so far, as fields of `Costs`; empty if not measured."""
     if not counts_reads():
         yield dict
         return
@@ -173,8 +173,8 @@ def _value(storage: Storage, step_input: StepInput) -> Any:
 
 @contextmanager
 def _time_limit(timeout_s: float) -> Iterator[None]:
-    """End this process after a time; all that it started ends with it."""
-    # A step may wait in Ray's or a library's C++, where no exception reaches it.
+    """End this process after a time, with everything it started."""
+    # A step may block in C++ of Ray or of a library, where it receives no exceptions.
     timer = threading.Timer(timeout_s, os._exit, (1,))
     timer.daemon = True
     timer.start()

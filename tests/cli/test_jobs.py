@@ -150,7 +150,7 @@ def test_a_job_is_left_running_listed_followed_and_stopped(
     assert "is running; follow it" in said
     assert following.returncode == 0
     status = call(environment, raysys, "status").stdout
-    assert "endless-" in status.partition("jobs that run:")[2]
+    assert "endless-" in status.partition("active jobs:")[2]
     listed = call(environment, raysys, "jobs").stdout
     (row,) = [line for line in listed.splitlines() if line.startswith("endless-")]
     assert " RUNNING " in row

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from raysys.cluster import can_grow, limits, resources
-from raysys.cluster._autoscaler_limits import most_of
+from raysys.cluster._autoscaler_limits import max_resources
 
 
 def _config(max_workers: int = 10, **workers: dict[str, Any]) -> dict[str, Any]:
@@ -15,24 +15,24 @@ def _config(max_workers: int = 10, **workers: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_a_cluster_may_grow_to_all_workers_of_its_kinds() -> None:
+def test_the_limit_is_the_sum_over_all_worker_types() -> None:
     cpu = {"resources": {"CPU": 4}, "max_workers": 3}
     gpu = {"resources": {"CPU": 8, "GPU": 2}, "max_workers": 2}
-    assert most_of(_config(cpu=cpu, gpu=gpu)) == (2 + 3 * 4 + 2 * 8, 4)
+    assert max_resources(_config(cpu=cpu, gpu=gpu)) == (2 + 3 * 4 + 2 * 8, 4)
 
 
-def test_workers_of_all_kinds_together_are_bounded() -> None:
+def test_max_workers_bounds_the_workers_of_all_types_together() -> None:
     cpu = {"resources": {"CPU": 4}}
     gpu = {"resources": {"CPU": 8, "GPU": 2}, "max_workers": 2}
-    assert most_of(_config(3, cpu=cpu, gpu=gpu)) == (2 + 2 * 8 + 4, 4)
+    assert max_resources(_config(3, cpu=cpu, gpu=gpu)) == (2 + 2 * 8 + 4, 4)
 
 
 def test_a_cluster_without_workers_does_not_grow() -> None:
-    assert most_of(_config()) is None
-    assert most_of(_config(0, cpu={"resources": {"CPU": 4}})) is None
+    assert max_resources(_config()) is None
+    assert max_resources(_config(0, cpu={"resources": {"CPU": 4}})) is None
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_cluster_without_an_autoscaler_may_have_what_it_has() -> None:
+def test_limits_without_an_autoscaler_are_the_current_resources() -> None:
     assert not can_grow()
     assert limits() == resources()

@@ -1,4 +1,4 @@
-"""A cluster that grows: Ray's autoscaler and nodes, on this machine, with pretended GPUs."""
+"""A local cluster with Ray's autoscaler and fake GPU nodes."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from benchmarks.clusters import AutoscalingCluster, NodeType
 
 _IDLE_S = 8.0
-# A driver of its own: this process may be connected to the cluster that other tests share.
+# A separate driver: this process may be connected to the cluster that other tests share.
 _DRIVER = """
 import time
 import ray
@@ -25,17 +25,17 @@ require("training", cpus=3, gpus=2)
 try:
     require("training", cpus=4, gpus=2)
 except ResourceError as error:
-    said = "the cluster has 0 CPUs and 0 GPUs, and may grow to 4 and 2"
-    assert said in str(error), error
+    message = "the cluster has 0 CPUs and 0 GPUs, and may grow to 4 and 2"
+    assert message in str(error), error
 else:
-    raise AssertionError("more than the cluster may grow to was let through")
+    raise AssertionError("a demand beyond the limits was accepted")
 
 def living():
     return [node for node in ray.nodes() if node["Alive"] and "GPU" in node["Resources"]]
 
 assert not living()
-asked = ray.remote(num_gpus=1)(lambda: ray.get_runtime_context().get_accelerator_ids()["GPU"])
-assert len(ray.get(asked.remote())) == 1
+task = ray.remote(num_gpus=1)(lambda: ray.get_runtime_context().get_accelerator_ids()["GPU"])
+assert len(ray.get(task.remote())) == 1
 assert len(living()) == 1
 print("up", flush=True)
 while living():
@@ -45,7 +45,7 @@ print("down", flush=True)
 
 
 @pytest.mark.cluster
-def test_a_gpu_task_brings_a_node_which_goes_when_it_idles(tmp_path: Path) -> None:
+def test_a_gpu_task_starts_a_node_that_ends_when_idle(tmp_path: Path) -> None:
     types = {"gpu": NodeType(2, gpus=1, most=2)}
     with AutoscalingCluster(types, idle_timeout_s=_IDLE_S) as grown:
         done = subprocess.run(

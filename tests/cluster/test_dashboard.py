@@ -1,4 +1,4 @@
-"""What is said where a dashboard, a token or a cluster is missing."""
+"""Errors for a missing dashboard, token or cluster."""
 
 import http.server
 import json
@@ -15,12 +15,12 @@ from raysys.errors import RaysysError, UnavailableError
 from raysys.storage import Storage
 
 
-class _Answers(http.server.BaseHTTPRequestHandler):
-    """As Ray's: 401 without a token, 403 with another than `right`."""
+class _FakeDashboard(http.server.BaseHTTPRequestHandler):
+    """Status 401 without a token, 403 for a token other than `right`, like Ray's."""
 
     def do_GET(self) -> None:
-        given = self.headers.get("Authorization")
-        status = 401 if given is None else 200 if given == "Bearer right" else 403
+        header = self.headers.get("Authorization")
+        status = 401 if header is None else 200 if header == "Bearer right" else 403
         if self.path == "/broken":
             status = 500
         self.send_response(status)
@@ -28,37 +28,37 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         self.wfile.write(json.dumps({"path": self.path}).encode())
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """No log lines."""
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _FakeDashboard) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
 @pytest.fixture
-def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user who has nothing set up."""
+def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Home folder of a user without any settings."""
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
-        monkeypatch.setenv(name, "")  # so that it is put back if the test sets it
+        monkeypatch.setenv(name, "")  # so that it is restored if the test sets it
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
 
-def test_the_token_is_taken_from_the_variable_or_from_a_file(
-    url: str, nobody: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_token_is_read_from_the_variable_or_from_a_file(
+    url: str, empty_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UnavailableError, match="requires the cluster's token, and none is set"):
         Dashboard(url).get("/x")
-    (nobody / ".ray").mkdir()
-    (nobody / ".ray" / "auth_token").write_text("right\n")
+    (empty_home / ".ray").mkdir()
+    (empty_home / ".ray" / "auth_token").write_text("right\n")
     assert Dashboard(url).get("/x") == {"path": "/x"}
-    (nobody / "other").write_text("wrong")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(nobody / "other"))
+    (empty_home / "other").write_text("wrong")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(empty_home / "other"))
     with pytest.raises(UnavailableError, match="rejects the token") as refused:
         Dashboard(url).get("/x")
     assert "wrong" not in str(refused.value)
@@ -66,8 +66,8 @@ def test_the_token_is_taken_from_the_variable_or_from_a_file(
     assert Dashboard(f"{url}/").get("/x") == {"path": "/x"}
 
 
-def test_errors_of_the_dashboard_are_said_with_the_path(
-    url: str, nobody: Path, monkeypatch: pytest.MonkeyPatch
+def test_errors_of_the_dashboard_contain_the_path(
+    url: str, empty_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
     with pytest.raises(UnavailableError, match="/broken answers 500"):
@@ -78,9 +78,9 @@ def test_errors_of_the_dashboard_are_said_with_the_path(
         Dashboard("http://127.0.0.1:9").get("/x")
 
 
-def test_a_token_is_made_that_only_its_user_reads(nobody: Path) -> None:
+def test_a_token_is_created_that_only_its_user_can_read(empty_home: Path) -> None:
     enable_token_auth()
-    path = nobody / ".ray" / "auth_token"
+    path = empty_home / ".ray" / "auth_token"
     token = path.read_text()
     assert len(token) == 64
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -98,20 +98,20 @@ def test_a_token_is_made_that_only_its_user_reads(nobody: Path) -> None:
         ("RAY_AUTH_MODE", "disabled"),
     ],
 )
-def test_no_token_is_made_where_another_is_meant(
-    nobody: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+def test_no_token_is_created_if_another_is_configured(
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
     enable_token_auth()
-    assert not (nobody / ".ray").exists()
+    assert not (empty_home / ".ray").exists()
 
 
-def test_the_cluster_is_the_one_named_else_the_one_here(
-    nobody: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+def test_the_dashboard_is_ray_address_else_the_local_head(
+    empty_home: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RaysysError, match="there is no cluster: start one"):
         find_dashboard(storage)
-    # A process that is there, but is no head: a number that was given away again.
+    # A running process that is not a head: a reused process id.
     state = {"pid": os.getpid(), "address": "127.0.0.1:1", "dashboard_url": "http://127.0.0.1:2"}
     storage.write_json("cluster/local.json", state)
     assert remembered(storage) is None

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from raysys.cluster import Resources, declared_demand
-from raysys.cluster._demand import grows, judge
+from raysys.cluster._demand import compare_demand, has_autoscaler
 from raysys.errors import RaysysError, ResourceError
 
 NODES: list[dict[str, Any]] = [
@@ -16,26 +16,26 @@ STATIC = {"autoscalerReport": {"nodeTypeMapping": {"a1": "node_a1", "b2": "node_
 GROWING = {"autoscalerReport": {"nodeTypeMapping": {"a1": "head"}}}
 
 
-def test_what_lives_is_counted_and_what_is_dead_is_not() -> None:
-    assert judge("j", Resources(cpus=6, gpus=1), NODES, STATIC) is None
+def test_only_living_nodes_are_counted() -> None:
+    assert compare_demand("j", Resources(cpus=6, gpus=1), NODES, STATIC) is None
     with pytest.raises(ResourceError, match=r"j needs 7 CPUs and 0 GPUs; the cluster has 6 and 1"):
-        judge("j", Resources(cpus=7, gpus=0), NODES, STATIC)
+        compare_demand("j", Resources(cpus=7, gpus=0), NODES, STATIC)
     with pytest.raises(ResourceError, match=r"j needs 0 CPUs and 2 GPUs.*raysys up --cpus N"):
-        judge("j", Resources(cpus=0, gpus=2), NODES, None)
+        compare_demand("j", Resources(cpus=0, gpus=2), NODES, None)
 
 
-def test_a_cluster_that_may_grow_is_waited_for() -> None:
-    remark = judge("j", Resources(cpus=7, gpus=0), NODES, GROWING)
+def test_a_demand_that_fits_after_autoscaling_gives_a_remark() -> None:
+    remark = compare_demand("j", Resources(cpus=7, gpus=0), NODES, GROWING)
     assert remark == (
-        "j needs 7 CPUs and 0 GPUs; the cluster has 6 and 1 now, and starts when it has grown"
+        "j needs 7 CPUs and 0 GPUs; the cluster has 6 and 1 now, and starts after autoscaling"
     )
-    assert judge("j", Resources(cpus=6, gpus=0), NODES, GROWING) is None
+    assert compare_demand("j", Resources(cpus=6, gpus=0), NODES, GROWING) is None
 
 
 @pytest.mark.parametrize("status", [None, {}, {"autoscalerReport": None}, STATIC])
-def test_a_head_without_an_autoscaler_does_not_grow(status: dict[str, Any] | None) -> None:
-    assert not grows(status)
-    assert grows(GROWING)
+def test_a_head_without_an_autoscaler_is_recognised(status: dict[str, Any] | None) -> None:
+    assert not has_autoscaler(status)
+    assert has_autoscaler(GROWING)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_head_without_an_autoscaler_does_not_grow(status: dict[str, Any] | Non
         ("def f():\n    DEMAND = {'cpus': 4}", None),
     ],
 )
-def test_a_modules_demand_is_read_without_running_it(
+def test_the_demand_is_read_without_importing_the_module(
     tmp_path: Path, code: str, demand: Resources | None
 ) -> None:
     job = tmp_path / "job.py"
@@ -58,14 +58,14 @@ def test_a_modules_demand_is_read_without_running_it(
 @pytest.mark.parametrize(
     "value", ["cpus()", "{'cpu': 4}", "4", "{'cpus': 4, 'memory': 1}", "[4, 1]"]
 )
-def test_a_demand_in_another_form_is_named_with_its_line(tmp_path: Path, value: str) -> None:
+def test_an_invalid_demand_is_rejected_with_its_line(tmp_path: Path, value: str) -> None:
     job = tmp_path / "job.py"
     job.write_text(f"\nDEMAND = {value}")
     with pytest.raises(RaysysError, match=r"job\.py, line 2: write DEMAND as numbers"):
         declared_demand(job)
 
 
-def test_a_module_that_is_no_python_is_refused_by_its_line(tmp_path: Path) -> None:
+def test_invalid_python_is_rejected_with_its_line(tmp_path: Path) -> None:
     job = tmp_path / "job.py"
     job.write_text("import this\nx = = 1\n")
     with pytest.raises(RaysysError, match=r"job\.py, line 2: invalid syntax"):

@@ -1,4 +1,4 @@
-"""What Ray's own packaging code makes of a folder with the excludes that raysys gives."""
+"""Uploaded files of a folder, by Ray's packaging code with the excludes of raysys."""
 
 import zipfile
 from pathlib import Path
@@ -9,7 +9,7 @@ from raysys.cluster import runtime_env
 from raysys.errors import RaysysError
 
 _CODE = ["jobs/train.py", "jobs/keys.py", "lib/secrets.py", "conf/settings.yaml", "data/env.csv"]
-_LEFT = [
+_EXCLUDED = [
     ".git/config", ".venv/bin/python", "venv/lib/x.py", "my env/pyvenv.cfg", "my env/lib/x.py",
     "jobs/__pycache__/train.cpython-311.pyc", ".mypy_cache/x", "node_modules/a/b.js",
     ".env", ".env.production", "prod.env", "tls/server.pem", "tls/server.key", "id_rsa",
@@ -22,19 +22,19 @@ _LEFT = [
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "project"
-    for name in [*_CODE, *_LEFT]:
+    for name in [*_CODE, *_EXCLUDED]:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("planted")
     (folder / ".gitignore").write_text("ignored/\n!.env\n")
     monkeypatch.setenv("RAYSYS_STORAGE", str(folder / "artefacts"))
-    # Ray's own defaults leave some of it out; ours must not lean on them.
+    # Ray's defaults exclude some of them too; the test must not depend on that.
     monkeypatch.setenv("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")
     return folder
 
 
 def _packed(folder: Path) -> set[str]:
-    """The names in the archive that Ray would upload."""
+    """Names in the archive that Ray would upload."""
     from ray._private.runtime_env.packaging import create_package
     from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 
@@ -43,16 +43,16 @@ def _packed(folder: Path) -> set[str]:
     def upload(working_dir: str, excludes: list[str], is_file: bool = False) -> None:
         create_package(working_dir, archive, include_gitignore=True, excludes=excludes)
 
-    given = runtime_env(folder)
-    upload_working_dir_if_needed(given, include_gitignore=True, upload_fn=upload)
+    environment = runtime_env(folder)
+    upload_working_dir_if_needed(environment, include_gitignore=True, upload_fn=upload)
     return {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("/")}
 
 
-def test_what_ray_packs_is_the_code_alone(folder: Path) -> None:
+def test_only_code_is_uploaded(folder: Path) -> None:
     assert _packed(folder) == {*_CODE, ".gitignore"}
 
 
-def test_this_repository_is_packed_without_what_lies_beside_its_code() -> None:
+def test_this_repository_is_uploaded_without_its_local_files() -> None:
     root = Path(__file__).parents[2]
     from ray._private.runtime_env.packaging import _get_excludes
 
@@ -61,11 +61,11 @@ def test_this_repository_is_packed_without_what_lies_beside_its_code() -> None:
     assert skipped(root / ".venv")
     code = [p for top in ("raysys", "jobs", "clusters") for p in (root / top).rglob("*.[pym]*")]
     assert code
-    kept = [path for path in code if path.suffix in (".py", ".yaml", ".md")]
-    assert [path for path in kept if skipped(path)] == []
+    expected = [path for path in code if path.suffix in (".py", ".yaml", ".md")]
+    assert [path for path in expected if skipped(path)] == []
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RaysysError, match="no such folder"):
         runtime_env(tmp_path / "nowhere")
 
@@ -80,16 +80,14 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ("DB_PASSWORD", "hunter2"),
     ],
 )
-def test_a_secret_does_not_travel_in_a_jobs_environment(
-    tmp_path: Path, name: str, value: str
-) -> None:
+def test_a_secret_in_a_jobs_environment_is_rejected(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(RaysysError) as refused:
         runtime_env(tmp_path, {name: value})
     assert name in str(refused.value)
     assert "hunter2" not in str(refused.value)
 
 
-def test_plain_variables_travel(tmp_path: Path) -> None:
+def test_other_variables_are_passed(tmp_path: Path) -> None:
     env = {
         "RAYSYS_STORAGE": "s3://bucket/raysys",
         "RAYSYS_GIT_COMMIT": "abc",

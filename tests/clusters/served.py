@@ -1,4 +1,4 @@
-"""A graph over a stored model, named by its import path."""
+"""A graph over a stored model, referenced by its import path."""
 
 import functools
 from pathlib import Path
@@ -30,10 +30,10 @@ def write(factor: float, folder: Path) -> None:
 
 def store(storage: Storage, factor: float) -> StoredModel:
     run = open_run(storage, "served", f"times {factor}", settings={"factor": factor})
-    written = functools.partial(write, factor)
+    write_model = functools.partial(write, factor)
     path = f"models/times-{factor}"
     models = ModelStore(storage)
-    model = models.register("times", written, manifest={}, run=run, path=path)
+    model = models.register("times", write_model, manifest={}, run=run, path=path)
     models.promote(model)
     run.end("FINISHED", {})
     return model

@@ -1,4 +1,4 @@
-"""clusters/local.yaml grows as it says: from zero, to the machines that work asks for."""
+"""Autoscaling of clusters/local.yaml: from zero, to the machines that tasks request."""
 
 import os
 import subprocess
@@ -15,22 +15,22 @@ from raysys.cluster import ON_DEMAND_ONLY
 
 FILE = Path(__file__).parents[2] / "clusters/local.yaml"
 _STORE_BYTES = 100_000_000
-_ASKS = """
+_DRIVER = """
 import sys, ray
 ray.init(sys.argv[1], log_to_driver=False, logging_level="error")
 print("head", ray.cluster_resources().get("CPU", 0))
 @ray.remote(num_cpus=1)
 def where():
     return ray.get_runtime_context().get_node_labels()["ray.io/market-type"]
-asked = [where.remote(), where.options(label_selector={staying!r}).remote(),
+results = [where.remote(), where.options(label_selector={on_demand!r}).remote(),
          where.options(num_gpus=1).remote()]
-for one in asked:
-    print(ray.get(one))
+for result in results:
+    print(ray.get(result))
 """
 
 
 class _Local(AutoscalingCluster):
-    """The file, on a free port and with small object stores."""
+    """clusters/local.yaml with a free port and small object stores."""
 
     def config(self) -> dict[str, Any]:
         config = yaml.safe_load(FILE.read_text())
@@ -49,12 +49,12 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield cluster.address, {**os.environ, **token}
 
 
-def test_work_goes_to_the_machines_that_it_asks_for(
+def test_tasks_run_on_the_machines_that_they_request(
     cluster: tuple[str, dict[str, str]],
 ) -> None:
     address, environment = cluster
     done = subprocess.run(
-        [sys.executable, "-c", _ASKS.format(staying=ON_DEMAND_ONLY), address],
+        [sys.executable, "-c", _DRIVER.format(on_demand=ON_DEMAND_ONLY), address],
         env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.stdout.splitlines() == [

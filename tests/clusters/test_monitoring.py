@@ -1,4 +1,4 @@
-"""clusters/monitoring against a real Prometheus that scrapes a real run."""
+"""The alerts and dashboards of clusters/monitoring, with Prometheus scraping a run."""
 
 import json
 import re
@@ -19,9 +19,9 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "clusters" / "monitoring"
-PATIENCE_S, LOOK_BACK_S = 240.0, 600.0
+TIMEOUT_S, LOOK_BACK_S = 240.0, 600.0
 SCRAPE = "1s"
-# What a panel's `rate` and an alert's look back become in a run of a minute.
+# Shorter windows of panels and alerts, for a run of a minute.
 SHORTER = [(r"for: \w+", "for: 1s"), (r"\[5m\]", "[20s]"), (r"offset \w+", "offset 8s")]
 
 
@@ -30,8 +30,8 @@ def tool(name: str) -> str:
     file = ROOT / ".venv" / "debian" / "bin" / name
     if not file.exists():
         if shutil.which("apt-get") is None:
-            pytest.skip(f"no {name} here, and no apt-get to get it with")
-        pytest.fail(f"{name} is not there: run .ci/debian-tools, as `make test` does")
+            pytest.skip(f"needs {name}, or apt-get to install it")
+        pytest.fail(f"{name} is missing: run .ci/debian-tools, as `make test` does")
     return str(file)
 
 
@@ -41,7 +41,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def queries() -> list[tuple[str, str]]:
-    """Dashboard and title, and query, of each panel, as Grafana has them."""
+    """Title and query of each panel of each dashboard."""
     return [
         (f"{file.stem}: {panel['title']}", target["expr"])
         for file in sorted(FOLDER.glob("dashboard-*.json"))
@@ -54,71 +54,73 @@ def queries() -> list[tuple[str, str]]:
     "check",
     ["check config prometheus.yml", "check rules alerts.yml", "test rules alerts_test.yml"],
 )
-def test_promtool_takes_the_files_and_shows_every_alert_fire(check: str) -> None:
+def test_promtool_accepts_the_files_and_every_alert_fires(check: str) -> None:
     done = subprocess.run(
         [tool("promtool"), *check.split()], cwd=FOLDER, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_says_how_urgent_it_is_what_it_is_and_what_to_do_and_is_tested() -> None:
-    shown = (FOLDER / "alerts_test.yml").read_text()
+def test_every_alert_has_a_severity_a_summary_an_action_and_a_test() -> None:
+    tests = (FOLDER / "alerts_test.yml").read_text()
     for rule in rules():
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert {"summary", "action"} == rule["annotations"].keys()
         name = re.escape(rule["alert"])
-        assert re.search(rf'exp_samples: .*alertname="{name}"', shown), rule["alert"]
+        assert re.search(rf'exp_samples: .*alertname="{name}"', tests), rule["alert"]
 
 
-def test_the_dashboards_are_those_of_their_source() -> None:
-    made = runpy.run_path(str(FOLDER / "dashboards.py"))["dashboards"]()
-    for file, text in made:
+def test_the_dashboards_are_up_to_date() -> None:
+    dashboards = runpy.run_path(str(FOLDER / "dashboards.py"))["dashboards"]()
+    for file, text in dashboards:
         assert file.read_text() == text, f"run clusters/monitoring/dashboards.py for {file.name}"
 
 
 class Watched(NamedTuple):
-    """A run that is over and still watched."""
+    """A completed run that Prometheus still scrapes."""
 
     prometheus: str
     process: "subprocess.Popen[str]"
-    said: list[dict[str, Any]]
+    events: list[dict[str, Any]]
 
-    def ask(self, query: str) -> list[dict[str, Any]]:
-        """The series that a query gave at any time of the last minutes, as a panel asks."""
+    def query(self, query: str) -> list[dict[str, Any]]:
+        """Series of a range query over the last minutes."""
         now = time.time()
-        asked = urllib.parse.urlencode(
+        parameters = urllib.parse.urlencode(
             {"query": query, "start": now - LOOK_BACK_S, "end": now, "step": 1}
         )
-        url = f"{self.prometheus}/api/v1/query_range?{asked}"
+        url = f"{self.prometheus}/api/v1/query_range?{parameters}"
         with urllib.request.urlopen(url, timeout=10) as reply:
             return json.load(reply)["data"]["result"]
 
     def fired(self, alert: str) -> list[dict[str, str]]:
-        found = self.ask(f'ALERTS{{alertname="{alert}", alertstate="firing"}}')
-        return [one["metric"] for one in found]
+        series = self.query(f'ALERTS{{alertname="{alert}", alertstate="firing"}}')
+        return [item["metric"] for item in series]
 
-    def tell(self, command: str) -> None:
+    def send(self, command: str) -> None:
         assert self.process.stdin
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
         self.wait(command)
 
-    def wait(self, what: str) -> dict[str, Any]:
-        return until(lambda: next((one for one in self.said if one["said"] == what), None), what)
+    def wait(self, name: str) -> dict[str, Any]:
+        return until(
+            lambda: next((event for event in self.events if event["event"] == name), None), name
+        )
 
 
-def until(look: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + PATIENCE_S
-    while not (found := look()):
-        assert time.monotonic() < end, f"{what}: not within {PATIENCE_S:.0f} s"
+def until(condition: Callable[[], Any], name: str) -> Any:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{name}: not within {TIMEOUT_S:.0f} s"
         time.sleep(0.3)
-    return found
+    return value
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     prometheus = tool("prometheus")
-    # Sockets of Ray stand below: their paths may have 107 characters.
+    # A short path: Ray's sockets are below, and their paths are limited to 107 characters.
     folder = Path("/tmp") / f"w{time.time_ns() % 10**8}"
     folder.mkdir()
     run = subprocess.Popen(
@@ -126,21 +128,21 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         stderr=(folder / "err").open("w"),
     )  # fmt: skip
-    said: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
 
     def read() -> None:
         assert run.stdout
         for line in run.stdout:
-            if line.startswith('{"said"'):
-                said.append(json.loads(line))
+            if line.startswith('{"event"'):
+                events.append(json.loads(line))
 
     threading.Thread(target=read, daemon=True).start()
     server = None
     try:
-        until(lambda: said or run.poll() is not None, "the cluster")
-        assert said, (folder / "err").read_text()[-3000:]
+        until(lambda: events or run.poll() is not None, "the cluster")
+        assert events, (folder / "err").read_text()[-3000:]
         config = (FOLDER / "prometheus.yml").read_text().replace("10s", SCRAPE)
-        config = re.sub(r"files: \[.*\]", f"files: [{said[0]['targets']}]", config)
+        config = re.sub(r"files: \[.*\]", f"files: [{events[0]['targets']}]", config)
         (folder / "prometheus.yml").write_text(config)
         alerts = (FOLDER / "alerts.yml").read_text()
         for pattern, shorter in SHORTER:
@@ -148,14 +150,17 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         (folder / "alerts.yml").write_text(alerts)
         server = subprocess.Popen(
             [prometheus, f"--config.file={folder}/prometheus.yml", "--log.level=warn",
-             f"--storage.tsdb.path={folder}/tsdb", f"--web.listen-address={said[0]['listen']}"],
+             f"--storage.tsdb.path={folder}/tsdb", f"--web.listen-address={events[0]['listen']}"],
             stderr=(folder / "prometheus.log").open("w"),
         )  # fmt: skip
-        seen = Watched(f"http://{said[0]['listen']}", run, said)
-        until(lambda: run.poll() is not None or any(s["said"] == "ran" for s in said), "the run")
+        watched = Watched(f"http://{events[0]['listen']}", run, events)
+        until(
+            lambda: run.poll() is not None or any(event["event"] == "ran" for event in events),
+            "the run",
+        )
         assert run.poll() is None, (folder / "err").read_text()[-3000:]
-        yield seen
-        seen.tell("stop")
+        yield watched
+        watched.send("stop")
         run.wait(60)
     finally:
         for process in (server, run):
@@ -166,18 +171,18 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 
 def test_every_panel_of_every_dashboard_has_data(watched: Watched) -> None:
-    left = dict.fromkeys(queries())
+    missing = dict.fromkeys(queries())
 
-    def none_left() -> bool:
-        for title, query in [*left]:
-            if watched.ask(query.replace("$__rate_interval", "20s")):
-                del left[title, query]
-        return not left
+    def all_have_data() -> bool:
+        for title, query in [*missing]:
+            if watched.query(query.replace("$__rate_interval", "20s")):
+                del missing[title, query]
+        return not missing
 
     try:
-        until(none_left, "panels with data")
+        until(all_have_data, "panels with data")
     except AssertionError:
-        pytest.fail(f"without data: {[*left]}")
+        pytest.fail(f"without data: {[*missing]}")
 
 
 @pytest.mark.parametrize(
@@ -188,16 +193,16 @@ def test_every_panel_of_every_dashboard_has_data(watched: Watched) -> None:
         ("Shedding", {"application": "watched"}),
     ],
 )
-def test_alerts_fire_on_what_the_run_does(
+def test_alerts_fire_on_the_events_of_the_run(
     watched: Watched, alert: str, labels: dict[str, str]
 ) -> None:
-    (found,) = until(lambda: watched.fired(alert), alert)
-    assert labels.items() <= found.items()
+    (metric,) = until(lambda: watched.fired(alert), alert)
+    assert labels.items() <= metric.items()
 
 
 def test_alerts_fire_when_a_shard_and_a_node_are_lost(watched: Watched) -> None:
     assert watched.fired("IndexShardDown") == []
-    watched.tell("replica")
+    watched.send("replica")
     until(lambda: watched.fired("IndexShardDown"), "IndexShardDown")
-    watched.tell("node")
+    watched.send("node")
     until(lambda: watched.fired("NodeDown") or watched.fired("NodeLost"), "a lost node")

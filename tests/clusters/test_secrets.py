@@ -1,4 +1,4 @@
-"""A planted secret is found in nothing that a run leaves."""
+"""A secret does not appear in the records, logs and errors of a run."""
 
 import io
 import json
@@ -24,7 +24,7 @@ class Config(BaseModel):
 
 
 def use(run: Run, rate: float) -> float:
-    """A step that says and records what it can."""
+    """A step that logs metrics and prints."""
     run.log_metrics({"rate": rate})
     print("used")
     return rate
@@ -36,33 +36,35 @@ def test_a_secret_is_read_from_the_environment_or_a_file(
 ) -> None:
     monkeypatch.setenv("PLANTED", PLANTED)
     (tmp_path / "key").write_text(PLANTED + "\n")
-    given = "env:PLANTED" if kind == "env" else f"file:{tmp_path}/key"
-    config = parse(Config, ["--key", given])
+    source = "env:PLANTED" if kind == "env" else f"file:{tmp_path}/key"
+    config = parse(Config, ["--key", source])
     assert config.key.get_secret_value() == PLANTED
-    (tmp_path / "config.yaml").write_text(f"key: {given}\n")
+    (tmp_path / "config.yaml").write_text(f"key: {source}\n")
     config = parse(Config, ["--config", str(tmp_path / "config.yaml")])
     assert config.key.get_secret_value() == PLANTED
     assert PLANTED not in f"{config!r} {config} {config.model_dump()} {config.model_dump_json()}"
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("value", "message"),
     [
-        (PLANTED, "give env:NAME or file:PATH, not the secret itself"),
+        (PLANTED, "pass env:NAME or file:PATH, not the secret itself"),
         ("env:NOT_THERE", "environment variable NOT_THERE is not set"),
         ("file:/not/there", "cannot read /not/there"),
         ("file:/dev/null", "/dev/null is empty"),
     ],
 )
-def test_a_secret_on_the_command_line_is_refused_and_not_repeated(given: str, said: str) -> None:
-    heard = io.StringIO()
-    with redirect_stderr(heard), pytest.raises(SystemExit):
-        parse(Config, ["--key", given])
-    assert f"--key: {said}" in heard.getvalue()
-    assert PLANTED not in heard.getvalue()
+def test_a_secret_on_the_command_line_is_rejected_and_not_repeated(
+    value: str, message: str
+) -> None:
+    errors = io.StringIO()
+    with redirect_stderr(errors), pytest.raises(SystemExit):
+        parse(Config, ["--key", value])
+    assert f"--key: {message}" in errors.getvalue()
+    assert PLANTED not in errors.getvalue()
 
 
-def test_a_runs_records_and_logs_do_not_hold_the_secret(
+def test_the_records_and_logs_of_a_run_do_not_contain_the_secret(
     ray_cluster: None,
     tmp_path: Path,
     mlflow_database: str,
@@ -94,25 +96,25 @@ def test_a_runs_records_and_logs_do_not_hold_the_secret(
     assert PLANTED not in out + err
 
 
-def test_mlflows_errors_do_not_hold_the_servers_password(
+def test_mlflow_errors_do_not_contain_the_servers_password(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ray:{PLANTED}@127.0.0.1:9")
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        monkeypatch.setenv(name, "")  # taken back after the test
+        monkeypatch.setenv(name, "")  # restored after the test
     with pytest.raises(UnavailableError) as refused:
         open_run(storage, "secretive", "one", settings={})
-    said, error = "", refused.value
+    messages, error = "", refused.value
     while error is not None:
-        said += str(error)
+        messages += str(error)
         error = error.__cause__ or error.__context__
-    assert "127.0.0.1:9" in said
-    assert PLANTED not in said
-    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == PLANTED  # where MLflow's client looks
+    assert "127.0.0.1:9" in messages
+    assert PLANTED not in messages
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == PLANTED  # read by MLflow's client
 
 
-def test_a_storage_root_has_no_password() -> None:
+def test_a_password_in_the_storage_root_is_rejected() -> None:
     with pytest.raises(StorageError) as refused:
         Storage(f"s3://AKIA:{PLANTED}@bucket/raysys?region=eu-central-1")
     assert "s3://AKIA:***@bucket" in str(refused.value)
@@ -136,7 +138,7 @@ def test_a_storage_root_has_no_password() -> None:
         ("http://u:p@w@host/x", "http://u:***@host/x"),
     ],
 )
-def test_what_is_shown_of_a_text(text: str, clean: str) -> None:
+def test_secrets_in_text_are_masked(text: str, clean: str) -> None:
     assert shown(text) == clean
 
 
@@ -154,5 +156,5 @@ def test_what_is_shown_of_a_text(text: str, clean: str) -> None:
         ("RAYSYS_STORAGE", False),
     ],
 )
-def test_which_variables_are_secret(name: str, secret: bool) -> None:
+def test_secret_variables_are_recognised(name: str, secret: bool) -> None:
     assert holds_secret(name, "x") is secret

@@ -1,4 +1,4 @@
-"""What clusters/kuberay/service.yaml tells Serve to run does run."""
+"""The application of clusters/kuberay/service.yaml."""
 
 import importlib
 import inspect
@@ -30,18 +30,18 @@ def _application() -> dict:
     return application
 
 
-def test_the_manifests_import_path_and_arguments_make_an_application() -> None:
+def test_the_manifests_import_path_and_arguments_build_an_application() -> None:
     application = _application()
     module, _, name = application["import_path"].partition(":")
     build = getattr(importlib.import_module(module), name)
-    made = call_user_app_builder_with_args_if_necessary(build, application["args"])
-    assert isinstance(made, ray_serve.Application)
+    built = call_user_app_builder_with_args_if_necessary(build, application["args"])
+    assert isinstance(built, ray_serve.Application)
     module, _, name = application["args"]["graph"].partition(":")
     graph = getattr(importlib.import_module(module), name)
     assert list(inspect.signature(graph).parameters) == ["storage", "model"]
 
 
-def test_every_misspelt_argument_is_refused() -> None:
+def test_every_misspelt_argument_is_rejected() -> None:
     args = _application()["args"]
     for key in args:
         wrong = {(name[:-1] if name == key else name): value for name, value in args.items()}
@@ -51,7 +51,7 @@ def test_every_misspelt_argument_is_refused() -> None:
 
 @pytest.fixture
 def port(ray_cluster: None) -> Iterator[int]:
-    serve.shutdown()  # a gateway of other tests would keep its own port
+    serve.shutdown()  # a gateway of another test would keep its port
     with socket.create_server(("127.0.0.1", 0)) as probe:
         free = int(probe.getsockname()[1])
     yield free
@@ -64,7 +64,7 @@ def _health(port: int) -> int:
         return int(reply.status)
 
 
-def test_serve_deploys_a_stored_model_behind_the_gateway_and_again_when_it_is_gone(
+def test_serve_deploys_a_stored_model_behind_the_gateway_and_redeploys_it(
     port: int, storage: Storage
 ) -> None:
     served.store(storage, 2.0)
@@ -73,13 +73,13 @@ def test_serve_deploys_a_stored_model_behind_the_gateway_and_again_when_it_is_go
         "port": port, "storage": storage.root, "cpus_per_replica": 0.1, "route": "/double",
     }  # fmt: skip
     application = call_user_app_builder_with_args_if_necessary(service.build, settings)
-    ray_serve.start(proxy_location="Disabled")  # as the manifest has it
+    ray_serve.start(proxy_location="Disabled")  # as in the manifest
     handle = ray_serve.run(application, name="times", route_prefix=None)
     url = handle.remote().result()
     assert url == f"http://127.0.0.1:{port}/double"
     endpoint = serve.Endpoint("times", 1, f"http://127.0.0.1:{port}", "/double")
     assert endpoint.predict({"x": [1, 2]}) == {"y": [2, 4]}
-    # What KubeRay asks the head before the Kubernetes service sends requests there.
+    # KubeRay's readiness check of the head.
     assert _health(port) == 200
 
     served.store(storage, 3.0)
@@ -96,9 +96,9 @@ def test_serve_deploys_a_stored_model_behind_the_gateway_and_again_when_it_is_go
     assert answer == {"y": [3, 6]}
 
 
-def test_the_job_of_the_manifest_takes_the_flags_that_it_is_given() -> None:
+def test_the_job_of_the_manifest_accepts_its_flags() -> None:
     manifest = yaml.safe_load(MANIFEST.with_name("job.yaml").read_text())
     python, dash_m, module, *flags = shlex.split(manifest["spec"]["entrypoint"])
     assert (python, dash_m) == ("python", "-m")
     config = workflow.parse(importlib.import_module(module).Config, flags)
-    assert config.serve is False  # it ends, and its cluster goes
+    assert config.serve is False  # the job ends, and its cluster with it

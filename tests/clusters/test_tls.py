@@ -1,4 +1,4 @@
-"""Two nodes that speak TLS to each other, and who is turned away."""
+"""TLS between two nodes, and the clients that they reject."""
 
 import os
 import signal
@@ -101,10 +101,10 @@ def two_nodes() -> Iterator[_Cluster]:
             yield _Cluster(address, environment)
 
 
-def _asks(
+def _status(
     address: str, credentials: grpc.ChannelCredentials | None, token: str | None
 ) -> grpc.StatusCode:
-    """What the cluster's control store says to a caller."""
+    """Status code of a call to the cluster's GCS."""
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
     channel = (
@@ -130,7 +130,7 @@ def _credentials(environment: dict[str, str], *, own: bool) -> grpc.ChannelCrede
     return grpc.ssl_channel_credentials(read["CA_CERT"], read["SERVER_KEY"], read["SERVER_CERT"])
 
 
-def test_nodes_work_together_over_tls_and_turn_away_who_has_no_certificate_or_token(
+def test_nodes_communicate_over_tls_and_reject_clients_without_certificate_or_token(
     two_nodes: _Cluster, tmp_path: Path
 ) -> None:
     # Both nodes run tasks, and an object of one is read on the other.
@@ -144,53 +144,55 @@ def test_nodes_work_together_over_tls_and_turn_away_who_has_no_certificate_or_to
     own = _credentials(two_nodes.environment, own=True)
     without = _credentials(two_nodes.environment, own=False)
     other = make_certificates(tmp_path / "other", [])
-    # They trust the cluster's authority, and show a certificate of their own.
+    # Trusts the cluster's authority, but presents a certificate of another one.
     other["RAY_TLS_CA_CERT"] = two_nodes.environment["RAY_TLS_CA_CERT"]
     address = two_nodes.address
-    assert _asks(address, own, _TOKEN) == grpc.StatusCode.OK
-    assert _asks(address, own, None) == grpc.StatusCode.UNAUTHENTICATED
-    assert _asks(address, own, "wrong") == grpc.StatusCode.UNAUTHENTICATED
-    assert _asks(address, None, _TOKEN) == grpc.StatusCode.UNAVAILABLE
-    assert _asks(address, without, _TOKEN) == grpc.StatusCode.UNAVAILABLE
-    assert _asks(address, _credentials(other, own=True), _TOKEN) == grpc.StatusCode.UNAVAILABLE
+    assert _status(address, own, _TOKEN) == grpc.StatusCode.OK
+    assert _status(address, own, None) == grpc.StatusCode.UNAUTHENTICATED
+    assert _status(address, own, "wrong") == grpc.StatusCode.UNAUTHENTICATED
+    assert _status(address, None, _TOKEN) == grpc.StatusCode.UNAVAILABLE
+    assert _status(address, without, _TOKEN) == grpc.StatusCode.UNAVAILABLE
+    assert _status(address, _credentials(other, own=True), _TOKEN) == grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_certificate_names_every_address_of_a_network(tmp_path: Path) -> None:
-    made = make_certificates(tmp_path, ["10.0.1.0/28", "head.example", "10.0.1.3"])
-    certificate = x509.load_pem_x509_certificate(Path(made["RAY_TLS_SERVER_CERT"]).read_bytes())
+    environment = make_certificates(tmp_path, ["10.0.1.0/28", "head.example", "10.0.1.3"])
+    certificate = x509.load_pem_x509_certificate(
+        Path(environment["RAY_TLS_SERVER_CERT"]).read_bytes()
+    )
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    addresses = {str(one) for one in names.get_values_for_type(x509.IPAddress)}
-    here = {"127.0.0.1", "::1", get_node_ip_address()}
-    assert addresses == {f"10.0.1.{last}" for last in range(16)} | here
+    addresses = {str(address) for address in names.get_values_for_type(x509.IPAddress)}
+    local = {"127.0.0.1", "::1", get_node_ip_address()}
+    assert addresses == {f"10.0.1.{last}" for last in range(16)} | local
     assert names.get_values_for_type(x509.DNSName) == ["localhost", "head.example"]
-    authority = x509.load_pem_x509_certificate(Path(made["RAY_TLS_CA_CERT"]).read_bytes())
+    authority = x509.load_pem_x509_certificate(Path(environment["RAY_TLS_CA_CERT"]).read_bytes())
     certificate.verify_directly_issued_by(authority)
 
 
-def test_a_key_is_its_owners_alone_and_the_authoritys_is_not_kept(tmp_path: Path) -> None:
-    made = make_certificates(tmp_path / "tls", [])
-    assert stat.S_IMODE(Path(made["RAY_TLS_SERVER_KEY"]).stat().st_mode) == 0o600
+def test_the_key_is_private_and_the_authoritys_key_is_discarded(tmp_path: Path) -> None:
+    environment = make_certificates(tmp_path / "tls", [])
+    assert stat.S_IMODE(Path(environment["RAY_TLS_SERVER_KEY"]).stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "tls").stat().st_mode) == 0o700
     files = sorted(file.name for file in (tmp_path / "tls").iterdir())
     assert files == ["ca.crt", "node.crt", "node.key"]
     assert sum(b"PRIVATE KEY" in (tmp_path / "tls" / name).read_bytes() for name in files) == 1
 
 
-def test_certificates_in_use_are_not_overwritten(tmp_path: Path) -> None:
+def test_existing_certificates_are_not_overwritten(tmp_path: Path) -> None:
     make_certificates(tmp_path, [])
-    with pytest.raises(RaysysError, match=r"has ca.crt, node.crt, node.key already"):
+    with pytest.raises(RaysysError, match=r"already has ca.crt, node.crt, node.key"):
         make_certificates(tmp_path, [])
 
 
 @pytest.mark.parametrize(
-    ("host", "said"),
+    ("host", "message"),
     [
         ("10.0.0.0/8", "16777216 addresses"),
         ("10.0.0/x", "not a network"),
         ("a b", "not a host"),
     ],
 )
-def test_hosts_that_will_not_do_are_refused(tmp_path: Path, host: str, said: str) -> None:
-    with pytest.raises(RaysysError, match=said):
+def test_invalid_hosts_are_rejected(tmp_path: Path, host: str, message: str) -> None:
+    with pytest.raises(RaysysError, match=message):
         make_certificates(tmp_path, [host])
     assert list(tmp_path.iterdir()) == []

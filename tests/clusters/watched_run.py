@@ -1,7 +1,7 @@
-"""A cluster of two nodes and, on it, a run that every metric comes from; for test_monitoring.
+"""A cluster of two nodes with a run that emits every metric; for test_monitoring.
 
-Says where Prometheus finds its targets, then that the run is over, and then takes commands, one a
-line: `node` ends the second node, `replica` the index's only replica for good, `stop` all.
+Prints where Prometheus finds its targets and when the run is over, and then reads commands, one a
+line: `node` ends the second node, `replica` the index's only replica without restart, `stop` all.
 """
 
 import contextlib
@@ -36,8 +36,8 @@ class Config(BaseModel):
     seed: int = 0
 
 
-def say(what: str, **more: Any) -> None:
-    print(json.dumps({"said": what, **more}), flush=True)
+def emit(event: str, **fields: Any) -> None:
+    print(json.dumps({"event": event, **fields}), flush=True)
 
 
 def make(run: Run) -> pa.Table:
@@ -51,11 +51,11 @@ def make(run: Run) -> pa.Table:
     return validate(Table.from_arrow(table), schema).valid.to_arrow()
 
 
-def fit(run: Run, made: pa.Table) -> float:
+def fit(run: Run, rows: pa.Table) -> float:
     settings = train.TrainSettings(epochs=30, batch_size=8, num_workers=1, checkpoint_steps=200)
-    fitted = train.fit("watched", Regression(), {"rows": Table.from_arrow(made)}, settings,
+    result = train.fit("watched", Regression(), {"rows": Table.from_arrow(rows)}, settings,
                        run.storage)  # fmt: skip
-    return fitted.history[-1]["loss"]
+    return result.history[-1]["loss"]
 
 
 def objective(settings: dict[str, Any], tables: dict[str, pa.Table], report: Any) -> None:
@@ -76,7 +76,7 @@ def answer(x: np.ndarray) -> np.ndarray:
 def ask(url: str, value: float) -> None:
     body = json.dumps({"x": value}).encode()
     request = urllib.request.Request(url, body, {"content-type": "application/json"})
-    with contextlib.suppress(OSError):  # errors are wanted too
+    with contextlib.suppress(OSError):  # errors are part of the load
         urllib.request.urlopen(request, timeout=10).read()
 
 
@@ -90,7 +90,7 @@ def load(url: str, stop: threading.Event) -> None:
 def main(folder: str) -> None:
     from ray.cluster_utils import Cluster
 
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # of the workers
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # for the workers
     nodes = Cluster(
         initialize_head=True,
         head_node_args={
@@ -104,7 +104,7 @@ def main(folder: str) -> None:
     os.environ["RAYSYS_STORAGE"] = storage_root = f"{folder}/storage"
     cluster.connect(nodes.address)
     listen = f"127.0.0.1:{free_port()}"
-    say("up", targets=f"{folder}/ray/prom_metrics_service_discovery.json", listen=listen)
+    emit("up", targets=f"{folder}/ray/prom_metrics_service_discovery.json", listen=listen)
     storage, stop = Storage(storage_root), threading.Event()
 
     vectors = np.random.default_rng(0).normal(size=(500, 16))
@@ -121,13 +121,13 @@ def main(folder: str) -> None:
     for _ in range(6):
         threading.Thread(target=load, args=(endpoint.url, stop), daemon=True).start()
     job = Job("watched", Config(), storage)
-    made = job.step(make)
-    loss = job.step(fit, made)
+    rows = job.step(make)
+    loss = job.step(fit, rows)
     job.step(fail, loss).options(max_retries=0)
     try:
         job.run()
     except Exception as error:
-        say("failed", error=str(error)[:500])
+        emit("failed", error=str(error)[:500])
     tune.search(
         "watched", objective, {}, {"x": tune.Float(0, 1)}, storage, metric="score", n_trials=2,
         resources=tune.TrialResources(cpus=1),
@@ -136,13 +136,13 @@ def main(folder: str) -> None:
         index.query(vectors[:4], 3)
         index.upsert(vector_table([number], vectors[number : number + 1]))
     index.delete([1, 2, 3])
-    say("ran")
+    emit("ran")
     for line in sys.stdin:
         if line.strip() == "node":
             nodes.remove_node(second, allow_graceful=False)
         elif line.strip() == "replica":
             end_replica()
-        say(line.strip())
+        emit(line.strip())
         if line.strip() == "stop":
             break
     stop.set()
@@ -154,7 +154,7 @@ def main(folder: str) -> None:
 
 
 def end_replica() -> None:
-    """End the index's only replica for good."""
+    """End the index's only replica without restart."""
     import ray
 
     ray.kill(ray.get_actor("index:things:0.0", "raysys"), no_restart=True)

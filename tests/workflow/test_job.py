@@ -176,7 +176,7 @@ def test_names_and_options_are_checked(storage: Storage, ran: str) -> None:
         job.steps["make"].options(timeout=3)
     with pytest.raises(RaysysError, match="a step of another job: 'make'"):
         Job("other", Config(), storage).step(steps.tripled, ran, job.steps["make"])
-    with pytest.raises(RaysysError, match="take its items by name"):
+    with pytest.raises(RaysysError, match="use its items by name"):
         _, _ = job.steps["make"]
 
 

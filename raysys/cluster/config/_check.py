@@ -1,7 +1,7 @@
-"""Strict check of cluster configurations, to the last key.
+"""Strict check of cluster configuration files.
 
-Ray's schema and Kubernetes let many a misspelt key pass without a word; here it is an error. So is
-what would start a cluster that is open to everybody or runs another Ray than this one.
+Ray's schema and Kubernetes ignore many misspelt keys; here they are errors. So are settings that
+start a cluster without authentication or with another version of Ray.
 """
 
 from __future__ import annotations
@@ -37,25 +37,26 @@ _DOCKER_OPTIONS = (
 
 
 def check_config(path: str | Path, *, crds: str | Path | None = None) -> list[str]:
-    """What is wrong in a YAML of `ray up`, or in a manifest for KubeRay.
+    """Problems of a configuration for `ray up`, or of a manifest for KubeRay.
 
     Args:
         path: The file.
-        crds: A folder with KubeRay's custom resource definitions, `ray.io_rayclusters.yaml` and
-            its like; needed for manifests.
+        crds: Folder of KubeRay's custom resource definitions, such as `ray.io_rayclusters.yaml`;
+            required for manifests.
 
     Returns:
-        The problems, each with the place; none if all is well.
+        The problems, each with its location; empty for a valid file.
 
     Raises:
-        RaysysError: The file is not YAML of either kind, or the definitions are missing.
+        RaysysError: The file is not a configuration in YAML, or the definitions are missing.
     """
     try:
-        documents = [one for one in yaml.safe_load_all(Path(path).read_text()) if one is not None]
+        loaded = [*yaml.safe_load_all(Path(path).read_text())]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RaysysError(f"{path} cannot be read as YAML: {error}") from error
-    if not documents or not all(isinstance(one, dict) for one in documents):
-        raise RaysysError(f"{path} has no settings: see clusters/ for files to begin with")
+    documents = [document for document in loaded if document is not None]
+    if not documents or not all(isinstance(document, dict) for document in documents):
+        raise RaysysError(f"{path} has no settings: see clusters/ for examples")
     problems = []
     for document in documents:
         if "kind" in document or "apiVersion" in document:
@@ -71,11 +72,11 @@ def check_launcher(config: Mapping[str, Any]) -> list[str]:
     """Problems of a configuration for `ray up`."""
     provider = (config.get("provider") or {}).get("type")
     if provider not in PROVIDERS:
-        return [f"provider.type: {provider!r} is none of {', '.join(PROVIDERS)}"]
+        return [f"provider.type: {provider!r} is not one of {', '.join(PROVIDERS)}"]
     if problems := [*violations(_launcher_schema(provider), config)]:
         return problems
     return [
-        *_as_ray_sees_it(config),
+        *_ray_errors(config),
         *_commands(config),
         *_docker(config),
         *_mounts(config),
@@ -85,29 +86,29 @@ def check_launcher(config: Mapping[str, Any]) -> list[str]:
 
 
 def violations(schema: Mapping[str, Any], value: Any) -> Iterator[str]:
-    """Where a value is not what a JSON schema allows."""
+    """Violations of a JSON schema, each with its location."""
     for error in jsonschema.Draft7Validator(schema).iter_errors(value):
         place = ".".join(str(part) for part in error.absolute_path)
         if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-            known = list(error.schema.get("properties", {}))
+            properties = list(error.schema.get("properties", {}))
             for key in error.instance:
-                if key not in known:
-                    yield unknown(f"{place}.{key}".lstrip("."), str(key), known)
+                if key not in properties:
+                    yield unknown_key(f"{place}.{key}".lstrip("."), str(key), properties)
         elif error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
-            yield f"{place}.{error.instance}: no such key is known here".lstrip(".")
+            yield f"{place}.{error.instance}: unknown key".lstrip(".")
         else:
             yield f"{place or 'the file'}: {error.message[:300]}"
 
 
-def unknown(place: str, key: str, known: list[str]) -> str:
-    """What to say of a key that there is not."""
-    near = get_close_matches(key, known, 1)
-    return f"{place}: no such key" + (f"; did you mean {near[0]}?" if near else "")
+def unknown_key(place: str, key: str, valid: list[str]) -> str:
+    """Message for an unknown key, with the closest valid one."""
+    near = get_close_matches(key, valid, 1)
+    return f"{place}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
 
 
 @functools.cache
 def start_options() -> dict[str, str]:
-    """Ray's own list of what `ray start` takes, by name; the value is the flag."""
+    """Flags of `ray start` by name, from Ray's command line."""
     from ray.scripts.scripts import start
 
     flags = [flag for option in start.params for flag in [*option.opts, *option.secondary_opts]]
@@ -115,30 +116,30 @@ def start_options() -> dict[str, str]:
 
 
 def environment(name: str, value: str, place: str) -> Iterator[str]:
-    """Problems of a variable that processes of Ray get."""
+    """Problems of an environment variable of Ray's processes."""
     from raysys.secrets import holds_secret
 
     near = get_close_matches(name, _VARIABLES, 1, cutoff=0.85)
     if name not in _VARIABLES and near:
-        yield f"{place}: {name} means nothing; did you mean {near[0]}?"
+        yield f"{place}: unknown variable {name}; did you mean {near[0]}?"
     if value and holds_secret(name, value):
-        yield f"{place}: {name} is a secret and stands in the file; see clusters/README.md"
+        yield f"{place}: {name} is a secret and must not be in the file: see clusters/README.md"
     if name == "RAY_AUTH_MODE" and value != "token":
-        yield f"{place}: RAY_AUTH_MODE={value} leaves the cluster open: token"
+        yield f"{place}: RAY_AUTH_MODE={value} disables authentication: set token"
 
 
 def secrets_in(value: Any, place: str = "") -> Iterator[str]:
-    """Places of passwords in URIs."""
+    """Passwords in URIs."""
     from raysys.secrets import shown
 
     if isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from secrets_in(one, f"{place}.{key}".lstrip("."))
+        for key, item in value.items():
+            yield from secrets_in(item, f"{place}.{key}".lstrip("."))
     elif isinstance(value, list):
-        for index, one in enumerate(value):
-            yield from secrets_in(one, f"{place}.{index}")
+        for index, item in enumerate(value):
+            yield from secrets_in(item, f"{place}.{index}")
     elif isinstance(value, str) and shown(value) != value:
-        yield f"{place}: a password stands in the file; see clusters/README.md"
+        yield f"{place}: a password must not be in the file: see clusters/README.md"
 
 
 @functools.cache
@@ -154,14 +155,14 @@ def _launcher_schema(provider: str) -> dict[str, Any]:
     node |= {"node_config": machine, "labels": RAY_LABELS}
     node["resources"] = {**RAY_RESOURCES, "additionalProperties": {"type": "integer", "minimum": 0}}
     keys["metadata"] = {}
-    del keys["no_restart"]  # Ray's own
+    del keys["no_restart"]  # for Ray's internal use
     return schema
 
 
-def _as_ray_sees_it(config: Mapping[str, Any]) -> Iterator[str]:
-    """What Ray says of the file when it has filled in its defaults."""
+def _ray_errors(config: Mapping[str, Any]) -> Iterator[str]:
+    """Ray's own validation, after it has filled in its defaults."""
     if error := autoscaler.config_error(config):
-        yield f"Ray refuses it: {error}"
+        yield f"Ray rejects the file: {error}"
 
 
 def _commands(config: Mapping[str, Any]) -> Iterator[str]:
@@ -170,10 +171,12 @@ def _commands(config: Mapping[str, Any]) -> Iterator[str]:
             for start in re.findall(r"ray start([^;&|]*)", command):
                 for flag in re.findall(r"(?<=\s)--([A-Za-z-]+)", start):
                     if flag not in start_options():
-                        yield unknown(f"{key}: --{flag}", flag, list(start_options()))
+                        yield unknown_key(f"{key}: --{flag}", flag, list(start_options()))
             for labels in re.findall(r"--labels[= ]'?\"?([^\s'\"]*)", command):
                 pairs = dict(pair.partition("=")[::2] for pair in labels.split(","))
-                yield from (f"{key}: --labels {said}" for said in violations(RAY_LABELS, pairs))
+                yield from (
+                    f"{key}: --labels {problem}" for problem in violations(RAY_LABELS, pairs)
+                )
     for place, text in _texts(config):
         for name, value in re.findall(r"(?m)^\s*export (\w+)=(\S*)", text):
             yield from environment(name, value, place)
@@ -184,53 +187,53 @@ def _docker(config: Mapping[str, Any]) -> Iterator[str]:
     types = (config.get("available_node_types") or {}).values()
     options = [
         (f"docker.{key}", option)
-        for of in [docker, *(kind.get("docker") or {} for kind in types)]
+        for section in [docker, *(kind.get("docker") or {} for kind in types)]
         for key in ("run_options", "head_run_options", "worker_run_options")
-        for option in of.get(key) or []
+        for option in section.get(key) or []
     ]
     for place, option in options:
         name, _, value = (
             option.strip().removeprefix("--").partition("=" if "=" in option.split()[0] else " ")
         )
         if option.startswith("--") and name not in _DOCKER_OPTIONS:
-            yield unknown(f"{place}: --{name}", name, list(_DOCKER_OPTIONS))
+            yield unknown_key(f"{place}: --{name}", name, list(_DOCKER_OPTIONS))
         if name == "env" and "=" in value:
-            variable, _, given = value.strip().partition("=")
-            yield from environment(variable, given, place)
+            variable, _, content = value.strip().partition("=")
+            yield from environment(variable, content, place)
 
 
 def _mounts(config: Mapping[str, Any]) -> Iterator[str]:
-    """A folder that is copied to the nodes and that nothing there reads has the wrong name."""
+    """Targets of `file_mounts` that are not used: their names are probably misspelt."""
     texts = " ".join(text for place, text in _texts(config) if not place.startswith("file_mounts"))
     for target in config.get("file_mounts") or {}:
         if not re.search(rf"{re.escape(target)}(?![\w.-])", texts):
-            yield f"file_mounts.{target}: nothing in the file reads it there"
+            yield f"file_mounts.{target}: not used anywhere else in the file"
 
 
 def _policy(config: Mapping[str, Any], provider: str) -> Iterator[str]:
-    """What holds for every cluster: one Ray, a token, a head without work."""
+    """Rules for every cluster: this version of Ray, token authentication, a head without tasks."""
     import ray
 
     texts = [text for _, text in _texts(config)]
     for text in texts:
         for tag in re.findall(r"rayproject/ray(?:-ml)?:([\w.-]+)", text):
             if tag.split("-")[0] != ray.__version__:
-                yield f"the image has Ray {tag.split('-')[0]}, and this is {ray.__version__}"
+                yield f"the image has Ray {tag.split('-')[0]}, but {ray.__version__} is installed"
     if provider == "external":  # started by hand, see local.yaml
         return
     if not any("RAY_AUTH_MODE=token" in text for text in texts):
-        yield "no token is asked for: RAY_AUTH_MODE=token for all nodes"
+        yield "no token is required: set RAY_AUTH_MODE=token on all nodes"
     starts = [text for text in config.get("head_start_ray_commands") or [] if "ray start" in text]
     if not all("--num-cpus=0" in text for text in starts) or not starts:
-        yield "head_start_ray_commands: the head runs work: `ray start --head --num-cpus=0`"
+        yield "head_start_ray_commands: the head runs tasks: use `ray start --head --num-cpus=0`"
 
 
 def _texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _texts(one, f"{place}.{key}".lstrip("."))
+        for key, item in value.items():
+            yield from _texts(item, f"{place}.{key}".lstrip("."))
     elif isinstance(value, list):
-        for one in value:
-            yield from _texts(one, place)
+        for item in value:
+            yield from _texts(item, place)
     elif isinstance(value, str):
         yield place, value

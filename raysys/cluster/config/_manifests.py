@@ -1,4 +1,4 @@
-"""Manifests for KubeRay, against its custom resource definitions, strictly."""
+"""Strict check of KubeRay's manifests against its custom resource definitions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 from pydantic import BaseModel
 
-from raysys.cluster.config._check import environment, secrets_in, start_options, unknown, violations
+from raysys.cluster.config._check import (
+    environment,
+    secrets_in,
+    start_options,
+    unknown_key,
+    violations,
+)
 from raysys.cluster.config._schemas import MAPS, METADATA, POD_MONITOR, RAY_LABELS, RAY_RESOURCES
 from raysys.errors import RaysysError
 
@@ -31,21 +37,22 @@ def check_manifest(manifest: Mapping[str, Any], crds: Path | None) -> list[str]:
     """Problems of a RayCluster, RayJob, RayService or PodMonitor.
 
     Raises:
-        RaysysError: It is of another kind, or the definitions are missing.
+        RaysysError: The definitions are missing.
     """
     kind, version = manifest.get("kind"), manifest.get("apiVersion")
     if kind == "PodMonitor":
-        found = [*violations(POD_MONITOR, manifest)]
-        wanted = "monitoring.coreos.com/v1"
-        return found + ([] if version == wanted else [f"apiVersion: {version!r} is not {wanted}"])
+        expected = "monitoring.coreos.com/v1"
+        problems = [*violations(POD_MONITOR, manifest)]
+        if version != expected:
+            problems.append(f"apiVersion: {version!r} is not {expected}")
+        return problems
     if kind not in _KINDS:
-        known = [*_KINDS, "PodMonitor"]
-        return [unknown(f"kind: {kind}", str(kind), known)]
+        return [unknown_key(f"kind: {kind}", str(kind), [*_KINDS, "PodMonitor"])]
     file, path = _KINDS[kind]
     if crds is None or not (crds / file).is_file():
         raise RaysysError(
-            f"a {kind} is checked against KubeRay's {file}: give the folder that has it, or ask "
-            "the cluster itself: kubectl apply --dry-run=server --validate=strict -f FILE"
+            f"a check of a {kind} needs KubeRay's {file}: give its folder, or check the manifest "
+            "on the cluster: kubectl apply --dry-run=server --validate=strict -f FILE"
         )
     if problems := [*violations(_schema(crds / file, str(version)), manifest)]:
         return problems
@@ -63,10 +70,10 @@ def check_manifest(manifest: Mapping[str, Any], crds: Path | None) -> list[str]:
 def _schema(file: Path, version: str) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     definition = yaml.load(file.read_text(), Loader=loader)["spec"]
-    wanted = {f"{definition['group']}/{one['name']}": one for one in definition["versions"]}
-    if version not in wanted:
-        return {"properties": {"apiVersion": {"enum": list(wanted)}}, "required": ["apiVersion"]}
-    schema = strict(wanted[version]["schema"]["openAPIV3Schema"])
+    versions = {f"{definition['group']}/{item['name']}": item for item in definition["versions"]}
+    if version not in versions:
+        return {"properties": {"apiVersion": {"enum": list(versions)}}, "required": ["apiVersion"]}
+    schema = strict(versions[version]["schema"]["openAPIV3Schema"])
     schema["properties"] |= {"metadata": METADATA, "kind": {"const": definition["names"]["kind"]}}
     schema["required"] = ["apiVersion", "kind", "metadata", "spec"]
     del schema["properties"]["status"]
@@ -74,14 +81,14 @@ def _schema(file: Path, version: str) -> dict[str, Any]:
 
 
 def strict(schema: Mapping[str, Any], name: str = "") -> dict[str, Any]:
-    """A definition of Kubernetes as a JSON schema that refuses keys that it does not name."""
+    """A Kubernetes definition as a JSON schema without additional properties."""
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
     new = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes")}
     if "items" in new:
         new["items"] = strict(new["items"])
     if "properties" in new:
-        new["properties"] = {key: strict(one, key) for key, one in new["properties"].items()}
+        new["properties"] = {key: strict(value, key) for key, value in new["properties"].items()}
         new.setdefault("additionalProperties", False)
         keys = new["properties"]
         if "rayStartParams" in keys:  # of a group of nodes
@@ -100,35 +107,35 @@ def strict(schema: Mapping[str, Any], name: str = "") -> dict[str, Any]:
 
 
 def _cluster(spec: Mapping[str, Any], place: str) -> Iterator[str]:
-    """What the definitions cannot say: one Ray, a token, a head without work, labels that count."""
+    """Rules beyond the definitions: version of Ray, token, head without tasks, effective labels."""
     import ray
 
     if spec.get("rayVersion") != ray.__version__:
-        yield f"{place}.rayVersion: {spec.get('rayVersion')}, and this is {ray.__version__}"
+        yield f"{place}.rayVersion: {spec.get('rayVersion')}, but {ray.__version__} is installed"
     if (spec.get("authOptions") or {}).get("mode") != "token":
-        yield f"{place}.authOptions: no token is asked for: {{mode: token}}"
+        yield f"{place}.authOptions: no token is required: set {{mode: token}}"
     head = spec["headGroupSpec"]
-    offered = [(head.get("rayStartParams") or {}).get("num-cpus"),
-               (head.get("resources") or {}).get("CPU")]  # fmt: skip
-    if "0" not in offered:
-        yield f'{place}.headGroupSpec: the head runs work: rayStartParams: {{num-cpus: "0"}}'
+    num_cpus = [(head.get("rayStartParams") or {}).get("num-cpus"),
+                (head.get("resources") or {}).get("CPU")]  # fmt: skip
+    if "0" not in num_cpus:
+        yield f'{place}.headGroupSpec: the head runs tasks: set rayStartParams: {{num-cpus: "0"}}'
     groups = spec.get("workerGroupSpecs") or []
     autoscaler = (spec.get("autoscalerOptions") or {}).get("version")
     if any("labels" in group for group in groups) and autoscaler != "v2":
-        yield f"{place}.autoscalerOptions.version: only v2 knows labels"
+        yield f"{place}.autoscalerOptions.version: labels require v2"
     for group in [head, *groups]:
         name = group.get("groupName", "head")
         for container in group["template"]["spec"]["containers"]:
             image = str(container.get("image"))
             if ray.__version__ not in image.rpartition(":")[2]:
                 yield f"{place}, {name}: the tag of {image} does not name Ray {ray.__version__}"
-            for one in container.get("env") or []:
-                where = f"{place}, {name}, env"
-                yield from environment(one["name"], str(one.get("value", "")), where)
+            for variable in container.get("env") or []:
+                value = str(variable.get("value", ""))
+                yield from environment(variable["name"], value, f"{place}, {name}, env")
 
 
 def _serve(text: str | None) -> Iterator[str]:
-    """Serve's own models take any key."""
+    """Problems of Serve's configuration, including keys that its own models ignore."""
     from ray.serve.schema import ServeDeploySchema
 
     if text is None:
@@ -144,33 +151,33 @@ def _serve(text: str | None) -> Iterator[str]:
 
 
 def _fields(model: Any, value: Mapping[str, Any], place: str) -> Iterator[str]:
-    """Keys that a pydantic model does not have, in it and in the models of its lists."""
-    known = list(model.model_fields)
-    for key, one in value.items():
-        if key not in known:
-            yield unknown(f"{place}.{key}", key, known)
+    """Keys unknown to a pydantic model and to the models nested in it."""
+    fields = list(model.model_fields)
+    for key, content in value.items():
+        if key not in fields:
+            yield unknown_key(f"{place}.{key}", key, fields)
             continue
         if key == "runtime_env":
-            yield from _runtime_env(one, f"{place}.{key}")
+            yield from _runtime_env(content, f"{place}.{key}")
         kinds = [model.model_fields[key].annotation]
         while kinds:
             kind = kinds.pop()
             kinds += get_args(kind)
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                for each in one if isinstance(one, list) else [one]:
-                    if isinstance(each, Mapping):
-                        yield from _fields(kind, each, f"{place}.{key}")
+                for item in content if isinstance(content, list) else [content]:
+                    if isinstance(item, Mapping):
+                        yield from _fields(kind, item, f"{place}.{key}")
 
 
-def _runtime_env(given: str | Mapping[str, Any] | None, place: str) -> Iterator[str]:
-    """Ray takes any key there."""
+def _runtime_env(source: str | Mapping[str, Any] | None, place: str) -> Iterator[str]:
+    """Problems of a runtime environment, whose keys Ray does not check."""
     try:
-        value = yaml.safe_load(given) if isinstance(given, str) else given
+        value = yaml.safe_load(source) if isinstance(source, str) else source
     except yaml.YAMLError as error:
         yield f"{place}: {error}"
         return
     for key in value or {}:
         if key not in _RUNTIME_ENV:
-            yield unknown(f"{place}.{key}", key, list(_RUNTIME_ENV))
+            yield unknown_key(f"{place}.{key}", key, list(_RUNTIME_ENV))
     for name, text in ((value or {}).get("env_vars") or {}).items():
         yield from environment(name, str(text), place)

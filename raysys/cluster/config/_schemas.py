@@ -1,7 +1,7 @@
-"""What the free-form parts of a cluster's configuration may hold, as JSON schemas.
+"""JSON schemas of the free-form parts of a cluster's configuration.
 
-Ray's schema leaves the provider's options, a node type's machine, its labels and its resources
-open, and KubeRay's leave maps open: there a misspelt key would be passed over without a word.
+Ray's schema accepts any provider options, machine settings, labels and resources, and KubeRay's
+definitions accept any keys in maps: a misspelt key there would be ignored silently.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ Schema = dict[str, Any]
 
 
 def closed(names: str = "", /, **properties: Schema) -> Schema:
-    """An object that has no keys but these: names of any value, and those with a schema."""
-    every: dict[str, Schema] = {name: {} for name in names.split()}
+    """An object without additional properties: names of any value, and properties with a schema."""
+    untyped: dict[str, Schema] = {name: {} for name in names.split()}
     return {
         "type": "object",
-        "properties": every | properties,
+        "properties": untyped | properties,
         "additionalProperties": False,
     }
 
 
-def each(schema: Schema) -> Schema:
-    """A list of such."""
-    return {"type": "array", "items": schema}
+def array(items: Schema) -> Schema:
+    """An array of items with a schema."""
+    return {"type": "array", "items": items}
 
 
-# Labels are Ray's own, or have no prefix: a misspelt `ray.io/...` is neither.
+# Labels are Ray's, or have no prefix: a misspelt `ray.io/...` is neither.
 RAY_LABELS: Schema = {
     "type": "object",
     "propertyNames": {
@@ -36,7 +36,7 @@ RAY_LABELS: Schema = {
     "properties": {"ray.io/market-type": {"enum": ["spot", "on-demand"]}},
 }
 
-# raysys asks for machines by labels; resources are what Ray knows.
+# raysys selects machines by labels, so resources are limited to Ray's.
 RAY_RESOURCES: Schema = {
     "type": "object",
     "propertyNames": {
@@ -48,13 +48,13 @@ RAY_RESOURCES: Schema = {
 _EBS = closed(
     "DeleteOnTermination Iops SnapshotId VolumeSize VolumeType KmsKeyId Throughput Encrypted"
 )
-# The parameters of EC2's RunInstances, but for those that Ray sets, and Ray's own SubnetIds.
+# Parameters of EC2's RunInstances except those set by Ray, and Ray's SubnetIds.
 _AWS_NODE = closed(
     "ImageId InstanceType KernelId KeyName RamdiskId SecurityGroupIds SecurityGroups SubnetId "
     "SubnetIds UserData EbsOptimized InstanceInitiatedShutdownBehavior PrivateIpAddress "
     "EnablePrimaryIpv6 DisableApiStop DisableApiTermination ElasticInferenceAccelerators "
     "LicenseSpecifications",
-    BlockDeviceMappings=each(closed("DeviceName VirtualName NoDevice", Ebs=_EBS)),
+    BlockDeviceMappings=array(closed("DeviceName VirtualName NoDevice", Ebs=_EBS)),
     CapacityReservationSpecification=closed(
         "CapacityReservationPreference",
         CapacityReservationTarget=closed(
@@ -78,7 +78,7 @@ _AWS_NODE = closed(
         "HttpTokens HttpPutResponseHopLimit HttpEndpoint HttpProtocolIpv6 InstanceMetadataTags"
     ),
     Monitoring=closed("Enabled"),
-    NetworkInterfaces=each(
+    NetworkInterfaces=array(
         closed(
             "AssociatePublicIpAddress DeleteOnTermination Description DeviceIndex Groups "
             "NetworkInterfaceId PrivateIpAddress SubnetId InterfaceType NetworkCardIndex"
@@ -91,10 +91,10 @@ _AWS_NODE = closed(
     PrivateDnsNameOptions=closed(
         "HostnameType EnableResourceNameDnsARecord EnableResourceNameDnsAAAARecord"
     ),
-    TagSpecifications=each(closed("ResourceType", Tags=each(closed("Key Value")))),
+    TagSpecifications=array(closed("ResourceType", Tags=array(closed("Key Value")))),
 )
 
-# An instance of Compute Engine's API, but for what Ray or Google sets.
+# An instance of Compute Engine's API, except the fields set by Ray or Google.
 _GCP_NODE = closed(
     "canIpForward deletionProtection description hostname machineType minCpuPlatform "
     "privateIpv6GoogleAccess resourcePolicies sourceMachineImage sourceInstanceTemplate",
@@ -103,7 +103,7 @@ _GCP_NODE = closed(
         "performanceMonitoringUnit turboMode"
     ),
     confidentialInstanceConfig=closed("enableConfidentialCompute confidentialInstanceType"),
-    disks=each(
+    disks=array(
         closed(
             "autoDelete boot deviceName diskEncryptionKey diskSizeGb interface mode source type",
             initializeParams=closed(
@@ -112,10 +112,10 @@ _GCP_NODE = closed(
             ),
         )
     ),
-    guestAccelerators=each(closed("acceleratorCount acceleratorType")),
+    guestAccelerators=array(closed("acceleratorCount acceleratorType")),
     labels={"type": "object", "propertyNames": {"pattern": "^[a-z][a-z0-9_-]{0,62}$"}},
-    metadata=closed(items=each(closed("key value"))),
-    networkInterfaces=each(
+    metadata=closed(items=array(closed("key value"))),
+    networkInterfaces=array(
         closed(
             "accessConfigs aliasIpRanges kind name network networkIP nicType stackType subnetwork"
         )
@@ -126,12 +126,12 @@ _GCP_NODE = closed(
         "minNodeCpus nodeAffinities onHostMaintenance preemptible",
         provisioningModel={"enum": ["STANDARD", "SPOT", "RESERVATION_BOUND", "FLEX_START"]},
     ),
-    serviceAccounts=each(closed("email scopes")),
+    serviceAccounts=array(closed("email scopes")),
     shieldedInstanceConfig=closed("enableIntegrityMonitoring enableSecureBoot enableVtpm"),
     tags=closed("items"),
 )
 
-# Options of a provider, and the machine of a node type.
+# Options of a provider, and machine settings of its node types.
 PROVIDERS: dict[str, tuple[Schema, Schema]] = {
     "aws": (
         closed(
@@ -155,7 +155,7 @@ PROVIDERS: dict[str, tuple[Schema, Schema]] = {
     ),
 }
 
-# Maps that KubeRay's definitions leave open, by the names that they have there.
+# Maps with arbitrary keys in KubeRay's definitions, by name.
 _POD_RESOURCES: Schema = {
     "type": "object",
     "propertyNames": {
@@ -209,12 +209,12 @@ POD_MONITOR = closed(
         "jobLabel podTargetLabels sampleLimit",
         namespaceSelector=closed("any matchNames"),
         selector=closed(
-            matchLabels=_POD_LABELS, matchExpressions=each(closed("key operator values"))
+            matchLabels=_POD_LABELS, matchExpressions=array(closed("key operator values"))
         ),
-        podMetricsEndpoints=each(
+        podMetricsEndpoints=array(
             closed(
                 "port portNumber path scheme interval scrapeTimeout honorLabels metricRelabelings",
-                relabelings=each(
+                relabelings=array(
                     closed("sourceLabels separator targetLabel regex modulus replacement action")
                 ),
             )
