@@ -50,7 +50,7 @@ JOBS = {
     "flight_delays": Flagged(
         ("--no-serve", "--no-compare", "--epochs=1", "--boost-trials=1", "--rounds=60"),
         ("etl", "make features", "fit featurizer", "look for leaks", "tune boosting", "boost",
-         "train network", "put together", "score", "fit blend", "store model", "evaluate"),
+         "train network", "combine models", "score", "fit blend", "store model", "evaluate"),
         ("etl", "boost"),
     ),
 }  # fmt: skip

@@ -90,7 +90,7 @@ def test_another_folder_needs_the_address_and_the_token(
     jobs = call(environment, BIN / "raysys", "jobs").stdout
     without = call(bare, *submit, cwd=folder)
     assert without.returncode == 1
-    assert "there is none here: set RAY_AUTH_TOKEN" in without.stderr
+    assert "none is set: set RAY_AUTH_TOKEN" in without.stderr
     wrong = call(bare | {"RAY_AUTH_TOKEN": "0" * 64}, *submit, cwd=folder)
     assert wrong.returncode == 1
     assert "rejects the token" in wrong.stderr

@@ -74,7 +74,8 @@ def test_all_steps_ran_and_no_rows_passed_through_the_driver(finished: Finished)
     steps = {step["name"]: step for step in finished.record["steps"]}
     assert list(steps) == [
         "etl", "make features", "fit featurizer", "look for leaks", "tune boosting", "boost",
-        "train network", "put together", "score", "fit blend", "store model", "evaluate", "publish",
+        "train network", "combine models", "score", "fit blend", "store model", "evaluate",
+        "publish",
     ]  # fmt: skip
     rowless = ("etl", "tune boosting", "boost", "fit blend", "store model", "evaluate", "publish")
     assert {name: steps[name]["driver_table_bytes"] for name in rowless} == dict.fromkeys(
