@@ -1,20 +1,35 @@
-"""Every Python block of every package's README runs, the blocks of one README in one namespace."""
+"""Every Python block of every README runs: those of one README in one namespace, jobs as scripts."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 import raysys
 from raysys import serve
 
-PACKAGES = Path(raysys.__file__).parent
-READMES = sorted(PACKAGES.rglob("README.md"))
+ROOT = Path(raysys.__file__).parents[1]
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("raysys/**/README.md"))]
+
+
+def run_as_script(block: str, folder: Path) -> None:
+    file = folder / "job.py"
+    file.write_text(block)
+    address = ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        [sys.executable, file], cwd=folder, env={**os.environ, "RAY_ADDRESS": address},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
-def test_the_example_of_a_package_runs(
+def test_the_examples_of_a_readme_run(
     readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), flags=re.M | re.S)
@@ -22,10 +37,12 @@ def test_the_example_of_a_package_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAYSYS_STORAGE", str(tmp_path / "storage"))
     namespace: dict[str, object] = {"__name__": "example"}
-    deploys = any("deploy(" in block for block in blocks)
     try:
         for block in blocks:
-            exec(compile(block, str(readme), "exec"), namespace)
+            if "__main__" in block:
+                run_as_script(block, tmp_path)
+            else:
+                exec(compile(block, str(readme), "exec"), namespace)
     finally:
-        if deploys:
+        if any("deploy(" in block for block in blocks):
             serve.shutdown()
