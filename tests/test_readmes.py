@@ -1,4 +1,4 @@
-"""Every Python block of every README runs: those of one README in one namespace, jobs as scripts."""
+"""Every Python block of every README runs, in one namespace for each; jobs run as scripts."""
 
 import os
 import re
