@@ -286,7 +286,7 @@ def test_keys_let_in_what_their_limits_allow(guarded: Endpoint, serving_storage:
 def test_names_of_keys_are_checked(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     assert create_key(storage, "ann") != create_key(storage, "bob")
-    with pytest.raises(RaysysError, match="already"):
+    with pytest.raises(RaysysError, match="exists"):
         create_key(storage, "ann")
     with pytest.raises(RaysysError, match="up to 64"):
         create_key(storage, "an n\n")

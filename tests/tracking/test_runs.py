@@ -130,7 +130,7 @@ def test_compare_plots_curves(server: Storage, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["films-1"], "films-1: give two runs or more"),
+        (["films-1"], "films-1: give two or more runs"),
         (["films-1", "films-2", "--metric", "auc"], "no run has a metric 'auc'; they have: films,"),
         (["films-1", "films-2", "--metric", "films", "--plot", "a.png"], "cannot plot 'films'"),
         (["films-1", "late-1", "--plot", "a.png"], "share no curve to plot"),
