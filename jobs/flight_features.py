@@ -1,8 +1,8 @@
-"""Features of a flight at its scheduled departure: the same code for tables and requests.
+"""Features of a flight at its scheduled departure, in bulk and online.
 
-T is the scheduled departure. An actual departure is known from when it happened, but not before
-its own T; an arrival likewise. Only facts known strictly before T are used, so that neither a
-flight's own outcome nor that of a flight at the same minute can be among its features.
+T is the scheduled departure. An actual departure or arrival becomes known when it happens, but not
+before the T of its flight. Features use only facts known strictly before T: neither the flight's
+own outcome nor that of a flight at the same minute.
 """
 
 from __future__ import annotations
@@ -30,60 +30,60 @@ NUMBERS = (
     "hist_flight", "hist_route", "humid", "wind_n", "wind_e", "precip_3h", "pressure_3h",
 )  # fmt: skip
 FEATURES = (*NUMBERS, *CODES)
-# Facts of a flight before its departure; the fields of a request.
+# Facts known before the departure; the fields of a request.
 SCHEDULE = ("departure", "block", "carrier", "flight", "tailnum", "origin", "dest")
 
 # Codes of the keys that flights share, int64 `(n,)`; -1 for unseen keys.
 Keys = dict[str, np.ndarray]
 LATE = 15  # minutes
-_WAITS = 4 * HOUR  # after this time a flight that has not left no longer counts as waiting
-_PRIOR = 30  # weight of the overall rate in a flight's or route's own, in flights
+_WAITS = 4 * HOUR  # a flight waits no longer than this
+_PRIOR = 30  # weight of the overall rate in the rate of a flight or route, in flights
 _EXACT = 2.0**20
 
 
 class FlightFeatures:
-    """Features of flights from earlier flights and weather."""
+    """Features of flights, from earlier flights and weather."""
 
     def __init__(self, tables: Mapping[str, pa.Table]) -> None:
-        """Index the past by the time at which it became known.
+        """Index past events by the time at which they became known.
 
         Args:
             tables: Tables of `flight_etl.etl`; outcomes in `flights` may be missing.
         """
         flights = tables["flights"]
-        of = Flights.of(flights)
-        self._places(tables, of)
-        keys = self._keys(of)
+        schedule = Flights.of(flights)
+        self._codes(tables, schedule)
+        keys = self._keys(schedule)
         left, landed = (numbers(flights[name]) for name in ("dep_delay", "arr_delay"))
-        left_at = _known(of.departure, left)
-        landed_at = _known(of.departure, of.block + landed)
-        self._schedules(keys, of, left_at)
+        left_at = _known_at(schedule.departure, left)
+        landed_at = _known_at(schedule.departure, schedule.block + landed)
+        self._schedules(keys, schedule, left_at)
         self._departures(keys, left, left_at)
-        taxi = of.block + landed - left - numbers(flights["air_time"])
+        taxi = schedule.block + landed - left - numbers(flights["air_time"])
         self._arrivals(keys, left, landed, taxi, landed_at)
-        self._rates(keys, of, landed, landed_at)
-        tail = self._tails(of.tailnum)
+        self._rates(keys, schedule, landed, landed_at)
+        tail = self._tails(schedule.tailnum)
         self._legs = Latest.of(
-            tail, of.departure, block=of.block, left=left, left_at=left_at.astype(float),
-            landed=landed, landed_at=landed_at.astype(float),
+            tail, schedule.departure, block=schedule.block, left=left,
+            left_at=left_at.astype(float), landed=landed, landed_at=landed_at.astype(float),
         )  # fmt: skip
         self._weather = _weather(tables["weather"], self._origin)
 
-    def __call__(self, of: Flights) -> np.ndarray:
-        """The features of flights.
+    def __call__(self, flights: Flights) -> np.ndarray:
+        """Features of flights.
 
         Returns:
             float32 `(n, len(FEATURES))`, NaN for unknown values.
         """
-        keys, at = self._keys(of), of.departure
+        keys, at = self._keys(flights), flights.departure
         clock = at + ahead(at)
-        tail = self._tails(of.tailnum)
+        tail = self._tails(flights.tailnum)
         features = {
             "minute_of_day": clock % DAY,
             "weekday": (clock // DAY + 3) % 7,
-            "block": of.block,
-            "distance": self._distance[self._route(of.origin, of.dest)],
-            "seats": self._seats[self._plane(of.tailnum)],
+            "block": flights.block,
+            "distance": self._distance[self._route(flights.origin, flights.dest)],
+            "seats": self._seats[self._plane(flights.tailnum)],
             "sched_prev60": self._scheduled.within(keys["origin"], at - HOUR, at)["n"],
             "carrier_code": _code(keys["carrier"]),
             "origin_code": _code(keys["origin"]),
@@ -105,60 +105,61 @@ class FlightFeatures:
         )
         return np.stack([features[name].astype(np.float32) for name in FEATURES], axis=1)
 
-    def knows(self, of: Flights) -> dict[str, np.ndarray]:
+    def knows(self, flights: Flights) -> dict[str, np.ndarray]:
         """Whether carrier, destination and aircraft occur in the past, bool `(n,)` by name."""
-        seen = {"carrier": self._carrier(of.carrier), "dest": self._dest(of.dest)}
-        return {
-            name: code >= 0 for name, code in (seen | {"tailnum": self._tails(of.tailnum)}).items()
+        codes = {
+            "carrier": self._carrier(flights.carrier),
+            "dest": self._dest(flights.dest),
+            "tailnum": self._tails(flights.tailnum),
         }
+        return {name: code >= 0 for name, code in codes.items()}
 
-    def _places(self, tables: Mapping[str, pa.Table], of: Flights) -> None:
+    def _codes(self, tables: Mapping[str, pa.Table], flights: Flights) -> None:
         """Codes of carriers, airports, routes and aircraft."""
-        self._carrier, self._origin, self._dest = (
-            Codes(of.carrier),
-            Codes(of.origin),
-            Codes(of.dest),
-        )
-        self._carrier_at = Codes(of.origin, of.carrier)
-        self._line = Codes(of.dest, of.carrier)
-        self._carriers_route = Codes(of.origin, of.dest, of.carrier)
-        self._number = Codes(of.carrier, of.flight, of.dest)
-        self._tails = Codes(of.tailnum[of.tailnum != ""])
+        carrier, origin, dest = flights.carrier, flights.origin, flights.dest
+        self._carrier, self._origin, self._dest = Codes(carrier), Codes(origin), Codes(dest)
+        self._carrier_at = Codes(origin, carrier)
+        self._line = Codes(dest, carrier)
+        self._carriers_route = Codes(origin, dest, carrier)
+        self._number = Codes(carrier, flights.flight, dest)
+        self._tails = Codes(flights.tailnum[flights.tailnum != ""])
         airports, planes, routes = (tables[name] for name in ("airports", "planes", "routes"))
-        place, tail = texts(airports["airport"]), texts(planes["tailnum"])
+        airport, tail = texts(airports["airport"]), texts(planes["tailnum"])
         ends = texts(routes["origin"]), texts(routes["dest"])
-        self._airport, self._plane, self._route = Codes(place), Codes(tail), Codes(*ends)
-        # Cells of the map, four degrees by six: neighbours share weather and ground stops.
+        self._airport, self._plane, self._route = Codes(airport), Codes(tail), Codes(*ends)
+        # Cells of four by six degrees, in which airports share weather and ground stops.
         north, east = numbers(airports["lat"]) // 4, numbers(airports["lon"]) // 6
-        self._region = _by_code(self._airport, (place,), (north + 90) * 1000 + east + 180)
+        self._region = _by_code(self._airport, (airport,), (north + 90) * 1000 + east + 180)
         self._seats = _by_code(self._plane, (tail,), numbers(planes["seats"]))
         self._distance = _by_code(self._route, ends, numbers(routes["distance"]))
 
-    def _keys(self, of: Flights) -> Keys:
-        region = np.nan_to_num(self._region[self._airport(of.dest)], nan=-1)
+    def _keys(self, flights: Flights) -> Keys:
+        carrier, origin, dest = flights.carrier, flights.origin, flights.dest
+        region = np.nan_to_num(self._region[self._airport(dest)], nan=-1)
         return {
-            "all": np.zeros(len(of.flight), np.int64),
-            "origin": self._origin(of.origin),
-            "carrier": self._carrier(of.carrier),
-            "dest": self._dest(of.dest),
+            "all": np.zeros(len(flights.flight), np.int64),
+            "origin": self._origin(origin),
+            "carrier": self._carrier(carrier),
+            "dest": self._dest(dest),
             "region": region.astype(np.int64),
-            "carrier_at": self._carrier_at(of.origin, of.carrier),
-            "line": self._line(of.dest, of.carrier),
-            "route": self._carriers_route(of.origin, of.dest, of.carrier),
-            "number": self._number(of.carrier, of.flight, of.dest),
+            "carrier_at": self._carrier_at(origin, carrier),
+            "line": self._line(dest, carrier),
+            "route": self._carriers_route(origin, dest, carrier),
+            "number": self._number(carrier, flights.flight, dest),
         }
 
-    def _schedules(self, keys: Keys, of: Flights, left_at: np.ndarray) -> None:
+    def _schedules(self, keys: Keys, flights: Flights, left_at: np.ndarray) -> None:
         """Scheduled and waiting flights: a flight waits from its T until it leaves."""
-        self._scheduled = Sums.of(keys["origin"], of.departure, n=1.0)
-        gone = np.minimum(left_at, of.departure + _WAITS)
-        ones = np.ones(len(gone))
+        departure = flights.departure
+        self._scheduled = Sums.of(keys["origin"], departure, n=1.0)
+        wait_end = np.minimum(left_at, departure + _WAITS)
+        ones = np.ones(len(wait_end))
         self._waiting = {
             by: Sums.of(
                 np.concatenate([keys[by], keys[by]]),
-                np.concatenate([of.departure, gone]),
+                np.concatenate([departure, wait_end]),
                 n=np.concatenate([ones, -ones]),
-                since=np.concatenate([of.departure, -of.departure]).astype(float),
+                since=np.concatenate([departure, -departure]).astype(float),
             )
             for by in ("origin", "all", "carrier", "region")
         }
@@ -180,22 +181,22 @@ class FlightFeatures:
         by = {by for _, by, _, _ in _ARRIVED}
         self._arrived = {name: Sums.of(keys[name], at, **values) for name in by}
 
-    def _rates(self, keys: Keys, of: Flights, landed: np.ndarray, at: np.ndarray) -> None:
-        """Excess of lateness over all flights so far, by New York's day of the arrival."""
+    def _rates(self, keys: Keys, flights: Flights, landed: np.ndarray, at: np.ndarray) -> None:
+        """Excess of lateness over all flights so far, by the day of arrival in New York."""
         late = (landed > LATE).astype(float)
-        day = np.where(at < NEVER, (at + ahead(of.departure)) // DAY, NEVER)
+        day = np.where(at < NEVER, (at + ahead(flights.departure)) // DAY, NEVER)
         total = Sums.of(keys["all"], day, n=1.0, late=late)
         so_far = total.within(keys["all"], 0, day + 1)
         overall = so_far["late"] / np.maximum(so_far["n"], 1)
-        above = late - np.round(overall * _EXACT) / _EXACT  # so that sums of it are exact
-        self._rate = {by: Sums.of(keys[by], day, n=1.0, late=above) for _, by in _RATES}
+        excess = late - np.round(overall * _EXACT) / _EXACT  # rounded, so that sums are exact
+        self._rate = {by: Sums.of(keys[by], day, n=1.0, late=excess) for _, by in _RATES}
 
     def _previous_leg(self, tail: np.ndarray, at: np.ndarray) -> dict[str, np.ndarray]:
-        """The aircraft's last flight from New York within a day, and its delay as known at T.
+        """The aircraft's last flight from New York within a day, and its delay known at T.
 
-        The delay is that on arrival if it has landed, on departure if it has left, and otherwise
-        the time since its T. The slack is the time between the two departures minus the delay and
-        the flights there and back.
+        The delay is the arrival delay if it has landed, the departure delay if it has left, and
+        the time since its T otherwise. The slack is the time between the two departures minus the
+        delay and twice the block time.
         """
         leg = self._legs.within(tail, at - DAY + 1, at)
         gap = at - leg["time"]
@@ -216,7 +217,7 @@ def add_features(block: pa.Table, tables: Mapping[str, Any]) -> pa.Table:
         tables: Tables of `flight_etl.etl`.
 
     Returns:
-        The schedule's columns, the features as float32, `arr_delay` and `late`, 0 or 1.
+        Columns of the schedule; the features, float32; `arr_delay`; `late`, 0 or 1.
     """
     features = FlightFeatures({name: table.to_arrow() for name, table in tables.items()})
     values = features(Flights.of(block))
@@ -253,7 +254,7 @@ _RATES = (("hist_flight", "number"), ("hist_route", "route"))
 
 
 def _weather(rows: pa.Table, origins: Codes) -> Latest:
-    """Weather by origin, known at the end of its hour."""
+    """Weather by origin; known at the end of its hour."""
     frame = pl.from_arrow(rows)
     assert isinstance(frame, pl.DataFrame)
     speed, angle = pl.col("wind_speed").clip(0, 80), pl.col("wind_dir").radians()
@@ -275,8 +276,8 @@ def _weather(rows: pa.Table, origins: Codes) -> Latest:
     )
 
 
-def _known(departure: np.ndarray, minutes_later: np.ndarray) -> np.ndarray:
-    """Minute at which an outcome is known, from the scheduled departure on; NEVER without one."""
+def _known_at(departure: np.ndarray, minutes_later: np.ndarray) -> np.ndarray:
+    """Minute at which an outcome is known, at the earliest T; NEVER without an outcome."""
     present = ~np.isnan(minutes_later)
     later = np.where(present, np.maximum(minutes_later, 0), 0).astype(np.int64)
     return np.where(present, departure + later, NEVER)

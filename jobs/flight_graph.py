@@ -1,4 +1,4 @@
-"""The serving graph: a flight's schedule in, the probability that it arrives late out."""
+"""The serving graph: from a flight's schedule to the probability of a late arrival."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from raysys.storage import Storage
 
 _TABLES = ("flights", "weather", "airports", "planes", "routes")
-_BUSY = datetime(2013, 12, 17, 18, 30, tzinfo=ZoneInfo(HOME))
-_LONGEST = 1440  # minutes from departure to arrival
+_BUSY_HOUR = datetime(2013, 12, 17, 18, 30, tzinfo=ZoneInfo(HOME))
+_MAX_DURATION = 1440  # minutes from departure to arrival
 
 
 def _or_empty(value: Any) -> Any:
@@ -44,17 +44,17 @@ def _or_empty(value: Any) -> Any:
 
 
 class FlightRequest(BaseModel):
-    """A flight's schedule; what had happened by its departure is looked up."""
+    """A flight's schedule; earlier flights and weather are stored with the model."""
 
-    carrier: str = Field(max_length=8, description="its two letters, as in B6")
-    flight: int = Field(ge=0, le=99_999, description="its number")
+    carrier: str = Field(max_length=8, description="two characters such as B6")
+    flight: int = Field(ge=0, le=99_999, description="flight number")
     tailnum: Annotated[str, BeforeValidator(_or_empty)] = Field(
-        "", max_length=8, description="the aircraft; null or empty if not known"
+        "", max_length=8, description="aircraft; null or empty if unknown"
     )
     origin: str = Field(max_length=8, description="EWR, JFK or LGA")
-    dest: str = Field(max_length=8, description="airport of arrival, as in SFO")
+    dest: str = Field(max_length=8, description="destination airport such as SFO")
     sched_dep: str = Field(description="ISO 8601 with an offset: 2013-12-17T18:30:00-05:00")
-    sched_arr: str = Field(description="likewise; later, by a day at most")
+    sched_arr: str = Field(description="ISO 8601 with an offset; at most a day later")
 
     @field_validator("sched_dep")
     @classmethod
@@ -64,21 +64,21 @@ class FlightRequest(BaseModel):
 
     @field_validator("sched_arr")
     @classmethod
-    def _follows_the_departure(cls, text: str, given: ValidationInfo) -> str:
-        arrival, departure = minutes_of(text), given.data.get("sched_dep")
-        if departure is not None and not 0 < arrival - minutes_of(departure) <= _LONGEST:
-            raise ValueError(f"must be later than sched_dep, {departure}, by a day at most")
+    def _follows_the_departure(cls, text: str, info: ValidationInfo) -> str:
+        arrival, departure = minutes_of(text), info.data.get("sched_dep")
+        if departure is not None and not 0 < arrival - minutes_of(departure) <= _MAX_DURATION:
+            raise ValueError(f"must be at most a day later than sched_dep, {departure}")
         return text
 
 
 class FlightResponse(BaseModel):
-    """What to expect of the flight."""
+    """The prediction."""
 
-    probability_late: float = Field(description=f"of arriving over {LATE} minutes late")
-    late: bool = Field(description="whether that is more likely than not")
+    probability_late: float = Field(description=f"probability of over {LATE} minutes late")
+    late: bool = Field(description="whether the probability is over 0.5")
     boosted: float = Field(description="log-odds of the trees")
     network: float = Field(description="log-odds of the network")
-    unknown: list[str] = Field(description="fields with a value that no flight had before")
+    unknown: list[str] = Field(description="fields with a value of no earlier flight")
 
 
 SIGNATURE = {
@@ -88,7 +88,7 @@ SIGNATURE = {
 
 
 class FlightGraph:
-    """The nodes of the graph, over one stored model and the history that stands beside it."""
+    """Nodes of the graph over a stored model and its history of flights."""
 
     def __init__(self, model: Path) -> None:
         """Load a model from its folder."""
@@ -107,7 +107,7 @@ class FlightGraph:
         self, carrier: np.ndarray, flight: np.ndarray, tailnum: np.ndarray, origin: np.ndarray,
         dest: np.ndarray, sched_dep: np.ndarray, sched_arr: np.ndarray,
     ) -> Flights:  # fmt: skip
-        """The request in the terms of the features."""
+        """Schedules as inputs of the features."""
         departure, arrival = (
             np.array([minutes_of(text) for text in times], np.int64)
             for times in (sched_dep, sched_arr)
@@ -117,7 +117,7 @@ class FlightGraph:
         return Flights(departure, block, np.asarray(carrier, np.str_), flight, *texts)
 
     def features(self, schedule: Flights) -> np.ndarray:
-        """float32 `(n, len(FEATURES))`."""
+        """Features, float32 `(n, len(FEATURES))`."""
         return self._features(schedule)
 
     def boosted(self, features: np.ndarray) -> np.ndarray:
@@ -131,8 +131,8 @@ class FlightGraph:
     def answer(
         self, schedule: Flights, boosted: np.ndarray, network: np.ndarray
     ) -> list[dict[str, Any]]:
-        """One answer a request, in the form of `FlightResponse`."""
-        known = self._features.knows(schedule)
+        """Responses, in the form of `FlightResponse`."""
+        is_known = self._features.knows(schedule)
         probability = self._blend.probability(np.stack([boosted, network], axis=1))
         return [
             {
@@ -140,7 +140,7 @@ class FlightGraph:
                 "late": bool(chance > 0.5),
                 "boosted": float(boosted[row]),
                 "network": float(network[row]),
-                "unknown": [name for name, seen in known.items() if not seen[row]],
+                "unknown": [name for name, known in is_known.items() if not known[row]],
             }
             for row, chance in enumerate(probability)
         ]
@@ -149,7 +149,7 @@ class FlightGraph:
 def write_model(
     tables: Mapping[str, Table], trained: ObjectRef, blend: LogisticBlend, folder: Path
 ) -> None:
-    """Fill a model's folder with what `FlightGraph` loads; `trained` is a `Trained`."""
+    """Write the files that `FlightGraph` loads; `trained` is a reference to a `Trained`."""
     import ray
 
     booster, featurizer, network = ray.get(trained)
@@ -162,7 +162,7 @@ def write_model(
 
 
 def build_graph(flights: FlightGraph | LazyObject, output: str = "answer") -> Graph:
-    """The graph over a model, or over one that each replica loads."""
+    """The graph over a model that is loaded, or loaded by each replica."""
     return Graph(
         inputs=FlightRequest,
         nodes={
@@ -175,27 +175,27 @@ def build_graph(flights: FlightGraph | LazyObject, output: str = "answer") -> Gr
 
 
 def endpoint_graph(storage: Storage, model: StoredModel) -> Graph:
-    """The graph that is served."""
+    """The served graph."""
     return build_graph(LazyModel(FlightGraph, storage, model))
 
 
 def minutes_of(text: str) -> int:
-    """A time as whole minutes since 1970, in UTC.
+    """Minutes since 1970 in UTC of an ISO 8601 time.
 
     Raises:
-        ValueError: It is none, or has no offset.
+        ValueError: The text is not a time, or has no offset.
     """
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError("give a time in ISO 8601, such as 2013-12-17T18:30:00-05:00") from None
+        raise ValueError("write the time in ISO 8601, such as 2013-12-17T18:30:00-05:00") from None
     if moment.tzinfo is None:
-        raise ValueError("give the time with its offset from UTC, such as -05:00 or Z")
+        raise ValueError("write the time with its offset from UTC, such as -05:00 or Z")
     return int(moment.timestamp() // 60)
 
 
 def request_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A flight of `flight_etl.etl` as a request."""
+    """The request for a flight of `flight_etl.etl`."""
     departure = row["departure"].astimezone(ZoneInfo(HOME))
     arrival = departure + timedelta(minutes=row["block"])
     names = ("carrier", "flight", "tailnum", "origin", "dest")
@@ -207,10 +207,10 @@ def request_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def example_flight(flights: Table) -> dict[str, Any]:
-    """A flight to ask about: the first that landed of those from a busy hour on, else the last."""
+    """The first landed flight from a busy hour on, else the last landed one."""
     import pyarrow.compute as pc
 
     landed = flights.to_arrow().sort_by("departure")
     landed = landed.filter(pc.is_valid(landed["arr_delay"]))
-    later = landed.filter(pc.greater_equal(landed["departure"], pa.scalar(_BUSY)))
+    later = landed.filter(pc.greater_equal(landed["departure"], pa.scalar(_BUSY_HOUR)))
     return (later if len(later) else landed.slice(len(landed) - 1)).slice(0, 1).to_pylist()[0]

@@ -1,4 +1,4 @@
-"""A network that tells how late a flight will be, threshold by threshold."""
+"""A network for flight delays with a log-odds output per threshold."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from raysys.train import StateDict
 
-# The first is what is asked for; the others teach the network the shape of the delay.
+# The first is the target; the others are auxiliary targets for the distribution of the delay.
 THRESHOLDS = (LATE, -15, -5, 5, 30, 60, 120)
-_OTHERS_WEIGHT = 0.5
-_OFTEN = 0.005  # share of missing values from which on they are flagged
-_EMBEDDED = (6, 2, 8)  # lengths of the vectors of carriers, origins and destinations
+_AUXILIARY_WEIGHT = 0.5
+_MIN_MISSING_SHARE = 0.005  # of a number, for an input that flags missing values
+_EMBEDDING_DIMS = (6, 2, 8)  # of carriers, origins and destinations
 
-# Their ranks flatten the long tails, so the network is given them on their own scale too.
+# Ranks flatten long tails, so the network also gets these numbers on their own scale.
 _HEAVY_TAILED = (
     "origin_queue", "origin_wait", "all_queue", "carrier_queue", "region_queue", "all_24h_delay",
     "oc_3h_delay", "dest_24h_arr_delay", "origin_arr_3h_gain", "region_6h_gain", "dest_24h_gain",
@@ -43,15 +43,15 @@ FEATURIZER = Featurizer(
 
 
 class DelayNetwork(nn.Module):
-    """Two hidden layers over ranks, scaled numbers and embedded codes; a log-odds a threshold."""
+    """Two hidden layers over ranks, scaled numbers and embedded codes; log-odds per threshold."""
 
     def __init__(
         self, numbers: int, codes: tuple[int, ...], hidden: int = 384, dropout: float = 0.2
     ) -> None:
-        """Make the network.
+        """Create the network.
 
         Args:
-            numbers: Columns of `FEATURIZER`.
+            numbers: Number of columns of `FEATURIZER`.
             codes: Number of carriers, origins and destinations in training.
             hidden: Width of the hidden layers.
             dropout: Share of their outputs dropped in training.
@@ -59,16 +59,17 @@ class DelayNetwork(nn.Module):
         super().__init__()
         self.register_buffer("middle", torch.zeros(len(NUMBERS)))
         self.register_buffer("spread", torch.ones(len(NUMBERS)))
-        # Which numbers are missing so often that it can be learned what that means.
+        # Numbers missing so often that a flag can be learned.
         self.register_buffer("flagged", torch.zeros(len(NUMBERS)))
-        # Row 0 is for what training has not seen.
+        # Row 0 is for codes unseen in training.
         self.embeddings = nn.ModuleList(
-            nn.Embedding(1 + count, length) for count, length in zip(codes, _EMBEDDED, strict=True)
+            nn.Embedding(1 + count, length)
+            for count, length in zip(codes, _EMBEDDING_DIMS, strict=True)
         )
         for embedding in self.embeddings:
             nn.init.normal_(embedding.weight, std=0.1)
             nn.init.zeros_(embedding.weight[0])
-        width = numbers + len(NUMBERS) + sum(_EMBEDDED)
+        width = numbers + len(NUMBERS) + sum(_EMBEDDING_DIMS)
         self.layers = nn.Sequential(
             nn.Linear(width, hidden), nn.SiLU(), nn.Dropout(dropout),
             nn.Linear(hidden, hidden), nn.SiLU(), nn.Dropout(dropout),
@@ -76,29 +77,29 @@ class DelayNetwork(nn.Module):
         )  # fmt: skip
 
     def log_odds(self, numbers: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """float32 `(n, len(THRESHOLDS))`.
+        """Log-odds, float32 `(n, len(THRESHOLDS))`.
 
         Args:
-            numbers: float32 `(n, numbers)`, of `FEATURIZER`: ranks from 0, -1 where missing, then
-                scaled numbers.
-            codes: int64 `(n, 3)`; -1, and those that training has not, are not known.
+            numbers: Outputs of `FEATURIZER`, float32 `(n, numbers)`: ranks from 0, -1 if missing,
+                then scaled numbers.
+            codes: int64 `(n, 3)`; -1 and codes unseen in training are unknown.
         """
         ranks, scaled = numbers[:, : len(NUMBERS)], numbers[:, len(NUMBERS) :]
         missing = ranks < 0
         ranks = ((ranks - self.middle) / self.spread).masked_fill(missing, 0.0)
         vectors = []
         for at, embedding in enumerate(self.embeddings):
-            known = codes[:, at] < embedding.num_embeddings - 1
-            vectors.append(embedding(torch.where(known, codes[:, at] + 1, 0)))
-        seen = [ranks, missing * self.flagged, scaled.clamp(-5, 5), *vectors]
-        return self.layers(torch.cat(seen, dim=1))
+            is_known = codes[:, at] < embedding.num_embeddings - 1
+            vectors.append(embedding(torch.where(is_known, codes[:, at] + 1, 0)))
+        inputs = [ranks, missing * self.flagged, scaled.clamp(-5, 5), *vectors]
+        return self.layers(torch.cat(inputs, dim=1))
 
     def forward(
         self, numbers: torch.Tensor, codes: torch.Tensor, delay: torch.Tensor
     ) -> torch.Tensor:
-        """The loss of delays on arrival, float32 `(n,)` minutes."""
+        """Loss for arrival delays in minutes, float32 `(n,)`."""
         thresholds = torch.tensor(THRESHOLDS, dtype=delay.dtype, device=delay.device)
-        weights = torch.full_like(thresholds, _OTHERS_WEIGHT)
+        weights = torch.full_like(thresholds, _AUXILIARY_WEIGHT)
         weights[0] = 1.0
         over = (delay[:, None] > thresholds).float()
         losses = functional.binary_cross_entropy_with_logits(
@@ -108,7 +109,7 @@ class DelayNetwork(nn.Module):
 
     @torch.no_grad()
     def late_log_odds(self, numbers: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """Log-odds of being late, float32 `(n,)`, in batches."""
+        """Log-odds of a late arrival, float32 `(n,)`, computed in batches."""
         parts = [
             self.log_odds(torch.from_numpy(numbers[at:stop]), torch.from_numpy(codes[at:stop]))
             for at, stop in ((at, at + 16_384) for at in range(0, len(numbers), 16_384))
@@ -117,13 +118,13 @@ class DelayNetwork(nn.Module):
 
 
 class DelayTask(TrainingTask):
-    """Learn delays of `train`, measured on `validation`.
+    """Training on `train`, evaluation on `validation`.
 
-    Both are Tables of `FEATURIZER`'s columns, the codes, `arr_delay` and `late`.
+    Both Tables have `FEATURIZER`'s columns, the codes, `arr_delay` and `late`.
     """
 
     def prepare(self, tables: Mapping[str, pa.Table]) -> int:
-        """Keep the columns of both Tables as arrays."""
+        """Store the columns of both Tables as arrays."""
         train, validation = tables["train"], tables["validation"]
         self._numbers, self._codes = columns_of(train)
         self._scale = _scale_of(self._numbers[:, : len(NUMBERS)])
@@ -133,58 +134,58 @@ class DelayTask(TrainingTask):
         return len(self._delay)
 
     def build(self) -> DelayNetwork:
-        """A fresh network that knows the training ranks' scale."""
-        seen = tuple(int(most) + 1 for most in self._codes.max(axis=0))
-        network = DelayNetwork(self._numbers.shape[1], seen)
+        """Create an untrained network with the scale of the training ranks."""
+        code_counts = tuple(int(maximum) + 1 for maximum in self._codes.max(axis=0))
+        network = DelayNetwork(self._numbers.shape[1], code_counts)
         for name, values in self._scale.items():
             network.get_buffer(name).copy_(torch.from_numpy(values))
         return network
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Inputs and delays of some flights."""
-        held = {"numbers": self._numbers, "codes": self._codes, "delay": self._delay}
-        return {name: torch.from_numpy(values[rows]) for name, values in held.items()}
+        arrays = {"numbers": self._numbers, "codes": self._codes, "delay": self._delay}
+        return {name: torch.from_numpy(values[rows]) for name, values in arrays.items()}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """Area under the ROC curve and average precision on the validation month."""
+        """ROC AUC and average precision on the validation month."""
         assert isinstance(module, DelayNetwork)
         log_odds = module.late_log_odds(*self._validation).astype(np.float64)
-        measures = binary_measures(self._late, 1 / (1 + np.exp(-log_odds)))
-        return {name: measures[name] for name in ("auc", "average_precision")}
+        metrics = binary_measures(self._late, 1 / (1 + np.exp(-log_odds)))
+        return {name: metrics[name] for name in ("auc", "average_precision")}
 
     def predictions(self, module: nn.Module) -> pa.Table:
-        """Probabilities of some flights of the validation month, and whether they were late."""
+        """Probabilities and labels of some flights of the validation month."""
         assert isinstance(module, DelayNetwork)
-        some = np.linspace(0, len(self._late) - 1, 200).astype(np.int64)
-        log_odds = module.late_log_odds(*(inputs[some] for inputs in self._validation))
+        rows = np.linspace(0, len(self._late) - 1, 200).astype(np.int64)
+        log_odds = module.late_log_odds(*(inputs[rows] for inputs in self._validation))
         probability = 1 / (1 + np.exp(-log_odds.astype(np.float64)))
-        return pa.table({"probability": probability, "late": self._late[some]})
+        return pa.table({"probability": probability, "late": self._late[rows]})
 
 
 def build_network(parameters: StateDict) -> DelayNetwork:
-    """The network with trained parameters, ready to ask."""
-    embedded = [parameters[f"embeddings.{at}.weight"] for at in range(len(CODES))]
-    width = parameters["layers.0.weight"].shape[1] - len(NUMBERS) - sum(_EMBEDDED)
+    """The network with trained parameters, in evaluation mode."""
+    embeddings = [parameters[f"embeddings.{at}.weight"] for at in range(len(CODES))]
+    width = parameters["layers.0.weight"].shape[1] - len(NUMBERS) - sum(_EMBEDDING_DIMS)
     network = DelayNetwork(
-        width, tuple(len(rows) - 1 for rows in embedded), len(parameters["layers.0.weight"])
+        width, tuple(len(rows) - 1 for rows in embeddings), len(parameters["layers.0.weight"])
     )
     network.load_state_dict(parameters)
     return network.eval()
 
 
 def _scale_of(ranks: np.ndarray) -> dict[str, np.ndarray]:
-    """The buffers of `DelayNetwork`, over the ranks that are there."""
-    there = np.where(ranks < 0, np.nan, ranks)
-    spread = np.nanstd(there, axis=0)
+    """Buffers of `DelayNetwork`, computed without missing ranks."""
+    present = np.where(ranks < 0, np.nan, ranks)
+    spread = np.nanstd(present, axis=0)
     return {
-        "middle": np.nan_to_num(np.nanmean(there, axis=0)),
+        "middle": np.nan_to_num(np.nanmean(present, axis=0)),
         "spread": np.where(spread > 0, spread, 1.0),
-        "flagged": (ranks < 0).mean(axis=0) > _OFTEN,
+        "flagged": (ranks < 0).mean(axis=0) > _MIN_MISSING_SHARE,
     }
 
 
 def columns_of(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """The network's inputs of a table: numbers float32 `(n, numbers)` and codes int64 `(n, 3)`."""
+    """Inputs of the network: numbers float32 `(n, numbers)` and codes int64 `(n, 3)`."""
     names = [name for name in rows.column_names if name not in (*CODES, "arr_delay", "late")]
     numbers = np.empty((len(rows), len(names)), np.float32)
     for at, name in enumerate(names):
@@ -193,5 +194,5 @@ def columns_of(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def codes_of(values: np.ndarray) -> np.ndarray:
-    """Codes as int64, -1 where they are missing."""
+    """Codes as int64, -1 for missing ones."""
     return np.where(np.isnan(values), -1, values).astype(np.int64)

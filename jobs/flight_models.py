@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raysys.tune import TrialReporter
 
 _SOFT_MINUTES = 6.0
-# Fixed settings; the label is a number from 0 to 1, the metric is the area under the ROC curve.
+# Fixed settings; labels are from 0 to 1.
 BOOST_FIXED: dict[str, Any] = {
     "objective": "reg:logistic",
     "eval_metric": "auc",
@@ -44,7 +44,7 @@ PEERS: dict[str, dict[str, Any]] = {
     },
 }
 
-TRIAL_ROUNDS, ROUNDS_A_REPORT = 150, 30
+TRIAL_ROUNDS, ROUNDS_PER_REPORT = 150, 30
 _TRIAL_SHARE = 4  # a trial is trained on every fourth flight
 
 
@@ -74,7 +74,7 @@ def targets(splits: Splits) -> dict[str, Table]:
 def boost_trial(
     settings: dict[str, Any], tables: Mapping[str, pa.Table], report: TrialReporter
 ) -> None:
-    """A trial: boost on some of the flights, report the area under the ROC curve."""
+    """A trial: train on a sample of the flights, report ROC AUC."""
     settings = {**BOOST_FIXED, "learning_rate": 0.1, **settings}
     matrices: list[xgboost.QuantileDMatrix] = []
     for name, share in (("train", _TRIAL_SHARE), ("validation", 1)):
@@ -86,14 +86,14 @@ def boost_trial(
         ))  # fmt: skip
     training, validation = matrices
     booster = xgboost.Booster(BoostSettings(**settings).params() | {"nthread": 2}, matrices)
-    for done in range(1, TRIAL_ROUNDS + 1):
-        booster.update(training, done)
-        if done % ROUNDS_A_REPORT == 0:
+    for number in range(1, TRIAL_ROUNDS + 1):
+        booster.update(training, number)
+        if number % ROUNDS_PER_REPORT == 0:
             report({"auc": float(booster.eval(validation, "validation").rpartition(":")[2])})
 
 
 class Trained(NamedTuple):
-    """Trained models; in the object store once, used by tasks."""
+    """Trained models, in the object store for all tasks."""
 
     booster: bytes
     featurizer: FittedFeaturizer
@@ -101,7 +101,7 @@ class Trained(NamedTuple):
 
 
 class Models:
-    """Both models, to be asked about features float32 `(n, len(FEATURES))`."""
+    """Predictions of both models for features float32 `(n, len(FEATURES))`."""
 
     def __init__(
         self, booster: xgboost.Booster, featurizer: FittedFeaturizer, network: DelayNetwork
@@ -155,8 +155,8 @@ def measure(validation: Table, test: Table, blend: LogisticBlend) -> dict[str, d
 def measure_peer(splits: Mapping[str, Table], settings: dict[str, Any]) -> dict[str, float]:
     """scikit-learn's boosting on the same features and months, calibrated the same way.
 
-    With `max_iter` it is stopped early by the validation month and refitted with the best number of
-    iterations; otherwise it has its defaults.
+    With `max_iter`, the number of iterations is chosen on the validation month, and the model is
+    fitted again with it; otherwise defaults apply.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier as Peer
 
@@ -167,10 +167,10 @@ def measure_peer(splits: Mapping[str, Table], settings: dict[str, Any]) -> dict[
     }
     y = {name: part["late"].to_numpy() for name, part in rows.items()}
     if "max_iter" in settings:
-        searched = Peer(
+        candidate = Peer(
             **settings, early_stopping=True, n_iter_no_change=40, scoring="roc_auc", random_state=0
         ).fit(x["train"], y["train"], X_val=x["validation"], y_val=y["validation"])
-        best = max(1, int(np.argmax(searched.validation_score_)))
+        best = max(1, int(np.argmax(candidate.validation_score_)))
         settings = {**settings, "max_iter": best, "early_stopping": False}
     peer = Peer(**settings, random_state=0).fit(x["train"], y["train"])
     return _calibrated(

@@ -1,4 +1,4 @@
-"""Schedules of flights as columns, and the clock of New York."""
+"""Schedules of flights as columns, and New York's time zone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Flights(NamedTuple):
     Attributes:
         departure: int64, minutes since 1970 in UTC.
         block: float64, scheduled minutes to the arrival.
-        carrier: Text, as `tailnum` (empty if not known), `origin` and `dest`.
+        carrier: Text, like `tailnum` (empty if unknown), `origin` and `dest`.
         flight: int64.
     """
 
@@ -35,7 +35,7 @@ class Flights(NamedTuple):
 
     @classmethod
     def of(cls, rows: pa.Table) -> Flights:
-        """The schedule's columns of a table, see `flight_etl.etl`."""
+        """Schedules of the rows of a table, see `flight_etl.etl`."""
         words = {name: texts(rows[name]) for name in ("carrier", "tailnum", "origin", "dest")}
         return cls(
             departure=minutes(rows["departure"]),
@@ -46,12 +46,12 @@ class Flights(NamedTuple):
 
 
 def ahead(departure: np.ndarray) -> np.ndarray:
-    """Minutes that New York's clock is ahead of UTC, negative, int64 `(n,)`."""
-    moments, which = np.unique(departure // HOUR, return_inverse=True)
-    series = pl.Series(moments * HOUR * 60_000).cast(pl.Datetime("ms", "UTC"))
-    there = series.dt.convert_time_zone(HOME).dt.replace_time_zone(None)
-    found = (there - series.dt.replace_time_zone(None)).dt.total_minutes().to_numpy()
-    return found[which]
+    """New York's offset from UTC in minutes, negative, int64 `(n,)`."""
+    hours, inverse = np.unique(departure // HOUR, return_inverse=True)
+    series = pl.Series(hours * HOUR * 60_000).cast(pl.Datetime("ms", "UTC"))
+    local = series.dt.convert_time_zone(HOME).dt.replace_time_zone(None)
+    offsets = (local - series.dt.replace_time_zone(None)).dt.total_minutes().to_numpy()
+    return offsets[inverse]
 
 
 def minutes(times: pa.ChunkedArray) -> np.ndarray:

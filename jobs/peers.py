@@ -1,4 +1,4 @@
-"""What the recommender is held against: popularity, and ALS of the package implicit."""
+"""Baselines of the recommender: popularity, and ALS of the package implicit."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ if TYPE_CHECKING:
 
     from raysys.data import Table
 
-Measures = dict[str, float]
+Metrics = dict[str, float]
 _FACTORS, _REGULARIZATION, _ALPHA = (16, 32, 64), (0.1, 1.0, 10.0), (1.0, 5.0, 20.0)
 _ITERATIONS = 15
 
 
-def compare_peers(ratings: Table, films: Table) -> dict[str, Measures]:
-    """Both peers on the test set, tuned on the validation set, by the rules that we keep.
+def compare_peers(ratings: Table, films: Table) -> dict[str, Metrics]:
+    """Metrics of both baselines on the test set, tuned on the validation set.
 
-    Every film is ranked but a person's own known favourites. ALS: Hu, Koren & Volinsky,
-    "Collaborative Filtering for Implicit Feedback Datasets" (2008).
+    All films except a person's earlier favourites are ranked, as for the recommender. ALS: Hu,
+    Koren & Volinsky, "Collaborative Filtering for Implicit Feedback Datasets" (2008).
     """
     person, film, part = favourites(ratings.to_arrow(), films.to_arrow())
     people, person = np.unique(person, return_inverse=True)
     shape = (len(people), len(films))
 
-    def measure(scores: np.ndarray, cut: int) -> Measures:
+    def measure(scores: np.ndarray, cut: int) -> Metrics:
         tested = np.unique(person[part == cut])
-        wanted = np.stack([film[(person == one) & (part == cut)] for one in tested])
+        relevant = np.stack([film[(person == user) & (part == cut)] for user in tested])
         scores = scores[tested]
-        for row, one in enumerate(tested):
-            scores[row, film[(person == one) & (part < cut)]] = -np.inf
+        for row, user in enumerate(tested):
+            scores[row, film[(person == user) & (part < cut)]] = -np.inf
         ranked = top_k(scores, 20)
         return {
-            "ndcg_at_10": float(ndcg(ranked, wanted, 10).mean()),
-            "recall_at_20": float(recall(ranked, wanted, 20).mean()),
+            "ndcg_at_10": float(ndcg(ranked, relevant, 10).mean()),
+            "recall_at_20": float(recall(ranked, relevant, 20).mean()),
         }
 
-    def known(cut: int) -> sparse.csr_matrix:
+    def matrix(cut: int) -> sparse.csr_matrix:
         from scipy import sparse
 
         before = part < cut
         ones = np.ones(int(before.sum()), np.float32)
         return sparse.csr_matrix((ones, (person[before], film[before])), shape)
 
-    counts = np.asarray(known(TEST).sum(axis=0))
+    counts = np.asarray(matrix(TEST).sum(axis=0))
     popularity = measure(np.repeat(counts, len(people), axis=0), TEST)
     grid = itertools.product(_FACTORS, _REGULARIZATION, _ALPHA)
-    best = max(grid, key=lambda s: measure(_als(known(VALIDATION), *s), VALIDATION)["ndcg_at_10"])
-    return {"popularity": popularity, "tuned ALS": measure(_als(known(TEST), *best), TEST)}
+    best = max(grid, key=lambda s: measure(_als(matrix(VALIDATION), *s), VALIDATION)["ndcg_at_10"])
+    return {"popularity": popularity, "tuned ALS": measure(_als(matrix(TEST), *best), TEST)}
 
 
 def _als(

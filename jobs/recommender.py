@@ -1,7 +1,7 @@
 """Film recommendations: raw ratings in, an HTTP endpoint out.
 
 Run it with `python -m jobs.recommender`, here or under `ray job submit`; `--help` lists the
-settings. `make_job` says what its steps take of each other; the functions below are the steps.
+settings. `make_job` connects the steps; the functions below are the steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raysys.workflow import Run
 
 Tables = dict[str, Table]  # ratings, films, people
-Results = dict[str, dict[str, float]]  # measures on the test set, by contestant
+Results = dict[str, dict[str, float]]  # metrics on the test set, by model
 
 RETRIEVAL_SPACE: tune.Space = {
     "learning_rate": tune.Float(4e-3, 2e-2, log=True),
@@ -49,11 +49,11 @@ RANKER_SPACE: tune.Space = {
 
 
 class Training(BaseModel):
-    """How the towers are trained."""
+    """Settings of training."""
 
     strategy: train.StrategyName = "ddp"
     workers: int = Field(2, ge=1, description="training workers, and actors of the ranker")
-    epochs: int = Field(5, ge=1, description="of the two towers")
+    epochs: int = Field(5, ge=1, description="epochs of the two towers")
     seed: int = 0
 
 
@@ -62,37 +62,37 @@ class Config(Training):
 
     ratings: str | None = Field(None, description="ratings file, CSV or Parquet; else MovieLens")
     storage: str | None = Field(None, description="storage root; else RAYSYS_STORAGE or ~/.raysys")
-    retrieval_trials: int = Field(4, ge=1, description="budget of the towers' search")
-    ranker_trials: int = Field(8, ge=1, description="budget of the ranker's search")
-    shards: int | None = Field(None, ge=1, description="of the index; chosen by its size")
-    compare: bool = Field(False, description="train the peers too: popularity and tuned ALS")
-    serve: bool = Field(True, description="leave an HTTP endpoint")
+    retrieval_trials: int = Field(4, ge=1, description="trials of the towers' search")
+    ranker_trials: int = Field(8, ge=1, description="trials of the ranker's search")
+    shards: int | None = Field(None, ge=1, description="shards of the index; by its size if unset")
+    compare: bool = Field(False, description="also evaluate popularity and tuned ALS")
+    serve: bool = Field(True, description="deploy an HTTP endpoint")
     host: str = Field("127.0.0.1", description="interface of the endpoint; 0.0.0.0 is all")
-    port: int = Field(8000, description="of the endpoint, if Serve is not yet running")
+    port: int = Field(8000, description="port of the endpoint, if Serve is not running yet")
 
 
 def make_job(config: Config) -> workflow.Job:
-    """The steps, each with what it is told and whose results it takes."""
+    """The steps with their parameters and inputs."""
     job = workflow.Job("recommender", config, Storage(config.storage), measure_traffic=True)
     ratings = config.ratings and workflow.InputFiles(config.ratings)
     training = Training(**config.model_dump(include=set(Training.model_fields)))
     tables = job.step(etl, ratings, blocks=2 * config.workers)
-    found = job.step(tune_retrieval, training, tables, trials=config.retrieval_trials)
-    towers = job.step(train_retrieval, training, tables, found)
-    candidates = job.step(make_candidates, tables, found)
+    search = job.step(tune_retrieval, training, tables, trials=config.retrieval_trials)
+    towers = job.step(train_retrieval, training, tables, search)
+    candidates = job.step(make_candidates, tables, search)
     best = job.step(tune_ranker, candidates, trials=config.ranker_trials, seed=config.seed)
     ranker = job.step(train_ranker, candidates, best, actors=config.workers, seed=config.seed)
     model = job.step(store_model, tables, towers, ranker)
     index = job.step(build_index, tables, towers, shards=config.shards)
     job.on_failure(index, close_index)
-    compared = job.step(compare, tables) if config.compare else None
-    measured = job.step(evaluate, tables, model, index, compared)
-    job.step(publish, config, model, index, measured).options(cached=False)
+    baselines = job.step(compare, tables) if config.compare else None
+    results = job.step(evaluate, tables, model, index, baselines)
+    job.step(publish, config, model, index, results).options(cached=False)
     return job
 
 
 def etl(run: Run, path: str | None, blocks: int) -> Tables:
-    """Read, validate against the schema, split by time, derive features: in Modin on Ray."""
+    """Read, validate against the schema, split by time, and derive features with Modin."""
     result, ratings, films, people = film_etl.etl(path, blocks)
     run.log_quarantine(result)
     run.log_tables(ratings=ratings, films=films, people=people)
@@ -100,8 +100,8 @@ def etl(run: Run, path: str | None, blocks: int) -> Tables:
 
 
 def tune_retrieval(run: Run, training: Training, tables: Tables, trials: int) -> tune.SearchResult:
-    """Search the towers' settings by NDCG@10 on the validation set."""
-    found = tune.search(
+    """Tune the towers' hyperparameters by NDCG@10 on the validation set."""
+    search = tune.search(
         "retrieval",
         tune.training(functools.partial(retrieval_task, training, film_etl.VALIDATION)),
         tables,
@@ -112,14 +112,14 @@ def tune_retrieval(run: Run, training: Training, tables: Tables, trials: int) ->
         sampler=tune.Sampler(seed=training.seed, enqueue=RETRIEVAL_DEFAULTS),
         scheduler=tune.TrialScheduler(training.epochs, grace_rounds=2),
     )
-    run.log_search("retrieval", found.best_value, found.rows())
-    return found
+    run.log_search("retrieval", search.best_value, search.rows())
+    return search
 
 
 def retrieval_task(
     training: Training, part: int, settings: dict[str, Any]
 ) -> tuple[TwoTower, train.TrainSettings]:
-    """The towers over what is known at a cut, and how they are trained."""
+    """The towers on the ratings before a cut, and their training settings."""
     task = TwoTower(part, dropout=settings["dropout"], drop_history=settings["drop_history"])
     return task, train.TrainSettings(
         learning_rate=settings["learning_rate"],
@@ -129,28 +129,28 @@ def retrieval_task(
 
 
 def train_retrieval(
-    run: Run, training: Training, tables: Tables, found: tune.SearchResult
+    run: Run, training: Training, tables: Tables, search: tune.SearchResult
 ) -> train.FitResult:
-    """Train the towers with the best trial's settings on all that precedes the test set."""
-    task, how = retrieval_task(training, film_etl.TEST, found.best_params)
-    fitted = train.fit("retrieval", task, tables, how, run.work)
-    run.log_curve("retrieval", {"train loss": [epoch["train_loss"] for epoch in fitted.history]})
-    return fitted
+    """Train the towers with the best trial's settings on all ratings before the test set."""
+    task, settings = retrieval_task(training, film_etl.TEST, search.best_params)
+    result = train.fit("retrieval", task, tables, settings, run.work)
+    run.log_curve("retrieval", {"train loss": [epoch["train_loss"] for epoch in result.history]})
+    return result
 
 
-def make_candidates(run: Run, tables: Tables, found: tune.SearchResult) -> Table:
+def make_candidates(run: Run, tables: Tables, search: tune.SearchResult) -> Table:
     """The best trial's candidates for each person's validation set, with features and labels.
 
-    That trial's towers know nothing of the set, so to the ranker its candidates are much like
-    those of the final towers for films that are yet to be chosen.
+    The towers of that trial have not seen the set, so their candidates resemble those of the final
+    towers for films not chosen yet.
     """
-    parameters = ray.put(train.load_state_dict(found.checkpoint()))
+    parameters = ray.put(train.load_state_dict(search.checkpoint()))
     return tables["people"].map_blocks(film_ranker.labelled_candidates, tables, parameters)
 
 
 def tune_ranker(run: Run, candidates: Table, trials: int, seed: int) -> tune.SearchResult:
-    """Search the ranker's settings by NDCG@10 on a fifth of the people."""
-    found = tune.search(
+    """Tune the ranker's hyperparameters by NDCG@10 on a fifth of the people."""
+    search = tune.search(
         "ranker",
         film_ranker.rank_held_out,
         {"candidates": candidates},
@@ -160,19 +160,19 @@ def tune_ranker(run: Run, candidates: Table, trials: int, seed: int) -> tune.Sea
         n_trials=trials,
         sampler=tune.Sampler(seed=seed),
         scheduler=tune.TrialScheduler(
-            film_ranker.ROUNDS // film_ranker.ROUNDS_A_REPORT, grace_rounds=2
+            film_ranker.ROUNDS // film_ranker.ROUNDS_PER_REPORT, grace_rounds=2
         ),
     )
-    run.log_search("ranker", found.best_value, found.rows())
-    return found
+    run.log_search("ranker", search.best_value, search.rows())
+    return search
 
 
 def train_ranker(
     run: Run, candidates: Table, best: tune.SearchResult, actors: int, seed: int
 ) -> bytes:
-    """Boost the ranker on actors that map the candidates' blocks."""
+    """Train the ranker with XGBoost on actors that read the candidates' blocks."""
     settings = train.BoostSettings(
-        num_boost_round=best.best_round * film_ranker.ROUNDS_A_REPORT,
+        num_boost_round=best.best_round * film_ranker.ROUNDS_PER_REPORT,
         num_actors=actors,
         seed=seed,
         **(film_ranker.SETTINGS | best.best_params),
@@ -182,13 +182,13 @@ def train_ranker(
 
 
 def store_model(run: Run, tables: Tables, towers: train.FitResult, ranker: bytes) -> StoredModel:
-    """Put towers, ranker and the tables that they ask into the model store."""
+    """Register towers, ranker and the tables that they need in the model store."""
     write = functools.partial(film_graph.write_model, tables, towers.state_dict(), ranker)
     return run.store_model("recommender", write, signature=film_graph.SIGNATURE)
 
 
 def build_index(run: Run, tables: Tables, towers: train.FitResult, shards: int | None) -> str:
-    """Index the films' vectors on actors; the index's name."""
+    """Build an index of the films' vectors; returns its name."""
     vectors = Table.load(film_retrieval.film_vectors, tables["films"], towers.state_dict())
     name = f"{run.id}/films"
     VectorIndex.build(name, vectors, run.storage, metric="ip", shards=shards, ef_search=400)
@@ -196,35 +196,35 @@ def build_index(run: Run, tables: Tables, towers: train.FitResult, shards: int |
 
 
 def close_index(name: str) -> None:
-    """End the index's actors; its folder stays, and `VectorIndex.open` starts them again."""
+    """End the index's actors; its files stay, and `VectorIndex.open` restarts them."""
     VectorIndex.connect(name).close()
 
 
 def evaluate(
-    run: Run, tables: Tables, model: StoredModel, index: str, compared: Results | None
+    run: Run, tables: Tables, model: StoredModel, index: str, baselines: Results | None
 ) -> Results:
-    """Run the serving graph over everybody who has a test set."""
+    """Evaluate the serving graph on all people with a test set."""
     films = VectorIndex.open(index, run.storage)
-    measured = tables["people"].map_blocks(
+    metrics = tables["people"].map_blocks(
         film_graph.measure, tables, run.storage, model, films, name="evaluate"
     )
-    means = measured.means()
+    means = metrics.means()
     results = {
         title: {name: means[f"{node}_{name}"] for name in ("ndcg_at_10", "recall_at_20")}
         for node, title in (("retrieved", "two towers alone"), ("ranked", "raysys"))
     }
-    run.log_comparison("test set", results | (compared or {}))
+    run.log_comparison("test set", results | (baselines or {}))
     return results
 
 
 def compare(run: Run, tables: Tables) -> Results:
-    """The peers on the same test set by the same rules."""
+    """Metrics of popularity and tuned ALS on the same test set."""
     task = ray.remote(peers.compare_peers).options(num_cpus=2)
     return ray.get(task.remote(tables["ratings"], tables["films"]))
 
 
-def publish(run: Run, config: Config, model: StoredModel, index: str, measured: Results) -> None:
-    """Make the model, now that it is measured, the champion, and deploy it if that is wanted."""
+def publish(run: Run, config: Config, model: StoredModel, index: str, results: Results) -> None:
+    """Promote the evaluated model to champion, and deploy it if configured."""
     ModelStore(run.storage).promote(model)
     if config.serve:
         deploy(run, config, model, VectorIndex.open(index, run.storage))
@@ -233,7 +233,7 @@ def publish(run: Run, config: Config, model: StoredModel, index: str, measured: 
 
 
 def deploy(run: Run, config: Config, model: StoredModel, index: VectorIndex) -> None:
-    """Put the graph behind HTTP, retire the last run's index, and ask for a real answer."""
+    """Deploy the graph, close the indexes of earlier runs, and request recommendations."""
     endpoint = serve.deploy(
         "recommender",
         film_graph.endpoint_graph(run.storage, model, index),
@@ -244,8 +244,8 @@ def deploy(run: Run, config: Config, model: StoredModel, index: VectorIndex) -> 
     index.close_others("recommender-")
     request = {"user_id": 15, "k": 10}
     answer = endpoint.predict(request)
-    whose = f"films for user {request['user_id']}" if answer["known_user"] else "popular films"
-    print(f"\n{whose}:")
+    title = f"films for user {request['user_id']}" if answer["known_user"] else "popular films"
+    print(f"\n{title}:")
     for film in answer["films"]:
         print(f"  {film['title']} ({film['year']}), {', '.join(film['genres'])}")
     print(f"\nask again: {endpoint.curl(request)}\nOpenAPI:   {endpoint.docs_url}")

@@ -1,8 +1,8 @@
 """A stored model as an application that Ray Serve itself deploys, for KubeRay's RayService.
 
 `serve run jobs.service:build name=flight_delays graph=jobs.flight_graph:endpoint_graph route=/late`
-does the same on any cluster. Serve runs a small deployer under this path, which deploys the
-application behind raysys' gateway, and again when the application is gone.
+does the same on any cluster. Serve runs a small deployer, which deploys the application behind
+raysys' gateway, and redeploys it when it no longer exists.
 """
 
 import importlib
@@ -19,12 +19,12 @@ from raysys.storage import Storage
 
 
 class ServiceConfig(BaseModel):
-    """The model, its graph, and how to serve it."""
+    """Settings of the service."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(description="name of the stored model and of the application")
-    graph: str = Field(description="module:function that builds the graph of storage and model")
+    graph: str = Field(description="module:function that builds the graph from storage and model")
     alias: str = "champion"
     route: str | None = Field(None, description="path of requests; /<name> by default")
     protected: bool = Field(False, description="require an API key")
@@ -36,7 +36,7 @@ class ServiceConfig(BaseModel):
 
 
 class ServiceDeployer:
-    """Deploys the application; Serve replaces it, so that it deploys again, when that is gone."""
+    """Deploys the application; fails its health check, so that Serve restarts it, without it."""
 
     def __init__(self, config: ServiceConfig) -> None:
         storage = Storage(config.storage)
@@ -53,14 +53,14 @@ class ServiceDeployer:
         say(f"{config.name} version {model.version} is served at {self.endpoint.url}")
 
     def check_health(self) -> None:
-        """Called by Serve.
+        """Health check of Serve.
 
         Raises:
-            RaysysError: The deployed application is gone.
+            RaysysError: The deployed application no longer exists.
         """
         title = f"{self.endpoint.name}-v{self.endpoint.version}"
         if title not in ray_serve.status().applications:
-            raise RaysysError(f"{title} is gone")
+            raise RaysysError(f"the application {title} no longer exists")
 
     def __call__(self) -> str:
         """URL of the application."""
@@ -68,7 +68,7 @@ class ServiceDeployer:
 
 
 def build(config: ServiceConfig) -> ray_serve.Application:
-    """The application that Serve runs."""
+    """The application for Serve."""
     deployment = ray_serve.deployment(
         ServiceDeployer,
         name="deployer",
@@ -87,6 +87,6 @@ def _function(path: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise RaysysError(
-            f"graph {path!r}: {error}; give module:function, such as "
+            f"graph {path!r}: {error}; use module:function, such as "
             "jobs.flight_graph:endpoint_graph"
         ) from error

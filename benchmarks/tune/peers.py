@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jobs.flight_models import ROUNDS_A_REPORT, TRIAL_ROUNDS, boost_trial
+from jobs.flight_models import ROUNDS_PER_REPORT, TRIAL_ROUNDS, boost_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # By trial and round: score, CPU-seconds since the trial's start.
 Trials = list[list[tuple[float, float]]]
-_ROUNDS = TRIAL_ROUNDS // ROUNDS_A_REPORT
+_ROUNDS = TRIAL_ROUNDS // ROUNDS_PER_REPORT
 
 
 @dataclass(frozen=True)

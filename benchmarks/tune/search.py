@@ -20,7 +20,7 @@ import polars as pl
 from benchmarks._figures import Report, arguments
 from benchmarks.tune import peers
 from jobs import flight_etl, flight_features, flight_models
-from jobs.flight_models import ROUNDS_A_REPORT, TRIAL_ROUNDS, boost_trial
+from jobs.flight_models import ROUNDS_PER_REPORT, TRIAL_ROUNDS, boost_trial
 from raysys import cluster, tune
 from raysys.data import Table, split_by_time
 from raysys.storage import Storage
@@ -40,7 +40,7 @@ CELLS = {
     "reg_lambda": 2,
     "learning_rate": 2,
 }
-ROUNDS = TRIAL_ROUNDS // ROUNDS_A_REPORT
+ROUNDS = TRIAL_ROUNDS // ROUNDS_PER_REPORT
 CAP, BAR = 0.3, 0.2  # shares of the grid's CPU-seconds: a contestant's limit, the bar
 _TRIALS_A_CALL = 6
 

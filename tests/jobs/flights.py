@@ -1,4 +1,4 @@
-"""A small piece of the flights of 2013, as the job's ETL gives them."""
+"""A sample of the flights of 2013, in the form of the job's ETL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The split and what may be known at its cuts, held against a plain restatement of the rules."""
+"""The split by time and the aggregates at its cuts, compared with a direct implementation."""
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ def ratings_of(rng: np.random.Generator, people: int) -> pd.DataFrame:
                 {
                     "userId": user,
                     "movieId": rng.permutation(200)[:count],
-                    # Few moments, so that ties in time are broken by movieId.
+                    # Few distinct times, so that movieId breaks ties.
                     "timestamp": rng.integers(0, 15, count),
                     "rating": rng.choice([0.5, 3.0, 3.5, 4.0, 5.0], count),
                 }
@@ -26,8 +26,8 @@ def ratings_of(rng: np.random.Generator, people: int) -> pd.DataFrame:
     return pd.concat(rows).sample(frac=1, random_state=0)
 
 
-def parts_by_the_rules(person: pd.DataFrame) -> dict[int, int]:
-    """Part by movieId, by walking one person's ratings from the last to the first."""
+def expected_parts(person: pd.DataFrame) -> dict[int, int]:
+    """Part by movieId, by iteration over a person's ratings."""
     ordered = person.sort_values(["timestamp", "movieId"])
     likes = ordered[ordered["rating"] >= 4]["movieId"].tolist()
     if len(likes) < 15:
@@ -43,13 +43,13 @@ def parts_by_the_rules(person: pd.DataFrame) -> dict[int, int]:
     return parts
 
 
-def test_split_is_the_one_of_the_rules() -> None:
+def test_the_split_follows_the_rules() -> None:
     ratings = ratings_of(np.random.default_rng(0), people=60)
     split = split_by_time(pa.Table.from_pandas(ratings, preserve_index=False)).to_pandas()
     assert len(split) == len(ratings)
     for user, person in ratings.groupby("userId"):
-        mine = split[split["userId"] == user]
-        assert dict(zip(mine["movieId"], mine["part"], strict=True)) == parts_by_the_rules(person)
+        rows = split[split["userId"] == user]
+        assert dict(zip(rows["movieId"], rows["part"], strict=True)) == expected_parts(person)
 
 
 def test_people_with_sets_have_five_favourites_in_each() -> None:
@@ -62,7 +62,7 @@ def test_people_with_sets_have_five_favourites_in_each() -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_movielens_has_568_people_with_a_test_set_and_features_know_only_their_cut() -> None:
+def test_movielens_has_568_people_with_a_test_set_and_aggregates_end_at_their_cut() -> None:
     result, ratings, films, people = etl(None, blocks=2)
     assert (len(result.valid), len(result.quarantine)) == (100_004, 0)
     rows, by_film = ratings.to_pandas(), films.to_pandas().set_index("movieId")
@@ -70,12 +70,12 @@ def test_movielens_has_568_people_with_a_test_set_and_features_know_only_their_c
     assert tested["userId"].nunique() == 568
     assert (tested.groupby("userId").size() == 5).all()
     for cut in (VALIDATION, TEST, NOW):
-        known = rows[rows["part"] < cut]
-        expected = known.groupby("movieId")["rating"].agg(["size", "sum"])
-        found = by_film.loc[expected.index]
-        assert (found[f"ratings_{cut}"] == expected["size"]).all()
-        assert np.allclose(found[f"rating_sum_{cut}"], expected["sum"])
-        assert by_film[f"ratings_{cut}"].sum() == len(known)
-        last = known.groupby("userId")["timestamp"].max()
-        of_people = people.to_pandas().set_index("userId")
-        assert (of_people.loc[last.index, f"time_{cut}"] == last).all()
+        past = rows[rows["part"] < cut]
+        expected = past.groupby("movieId")["rating"].agg(["size", "sum"])
+        actual = by_film.loc[expected.index]
+        assert (actual[f"ratings_{cut}"] == expected["size"]).all()
+        assert np.allclose(actual[f"rating_sum_{cut}"], expected["sum"])
+        assert by_film[f"ratings_{cut}"].sum() == len(past)
+        last = past.groupby("userId")["timestamp"].max()
+        by_person = people.to_pandas().set_index("userId")
+        assert (by_person.loc[last.index, f"time_{cut}"] == last).all()

@@ -77,8 +77,10 @@ def test_history_is_newest_first_and_padded() -> None:
     split, films, people = tables(ratings)
     films_at_cut = FilmFeatures(split, films, people, part=VALIDATION)
     frame = split.to_pandas()
-    mine = frame[(frame["userId"] == 7) & frame["positive"] & (frame["part"] < VALIDATION)]
-    expected = mine.sort_values(["timestamp", "movieId"])["movieId"].to_numpy()[::-1][:HISTORY]
+    favourites = frame[(frame["userId"] == 7) & frame["positive"] & (frame["part"] < VALIDATION)]
+    expected = favourites.sort_values(["timestamp", "movieId"])["movieId"].to_numpy()[::-1][
+        :HISTORY
+    ]
     row = films_at_cut.history[films_at_cut.rows(np.array([7]))[0]]
     assert np.array_equal(row[row >= 0], expected)
     assert (row[len(expected) :] == -1).all()
@@ -99,20 +101,20 @@ def test_the_towers_train_and_validate_on_ratings_before_the_cut() -> None:
     assert task._validation is not None
     history, targets, _ = task._validation
     for user in range(20):
-        mine = frame[(frame["userId"] == user) & frame["positive"]]
-        assert set(targets[user]) == set(mine[mine["part"] == 1]["movieId"])
-        assert set(history[user]) - {-1} <= set(mine[mine["part"] == 0]["movieId"])
+        likes = frame[(frame["userId"] == user) & frame["positive"]]
+        assert set(targets[user]) == set(likes[likes["part"] == 1]["movieId"])
+        assert set(history[user]) - {-1} <= set(likes[likes["part"] == 0]["movieId"])
 
 
-def test_films_that_fill_up_the_candidates_are_marked() -> None:
+def test_known_films_among_the_candidates_have_infinite_negative_scores() -> None:
     split, films, people = tables(ratings_of_people())
     films_at_cut = FilmFeatures(split, films, people, part=NOW)
     content = film_content(films)
     towers = Towers(*content, 8, 0.0, 0.0).eval()
     rows = films_at_cut.rows(np.arange(20))
     search = exact_search(towers.index_vectors())
-    chosen, scores = candidates(films_at_cut, towers, search, rows, rated=True)
-    for row, of_person, score in zip(rows, chosen, scores, strict=True):
-        rated = np.isin(of_person, films_at_cut.known_films(row, rated=True))
+    retrieved, scores = candidates(films_at_cut, towers, search, rows, rated=True)
+    for row, films_of_person, score in zip(rows, retrieved, scores, strict=True):
+        rated = np.isin(films_of_person, films_at_cut.known_films(row, rated=True))
         assert rated.sum() == 40  # all 60 films are candidates
         assert np.array_equal(np.isneginf(score), rated)

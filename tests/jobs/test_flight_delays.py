@@ -1,4 +1,4 @@
-"""The second flagship job on every twenty-fourth flight, from raw rows to HTTP answers."""
+"""The flight delay job on every 24th flight, from raw rows to HTTP responses."""
 
 import json
 import re
@@ -35,7 +35,7 @@ BAD = (
 
 
 class Finished:
-    """What a run of the job left."""
+    """A completed run of the job."""
 
     def __init__(self, storage: Storage, output: str, rows: int) -> None:
         self.storage, self.output, self.rows = storage, output, rows
@@ -57,8 +57,8 @@ def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Any
         shutil.copy(package_folder() / name, folder / "data")
     with zipfile.ZipFile(package_folder() / "flights.csv.zip") as archive:
         header, *lines = archive.read("flights.csv").decode().splitlines()
-    some = lines[::24]
-    (folder / "data" / "flights.csv").write_text("\n".join([header, *some, *BAD]) + "\n")
+    sample = lines[::24]
+    (folder / "data" / "flights.csv").write_text("\n".join([header, *sample, *BAD]) + "\n")
     storage, output = Storage(folder / "storage"), StringIO()
     with redirect_stdout(output):
         config = Config(
@@ -66,7 +66,7 @@ def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Any
             epochs=1, compare=False, port=18434,
         )  # fmt: skip
         flight_delays.make_job(config).run()
-    yield Finished(storage, output.getvalue(), len(some))
+    yield Finished(storage, output.getvalue(), len(sample))
     serve.shutdown()
 
 
@@ -88,24 +88,24 @@ def test_bad_rows_are_in_quarantine_with_their_reason(finished: Finished) -> Non
     assert facts["quarantined_flights"] == len(BAD)
     rows = pq.read_table(finished.folder / "quarantine_flights").to_pylist()
     reasons = {row["_row"] - finished.rows: row["_reason"] for row in rows}
-    for place, said in enumerate(("origin", "minute", "landed has left", "time_hour")):
-        assert said in reasons[place]
+    for place, text in enumerate(("origin", "minute", "landed flights have left", "time_hour")):
+        assert text in reasons[place]
     assert facts["quarantined_weather"] == 1
     assert "wind_speed" in str(facts["quarantine_reasons_weather"])
 
 
-def test_months_are_split_and_hold_no_leak(finished: Finished) -> None:
+def test_months_are_split_without_leaks(finished: Finished) -> None:
     facts = finished.record["facts"]
     train, validation, test = (facts["tables"][n]["rows"] for n in ("train", "validation", "test"))
-    assert train + validation + test < finished.rows  # cancelled ones are none of them
+    assert train + validation + test < finished.rows  # without cancelled flights
     assert 0.7 < train / finished.rows < 0.8
     assert 0.07 < validation / finished.rows < 0.1
     report = json.loads((finished.folder / "leaks.json").read_text())
-    assert not [found for found in report["findings"] if found["certain"]]
+    assert not [finding for finding in report["findings"] if finding["certain"]]
     assert any("fitted" in sentence for sentence in report["checked"])
 
 
-def test_all_contestants_are_measured_on_the_test_months(finished: Finished) -> None:
+def test_all_models_are_evaluated_on_the_test_months(finished: Finished) -> None:
     results = json.loads((finished.folder / "test months.json").read_text())
     assert list(results) == [
         "XGBoost alone", "network alone", "raysys",
@@ -117,7 +117,7 @@ def test_all_contestants_are_measured_on_the_test_months(finished: Finished) -> 
     assert results["raysys"]["auc"] > results["network alone"]["auc"]
 
 
-def test_the_endpoint_answers_what_the_stored_model_says_of_many(finished: Finished) -> None:
+def test_the_endpoint_returns_the_predictions_of_the_stored_model(finished: Finished) -> None:
     folder = finished.model.fetch(finished.storage)
     flights = pq.read_table(folder / "flights.parquet").take(np.arange(5, finished.rows, 750))
     requests = [request_of(row) for row in flights.to_pylist()]
@@ -130,11 +130,11 @@ def test_the_endpoint_answers_what_the_stored_model_says_of_many(finished: Finis
     assert features.shape == (len(requests), len(FEATURES))
     expected = build_graph(model)(columns)
     for request, answer in list(zip(requests, expected, strict=True))[::3]:
-        found = finished.endpoint.predict(request)
-        assert found["boosted"] == answer["boosted"]
-        assert found["probability_late"] == pytest.approx(answer["probability_late"], rel=1e-5)
-        assert found["late"] == (found["probability_late"] > 0.5)
-        assert found["unknown"] == [] if request["tailnum"] else ["tailnum"]
+        response = finished.endpoint.predict(request)
+        assert response["boosted"] == answer["boosted"]
+        assert response["probability_late"] == pytest.approx(answer["probability_late"], rel=1e-5)
+        assert response["late"] == (response["probability_late"] > 0.5)
+        assert response["unknown"] == [] if request["tailnum"] else ["tailnum"]
     assert len({answer["probability_late"] for answer in expected}) > len(expected) / 2
 
 
@@ -144,7 +144,7 @@ REQUEST = {
 }  # fmt: skip
 
 
-def test_what_nobody_has_seen_is_answered_and_named(finished: Finished) -> None:
+def test_unknown_values_are_accepted_and_reported(finished: Finished) -> None:
     answer = finished.endpoint.predict(
         REQUEST | {"carrier": "ZZ", "dest": "XXX", "tailnum": "N0NE"}
     )
@@ -180,7 +180,7 @@ def test_the_curl_line_works_as_printed(finished: Finished) -> None:
     assert f"{answer['probability_late']:.0%} likely" in finished.output
 
 
-def test_flags_are_these_and_no_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(Config, ["--help"])
     flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))

@@ -51,7 +51,7 @@ def forget_after(tables: small.Tables, moment: dt.datetime) -> small.Tables:
 
 
 @pytest.mark.parametrize("moment", [STORM, STORM + dt.timedelta(hours=17)])
-def test_forgetting_the_future_changes_no_feature(
+def test_features_do_not_depend_on_the_future(
     tables: small.Tables, everything: np.ndarray, moment: dt.datetime
 ) -> None:
     erased = forget_after(tables, moment)
@@ -94,9 +94,7 @@ def test_a_request_gets_the_bulk_features(tables: small.Tables, everything: np.n
         np.testing.assert_array_equal(features(schedule), everything[row : row + 1])
 
 
-def test_blocks_get_their_features_from_all_flights(
-    tables: small.Tables, everything: np.ndarray
-) -> None:
+def test_features_of_a_block_use_all_flights(tables: small.Tables, everything: np.ndarray) -> None:
     class LocalTable:
         """A Table in this process."""
 
@@ -117,14 +115,14 @@ def test_blocks_get_their_features_from_all_flights(
 def test_unseen_keys_give_missing_features(tables: small.Tables) -> None:
     flights = Flights.of(tables["flights"].slice(2000, 1))
     unseen = {"carrier": "ZZ", "dest": "XXX", "tailnum": "N0NE", "origin": "BOS"}
-    strange = flights._replace(**{name: np.array([text]) for name, text in unseen.items()})
+    unknown = flights._replace(**{name: np.array([text]) for name, text in unseen.items()})
     features = FlightFeatures(tables)
-    values = dict(zip(FEATURES, features(strange)[0], strict=True))
+    values = dict(zip(FEATURES, features(unknown)[0], strict=True))
     for name in ("carrier_code", "dest_code", "origin_code", "distance", "seats", "tail_gap"):
         assert np.isnan(values[name])
     assert values["carrier_queue"] == values["origin_wait"] == values["hist_flight"] == 0
     assert values["all_queue"] > 0
-    assert not any(seen[0] for seen in features.knows(strange).values())
+    assert not any(seen[0] for seen in features.knows(unknown).values())
     assert all(seen[0] for seen in features.knows(flights).values())
     far = flights._replace(departure=np.array([minutes_of("9999-12-31T23:00:00+00:00")]))
     assert np.isnan(dict(zip(FEATURES, features(far)[0], strict=True))["origin_3h_late"])
@@ -296,7 +294,7 @@ def test_block_time_is_from_clock_to_clock(
     assert (dt.datetime.fromisoformat(departure), block_time) == (expected, block)
 
 
-def test_the_clock_of_new_york_changes_twice(tables: small.Tables) -> None:
+def test_daylight_saving_time_of_new_york(tables: small.Tables) -> None:
     features = FlightFeatures(tables)
     flight = Flights.of(tables["flights"].slice(0, 1))
     place, weekday = FEATURES.index("minute_of_day"), FEATURES.index("weekday")

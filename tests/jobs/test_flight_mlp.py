@@ -1,4 +1,4 @@
-"""The network, on made-up flights."""
+"""The network, on synthetic flights."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +10,8 @@ from jobs.flight_mlp import THRESHOLDS, DelayNetwork, DelayTask, build_network, 
 from raysys.train import EpochMetrics, StateDict, TrainSettings, train_in_process
 
 
-def made_up(rows: int, seed: int) -> pa.Table:
-    """Ranks of which one tells of the delay unless it is missing, two scaled numbers and codes."""
+def synthetic(rows: int, seed: int) -> pa.Table:
+    """Ranks, of which the first determines the delay, two scaled numbers, and codes."""
     rng = np.random.default_rng(seed)
     ranks = rng.integers(0, 100, (rows, len(NUMBERS))).astype(np.float32)
     ranks[rng.random(rows) < 0.3, 1] = -1
@@ -34,13 +34,13 @@ def trained() -> tuple[list[EpochMetrics], StateDict]:
         history.append(measured)
         last.update(parameters)
 
-    tables = {"train": made_up(4000, 0), "validation": made_up(1000, 1)}
+    tables = {"train": synthetic(4000, 0), "validation": synthetic(1000, 1)}
     settings = TrainSettings(num_workers=1, epochs=4, batch_size=128, learning_rate=2e-3)
     train_in_process(DelayTask(), tables, settings, keep)
     return history, last
 
 
-def test_the_network_learns_ranks_missing_ones_and_codes(
+def test_the_network_learns_from_ranks_missing_flags_and_codes(
     trained: tuple[list[EpochMetrics], StateDict],
 ) -> None:
     history, _ = trained
@@ -49,31 +49,31 @@ def test_the_network_learns_ranks_missing_ones_and_codes(
     assert history[-1]["average_precision"] > 0.85
 
 
-def test_a_network_is_built_anew_from_its_parameters(
+def test_a_network_is_rebuilt_from_its_parameters(
     trained: tuple[list[EpochMetrics], StateDict],
 ) -> None:
     network = build_network(trained[1])
-    numbers, codes = columns_of(made_up(50, 2))
-    found = network.late_log_odds(numbers, codes)
-    for row in range(50):  # one by one as in a batch, but for rounding
+    numbers, codes = columns_of(synthetic(50, 2))
+    log_odds = network.late_log_odds(numbers, codes)
+    for row in range(50):  # equal to the batch except for rounding
         alone = network.late_log_odds(numbers[row : row + 1], codes[row : row + 1])
-        np.testing.assert_allclose(alone, found[row : row + 1], rtol=1e-4, atol=1e-5)
-    assert np.ptp(found) > 1
+        np.testing.assert_allclose(alone, log_odds[row : row + 1], rtol=1e-4, atol=1e-5)
+    assert np.ptp(log_odds) > 1
 
 
-def test_codes_that_training_has_not_seen_are_all_the_same(
+def test_all_unseen_codes_are_equal(
     trained: tuple[list[EpochMetrics], StateDict],
 ) -> None:
     network = build_network(trained[1])
-    numbers, _ = columns_of(made_up(1, 3))
+    numbers, _ = columns_of(synthetic(1, 3))
     every = [[-1, 0, 0], [3, 0, 0], [99, 0, 0]]
     answers = [network.late_log_odds(numbers, np.array([codes]))[0] for codes in every]
     assert answers[0] == answers[1] == answers[2]
     assert answers[0] != network.late_log_odds(numbers, np.array([[2, 0, 0]]))[0]
 
 
-def test_only_what_is_often_missing_is_flagged() -> None:
-    task, rows = DelayTask(), made_up(500, 4)
+def test_only_often_missing_numbers_are_flagged() -> None:
+    task, rows = DelayTask(), synthetic(500, 4)
     place = rows.column_names.index(f"{NUMBERS[2]}_bin")
     once = np.append(np.float32(-1), rows[place].to_numpy()[1:])
     rows = rows.set_column(place, rows.column_names[place], [once])
@@ -81,8 +81,8 @@ def test_only_what_is_often_missing_is_flagged() -> None:
     assert np.flatnonzero(task.build().flagged).tolist() == [1]
 
 
-def test_ranks_are_scaled_over_those_that_are_there() -> None:
-    task, rows = DelayTask(), made_up(500, 4)
+def test_ranks_are_scaled_without_missing_ones() -> None:
+    task, rows = DelayTask(), synthetic(500, 4)
     assert task.prepare({"train": rows, "validation": rows}) == 500
     network = task.build()
     ranks = rows[f"{NUMBERS[1]}_bin"].to_numpy()
@@ -90,7 +90,7 @@ def test_ranks_are_scaled_over_those_that_are_there() -> None:
     assert network.spread[1].item() == pytest.approx(ranks[ranks >= 0].std(), rel=1e-5)
 
 
-def test_the_loss_weighs_the_asked_threshold_twice() -> None:
+def test_the_loss_weighs_the_target_threshold_twice() -> None:
     network = DelayNetwork(len(NUMBERS), (1, 1, 1)).eval()
     numbers, codes = torch.zeros(2, len(NUMBERS)), torch.zeros(2, 3, dtype=torch.int64)
     delay = torch.tensor([16.0, 15.0])

