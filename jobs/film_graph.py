@@ -100,12 +100,9 @@ class FilmGraph:
         scores = np.zeros(films.shape, np.float32)
         is_known = person >= 0
         if is_known.any():
+            people = person[is_known]
             films[is_known], scores[is_known] = candidates(
-                self.features_at_cut,
-                self._towers,
-                self._search,
-                person[is_known],
-                rated=self._rated,
+                self.features_at_cut, self._towers, self._search, people, rated=self._rated
             )
         return films, scores
 
@@ -126,9 +123,8 @@ class FilmGraph:
         count, width, _ = features.shape
         scores = self._ranker.inplace_predict(features.reshape(count * width, -1))
         scores = np.where((person >= 0)[:, None], scores.reshape(count, width), -np.arange(width))
-        scores = np.where(
-            np.isneginf(retrieval_scores), -np.inf, scores
-        )  # fewer films than candidates
+        # The retrieval has fewer films than candidates.
+        scores = np.where(np.isneginf(retrieval_scores), -np.inf, scores)
         order = top_k(scores, width)
         return np.take_along_axis(films, order, axis=1), np.take_along_axis(scores, order, axis=1)
 

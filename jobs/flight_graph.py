@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import xgboost
@@ -140,7 +141,7 @@ class FlightGraph:
                 "late": bool(chance > 0.5),
                 "boosted": float(boosted[row]),
                 "network": float(network[row]),
-                "unknown": [name for name, known in is_known.items() if not known[row]],
+                "unknown": [name for name, mask in is_known.items() if not mask[row]],
             }
             for row, chance in enumerate(probability)
         ]
@@ -208,8 +209,6 @@ def request_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def example_flight(flights: Table) -> dict[str, Any]:
     """The first landed flight from a busy hour on, else the last landed one."""
-    import pyarrow.compute as pc
-
     landed = flights.to_arrow().sort_by("departure")
     landed = landed.filter(pc.is_valid(landed["arr_delay"]))
     later = landed.filter(pc.greater_equal(landed["departure"], pa.scalar(_BUSY_HOUR)))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from jobs.flight_etl import HOME
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 HOUR, DAY = 60, 1440  # minutes
 
@@ -56,8 +54,6 @@ def ahead(departure: np.ndarray) -> np.ndarray:
 
 def minutes(times: pa.ChunkedArray) -> np.ndarray:
     """Times as minutes since 1970, int64."""
-    import pyarrow as pa
-
     return times.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() // 60_000_000
 
 

@@ -26,6 +26,9 @@ class Dashboard:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
 
+    def __repr__(self) -> str:
+        return f"Dashboard({self.url!r})"
+
     def get(self, path: str, *, timeout_s: float = 20.0) -> Any:
         """The JSON response of a path.
 

@@ -88,6 +88,9 @@ class Jobs:
             ) from error
         self._url = dashboard_url
 
+    def __repr__(self) -> str:
+        return f"Jobs({self._url!r})"
+
     def submit(
         self,
         command: str,
