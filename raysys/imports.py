@@ -32,5 +32,8 @@ class _LazyModule(ModuleType):
     def __getattr__(self, attribute: str) -> Any:
         return getattr(importlib.import_module(self.__name__), attribute)
 
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        setattr(importlib.import_module(self.__name__), attribute, value)
+
     def __reduce__(self) -> Any:
         return lazy_import, (self.__name__,)

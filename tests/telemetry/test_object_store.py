@@ -107,7 +107,7 @@ def test_read_counts_arguments_and_gets_in_every_process() -> None:
 def test_read_is_unknown_rather_than_zero_where_nobody_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(object_store._Reads, "folder", None)
+    monkeypatch.setattr(object_store._ReadCount, "folder", None)
     assert store_bytes().read is None
 
 
