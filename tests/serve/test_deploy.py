@@ -122,7 +122,7 @@ def test_health_docs_and_openapi(double: Endpoint) -> None:
     question = document["components"]["schemas"]["Question"]
     assert set(question["properties"]) == {"x", "k"}
     assert question["properties"]["k"]["maximum"] == 5
-    assert set(document["components"]["schemas"]["Answer"]["properties"]) == {"doubled", "batch"}
+    assert set(document["components"]["schemas"]["Response"]["properties"]) == {"doubled", "batch"}
 
 
 def test_paths_and_methods_that_are_not_there(double: Endpoint) -> None:
@@ -160,7 +160,7 @@ def test_an_application_that_is_undeployed_is_gone(deployer: Deployer) -> None:
     undeploy("brief")
     assert post(brief.url, {"x": 1}).status == 404
     assert get(f"{brief.base_url}/v2/models/brief/ready").status == 404
-    with pytest.raises(RaysysError, match="no application 'brief' runs"):
+    with pytest.raises(RaysysError, match="no running application 'brief'"):
         undeploy("brief")
     again = deployer("brief", counted_graph())
     assert again.version == brief.version + 1

@@ -127,7 +127,7 @@ def test_triton_is_told_what_is_wrong(triton: Triton) -> None:
 
     refused("no application has this path", model="nobody")
     refused("missing inputs", "flag", inputs=good[:-1])
-    refused("no output", outputs=[triton.module.InferRequestedOutput("nothing")])
+    refused("unknown output", outputs=[triton.module.InferRequestedOutput("nothing")])
     wrong = triton.module.InferInput("weight", [ROWS], "INT32")
     wrong.set_data_from_numpy(np.arange(ROWS, dtype=np.int32))
     refused("weight", "INT64", inputs=[good[0], wrong, *good[2:]])
