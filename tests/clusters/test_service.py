@@ -84,7 +84,7 @@ def test_serve_deploys_a_stored_model_behind_the_gateway_and_redeploys_it(
 
     served.store(storage, 3.0)
     serve.undeploy("times")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while True:
         try:
             answer = endpoint.predict({"x": [1, 2]})
