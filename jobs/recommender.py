@@ -124,7 +124,8 @@ def retrieval_task(
     return task, train.TrainSettings(
         learning_rate=settings["learning_rate"],
         weight_decay=settings["weight_decay"],
-        **training.model_dump(),
+        num_workers=training.workers,
+        **training.model_dump(exclude={"workers"}),
     )
 
 

@@ -102,7 +102,7 @@ def test_months_are_split_without_leaks(finished: Finished) -> None:
     assert 0.07 < validation / finished.rows < 0.1
     report = json.loads((finished.folder / "leaks.json").read_text())
     assert not [finding for finding in report["findings"] if finding["certain"]]
-    assert any("fitted" in sentence for sentence in report["checked"])
+    assert any("fitted" in sentence for sentence in report["checks"])
 
 
 def test_all_models_are_evaluated_on_the_test_months(finished: Finished) -> None:
