@@ -235,7 +235,7 @@ class Table(RelationalTable):
     def means(self) -> dict[str, float]:
         """The mean of each column; NaN for one without a value."""
         means = self.aggregate(**{name: (name, "mean") for name in self.columns})
-        (row,) = means.to_arrow().to_pylist()
+        ((row,),) = means.gather(pa.Table.to_pylist, name="means")  # no table to this process
         return {name: float("nan") if v is None else float(v) for name, v in row.items()}
 
     # --- computing: files ---
