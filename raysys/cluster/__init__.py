@@ -1,27 +1,25 @@
 """The Ray cluster: connection, resources, a local head, submitted jobs and diagnosis."""
 
 from raysys.cluster._certificates import make_certificates
-from raysys.cluster._connection import (
-    HEADROOM_CPUS,
-    Resources,
-    can_grow,
-    connect,
-    limits,
-    require,
-    resources,
-    share,
-)
+from raysys.cluster._connection import ON_DEMAND_ONLY, connect, raise_priority, task_error_cause
 from raysys.cluster._dashboard import Dashboard, find_dashboard
 from raysys.cluster._demand import check_demand, declared_demand
 from raysys.cluster._doctor import examine
 from raysys.cluster._jobs import Jobs, SubmittedJob
 from raysys.cluster._local_head import Head, enable_token_auth, remembered, start_local, stop_local
-from raysys.cluster._names import NAMESPACE, ON_DEMAND_ONLY
-from raysys.cluster._process_priority import raise_priority
+from raysys.cluster._resources import (
+    HEADROOM_CPUS,
+    Resources,
+    can_grow,
+    limits,
+    require,
+    resources,
+    share,
+)
 from raysys.cluster._runtime_env import runtime_env
 from raysys.cluster._status import status_lines
-from raysys.cluster._task_error import task_error_cause
 from raysys.cluster.config._check import check_config
+from raysys.ray_internals.key_value import NAMESPACE
 
 __all__ = [
     "HEADROOM_CPUS",

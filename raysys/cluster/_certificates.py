@@ -9,17 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
+from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+x509 = lazy_import("cryptography.x509")
+hashes = lazy_import("cryptography.hazmat.primitives.hashes")
+serialization = lazy_import("cryptography.hazmat.primitives.serialization")
+elliptic = lazy_import("cryptography.hazmat.primitives.asymmetric.ec")
+
 _MAX_ADDRESSES = 1024
-_DAYS = 365
+_AUTHORITY = "raysys cluster authority"
 CA, CERTIFICATE, KEY = "ca.crt", "node.crt", "node.key"
 
 
 def make_certificates(
-    folder: str | Path, hosts: Sequence[str], *, days: int = _DAYS
+    folder: str | Path, hosts: Sequence[str], *, days: int = 365
 ) -> dict[str, str]:
     """Create a certificate authority and one certificate for all nodes and clients of a cluster.
 
@@ -46,11 +52,6 @@ def make_certificates(
         >>> sorted(env)
         ['RAY_TLS_CA_CERT', 'RAY_TLS_SERVER_CERT', 'RAY_TLS_SERVER_KEY', 'RAY_USE_TLS']
     """
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import ExtendedKeyUsageOID
-
     folder = Path(folder).expanduser().absolute()
     if existing := [name for name in (CA, CERTIFICATE, KEY) if (folder / name).exists()]:
         raise RaysysError(
@@ -58,16 +59,18 @@ def make_certificates(
             "another folder, or remove them"
         )
     names = [_general_name(host) for host in _expanded(hosts)]
-    authority_key, node_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    authority_key, node_key = (
+        elliptic.generate_private_key(elliptic.SECP256R1()) for _ in range(2)
+    )
     authority = (
-        _builder("raysys cluster authority", "raysys cluster authority", authority_key, days)
+        _builder(_AUTHORITY, authority_key, days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs=True), critical=True)
         .sign(authority_key, hashes.SHA256())
     )
-    purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    purposes = [x509.ExtendedKeyUsageOID.SERVER_AUTH, x509.ExtendedKeyUsageOID.CLIENT_AUTH]
     certificate = (
-        _builder("raysys node", "raysys cluster authority", node_key, days)
+        _builder("raysys node", node_key, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
@@ -75,9 +78,11 @@ def make_certificates(
         .sign(authority_key, hashes.SHA256())
     )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write(folder / KEY, _pem(node_key), 0o600)
-    _write(folder / CERTIFICATE, _pem(certificate), 0o644)
-    _write(folder / CA, _pem(authority), 0o644)
+    pem = serialization.Encoding.PEM
+    form, encryption = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    create_file(folder / KEY, node_key.private_bytes(pem, form, encryption), 0o600)
+    create_file(folder / CERTIFICATE, certificate.public_bytes(pem), 0o644)
+    create_file(folder / CA, authority.public_bytes(pem), 0o644)
     return {
         "RAY_USE_TLS": "1",
         "RAY_TLS_SERVER_CERT": str(folder / CERTIFICATE),
@@ -109,8 +114,6 @@ def _expanded(hosts: Sequence[str]) -> list[str]:
 
 
 def _general_name(host: str) -> Any:
-    from cryptography import x509
-
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
@@ -121,18 +124,16 @@ def _general_name(host: str) -> Any:
         return x509.DNSName(host)
 
 
-def _builder(subject: str, issuer: str, key: Any, days: int) -> Any:
-    from cryptography import x509
-    from cryptography.x509.oid import NameOID
-
-    def name(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
+def _builder(subject: str, key: Any, days: int) -> Any:
+    subject_name, issuer_name = (
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        for name in (subject, _AUTHORITY)
+    )
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
-        .subject_name(name(subject))
-        .issuer_name(name(issuer))
+        .subject_name(subject_name)
+        .issuer_name(issuer_name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(minutes=10))  # tolerates clock differences
@@ -141,8 +142,6 @@ def _builder(subject: str, issuer: str, key: Any, days: int) -> Any:
 
 
 def _usage(*, signs: bool) -> Any:
-    from cryptography import x509
-
     return x509.KeyUsage(
         digital_signature=not signs, key_cert_sign=signs, crl_sign=signs,
         content_commitment=False, key_encipherment=False, data_encipherment=False,
@@ -150,15 +149,7 @@ def _usage(*, signs: bool) -> Any:
     )  # fmt: skip
 
 
-def _pem(item: Any) -> bytes:
-    from cryptography.hazmat.primitives import serialization as to
-
-    if hasattr(item, "private_bytes"):
-        return bytes(item.private_bytes(to.Encoding.PEM, to.PrivateFormat.PKCS8, to.NoEncryption()))
-    return bytes(item.public_bytes(to.Encoding.PEM))
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
+def create_file(path: Path, data: bytes, mode: int) -> None:
     """Write a new file that has its final permissions from the start."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "wb") as file:

@@ -1,21 +1,17 @@
-"""Connecting to Ray and checking demand against the cluster's resources."""
+"""A process's side of Ray: connecting, names and labels, priority, and errors of tasks."""
 
+import contextlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from raysys import audit
-from raysys.cluster._autoscaler_limits import ceiling
-from raysys.errors import ResourceError
 from raysys.storage import Storage
 from raysys.telemetry import set_up, worker_hook
 
-# Modin, Ray Data and the index need a CPU for tasks while trainers run: a trainer that takes
-# every CPU blocks them forever, without an error.
-HEADROOM_CPUS = 1.0
+# For actors that should not be preempted, such as replicas and indexes. Ray's label has the values
+# `spot` and `on-demand`; nodes without it, as on a laptop, match too. Tasks without a selector run
+# on spot machines first, by the priority of their node types (clusters/README.md).
+ON_DEMAND_ONLY: dict[str, str] = {"ray.io/market-type": "!spot"}
 
 # Two training workers, one serving replica and the headroom fit on a laptop with two cores.
 _MIN_LOGICAL_CPUS = 5
@@ -29,26 +25,6 @@ def logical_cpus() -> int:
     return max(os.cpu_count() or 1, _MIN_LOGICAL_CPUS)
 
 
-@dataclass(frozen=True)
-class Resources:
-    """Logical CPUs and GPUs."""
-
-    cpus: float
-    gpus: float
-
-
-@dataclass(frozen=True)
-class _Share:
-    """Resources reserved for a unit of work, their owner, and the way to reserve more."""
-
-    reserved: Resources
-    owner: str
-    remedy: str
-
-
-_share: ContextVar[_Share | None] = ContextVar("share", default=None)
-
-
 def connect(address: str | None = None, *, measure_traffic: bool = False) -> None:
     """Connect this process to Ray; a no-op if it is connected.
 
@@ -60,98 +36,42 @@ def connect(address: str | None = None, *, measure_traffic: bool = False) -> Non
     """
     import ray
 
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": "warning",
-        "runtime_env": {"worker_process_setup_hook": worker_hook(measure_traffic=measure_traffic)},
-    }
     if not ray.is_initialized():
         audit.record_start(Storage())
-        address = address or os.environ.get("RAY_ADDRESS")
-        if address:
-            ray.init(address=address, **options)
-        else:
-            ray.init(address="local", num_cpus=logical_cpus(), **options)
+        hook = worker_hook(measure_traffic=measure_traffic)
+        options: dict[str, Any] = {"address": address or os.environ.get("RAY_ADDRESS")}
+        if not options["address"]:
+            options = {"address": "local", "num_cpus": logical_cpus()}
+        ray.init(
+            **options, log_to_driver=False, logging_level="warning",
+            runtime_env={"worker_process_setup_hook": hook},
+        )  # fmt: skip
     set_up(measure_traffic=measure_traffic)
 
 
-@contextmanager
-def share(
-    reserved: Resources, owner: str = "the search", remedy: str = "search(..., nested={})"
-) -> Iterator[None]:
-    """Limit `resources` and `require` in this thread to the resources reserved for its work.
+def raise_priority() -> None:
+    """Give this process priority over bulk work on its node, if the system permits it.
 
-    Trials of a search and steps of a job run in parallel: without limits they would wait for
-    each other's workers forever.
-
-    Args:
-        reserved: Resources of this work.
-        owner: Owner of the reservation, for messages.
-        remedy: Call that reserves more, for messages; `{}` is replaced by the resources.
+    Ray starts workers at niceness 15, below all other processes of the machine.
     """
-    token = _share.set(_Share(reserved, owner, remedy))
-    try:
-        yield
-    finally:
-        _share.reset(token)
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
-def resources() -> Resources:
-    """Resources of all living nodes of the connected cluster, or of this thread's `share`."""
-    import ray
+def task_error_cause(error: BaseException) -> BaseException:
+    """The exception raised inside a task, from the error raised by `ray.get`.
 
-    if limit := _share.get():
-        return limit.reserved
-    total = ray.cluster_resources()
-    return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+    Ray wraps it once for each task in a chain. Other errors, and those with an unpicklable cause,
+    are returned unchanged.
 
-
-def limits() -> Resources:
-    """Maximum resources of the cluster after autoscaling, or of this thread's `share`.
-
-    Equal to `resources` if it cannot grow; a million if it can and its limit is unknown.
+    Example:
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise cluster.task_error_cause(error) from None
     """
-    current = resources()
-    if _share.get() or not (maximum := ceiling()):
-        return current
-    return Resources(max(current.cpus, maximum[0]), max(current.gpus, maximum[1]))
+    from ray.exceptions import RayTaskError
 
-
-def can_grow() -> bool:
-    """Whether an autoscaler may add nodes to the connected cluster."""
-    return ceiling() is not None
-
-
-def require(purpose: str, *, cpus: float, gpus: float = 0.0) -> None:
-    """Check that a demand fits beside the headroom for tasks, before it is submitted.
-
-    A demand that fits after autoscaling passes: the demand itself triggers the autoscaler.
-
-    Raises:
-        ResourceError: The demand can never fit.
-    """
-    current = resources()
-    if limit := _share.get():
-        if cpus > current.cpus or gpus > current.gpus:
-            more = limit.remedy.format(f"Resources(cpus={cpus:g}, gpus={gpus:g})")
-            raise ResourceError(
-                f"{purpose} needs {cpus:g} CPUs and {gpus:g} GPUs, and {limit.owner} reserves "
-                f"{current.cpus:g} and {current.gpus:g} for it: {more}"
-            )
-        return
-    if _fits(current, cpus, gpus):
-        return
-    maximum = limits()
-    if not _fits(maximum, cpus, gpus):
-        grown = (
-            f", and may grow to {maximum.cpus:g} and {maximum.gpus:g}" if maximum != current else ""
-        )
-        raise ResourceError(
-            f"{purpose} needs {cpus:g} CPUs beside {HEADROOM_CPUS:g} reserved for tasks, and "
-            f"{gpus:g} GPUs; the cluster has {current.cpus:g} CPUs and {current.gpus:g} GPUs"
-            f"{grown}. Use fewer workers, or a larger cluster (a local one: `raysys up --cpus N`)"
-        )
-
-
-def _fits(available: Resources, cpus: float, gpus: float) -> bool:
-    return cpus + HEADROOM_CPUS <= available.cpus and gpus <= available.gpus
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error

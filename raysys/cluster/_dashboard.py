@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 class Dashboard:
-    """A cluster's dashboard.
-
-    Attributes:
-        url: URL of the dashboard.
-    """
+    """A cluster's dashboard at a URL."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")

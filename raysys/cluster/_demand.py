@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from raysys.cluster._connection import Resources
+from raysys.cluster._resources import Resources
 from raysys.errors import RaysysError, ResourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from raysys.cluster._dashboard import Dashboard
@@ -29,17 +28,15 @@ def declared_demand(job: Path) -> Resources | None:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise RaysysError(f"{job}{line}: {getattr(error, 'msg', error)}") from error
     for node in module.body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if any(isinstance(target, ast.Name) and target.id == "DEMAND" for target in targets):
-            assert isinstance(node, ast.Assign)
-            try:
-                demand = ast.literal_eval(node.value)
-                return Resources(cpus=demand.pop("cpus", 0), gpus=demand.pop("gpus", 0), **demand)
-            except (AttributeError, TypeError, ValueError) as error:
-                raise RaysysError(
-                    f"{job}, line {node.lineno}: write DEMAND as numbers, such as "
-                    '{"cpus": 4, "gpus": 1}'
-                ) from error
+        match node:
+            case ast.Assign(targets=[*_, ast.Name(id="DEMAND")], value=value):
+                try:
+                    return Resources(**{"cpus": 0, "gpus": 0, **ast.literal_eval(value)})
+                except (TypeError, ValueError) as error:
+                    raise RaysysError(
+                        f"{job}, line {node.lineno}: write DEMAND as numbers, such as "
+                        '{"cpus": 4, "gpus": 1}'
+                    ) from error
     return None
 
 
@@ -54,39 +51,21 @@ def check_demand(dashboard: Dashboard, purpose: str, demand: Resources) -> str |
         ResourceError: The demand can never fit.
     """
     nodes = dashboard.get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
-    status = dashboard.get("/api/cluster_status")["data"].get("clusterStatus")
-    return compare_demand(purpose, demand, nodes, status)
-
-
-def compare_demand(
-    purpose: str,
-    demand: Resources,
-    nodes: Sequence[Mapping[str, Any]],
-    status: Mapping[str, Any] | None,
-) -> str | None:
-    """The decision of `check_demand`, from the dashboard's nodes and cluster status."""
+    status = dashboard.get("/api/cluster_status")["data"].get("clusterStatus") or {}
     alive = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
     current = Resources(
         cpus=sum(node.get("CPU", 0.0) for node in alive),
         gpus=sum(node.get("GPU", 0.0) for node in alive),
     )
-    if demand.cpus <= current.cpus and demand.gpus <= current.gpus:
+    if current.covers(demand.cpus, demand.gpus):
         return None
     needs = f"{purpose} needs {demand.cpus:g} CPUs and {demand.gpus:g} GPUs"
     has = f"the cluster has {current.cpus:g} and {current.gpus:g} now"
-    if has_autoscaler(status):
+    types = (status.get("autoscalerReport") or {}).get("nodeTypeMapping") or {}
+    # A head without an autoscaler reports each node as a type of its own, `node_<id>`.
+    if any(kind != f"node_{node}" for node, kind in types.items()):
         return f"{needs}; {has}, and starts after autoscaling"
     raise ResourceError(
         f"{needs}; {has}, and has no autoscaler. Reduce the demand (--cpus, --gpus, the job's own "
         "flags), or use a larger cluster (a local one: `raysys down`, then `raysys up --cpus N`)"
     )
-
-
-def has_autoscaler(status: Mapping[str, Any] | None) -> bool:
-    """Whether a cluster has an autoscaler.
-
-    A head without one reports each node as a type of its own, `node_<id>`.
-    """
-    report = (status or {}).get("autoscalerReport") or {}
-    types = report.get("nodeTypeMapping") or {}
-    return any(kind != f"node_{node}" for node, kind in types.items())

@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from raysys.cluster import _doctor_checks as checks
-from raysys.cluster._dashboard import Dashboard
+from raysys.cluster._dashboard import Dashboard, token_header
 from raysys.cluster._doctor_checks import Check
 from raysys.cluster._jobs import Jobs
 from raysys.cluster._machine_facts import Facts, collect, versions
@@ -55,10 +55,8 @@ def examine(url: str | None, head: Head | None, storage: Storage, folder: Path) 
         return
     if head is not None:
         name, _, gcs = head.address.rpartition(":")
-        yield checks.check_port(
-            "GCS", head.address, _is_open(name, int(gcs)),
-            remedy="restart the head: `raysys down`, then `raysys up`",
-        )  # fmt: skip
+        restart = "restart the head: `raysys down`, then `raysys up`"
+        yield checks.check_port("GCS", head.address, _is_open(name, int(gcs)), remedy=restart)
     yield checks.check_authentication(_authentication_mode(url))
     error_status, offset_s = _request_version(url)
     yield _token(error_status)
@@ -118,16 +116,13 @@ def _probe(jobs: Jobs, storage: Storage, folder: Path) -> Facts:
 def _token(error_status: int | None) -> Check:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return checks.check_token("RAY_AUTH_TOKEN", None, error_status)
-    path = token_path()
-    if not path.is_file():
-        return checks.check_token("", None, error_status)
-    return checks.check_token(str(path), path.stat().st_mode, error_status)
+    if (path := token_path()).is_file():
+        return checks.check_token(str(path), path.stat().st_mode, error_status)
+    return checks.check_token("", None, error_status)
 
 
 def _request_version(url: str) -> tuple[int | None, float]:
     """HTTP status if the cluster rejects the token, and the offset of its clock in seconds."""
-    from raysys.cluster._dashboard import token_header
-
     request = urllib.request.Request(f"{url}/api/version", headers=token_header())
     sent, error_status = time.time(), None
     try:
@@ -151,8 +146,6 @@ def _authentication_mode(url: str) -> str:
 
 
 def _is_open(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=5).close()
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
+        return True
+    return False

@@ -15,20 +15,15 @@ _CLOCK_WARN_S, _CLOCK_FAIL_S = 2.0, 60.0
 _MIN_STORE_SHARE = 0.1  # of the memory
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
+Verdict = Literal["ok", "warn", "fail"]
+
 
 @dataclass(frozen=True)
 class Check:
-    """Result of a check.
-
-    Attributes:
-        name: Subject of the check.
-        verdict: `ok`, `warn` or `fail`.
-        fact: Observed state.
-        remedy: Recommended action; empty if the verdict is `ok`.
-    """
+    """Result of a check: its subject, the observed state, and a remedy unless that is `ok`."""
 
     name: str
-    verdict: Literal["ok", "warn", "fail"]
+    verdict: Verdict
     fact: str
     remedy: str = ""
 
@@ -82,10 +77,12 @@ def check_object_store(store_bytes: float, shm_bytes: int, memory_bytes: int) ->
 def check_disk(used: float) -> Check:
     """The disk with logs, packages and spilled objects must have free space."""
     fact = f"{used:.0%} of Ray's disk is used"
+    if used < _DISK_WARN:
+        return Check("disk", "ok", fact)
     remedy = "free space under /tmp/ray, or start Ray with --temp-dir on a larger disk"
     if used >= _DISK_FAIL:
         return Check("disk", "fail", f"{fact}: Ray stores no more objects", remedy)
-    return Check("disk", "warn", fact, remedy) if used >= _DISK_WARN else Check("disk", "ok", fact)
+    return Check("disk", "warn", fact, remedy)
 
 
 def check_token(source: str, mode: int | None, error_status: int | None) -> Check:
@@ -119,22 +116,20 @@ def check_authentication(mode: str) -> Check:
 def check_clock(offset_s: float) -> Check:
     """Clocks of cluster and client must agree: schedules, key expiry and audit entries need it."""
     fact = f"the cluster is {abs(offset_s):.1f} s {'ahead' if offset_s > 0 else 'behind'}"
-    remedy = "synchronise both: chrony or systemd-timesyncd"
-    if abs(offset_s) >= _CLOCK_FAIL_S:
-        return Check("clock", "fail", fact, remedy)
-    if abs(offset_s) >= _CLOCK_WARN_S:
-        return Check("clock", "warn", fact, remedy)
-    return Check("clock", "ok", fact)
+    if abs(offset_s) < _CLOCK_WARN_S:
+        return Check("clock", "ok", fact)
+    verdict: Verdict = "fail" if abs(offset_s) >= _CLOCK_FAIL_S else "warn"
+    return Check("clock", verdict, fact, "synchronise both: chrony or systemd-timesyncd")
 
 
 def check_gpus(driver: int | None, torch: int | None, ray: float) -> Check:
     """Driver, torch and Ray must see the same GPUs of a node."""
-    fact = f"nvidia-smi {_count(driver)}, torch {_count(torch)}, Ray {ray:g}"
-    if not driver:
-        if ray:
-            return Check("GPUs", "fail", fact, "Ray was configured with missing GPUs: start "
-                         "the node without --num-gpus")  # fmt: skip
-        return Check("GPUs", "ok", fact)
+    counts = ("missing" if count is None else count for count in (driver, torch))
+    fact = "nvidia-smi {}, torch {}, Ray {:g}".format(*counts, ray)
+    driver = driver or 0
+    if ray and not driver:
+        return Check("GPUs", "fail", fact, "Ray was configured with missing GPUs: start "
+                     "the node without --num-gpus")  # fmt: skip
     if torch is not None and torch < driver:
         return Check("GPUs", "fail", fact, "torch cannot use them: install the build for the "
                      "driver's CUDA, and check CUDA_VISIBLE_DEVICES")  # fmt: skip
@@ -163,7 +158,3 @@ def check_mlflow(server: str, error: str) -> Check:
 def _significant(package: str, version: str) -> str:
     """The part of a version that must match: major and minor for Python, else all of it."""
     return version.rpartition(".")[0] if package == "python" else version
-
-
-def _count(count: int | None) -> str:
-    return "missing" if count is None else str(count)

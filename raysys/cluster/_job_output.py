@@ -59,7 +59,7 @@ async def _start(client: Any, job: str, printer: _Printer) -> bool:
         printer.add(text)
         if is_over:
             return True
-        if any(line and not _is_preamble(line) for line in text.splitlines()):
+        if any(line and not any(mark in line for mark in _PREAMBLE) for line in text.splitlines()):
             return False
         await asyncio.sleep(_POLL_S)
     return False
@@ -76,7 +76,3 @@ async def _stream(client: Any, job: str, printer: _Printer) -> None:
 async def _is_over(client: Any, job: str) -> bool:
     status = await asyncio.to_thread(client.get_job_status, job)
     return str(getattr(status, "value", status)) in ENDED
-
-
-def _is_preamble(line: str) -> bool:
-    return any(mark in line for mark in _PREAMBLE)

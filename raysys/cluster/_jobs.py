@@ -6,9 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
-import string
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ from raysys.cluster._runtime_env import runtime_env
 from raysys.errors import RaysysError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from raysys.storage import Storage
@@ -33,12 +31,9 @@ class SubmittedJob:
     """A job that was submitted to a cluster, by raysys or by `ray job submit`.
 
     Attributes:
-        id: Submission id.
-        command: Command line.
         status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
         by: Submitter, if the metadata names one.
-        submitted: Unix time of the submission in seconds.
-        ended: Unix time of the end in seconds; None while it runs.
+        submitted, ended: Unix times in seconds; `ended` is None while it runs.
         message: Ray's description of the status.
     """
 
@@ -76,9 +71,11 @@ class Jobs:
         # Ray's log lines about the upload would mix with the job's output.
         for handler in logging.getLogger("ray").handlers:
             handler.setLevel(logging.ERROR)
+        # They would take precedence over the URL.
+        names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+        removed = {name: os.environ.pop(name) for name in names if name in os.environ}
         try:
-            with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-                self._client = JobSubmissionClient(dashboard_url)
+            self._client = JobSubmissionClient(dashboard_url)
         except AuthenticationError as error:
             status = 403 if "Authentication failed" in str(error) else 401
             raise UnavailableError(token_error(dashboard_url, status)) from None
@@ -86,6 +83,8 @@ class Jobs:
             raise UnavailableError(
                 f"no Ray dashboard answers at {dashboard_url} ({error}): check RAY_ADDRESS"
             ) from error
+        finally:
+            os.environ.update(removed)
         self._url = dashboard_url
 
     def __repr__(self) -> str:
@@ -118,18 +117,16 @@ class Jobs:
         Raises:
             RaysysError: The cluster rejects the job, or the audit log cannot be written.
         """
-        job = job or f"{name}-{_random(8)}"
-        packed = runtime_env(working_dir, env)
+        job = job or f"{name}-{secrets.token_hex(4)}"
+        request: dict[str, Any] = {
+            "entrypoint": command, "submission_id": job,
+            "runtime_env": runtime_env(working_dir, env), "metadata": audit.submitter(),
+        }  # fmt: skip
         audit.record(storage, "job.submit", job, command=command, cluster=self._url)
         deadline = time.monotonic() + _AGENT_TIMEOUT_S
         while True:
             try:
-                return str(
-                    self._client.submit_job(
-                        entrypoint=command, runtime_env=packed, submission_id=job,
-                        metadata=audit.submitter(),
-                    )
-                )  # fmt: skip
+                return str(self._client.submit_job(**request))
             except RuntimeError as error:
                 # The dashboard answers seconds before the agent that starts jobs.
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
@@ -185,12 +182,8 @@ class Jobs:
     def stop(self, job: str, storage: Storage) -> SubmittedJob:
         """Stop a job and wait until it has ended; its record and its output stay.
 
-        Args:
-            job: Id of the job.
-            storage: Storage root of the audit log.
-
         Raises:
-            RaysysError: The job does not end, or the audit log cannot be written.
+            RaysysError: The job does not end, or the audit log of the storage root is unwritable.
         """
         audit.record(storage, "job.stop", job, cluster=self._url)
         self._client.stop_job(job)
@@ -212,17 +205,3 @@ def _job(details: Any) -> SubmittedJob:
         ended=details.end_time / 1000 if details.end_time else None,
         message=details.message or "",
     )
-
-
-def _random(length: int) -> str:
-    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(length))
-
-
-@contextmanager
-def _without(*names: str) -> Iterator[None]:
-    """Unset variables that take precedence over the address passed to Ray's client."""
-    removed = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(removed)

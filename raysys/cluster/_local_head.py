@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from raysys import audit
+from raysys.cluster._certificates import create_file, make_certificates
 from raysys.cluster._connection import logical_cpus
 from raysys.errors import ResourceError
 from raysys.secrets import cluster_token, token_path
@@ -31,9 +32,7 @@ class Head:
     """A Ray head on this machine.
 
     Attributes:
-        pid: Process id.
         address: Address of its GCS.
-        dashboard_url: URL of its dashboard.
         tls: Environment variables for processes that connect to `address`; jobs need none.
     """
 
@@ -65,9 +64,7 @@ def enable_token_auth() -> None:
         path = token_path()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_hex(32))
+            create_file(path, secrets.token_hex(32).encode(), 0o600)
 
 
 def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False) -> Head:
@@ -83,8 +80,7 @@ def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False)
         ResourceError: The head did not start, or one without TLS is already running.
     """
     storage = _on_this_machine(storage)
-    head = remembered(storage)
-    if head:
+    if head := remembered(storage):
         if tls and not head.tls:
             raise ResourceError(
                 f"the head at {head.address} runs without TLS: `raysys down`, then "
@@ -96,24 +92,26 @@ def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False)
     log = Path(storage.uri("cluster/head.log"))
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [
-        _ray_command(), "start", "--head", "--block", f"--port={port}", f"--num-cpus={logical}",
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+        f"--port={port}", f"--num-cpus={logical}",
         "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard_port}", "--disable-usage-stats",
         # With Ray's fixed port in use by another head, the agent would not start.
         f"--dashboard-agent-listen-port={_free_port(52365)}",
     ]  # fmt: skip
     audit.record(storage, "up", f"127.0.0.1:{port}", cpus=logical, tls=tls)
-    encryption = _new_certificates(Path(storage.uri("cluster/tls"))) if tls else {}
+    encryption: dict[str, str] = {}
+    if tls:
+        folder = storage.uri("cluster/tls")
+        shutil.rmtree(folder, ignore_errors=True)  # certificates of the previous head
+        encryption = make_certificates(folder, [])
     # A job's `python` is that of this environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    env = {**os.environ, **encryption, **_NO_DRAIN, "PATH": path}
     with log.open("wb") as output:
         # A new session: Ctrl-C in the terminal ends the submitting command, not the cluster.
         process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **encryption, **_NO_DRAIN, "PATH": path},
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=env
         )
     head = Head(process.pid, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", encryption)
     storage.write_json(_STATE, asdict(head))
@@ -136,11 +134,11 @@ def stop_local(storage: Storage) -> bool:
     """
     storage = _on_this_machine(storage)
     head = remembered(storage)
+    if head is not None:
+        audit.record(storage, "down", head.address)
+    storage.remove(_STATE)
     if head is None:
-        Path(storage.uri(_STATE)).unlink(missing_ok=True)
         return False
-    audit.record(storage, "down", head.address)
-    Path(storage.uri(_STATE)).unlink(missing_ok=True)
     os.kill(head.pid, signal.SIGTERM)
     deadline = time.monotonic() + 20
     while head.is_alive and time.monotonic() < deadline:
@@ -156,14 +154,6 @@ def stop_local(storage: Storage) -> bool:
     return True
 
 
-def _new_certificates(folder: Path) -> dict[str, str]:
-    """Replace the certificates of the previous head."""
-    from raysys.cluster._certificates import make_certificates
-
-    shutil.rmtree(folder, ignore_errors=True)
-    return make_certificates(folder, [])
-
-
 def _on_this_machine(storage: Storage) -> Storage:
     """Local storage for the head's state, as its process is always local."""
     return storage if storage.is_local else Storage(DEFAULT_ROOT)
@@ -171,16 +161,9 @@ def _on_this_machine(storage: Storage) -> Storage:
 
 def remembered(storage: Storage) -> Head | None:
     """The head started by `start_local`, if it runs."""
-    storage = _on_this_machine(storage)
-    path = Path(storage.uri(_STATE))
-    if not path.exists():
-        return None
-    head = Head(**json.loads(path.read_text()))
-    return head if head.is_alive else None
-
-
-def _ray_command() -> str:
-    return str(Path(sys.executable).parent / "ray")
+    state = _on_this_machine(storage).read_bytes(_STATE)
+    head = Head(**json.loads(state)) if state else None
+    return head if head and head.is_alive else None
 
 
 def _answers(dashboard_url: str) -> bool:

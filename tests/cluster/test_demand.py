@@ -3,8 +3,7 @@ from typing import Any
 
 import pytest
 
-from raysys.cluster import Resources, declared_demand
-from raysys.cluster._demand import compare_demand, has_autoscaler
+from raysys.cluster import Dashboard, Resources, check_demand, declared_demand
 from raysys.errors import RaysysError, ResourceError
 
 NODES: list[dict[str, Any]] = [
@@ -16,26 +15,42 @@ STATIC = {"autoscalerReport": {"nodeTypeMapping": {"a1": "node_a1", "b2": "node_
 GROWING = {"autoscalerReport": {"nodeTypeMapping": {"a1": "head"}}}
 
 
+class _Dashboard(Dashboard):
+    """The responses of a cluster with a status."""
+
+    def __init__(self, status: dict[str, Any] | None) -> None:
+        super().__init__("http://127.0.0.1:8265")
+        self._status = status
+
+    def get(self, path: str, *, timeout_s: float = 20.0) -> Any:
+        if path.startswith("/api/v0/nodes?"):
+            return {"data": {"result": {"result": NODES}}}
+        assert path == "/api/cluster_status"
+        return {"data": {"clusterStatus": self._status}}
+
+
 def test_only_living_nodes_are_counted() -> None:
-    assert compare_demand("j", Resources(cpus=6, gpus=1), NODES, STATIC) is None
+    static = _Dashboard(STATIC)
+    assert check_demand(static, "j", Resources(cpus=6, gpus=1)) is None
     with pytest.raises(ResourceError, match=r"j needs 7 CPUs and 0 GPUs; the cluster has 6 and 1"):
-        compare_demand("j", Resources(cpus=7, gpus=0), NODES, STATIC)
+        check_demand(static, "j", Resources(cpus=7, gpus=0))
     with pytest.raises(ResourceError, match=r"j needs 0 CPUs and 2 GPUs.*raysys up --cpus N"):
-        compare_demand("j", Resources(cpus=0, gpus=2), NODES, None)
+        check_demand(static, "j", Resources(cpus=0, gpus=2))
 
 
 def test_a_demand_that_fits_after_autoscaling_gives_a_remark() -> None:
-    remark = compare_demand("j", Resources(cpus=7, gpus=0), NODES, GROWING)
+    growing = _Dashboard(GROWING)
+    remark = check_demand(growing, "j", Resources(cpus=7, gpus=0))
     assert remark == (
         "j needs 7 CPUs and 0 GPUs; the cluster has 6 and 1 now, and starts after autoscaling"
     )
-    assert compare_demand("j", Resources(cpus=6, gpus=0), NODES, GROWING) is None
+    assert check_demand(growing, "j", Resources(cpus=6, gpus=0)) is None
 
 
 @pytest.mark.parametrize("status", [None, {}, {"autoscalerReport": None}, STATIC])
 def test_a_head_without_an_autoscaler_is_recognised(status: dict[str, Any] | None) -> None:
-    assert not has_autoscaler(status)
-    assert has_autoscaler(GROWING)
+    with pytest.raises(ResourceError, match="has no autoscaler"):
+        check_demand(_Dashboard(status), "j", Resources(cpus=7, gpus=0))
 
 
 @pytest.mark.parametrize(
