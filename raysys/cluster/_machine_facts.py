@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
 import shutil
 import subprocess
-import time
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +17,6 @@ from raysys.errors import RaysysError
 from raysys.secrets import shown
 from raysys.storage import Storage
 
-_RAY_FOLDER = "/tmp/ray"
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -28,20 +24,16 @@ class Facts:
 
     Attributes:
         versions: Versions of python, ray and raysys.
-        now: Unix time in seconds.
         shm_bytes: Size of /dev/shm, where the object store lies.
-        memory_bytes: Memory of the machine.
         disk_used: Share of the disk under Ray's folder.
         gpus_driver: Seen by nvidia-smi; None without it.
         gpus_torch: Usable by torch; None without torch or nvidia-smi.
-        storage: The storage root.
         storage_error: Reason why the root is not writable; empty if it is.
         mlflow: The tracking server, without its password; empty if not set.
         mlflow_error: Reason why the server does not answer; empty if it does.
     """
 
     versions: dict[str, str]
-    now: float
     shm_bytes: int
     memory_bytes: int
     disk_used: float
@@ -57,18 +49,19 @@ def collect() -> Facts:
     """Collect the facts of this machine; writes and removes a small file under the storage root."""
     storage, storage_error = _storage()
     driver = _gpus_driver()
+    disk = shutil.disk_usage("/tmp/ray" if Path("/tmp/ray").exists() else "/tmp")
+    server = os.environ.get("MLFLOW_TRACKING_URI", "")
     return Facts(
         versions=versions(),
-        now=time.time(),
         shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").exists() else 0,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        disk_used=_disk_used(),
+        disk_used=1 - disk.free / disk.total,
         gpus_driver=driver,
-        gpus_torch=_gpus_torch(bool(driver)),
+        gpus_torch=_gpus_torch() if driver else None,
         storage=storage,
         storage_error=storage_error,
-        mlflow=shown(os.environ.get("MLFLOW_TRACKING_URI", "")),
-        mlflow_error=_mlflow_error(os.environ.get("MLFLOW_TRACKING_URI", "")),
+        mlflow=shown(server),
+        mlflow_error=_mlflow_error(server),
     )
 
 
@@ -95,12 +88,6 @@ def _storage() -> tuple[str, str]:
     return storage.root, ""
 
 
-def _disk_used() -> float:
-    folder = Path(_RAY_FOLDER)
-    usage = shutil.disk_usage(folder if folder.exists() else "/tmp")
-    return 1 - usage.free / usage.total
-
-
 def _gpus_driver() -> int | None:
     command = shutil.which("nvidia-smi")
     if command is None:
@@ -109,12 +96,12 @@ def _gpus_driver() -> int | None:
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
-def _gpus_torch(has_gpus: bool) -> int | None:
-    """GPUs that torch can use; imports torch, which takes seconds, only on a machine with GPUs."""
-    if not has_gpus or importlib.util.find_spec("torch") is None:
+def _gpus_torch() -> int | None:
+    """GPUs that torch can use; the import of torch takes seconds."""
+    try:
+        import torch
+    except ModuleNotFoundError:
         return None
-    import torch
-
     return torch.cuda.device_count()
 
 

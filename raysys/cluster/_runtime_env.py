@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
+from raysys.secrets import holds_secret
 from raysys.storage import Storage
 
 if TYPE_CHECKING:
@@ -14,17 +15,16 @@ if TYPE_CHECKING:
 
 # Patterns as in .gitignore, added to the folder's own .gitignore and .rayignore. They have no
 # trailing slash: Ray matches a folder's name without one, and would else walk through the folder.
-_HISTORY = (".git", ".hg", ".svn", ".jj")
-_ENVIRONMENTS = (".venv", "venv", ".conda", ".tox", ".nox", "node_modules")
-_CACHES = (
+_EXCLUDES = (
+    # Histories and environments
+    ".git", ".hg", ".svn", ".jj", ".venv", "venv", ".conda", ".tox", ".nox", "node_modules",
+    # Caches
     "__pycache__", "*.pyc", ".cache", ".*_cache", ".hypothesis", ".ipynb_checkpoints", ".coverage",
     ".idea", ".vscode", ".DS_Store", "*.egg-info", "/build", "/dist",
-)  # fmt: skip
-_ARTEFACTS = (
+    # Artefacts
     ".raysys", "mlruns", "mlartifacts", "mlflow.db*", "wandb", "lightning_logs", "*.partial",
     "core.[0-9]*",
-)  # fmt: skip
-_SECRETS = (
+    # Secrets
     ".env*", "*.env", ".netrc", ".pgpass", ".pypirc", ".npmrc", ".aws", ".azure", ".ssh",
     ".kube", ".docker", ".gcloud", ".ray", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx",
     "*.ppk", "*.keytab", "id_rsa*", "id_ecdsa*", "id_ed25519*", "auth_token", "secrets",
@@ -44,8 +44,6 @@ def runtime_env(working_dir: Path, env: Mapping[str, str] | None = None) -> dict
     Raises:
         RaysysError: The folder does not exist, or a variable is a secret.
     """
-    from raysys.secrets import holds_secret
-
     if not working_dir.is_dir():
         raise RaysysError(f"{working_dir}: no such folder: use the folder of the job")
     for name, value in (env or {}).items():
@@ -55,20 +53,15 @@ def runtime_env(working_dir: Path, env: Mapping[str, str] | None = None) -> dict
                 "the nodes (clusters/README.md), or use a setting of the type "
                 "raysys.secrets.Secret with the value file:PATH"
             )
-    return {
-        "working_dir": str(working_dir),
-        "excludes": excludes(working_dir),
-        "env_vars": dict(env or {}),
-    }
-
-
-def excludes(working_dir: Path) -> list[str]:
-    """Patterns, as in .gitignore, of files that are not uploaded."""
-    patterns = [*_HISTORY, *_ENVIRONMENTS, *_CACHES, *_ARTEFACTS, *_SECRETS]
     # A virtual environment may have any name, and a storage root may be any folder.
     folders = [marker.parent for marker in working_dir.glob("*/pyvenv.cfg")]
     root = Path(Storage().root)
     if root.is_absolute() and working_dir.resolve() in root.resolve().parents:
         folders.append(working_dir / root.resolve().relative_to(working_dir.resolve()))
     paths = [folder.relative_to(working_dir).as_posix() for folder in folders]
-    return patterns + ["/" + re.sub(r"([*?\[\]!#\\ ])", r"\\\1", path) for path in paths]
+    escaped = ["/" + re.sub(r"([*?\[\]!#\\ ])", r"\\\1", path) for path in paths]
+    return {
+        "working_dir": str(working_dir),
+        "excludes": [*_EXCLUDES, *escaped],
+        "env_vars": dict(env or {}),
+    }

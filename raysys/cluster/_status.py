@@ -21,6 +21,7 @@ _PATHS = {
     "actors": f"/api/v0/actors?{_ALIVE}",
     "jobs": "/api/jobs/",
 }
+_SHOWN = ("CPU", "GPU", "memory", "object_store_memory")
 _GIB = 1 << 30
 # A replica of an index is the actor index:<name>:<shard>.<replica>.
 _INDEX = re.compile(r"index:(?P<name>.+):(?P<shard>\d+)\.\d+")
@@ -72,7 +73,7 @@ def pending_lines(load: Mapping[str, Any]) -> list[str]:
     for group, count in load.get("pgDemand") or []:
         bundles = ", ".join(f"{number} x {_shape(shape)}" for shape, number in group["bundles"])
         pending.append(f"  {count} x placement group ({group['strategy']}) of {bundles}")
-    return ["pending demands:", *pending] if pending else ["pending demands: none"]
+    return _section("pending demands", pending)
 
 
 def application_lines(applications: Mapping[str, Any]) -> list[str]:
@@ -88,7 +89,7 @@ def application_lines(applications: Mapping[str, Any]) -> list[str]:
             )
             parts.append(f"{title} {summary or 'no replicas'} (target {target})")
         lines.append(f"  {name}: {application.get('status')}; {'; '.join(parts)}")
-    return ["applications:", *lines] if lines else ["applications: none"]
+    return _section("applications", lines)
 
 
 def index_lines(actors: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -101,7 +102,7 @@ def index_lines(actors: Iterable[Mapping[str, Any]]) -> list[str]:
         f"  {name}: {len(replicas)} shards, {sum(replicas.values())} replicas"
         for name, replicas in sorted(shards.items())
     ]
-    return ["indexes:", *lines] if lines else ["indexes: none"]
+    return _section("indexes", lines)
 
 
 def job_lines(jobs: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -112,10 +113,11 @@ def job_lines(jobs: Iterable[Mapping[str, Any]]) -> list[str]:
         f"{job['entrypoint']}"
         for job in active
     ]
-    return ["active jobs:", *lines] if lines else ["active jobs: none"]
+    return _section("active jobs", lines)
 
 
-_SHOWN = ("CPU", "GPU", "memory", "object_store_memory")
+def _section(title: str, lines: list[str]) -> list[str]:
+    return [f"{title}:", *lines] if lines else [f"{title}: none"]
 
 
 def _kind(key: str) -> str:

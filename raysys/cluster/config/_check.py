@@ -20,6 +20,7 @@ from raysys.cluster.config._schemas import PROVIDERS, RAY_LABELS, RAY_RESOURCES
 from raysys.errors import RaysysError
 from raysys.imports import lazy_import
 from raysys.ray_internals import autoscaler
+from raysys.secrets import holds_secret, shown
 
 jsonschema = lazy_import("jsonschema")
 
@@ -75,8 +76,9 @@ def check_launcher(config: Mapping[str, Any]) -> list[str]:
         return [f"provider.type: {provider!r} is not one of {', '.join(PROVIDERS)}"]
     if problems := [*violations(_launcher_schema(provider), config)]:
         return problems
+    error = autoscaler.config_error(config)
     return [
-        *_ray_errors(config),
+        *([f"Ray rejects the file: {error}"] if error else []),
         *_commands(config),
         *_docker(config),
         *_mounts(config),
@@ -117,8 +119,6 @@ def start_options() -> dict[str, str]:
 
 def environment(name: str, value: str, place: str) -> Iterator[str]:
     """Problems of an environment variable of Ray's processes."""
-    from raysys.secrets import holds_secret
-
     near = get_close_matches(name, _VARIABLES, 1, cutoff=0.85)
     if name not in _VARIABLES and near:
         yield f"{place}: unknown variable {name}; did you mean {near[0]}?"
@@ -128,18 +128,11 @@ def environment(name: str, value: str, place: str) -> Iterator[str]:
         yield f"{place}: RAY_AUTH_MODE={value} disables authentication: set token"
 
 
-def secrets_in(value: Any, place: str = "") -> Iterator[str]:
+def secrets_in(value: Any) -> Iterator[str]:
     """Passwords in URIs."""
-    from raysys.secrets import shown
-
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from secrets_in(item, f"{place}.{key}".lstrip("."))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from secrets_in(item, f"{place}.{index}")
-    elif isinstance(value, str) and shown(value) != value:
-        yield f"{place}: a password must not be in the file: see clusters/README.md"
+    for place, text in _texts(value):
+        if shown(text) != text:
+            yield f"{place}: a password must not be in the file: see clusters/README.md"
 
 
 @functools.cache
@@ -159,12 +152,6 @@ def _launcher_schema(provider: str) -> dict[str, Any]:
     return schema
 
 
-def _ray_errors(config: Mapping[str, Any]) -> Iterator[str]:
-    """Ray's own validation, after it has filled in its defaults."""
-    if error := autoscaler.config_error(config):
-        yield f"Ray rejects the file: {error}"
-
-
 def _commands(config: Mapping[str, Any]) -> Iterator[str]:
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         for command in config.get(key) or []:
@@ -174,9 +161,8 @@ def _commands(config: Mapping[str, Any]) -> Iterator[str]:
                         yield unknown_key(f"{key}: --{flag}", flag, list(start_options()))
             for labels in re.findall(r"--labels[= ]'?\"?([^\s'\"]*)", command):
                 pairs = dict(pair.partition("=")[::2] for pair in labels.split(","))
-                yield from (
-                    f"{key}: --labels {problem}" for problem in violations(RAY_LABELS, pairs)
-                )
+                for problem in violations(RAY_LABELS, pairs):
+                    yield f"{key}: --labels {problem}"
     for place, text in _texts(config):
         for name, value in re.findall(r"(?m)^\s*export (\w+)=(\S*)", text):
             yield from environment(name, value, place)
@@ -186,15 +172,14 @@ def _docker(config: Mapping[str, Any]) -> Iterator[str]:
     docker = config.get("docker") or {}
     types = (config.get("available_node_types") or {}).values()
     options = [
-        (f"docker.{key}", option)
+        (f"docker.{key}", option.strip())
         for section in [docker, *(kind.get("docker") or {} for kind in types)]
         for key in ("run_options", "head_run_options", "worker_run_options")
         for option in section.get(key) or []
     ]
     for place, option in options:
-        name, _, value = (
-            option.strip().removeprefix("--").partition("=" if "=" in option.split()[0] else " ")
-        )
+        mark = "=" if "=" in option.split()[0] else " "
+        name, _, value = option.removeprefix("--").partition(mark)
         if option.startswith("--") and name not in _DOCKER_OPTIONS:
             yield unknown_key(f"{place}: --{name}", name, list(_DOCKER_OPTIONS))
         if name == "env" and "=" in value:
@@ -229,11 +214,9 @@ def _policy(config: Mapping[str, Any], provider: str) -> Iterator[str]:
 
 
 def _texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _texts(item, f"{place}.{key}".lstrip("."))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item, place)
-    elif isinstance(value, str):
+    """All texts in a value, each with its location."""
+    if isinstance(value, str):
         yield place, value
+    elif isinstance(value, Mapping | list):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _texts(item, f"{place}.{key}".lstrip("."))

@@ -14,36 +14,31 @@ Schema = dict[str, Any]
 def closed(names: str = "", /, **properties: Schema) -> Schema:
     """An object without additional properties: names of any value, and properties with a schema."""
     untyped: dict[str, Schema] = {name: {} for name in names.split()}
-    return {
-        "type": "object",
-        "properties": untyped | properties,
-        "additionalProperties": False,
-    }
+    return {"type": "object", "properties": untyped | properties, "additionalProperties": False}
 
 
-def array(items: Schema) -> Schema:
-    """An array of items with a schema."""
-    return {"type": "array", "items": items}
+def array(names: str, /, **properties: Schema) -> Schema:
+    """An array of such objects."""
+    return {"type": "array", "items": closed(names, **properties)}
 
 
+def keyed(pattern: str, **properties: Schema) -> Schema:
+    """An object whose keys match a regular expression in full."""
+    return {"type": "object", "propertyNames": {"pattern": f"^({pattern})$"}, **properties}
+
+
+_PLAIN_LABEL = "[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 # Labels are Ray's, or have no prefix: a misspelt `ray.io/...` is neither.
-RAY_LABELS: Schema = {
-    "type": "object",
-    "propertyNames": {
-        "pattern": "^(ray\\.io/(accelerator-type|availability-region|availability-zone|market-type"
-        "|node-group|tpu-[a-z-]+)|[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)$"
-    },
-    "properties": {"ray.io/market-type": {"enum": ["spot", "on-demand"]}},
-}
+RAY_LABELS = keyed(
+    "ray\\.io/(accelerator-type|availability-region|availability-zone|market-type|node-group"
+    f"|tpu-[a-z-]+)|{_PLAIN_LABEL}",
+    properties={"ray.io/market-type": {"enum": ["spot", "on-demand"]}},
+)
 
 # raysys selects machines by labels, so resources are limited to Ray's.
-RAY_RESOURCES: Schema = {
-    "type": "object",
-    "propertyNames": {
-        "pattern": "^(CPU|GPU|TPU|TPU-[A-Za-z0-9-]+-head|memory|object_store_memory"
-        "|accelerator_type:[A-Za-z0-9_-]+)$"
-    },
-}
+RAY_RESOURCES = keyed(
+    "CPU|GPU|TPU|TPU-[A-Za-z0-9-]+-head|memory|object_store_memory|accelerator_type:[A-Za-z0-9_-]+"
+)
 
 _EBS = closed(
     "DeleteOnTermination Iops SnapshotId VolumeSize VolumeType KmsKeyId Throughput Encrypted"
@@ -54,7 +49,7 @@ _AWS_NODE = closed(
     "SubnetIds UserData EbsOptimized InstanceInitiatedShutdownBehavior PrivateIpAddress "
     "EnablePrimaryIpv6 DisableApiStop DisableApiTermination ElasticInferenceAccelerators "
     "LicenseSpecifications",
-    BlockDeviceMappings=array(closed("DeviceName VirtualName NoDevice", Ebs=_EBS)),
+    BlockDeviceMappings=array("DeviceName VirtualName NoDevice", Ebs=_EBS),
     CapacityReservationSpecification=closed(
         "CapacityReservationPreference",
         CapacityReservationTarget=closed(
@@ -79,10 +74,8 @@ _AWS_NODE = closed(
     ),
     Monitoring=closed("Enabled"),
     NetworkInterfaces=array(
-        closed(
-            "AssociatePublicIpAddress DeleteOnTermination Description DeviceIndex Groups "
-            "NetworkInterfaceId PrivateIpAddress SubnetId InterfaceType NetworkCardIndex"
-        )
+        "AssociatePublicIpAddress DeleteOnTermination Description DeviceIndex Groups "
+        "NetworkInterfaceId PrivateIpAddress SubnetId InterfaceType NetworkCardIndex"
     ),
     Placement=closed(
         "AvailabilityZone Affinity GroupName PartitionNumber HostId Tenancy SpreadDomain "
@@ -91,7 +84,7 @@ _AWS_NODE = closed(
     PrivateDnsNameOptions=closed(
         "HostnameType EnableResourceNameDnsARecord EnableResourceNameDnsAAAARecord"
     ),
-    TagSpecifications=array(closed("ResourceType", Tags=array(closed("Key Value")))),
+    TagSpecifications=array("ResourceType", Tags=array("Key Value")),
 )
 
 # An instance of Compute Engine's API, except the fields set by Ray or Google.
@@ -104,21 +97,17 @@ _GCP_NODE = closed(
     ),
     confidentialInstanceConfig=closed("enableConfidentialCompute confidentialInstanceType"),
     disks=array(
-        closed(
-            "autoDelete boot deviceName diskEncryptionKey diskSizeGb interface mode source type",
-            initializeParams=closed(
-                "description diskName diskSizeGb diskType labels onUpdateAction "
-                "provisionedIops provisionedThroughput sourceImage sourceSnapshot"
-            ),
-        )
+        "autoDelete boot deviceName diskEncryptionKey diskSizeGb interface mode source type",
+        initializeParams=closed(
+            "description diskName diskSizeGb diskType labels onUpdateAction "
+            "provisionedIops provisionedThroughput sourceImage sourceSnapshot"
+        ),
     ),
-    guestAccelerators=array(closed("acceleratorCount acceleratorType")),
-    labels={"type": "object", "propertyNames": {"pattern": "^[a-z][a-z0-9_-]{0,62}$"}},
-    metadata=closed(items=array(closed("key value"))),
+    guestAccelerators=array("acceleratorCount acceleratorType"),
+    labels=keyed("[a-z][a-z0-9_-]{0,62}"),
+    metadata=closed(items=array("key value")),
     networkInterfaces=array(
-        closed(
-            "accessConfigs aliasIpRanges kind name network networkIP nicType stackType subnetwork"
-        )
+        "accessConfigs aliasIpRanges kind name network networkIP nicType stackType subnetwork"
     ),
     reservationAffinity=closed("consumeReservationType key values"),
     scheduling=closed(
@@ -126,7 +115,7 @@ _GCP_NODE = closed(
         "minNodeCpus nodeAffinities onHostMaintenance preemptible",
         provisioningModel={"enum": ["STANDARD", "SPOT", "RESERVATION_BOUND", "FLEX_START"]},
     ),
-    serviceAccounts=array(closed("email scopes")),
+    serviceAccounts=array("email scopes"),
     shieldedInstanceConfig=closed("enableIntegrityMonitoring enableSecureBoot enableVtpm"),
     tags=closed("items"),
 )
@@ -156,50 +145,36 @@ PROVIDERS: dict[str, tuple[Schema, Schema]] = {
 }
 
 # Maps with arbitrary keys in KubeRay's definitions, by name.
-_POD_RESOURCES: Schema = {
-    "type": "object",
-    "propertyNames": {
-        "pattern": "^(cpu|memory|ephemeral-storage|hugepages-[0-9A-Za-z]+"
-        "|nvidia\\.com/(gpu|mig-[0-9a-z.]+)|amd\\.com/gpu|habana\\.ai/gaudi|google\\.com/tpu)$"
-    },
-}
-_POD_LABELS: Schema = {
-    "type": "object",
-    "propertyNames": {
-        "pattern": "^(app\\.kubernetes\\.io/(name|instance|version|component|part-of|managed-by)"
-        "|ray\\.io/(cluster|node-type|group|is-ray-node|serve|identifier|priority-class-name)"
-        "|kueue\\.x-k8s\\.io/(queue-name|priority-class)|azure\\.workload\\.identity/use"
-        "|[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)$"
-    },
-}
-_ANNOTATIONS: Schema = {
-    "type": "object",
-    "propertyNames": {
-        "pattern": "^(prometheus\\.io/(scrape|port|path|scheme)"
-        "|cluster-autoscaler\\.kubernetes\\.io/safe-to-evict|karpenter\\.sh/do-not-disrupt"
-        "|ray\\.io/(overwrite-container-cmd|external-storage-namespace)"
-        "|service\\.beta\\.kubernetes\\.io/[a-z0-9-]+|sidecar\\.istio\\.io/inject)$"
-    },
-}
-_NODE_SELECTOR: Schema = {
-    "type": "object",
-    "propertyNames": {
-        "pattern": "^(kubernetes\\.io/(arch|os|hostname)|node\\.kubernetes\\.io/instance-type"
-        "|topology\\.kubernetes\\.io/(zone|region)|node-role\\.kubernetes\\.io/[a-z-]+"
-        "|cloud\\.google\\.com/(gke-spot|gke-accelerator|gke-nodepool|gke-tpu-accelerator"
-        "|gke-tpu-topology|machine-family|compute-class)"
-        "|eks\\.amazonaws\\.com/(capacityType|nodegroup)"
-        "|karpenter\\.sh/(capacity-type|nodepool)|karpenter\\.k8s\\.aws/[a-z-]+"
-        "|kubernetes\\.azure\\.com/(scalesetpriority|agentpool)|nvidia\\.com/gpu\\.[a-z.]+)$"
-    },
-}
+_POD_RESOURCES = keyed(
+    "cpu|memory|ephemeral-storage|hugepages-[0-9A-Za-z]+|nvidia\\.com/(gpu|mig-[0-9a-z.]+)"
+    "|amd\\.com/gpu|habana\\.ai/gaudi|google\\.com/tpu"
+)
+_POD_LABELS = keyed(
+    "app\\.kubernetes\\.io/(name|instance|version|component|part-of|managed-by)"
+    "|ray\\.io/(cluster|node-type|group|is-ray-node|serve|identifier|priority-class-name)"
+    "|kueue\\.x-k8s\\.io/(queue-name|priority-class)|azure\\.workload\\.identity/use"
+    f"|{_PLAIN_LABEL}"
+)
+_ANNOTATIONS = keyed(
+    "prometheus\\.io/(scrape|port|path|scheme)"
+    "|cluster-autoscaler\\.kubernetes\\.io/safe-to-evict|karpenter\\.sh/do-not-disrupt"
+    "|ray\\.io/(overwrite-container-cmd|external-storage-namespace)"
+    "|service\\.beta\\.kubernetes\\.io/[a-z0-9-]+|sidecar\\.istio\\.io/inject"
+)
+_NODE_SELECTOR = keyed(
+    "kubernetes\\.io/(arch|os|hostname)|node\\.kubernetes\\.io/instance-type"
+    "|topology\\.kubernetes\\.io/(zone|region)|node-role\\.kubernetes\\.io/[a-z-]+"
+    "|cloud\\.google\\.com/(gke-spot|gke-accelerator|gke-nodepool|gke-tpu-accelerator"
+    "|gke-tpu-topology|machine-family|compute-class)"
+    "|eks\\.amazonaws\\.com/(capacityType|nodegroup)"
+    "|karpenter\\.sh/(capacity-type|nodepool)|karpenter\\.k8s\\.aws/[a-z-]+"
+    "|kubernetes\\.azure\\.com/(scalesetpriority|agentpool)|nvidia\\.com/gpu\\.[a-z.]+"
+)
 MAPS: dict[str, Schema] = {
+    **dict.fromkeys(("labels", "matchLabels"), _POD_LABELS),
+    **dict.fromkeys(("limits", "requests"), _POD_RESOURCES),
     "annotations": _ANNOTATIONS,
-    "labels": _POD_LABELS,
-    "limits": _POD_RESOURCES,
-    "matchLabels": _POD_LABELS,
     "nodeSelector": _NODE_SELECTOR,
-    "requests": _POD_RESOURCES,
 }
 METADATA = closed("name generateName namespace", labels=_POD_LABELS, annotations=_ANNOTATIONS)
 POD_MONITOR = closed(
@@ -208,16 +183,12 @@ POD_MONITOR = closed(
     spec=closed(
         "jobLabel podTargetLabels sampleLimit",
         namespaceSelector=closed("any matchNames"),
-        selector=closed(
-            matchLabels=_POD_LABELS, matchExpressions=array(closed("key operator values"))
-        ),
+        selector=closed(matchLabels=_POD_LABELS, matchExpressions=array("key operator values")),
         podMetricsEndpoints=array(
-            closed(
-                "port portNumber path scheme interval scrapeTimeout honorLabels metricRelabelings",
-                relabelings=array(
-                    closed("sourceLabels separator targetLabel regex modulus replacement action")
-                ),
-            )
+            "port portNumber path scheme interval scrapeTimeout honorLabels metricRelabelings",
+            relabelings=array(
+                "sourceLabels separator targetLabel regex modulus replacement action"
+            ),
         ),
     ),
 )
