@@ -11,8 +11,13 @@ from raysys.errors import DataError
 from raysys.features import _fitting
 from raysys.features import _target_encoding as _target
 from raysys.features._fitted_featurizer import FittedFeaturizer, featurize
-from raysys.features._transform_base import Transform, check_unique, first_fault
-from raysys.features._transforms import AnyTransform, TargetEncoded
+from raysys.features._transforms import (
+    AnyTransform,
+    TargetEncoded,
+    Transform,
+    check_unique,
+    first_fault,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,9 +84,6 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
         Args:
             table: Rows with the inputs, and the targets of the encodings.
             keep: Columns to copy unchanged, such as labels and ids.
-
-        Returns:
-            The fitted featurizer, as `fit` returns it, and the Table of features.
 
         Raises:
             DataError: The table lacks a column, or a value has the wrong type.

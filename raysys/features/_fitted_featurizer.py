@@ -15,15 +15,15 @@ import ray
 from raysys.errors import DataError, StorageError
 from raysys.features import _target_encoding as _target
 from raysys.features._operations import FeatureProgram
-from raysys.features._transform_base import check_unique
-from raysys.features._transforms import TargetEncoded
+from raysys.features._raw_inputs import is_arrow
+from raysys.features._transforms import TargetEncoded, check_unique
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from raysys.data import Table
     from raysys.features._featurizer import Featurizer
-    from raysys.features._transform_base import State
+    from raysys.features._transforms import State
 
 FORMAT = 2
 STATE_FILE, ARRAYS_FILE = "featurizer.json", "arrays.npz"
@@ -128,8 +128,14 @@ class FittedFeaturizer:
                 f"no column of the batch is an input; given: {', '.join(batch) or 'none'}; "
                 f"inputs: {', '.join(self.inputs)}"
             )
-        rows = _common_length(columns)
-        if rows <= _FEW_ROWS and not any(_is_arrow(column) for column in columns.values()):
+        first, rows = next((name, len(column)) for name, column in columns.items())
+        for name, column in columns.items():
+            if len(column) != rows:
+                raise DataError(
+                    f"{first} has {rows} values and {name} {len(column)}: columns of a batch must "
+                    "have one length"
+                )
+        if rows <= _FEW_ROWS and not any(is_arrow(column) for column in columns.values()):
             out = np.empty((rows, len(self.feature_names)), np.float32)
             for row in range(rows):
                 out[row] = self.transform_one({name: c[row] for name, c in columns.items()})
@@ -172,16 +178,11 @@ class FittedFeaturizer:
             folder: Target folder; created if missing.
         """
         arrays: dict[str, np.ndarray] = {}
-        plain: list[list[State]] = []
-        for number, states in enumerate(self.states):
-            plain.append([])
+        plain: list[list[State]] = [[{**state} for state in states] for states in self.states]
+        for number, states in enumerate(plain):
             for place, state in enumerate(states):
-                plain[-1].append({})
-                for key, value in state.items():
-                    if isinstance(value, np.ndarray):
-                        arrays[f"{number}.{place}.{key}"] = value
-                    else:
-                        plain[-1][-1][key] = value
+                for key in [key for key, value in state.items() if isinstance(value, np.ndarray)]:
+                    arrays[f"{number}.{place}.{key}"] = state.pop(key)
         content = {
             "format": FORMAT,
             "fitted_on": self.fitted_on,
@@ -215,36 +216,28 @@ class FittedFeaturizer:
                 f"reads up to {FORMAT}: upgrade raysys, or fit the featurizer again"
             )
         if content["format"] == 1:
-            _migrate_1(content["definition"]["transforms"])
+            for transform in content["definition"]["transforms"]:
+                renamed = _RENAMED_IN_2.get(transform["kind"], {})
+                for old in renamed.keys() & transform.keys():
+                    transform[renamed[old]] = transform.pop(old)
         states: list[list[State]] = content["states"]
         with np.load(Path(folder) / ARRAYS_FILE, allow_pickle=False) as arrays:
             for key in arrays.files:
                 number, place, name = key.split(".")
                 states[int(number)][int(place)][name] = arrays[key]
-        return cls(
-            Featurizer.model_validate(content["definition"]),
-            tuple(tuple(columns) for columns in states),
-            content["inputs"],
-            content["fitted_on"],
-            content["rows"],
-        )
+        definition = Featurizer.model_validate(content["definition"])
+        learned = tuple(tuple(columns) for columns in states)
+        return cls(definition, learned, content["inputs"], content["fitted_on"], content["rows"])
 
 
 def featurize(
-    block: pa.Table,
-    fitted: FittedFeaturizer,
-    training: Mapping[tuple[int, str], Any],
-    times: Mapping[tuple[int, str], Table],
-    keep: Sequence[str],
-) -> pa.Table:
+    block: pa.Table, fitted: FittedFeaturizer, training: Mapping[tuple[int, str], Any],
+    times: Mapping[tuple[int, str], Table], keep: Sequence[str],
+) -> pa.Table:  # fmt: skip
     """Features of a block, with target means that are safe for training where given.
 
-    Args:
-        block: The rows.
-        fitted: The featurizer.
-        training: Out-of-fold means by number of the transform and column.
-        times: Results of `by_time`, by the same.
-        keep: Columns to copy unchanged.
+    They are out-of-fold means in `training`, and results of `by_time` in `times`, by number of the
+    transform and column.
     """
     out = np.empty((len(fitted.feature_names), len(block)), np.float32)
     filled = np.zeros((len(out), min(len(block), _ROWS_AT_ONCE)), np.float32)
@@ -269,26 +262,3 @@ def featurize(
     columns = {name: block[name] for name in keep}
     columns |= {n: pa.array(column) for n, column in zip(fitted.feature_names, out, strict=True)}
     return pa.table(columns)
-
-
-def _migrate_1(transforms: list[dict[str, Any]]) -> None:
-    """Rename the options of a definition in format 1, in place."""
-    for transform in transforms:
-        for old, new in _RENAMED_IN_2.get(transform["kind"], {}).items():
-            if old in transform:
-                transform[new] = transform.pop(old)
-
-
-def _common_length(columns: Mapping[str, Any]) -> int:
-    first, rows = next((name, len(column)) for name, column in columns.items())
-    for name, column in columns.items():
-        if len(column) != rows:
-            raise DataError(
-                f"{first} has {rows} values and {name} {len(column)}: columns of a batch must have "
-                "one length"
-            )
-    return rows
-
-
-def _is_arrow(column: Any) -> bool:
-    return type(column).__module__.partition(".")[0] == "pyarrow"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from raysys.data import Table
     from raysys.features._target_encoding import TargetCounts
-    from raysys.features._transform_base import State, Transform
+    from raysys.features._transforms import State, Transform
 
 
 def fit(

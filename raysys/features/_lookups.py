@@ -11,21 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raysys.features._hashing import (
-    hash_of,
-    hashes_of,
-    pair_hash,
-    pair_hashes,
-    word_hashes,
-    words,
-)
+from raysys.features._hashing import hash_of, hashes_of, pair_hash, pair_hashes, word_hashes, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from raysys.features._raw_inputs import CodedColumn
-    from raysys.features._transform_base import State
-    from raysys.features._transforms import TextHashed
+    from raysys.features._transforms import Binned, Crossed, Hashed, State, TextHashed
 
     # Output column and the number to write into it, by category.
     Cell = Callable[[str | None], tuple[int, float]]
@@ -34,8 +26,8 @@ if TYPE_CHECKING:
 class FittedBins:
     """One column in bins."""
 
-    def __init__(self, row: int, first: int, edges: np.ndarray, onehot: bool):
-        self.row, self.first, self.onehot = row, first, onehot
+    def __init__(self, row: int, first: int, edges: np.ndarray, transform: Binned):
+        self.row, self.first, self.onehot = row, first, transform.encode == "onehot"
         self.edges, self.edge_list = edges, edges.tolist()
 
     def fill_row(self, numbers: np.ndarray, out: np.ndarray) -> None:
@@ -82,8 +74,9 @@ class CategoryCells:
 class HashedBuckets:
     """One column of categories, or the combination of several, hashed."""
 
-    def __init__(self, columns: Sequence[int], first: int, buckets: int, onehot: bool):
-        self.columns, self.first, self.buckets, self.onehot = columns, first, buckets, onehot
+    def __init__(self, columns: Sequence[int], first: int, transform: Hashed | Crossed):
+        self.columns, self.first = columns, first
+        self.buckets, self.onehot = transform.buckets, transform.encode == "onehot"
         self.single = len(columns) == 1  # then a missing value is in no bucket
 
     def fill_row(self, values: Sequence[str | None], out: np.ndarray) -> None:
@@ -117,8 +110,9 @@ class HashedBuckets:
             out[self.first] = np.where(present, buckets, -1)
 
 
-def one_hot(categories: Sequence[str], first: int) -> Cell:
+def one_hot(state: State, first: int) -> Cell:
     """Cells of one-hot categories."""
+    categories = state["categories"]
     cells = {category: (first + place, 1.0) for place, category in enumerate(categories)}
     infrequent, missing = (first + len(categories), 1.0), (first + len(categories) + 1, 1.0)
     return lambda value: missing if value is None else cells.get(value, infrequent)

@@ -13,39 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.features import _lookups
 from raysys.features import _raw_inputs as _inputs
+from raysys.features import _transforms as _kinds
 from raysys.features._column_groups import CalendarGroup, CyclicGroup, NumericGroup
-from raysys.features._lookups import (
-    CategoryCells,
-    FittedBins,
-    HashedBuckets,
-    WordCounts,
-    one_hot,
-    target_mean,
-)
-from raysys.features._transforms import (
-    Binned,
-    Calendar,
-    Crossed,
-    Cyclic,
-    Hashed,
-    Numeric,
-    OneHot,
-    TextHashed,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raysys.features._transform_base import State, Transform
+    from raysys.features._transforms import State, Transform
 
-# Readers of columns.
 _READERS = {
-    "number": _inputs.numbers,
-    "category": _inputs.categories,
-    "time": _inputs.times,
+    "number": _inputs.numbers, "category": _inputs.categories, "time": _inputs.times,
     "text": _inputs.texts,
-}
+}  # fmt: skip
 _MISSING = {"number": np.nan, "time": _inputs.NO_TIME}
 
 
@@ -55,28 +36,28 @@ class FeatureProgram:
     def __init__(self, transforms: Sequence[Transform], states: Sequence[Sequence[State]]):
         self.places: dict[str, dict[str, int]] = {kind: {} for kind in _READERS}
         self.on_numbers: list[NumericGroup | CyclicGroup] = []
-        self.on_bins: list[FittedBins] = []
-        self.on_categories: list[CategoryCells | HashedBuckets] = []
+        self.on_bins: list[_lookups.FittedBins] = []
+        self.on_categories: list[_lookups.CategoryCells | _lookups.HashedBuckets] = []
         self.on_times: list[CalendarGroup] = []
-        self.on_texts: list[WordCounts] = []
+        self.on_texts: list[_lookups.WordCounts] = []
         self.width = 0
-        numeric: list[tuple[Numeric, int, Sequence[State]]] = []
-        cyclic: list[tuple[Cyclic, int]] = []
+        numeric: list[tuple[_kinds.Numeric, int, Sequence[State]]] = []
+        cyclic: list[tuple[_kinds.Cyclic, int]] = []
         for transform, learned in zip(transforms, states, strict=True):
             first, width = self.width, len(transform.feature_names(learned))
             self.width += width
-            if isinstance(transform, Numeric):
+            if isinstance(transform, _kinds.Numeric):
                 numeric.append((transform, first, learned))
-                self._at("number", transform)
-            elif isinstance(transform, Cyclic):
+                self._at("number", *transform.columns)
+            elif isinstance(transform, _kinds.Cyclic):
                 cyclic.append((transform, first))
-                self._at("number", transform)
-            elif isinstance(transform, Calendar):
-                places = self._at("time", transform)
+                self._at("number", *transform.columns)
+            elif isinstance(transform, _kinds.Calendar):
+                places = self._at("time", *transform.columns)
                 self.on_times.append(CalendarGroup(places, first, transform))
-            elif isinstance(transform, Crossed):
-                places, onehot = self._at("category", transform), transform.encode == "onehot"
-                self.on_categories.append(HashedBuckets(places, first, transform.buckets, onehot))
+            elif isinstance(transform, _kinds.Crossed):
+                places = self._at("category", *transform.columns)
+                self.on_categories.append(_lookups.HashedBuckets(places, first, transform))
             else:
                 self._add_each(transform, learned, first)
         numbers = self.places["number"]
@@ -85,34 +66,36 @@ class FeatureProgram:
         if cyclic:
             self.on_numbers.append(CyclicGroup(cyclic, numbers))
 
-    def _at(self, kind: str, transform: Transform) -> list[int]:
-        """Places of the columns of a transform among those read as this kind."""
+    def _at(self, kind: str, *names: str) -> list[int]:
+        """Places of columns among those read as this kind."""
         places = self.places[kind]
-        return [places.setdefault(name, len(places)) for name in transform.columns]
+        return [places.setdefault(name, len(places)) for name in names]
 
     def _add_each(self, transform: Transform, states: Sequence[State], first: int) -> None:
         """Add a transform that works on its columns one by one."""
         for name, state in zip(transform.columns, states, strict=True):
-            single = transform.model_copy(update={"columns": (name,)})
-            if isinstance(transform, Binned):
-                [at] = self._at("number", single)
-                onehot = transform.encode == "onehot"
-                self.on_bins.append(FittedBins(at, first, state["edges"], onehot))
-            elif isinstance(transform, TextHashed):
-                [at] = self._at("text", single)
-                self.on_texts.append(WordCounts(at, first, transform))
+            if isinstance(transform, _kinds.Binned):
+                [at] = self._at("number", name)
+                self.on_bins.append(_lookups.FittedBins(at, first, state["edges"], transform))
+            elif isinstance(transform, _kinds.TextHashed):
+                [at] = self._at("text", name)
+                self.on_texts.append(_lookups.WordCounts(at, first, transform))
+            elif isinstance(transform, _kinds.Hashed):
+                at = self._at("category", name)
+                self.on_categories.append(_lookups.HashedBuckets(at, first, transform))
             else:
-                [at] = self._at("category", single)
-                self.on_categories.append(_on_category(transform, state, at, first))
-            first += len(single.feature_names([state]))
+                [at] = self._at("category", name)
+                is_onehot = isinstance(transform, _kinds.OneHot)
+                make_cell = _lookups.one_hot if is_onehot else _lookups.target_mean
+                self.on_categories.append(_lookups.CategoryCells(at, make_cell(state, first)))
+            first += len(transform.names_of(name, state))
 
     def row(self, request: Mapping[str, Any]) -> np.ndarray:
         """Features of one row's values by name, float32 `(d,)`."""
         out = np.zeros(self.width, np.float32)
         column = out.reshape(-1, 1)
         get = request.get
-        names = self.places["number"]
-        if names:
+        if names := self.places["number"]:
             values = [
                 value if type(value := get(name)) is float else _inputs.number_of(name, value)
                 for name in names
@@ -123,21 +106,18 @@ class FeatureProgram:
                     group.fill_rows(numbers, column)
             for bins in self.on_bins:
                 bins.fill_row(numbers, out)
-        names = self.places["category"]
-        if names:
+        if names := self.places["category"]:
             categories = [
                 value if type(value := get(name)) is str else _inputs.category_of(name, value)
                 for name in names
             ]
             for lookup in self.on_categories:
                 lookup.fill_row(categories, out)
-        names = self.places["time"]
-        if names:
+        if names := self.places["time"]:
             times = np.array([_inputs.time_of(name, get(name)) for name in names])
             for dates in self.on_times:
                 dates.fill_rows(times.reshape(-1, 1), column)
-        names = self.places["text"]
-        if names:
+        if names := self.places["text"]:
             texts = [_inputs.text_of(name, get(name)) for name in names]
             for counted in self.on_texts:
                 counted.fill_row(texts, out)
@@ -145,12 +125,13 @@ class FeatureProgram:
 
     def fill(self, columns: Mapping[str, Any], rows: int, out: np.ndarray) -> None:
         """Fill float32 `(d, rows)` of zeros from columns by name."""
-        read: dict[str, list[Any]] = {}
-        for kind, places in self.places.items():
-            read[kind] = [
+        read: dict[str, list[Any]] = {
+            kind: [
                 _READERS[kind](name, columns[name]) if name in columns else _absent(kind, rows)
                 for name in places
             ]
+            for kind, places in self.places.items()
+        }
         with np.errstate(over="ignore", invalid="ignore"):
             if self.on_numbers or self.on_bins:
                 numbers = np.array(read["number"])
@@ -162,16 +143,6 @@ class FeatureProgram:
             dates.fill_rows(np.array(read["time"]), out)
         for counted in self.on_texts:
             counted.fill_rows(read["text"], out)
-
-
-def _on_category(
-    transform: Transform, state: State, at: int, first: int
-) -> CategoryCells | HashedBuckets:
-    if isinstance(transform, Hashed):
-        return HashedBuckets([at], first, transform.buckets, transform.encode == "onehot")
-    if isinstance(transform, OneHot):
-        return CategoryCells(at, one_hot(state["categories"], first))
-    return CategoryCells(at, target_mean(state, first))
 
 
 def _absent(kind: str, rows: int) -> Any:

@@ -6,8 +6,8 @@ time      int64, microseconds since 1970-01-01: times, dates, ISO 8601 text; con
           they have a zone; an empty text is a missing time
 text      unchanged
 
-`number_of`, `category_of`, `time_of` and `text_of` convert one value; a column of a type that
-needs no decision by value is converted at once.
+`number_of`, `category_of`, `time_of` and `text_of` convert one value, or raise a `DataError`; a
+column of a type that needs no decision by value is converted at once.
 """
 
 from __future__ import annotations
@@ -116,12 +116,8 @@ def _invalid(name: str, value: Any, expected: str) -> DataError:
 
 
 def numbers(name: str, column: Any) -> np.ndarray:
-    """A column of numbers, float64 `(n,)`, contiguous.
-
-    Raises:
-        DataError: A value is not a number.
-    """
-    if _is_arrow(column):
+    """A column of numbers, float64 `(n,)`, contiguous."""
+    if is_arrow(column):
         kind, t = column.type, pa.types
         if t.is_boolean(kind):
             column, kind = column.cast(pa.uint8()), pa.uint8()
@@ -135,30 +131,18 @@ def numbers(name: str, column: Any) -> np.ndarray:
 
 
 def categories(name: str, column: Any) -> CodedColumn:
-    """A column of categories.
-
-    Raises:
-        DataError: A value is not a category.
-    """
+    """A column of categories."""
     return _coded(name, column, category_of)
 
 
 def texts(name: str, column: Any) -> CodedColumn:
-    """A column of texts.
-
-    Raises:
-        DataError: A value is not text.
-    """
+    """A column of texts, which are not converted."""
     return _coded(name, column, text_of)
 
 
 def times(name: str, column: Any) -> np.ndarray:
-    """A column of times, int64 `(n,)`, in microseconds since 1970-01-01; `NO_TIME` if missing.
-
-    Raises:
-        DataError: A value is not a time.
-    """
-    if _is_arrow(column):
+    """A column of times, int64 `(n,)`, in microseconds since 1970-01-01; `NO_TIME` if missing."""
+    if is_arrow(column):
         return _arrow_times(name, column)
     if isinstance(column, np.ndarray) and column.dtype.kind == "M":
         return _ticks(column)
@@ -187,7 +171,7 @@ def _arrow_times(name: str, column: Any) -> np.ndarray:
 
 
 def _coded(name: str, column: Any, convert: Callable[[str, Any], str | None]) -> CodedColumn:
-    if _is_arrow(column):
+    if is_arrow(column):
         return _arrow_coded(name, column, convert)
     if isinstance(column, np.ndarray) and column.dtype.kind in "OUiufb":
         column = column.tolist()
@@ -221,7 +205,8 @@ def _arrow_coded(name: str, column: Any, convert: Callable[[str, Any], str | Non
     return CodedColumn([value or "" for value in values], codes)
 
 
-def _is_arrow(column: Any) -> bool:
+def is_arrow(column: Any) -> bool:
+    """Whether a column is an Arrow array."""
     return type(column).__module__.partition(".")[0] == "pyarrow"
 
 

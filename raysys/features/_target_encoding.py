@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raysys.data import Table
-    from raysys.features._transform_base import State
-    from raysys.features._transforms import TargetEncoded
+    from raysys.features._transforms import State, TargetEncoded
 
 # Limit of the categories that one block reports, which bounds the driver's memory.
 CATEGORY_CAP = 100_000

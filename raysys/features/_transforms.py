@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
-from raysys.features._transform_base import Transform
+from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from raysys.features._transform_base import State
-
+# Learned from one column by a transform: numbers, lists of texts, float64 arrays.
+State = dict[str, Any]
 CalendarField = Literal[
     "year", "quarter", "month", "week", "day", "day_of_year", "weekday", "weekend", "hour",
     "minute", "epoch_day",
@@ -20,6 +20,38 @@ CalendarField = Literal[
 Encode = Literal["onehot", "ordinal"]
 # A column of buckets is float32, which holds every integer up to this limit.
 BucketCount = Annotated[int, Field(ge=2, le=1 << 24)]
+
+
+class Transform(BaseModel, frozen=True, extra="forbid"):
+    """Base of the transforms.
+
+    Subclasses define an initializer that calls this one: type checkers would otherwise take
+    `columns` for a keyword.
+
+    Attributes:
+        columns: Input columns of the table, fields of a request.
+    """
+
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+        try:
+            super().__init__(columns=columns, **options)
+        except ValidationError as error:
+            raise DataError(f"{type(self).__name__}({columns!r}): {first_fault(error)}") from error
+
+    def required_columns(self) -> list[str]:
+        """Columns that a table must have to fit the transform."""
+        return list(self.columns)
+
+    def feature_names(self, states: Sequence[State]) -> list[str]:
+        """Names of the output columns, in order."""
+        pairs = zip(self.columns, states, strict=True)
+        return [feature for name, state in pairs for feature in self.names_of(name, state)]
+
+    def names_of(self, name: str, state: State) -> list[str]:
+        """Names of the output columns of one input column."""
+        raise NotImplementedError
 
 
 class Numeric(Transform, frozen=True):
@@ -46,7 +78,6 @@ class Numeric(Transform, frozen=True):
         super().__init__(columns, **options)
 
     def feature_names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.feature_names`."""
         flags = [f"{name}_missing" for name in self.columns] if self.add_indicator else []
         return [*self.columns, *flags]
 
@@ -69,12 +100,10 @@ class Binned(Transform, frozen=True):
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def feature_names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.feature_names`."""
+    def names_of(self, name: str, state: State) -> list[str]:
         if self.encode == "ordinal":
-            return [f"{name}_bin" for name in self.columns]
-        pairs = zip(self.columns, states, strict=True)
-        return [f"{n}_bin={k}" for n, state in pairs for k in range(len(state["edges"]) + 1)]
+            return [f"{name}_bin"]
+        return [f"{name}_bin={number}" for number in range(len(state["edges"]) + 1)]
 
 
 class Cyclic(Transform, frozen=True):
@@ -96,14 +125,9 @@ class Cyclic(Transform, frozen=True):
         super().__init__(columns, **options)
 
     def feature_names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.feature_names`."""
         turns = range(1, self.harmonics + 1)
-        return [
-            f"{name}_{wave}{turn}"
-            for wave in ("sin", "cos")
-            for name in self.columns
-            for turn in turns
-        ]
+        sines = [f"{name}_sin{turn}" for name in self.columns for turn in turns]
+        return sines + [f"{name}_cos{turn}" for name in self.columns for turn in turns]
 
 
 class Calendar(Transform, frozen=True):
@@ -120,9 +144,8 @@ class Calendar(Transform, frozen=True):
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def feature_names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.feature_names`."""
-        return [f"{name}_{field}" for name in self.columns for field in self.fields]
+    def names_of(self, name: str, state: State) -> list[str]:
+        return [f"{name}_{field}" for field in self.fields]
 
 
 class OneHot(Transform, frozen=True):
@@ -140,13 +163,9 @@ class OneHot(Transform, frozen=True):
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def feature_names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.feature_names`."""
-        names = []
-        for name, state in zip(self.columns, states, strict=True):
-            names += [f"{name}={category}" for category in state["categories"]]
-            names += [f"{name}_other", f"{name}_missing"]
-        return names
+    def names_of(self, name: str, state: State) -> list[str]:
+        categories = [f"{name}={category}" for category in state["categories"]]
+        return [*categories, f"{name}_other", f"{name}_missing"]
 
 
 class Hashed(Transform, frozen=True):
@@ -168,11 +187,8 @@ class Hashed(Transform, frozen=True):
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def feature_names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.feature_names`."""
-        return [
-            bucket for n in self.columns for bucket in bucket_names(n, self.buckets, self.encode)
-        ]
+    def names_of(self, name: str, state: State) -> list[str]:
+        return bucket_names(name, self.buckets, self.encode)
 
 
 class Crossed(Transform, frozen=True):
@@ -193,7 +209,6 @@ class Crossed(Transform, frozen=True):
         super().__init__(columns, **options)
 
     def feature_names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.feature_names`."""
         return bucket_names("*".join(self.columns), self.buckets, self.encode)
 
 
@@ -214,9 +229,8 @@ class TextHashed(Transform, frozen=True):
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def feature_names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.feature_names`."""
-        return [bucket for n in self.columns for bucket in bucket_names(n, self.buckets, "onehot")]
+    def names_of(self, name: str, state: State) -> list[str]:
+        return bucket_names(name, self.buckets, "onehot")
 
 
 class TargetEncoded(Transform, frozen=True):
@@ -263,16 +277,14 @@ class TargetEncoded(Transform, frozen=True):
         return self
 
     def required_columns(self) -> list[str]:
-        """See `Transform.required_columns`."""
         extra = (self.target, self.group, self.time)
         return [*self.columns, *(name for name in extra if name is not None)]
 
     def __init__(self, columns: Sequence[str], **options: Any) -> None:
         super().__init__(columns, **options)
 
-    def feature_names(self, states: Sequence[State]) -> list[str]:
-        """See `Transform.feature_names`."""
-        return [f"{name}_mean_{self.target}" for name in self.columns]
+    def names_of(self, name: str, state: State) -> list[str]:
+        return [f"{name}_mean_{self.target}"]
 
 
 def bucket_names(name: str, buckets: int, encode: Encode) -> list[str]:
@@ -286,3 +298,22 @@ AnyTransform = Annotated[
     Numeric | Binned | Cyclic | Calendar | OneHot | Hashed | Crossed | TextHashed | TargetEncoded,
     Field(discriminator="kind"),
 ]
+
+
+def first_fault(error: ValidationError) -> str:
+    """First error of a definition, with the option named."""
+    fault = error.errors()[0]
+    place = ".".join(str(part) for part in fault["loc"]) or "options"
+    return f"{place}: {fault['msg']}; given: {fault['input']!r}"
+
+
+def check_unique(names: Iterable[str], keep: Iterable[str] = ()) -> None:
+    """Refuse names that occur twice, or in `keep`."""
+    seen = set(keep)
+    for name in names:
+        if name in seen:
+            raise DataError(
+                f"two columns would be named {name!r}: use each column in one transform of a kind, "
+                "and rename a column to keep that has the name of a feature"
+            )
+        seen.add(name)

@@ -17,7 +17,7 @@ from raysys.features import (
     TargetEncoded,
     TextHashed,
 )
-from raysys.features._transform_base import Transform
+from raysys.features._transforms import Transform
 
 ALL: list[Transform] = [
     Numeric(["distance", "seats"], impute="median", log=True, scale="standard"),

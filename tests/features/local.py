@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raysys.features import Featurizer, FittedFeaturizer
 from raysys.features._fitted_featurizer import featurize
-from raysys.features._transform_base import Transform
+from raysys.features._transforms import Transform
 
 
 class Local:
