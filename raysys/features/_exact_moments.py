@@ -41,22 +41,13 @@ def exact_sum(values: np.ndarray) -> int:
 
 
 class Moments(NamedTuple):
-    """Sums from which the mean, the variance and the range of a column follow.
-
-    Attributes:
-        present: Number of present values.
-        missing: Number of missing values.
-        total: Sum of the values, see `exact_sum`.
-        squares: Sum of their squares, in the same unit.
-        low: Smallest value, infinite without one.
-        high: Largest value.
-    """
+    """Numbers of values and sums from which mean, variance and range of a column follow."""
 
     present: int
     missing: int
-    total: int
-    squares: int
-    low: float
+    total: int  # see `exact_sum`
+    squares: int  # in the same unit
+    low: float  # inf without a value
     high: float
 
     def mean(self) -> float:

@@ -32,26 +32,23 @@ if TYPE_CHECKING:
     from raysys.features._target_encoding import TargetCounts
     from raysys.features._transforms import State, Transform
 
+    _MomentsByColumn = dict[tuple[str, bool], Moments]  # of values, or of their logarithms
+
 
 def fit(
     table: Table, transforms: Sequence[Transform], row_number: str | None
 ) -> tuple[list[list[State]], dict[tuple[int, str], TargetCounts]]:
     """State of each transform for each of its columns, and the counts behind target means.
 
-    Args:
-        table: The rows to learn from.
-        transforms: The transforms to fit.
-        row_number: Column that numbers the rows, for folds; None makes no folds.
+    `row_number` is the column that numbers the rows, for folds; None makes no folds.
     """
     parts = table.gather(_statistics, transforms, row_number, name="fit_features")
+    blocks, categories, targets = zip(*parts, strict=True)
     learned = _Statistics(
-        {key: merge_moments(part["moments"][key] for part in parts) for key in parts[0]["moments"]},
+        {key: merge_moments(block[key] for block in blocks) for key in blocks[0]},
         _quantiles(table, transforms),
-        {name: _added(p["categories"][name] for p in parts) for name in parts[0]["categories"]},
-        {
-            key: _target.merge_counts([p["targets"][key] for p in parts])
-            for key in parts[0]["targets"]
-        },
+        {name: _added(block[name] for block in categories) for name in categories[0]},
+        {key: _target.merge_counts([block[key] for block in targets]) for key in targets[0]},
     )
     states = [
         [learned.state(number, transform, name) for name in transform.columns]
@@ -80,9 +77,9 @@ def check_columns(schema: pa.Schema, transforms: Sequence[Transform]) -> dict[st
 
 def _statistics(
     block: pa.Table, transforms: Sequence[Transform], row_number: str | None
-) -> dict[str, Any]:
+) -> tuple[_MomentsByColumn, dict[str, dict[str, int]], dict[tuple[int, str], TargetCounts]]:
     """Moments, categories and target counts of a block."""
-    column_moments: dict[tuple[str, bool], Moments] = {}
+    column_moments: _MomentsByColumn = {}
     categories: dict[str, dict[str, int]] = {}
     targets: dict[tuple[int, str], TargetCounts] = {}
     for number, transform in enumerate(transforms):
@@ -103,7 +100,7 @@ def _statistics(
                 categories[name] = dict(_most_frequent(counted, _target.CATEGORY_CAP))
             elif isinstance(transform, TargetEncoded):
                 targets[number, name] = _target.target_counts(block, transform, name, row_number)
-    return {"moments": column_moments, "categories": categories, "targets": targets}
+    return column_moments, categories, targets
 
 
 def _most_frequent(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
@@ -148,7 +145,7 @@ def _numbers(block: pa.Table, name: str) -> np.ndarray:
 class _Statistics:
     """Merged statistics of all blocks, from which each transform's state follows."""
 
-    moments: dict[tuple[str, bool], Moments]
+    moments: _MomentsByColumn
     quantiles: dict[str, dict[float, float]]
     categories: dict[str, dict[str, int]]
     targets: dict[tuple[int, str], TargetCounts]

@@ -81,8 +81,8 @@ class FeatureProgram:
                 [at] = self._at("text", name)
                 self.on_texts.append(_lookups.WordCounts(at, first, transform))
             elif isinstance(transform, _kinds.Hashed):
-                at = self._at("category", name)
-                self.on_categories.append(_lookups.HashedBuckets(at, first, transform))
+                places = self._at("category", name)
+                self.on_categories.append(_lookups.HashedBuckets(places, first, transform))
             else:
                 [at] = self._at("category", name)
                 is_onehot = isinstance(transform, _kinds.OneHot)

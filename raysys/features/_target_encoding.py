@@ -40,13 +40,9 @@ class TargetCounts(NamedTuple):
 def target_counts(
     block: pa.Table, transform: TargetEncoded, name: str, row_number: str | None
 ) -> TargetCounts:
-    """Counts of one block.
+    """Counts of a column's categories in one block.
 
-    Args:
-        block: The rows.
-        transform: Definition of the target and the folds.
-        name: Column of categories.
-        row_number: Column that numbers the rows, for folds; None makes no folds.
+    `row_number` is the column that numbers the rows, for folds; None makes no folds.
     """
     values, codes = _inputs.categories(name, block[name])
     target = _inputs.numbers(transform.target, block[transform.target])
@@ -166,9 +162,8 @@ def by_time(block: pa.Table, transform: TargetEncoded, name: str) -> pa.Table:
     times = _inputs.times(transform.time, block[transform.time])
     target = _inputs.numbers(transform.target, block[transform.target])
     present = np.isfinite(target) & (times != NO_TIME)
-    category = pa.array(values, pa.large_string()).take(
-        pa.array(codes[present], mask=codes[present] < 0)
-    )
+    places = pa.array(codes[present], mask=codes[present] < 0)
+    category = pa.array(values, pa.large_string()).take(places)
     rows = pa.table({"category": category, "time": times[present], "target": target[present]})
     counted = rows.group_by(["category", "time"], use_threads=False).aggregate(
         [("target", "count"), ("target", "sum")]
@@ -181,12 +176,8 @@ def encode_by_time(
 ) -> np.ndarray:
     """Training values of a block from rows of strictly earlier times, float64 `(n,)`.
 
-    Args:
-        block: The rows.
-        transform: Definition of the target and the time.
-        name: Column of categories.
-        learned: Results of `by_time` for all blocks. The task loads all of it: one row for each
-            pair of category and time.
+    `learned` has the results of `by_time` for all blocks. The task loads all of it: one row for
+    each pair of category and time.
     """
     assert transform.time is not None
     counted = learned.to_arrow()
@@ -212,13 +203,10 @@ def encode_by_time(
     key = key[order]
     first = np.searchsorted(key, place * width)
     until = np.searchsorted(key, place * width + rank)
-    row_runs, sum_runs = (_before(weights[order]) for weights in (rows, sums))
-    all_rows, all_sums = (
-        _before(np.bincount(moment, weights, len(moments)))[rank] for weights in (rows, sums)
-    )
-    prior = _prior(all_rows, all_sums)
-    in_category = row_runs[until] - row_runs[first], sum_runs[until] - sum_runs[first]
-    return smoothed(*in_category, prior, transform.smooth)
+    runs = [_before(weights[order]) for weights in (rows, sums)]
+    totals = [_before(np.bincount(moment, weights, len(moments)))[rank] for weights in (rows, sums)]
+    rows, sums = (run[until] - run[first] for run in runs)
+    return smoothed(rows, sums, _prior(*totals), transform.smooth)
 
 
 def _before(weights: np.ndarray) -> np.ndarray:
