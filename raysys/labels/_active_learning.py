@@ -26,13 +26,9 @@ _ROW, _RANK = "\x1frow", "\x1frank"
 
 
 def select_for_labeling(
-    table: Table,
-    probabilities: Sequence[str],
-    n_rows: int,
-    *,
-    strategy: QueryStrategy = "entropy",
-    balance_by: str | None = None,
-) -> Table:
+    table: Table, probabilities: Sequence[str], n_rows: int, *,
+    strategy: QueryStrategy = "entropy", balance_by: str | None = None,
+) -> Table:  # fmt: skip
     """The rows that a model is most uncertain about, most uncertain first.
 
     Uncertainty sampling with the strategies of Settles, "Active learning literature survey" (2009),
@@ -54,7 +50,18 @@ def select_for_labeling(
     Raises:
         DataError: A column is missing, or the probabilities of a row are invalid.
     """
-    _check(table, probabilities, n_rows, strategy, balance_by)
+    names = table.schema.names
+    needed = [*probabilities, *([] if balance_by is None else [balance_by])]
+    if isinstance(probabilities, str) or len(set(probabilities)) < 2:
+        raise DataError(f"probabilities={probabilities!r}: name the columns of at least 2 classes")
+    if missing := [name for name in needed if name not in names]:
+        raise DataError(f"no such column: {missing}; the table has {names[:20]}")
+    if UNCERTAINTY in names:
+        raise DataError(f"the table already has a column {UNCERTAINTY!r}: rename or drop it")
+    if strategy not in get_args(QueryStrategy):
+        raise DataError(f"strategy={strategy!r}: use one of {get_args(QueryStrategy)}")
+    if n_rows < 1:
+        raise DataError(f"n_rows={n_rows}: select at least one")
     keys, descending = [UNCERTAINTY, _ROW], [True, False]
     selected = table.with_row_number(_ROW).map_blocks(
         select_in_block, list(probabilities), n_rows, strategy, balance_by, name="select"
@@ -65,10 +72,9 @@ def select_for_labeling(
         selected = by_group.map_blocks(
             select_in_groups, n_rows, balance_by, name="select_in_groups"
         )
-    ordered = selected.sort(keys, descending=descending).select([*table.schema.names, UNCERTAINTY])
-    return ordered.with_row_number(_ROW).filter(pl.col(_ROW) < n_rows).select(
-        [*table.schema.names, UNCERTAINTY]
-    ).materialize()  # fmt: skip
+    columns = [*names, UNCERTAINTY]
+    ordered = selected.sort(keys, descending=descending).select(columns).with_row_number(_ROW)
+    return ordered.filter(pl.col(_ROW) < n_rows).select(columns).materialize()
 
 
 def uncertainty(probabilities: np.ndarray, strategy: QueryStrategy) -> np.ndarray:
@@ -89,12 +95,9 @@ def uncertainty(probabilities: np.ndarray, strategy: QueryStrategy) -> np.ndarra
 
 
 def select_in_block(
-    block: pa.Table,
-    probabilities: Sequence[str],
-    n_rows: int,
-    strategy: QueryStrategy,
+    block: pa.Table, probabilities: Sequence[str], n_rows: int, strategy: QueryStrategy,
     group: str | None,
-) -> pa.Table:
+) -> pa.Table:  # fmt: skip
     """Candidates of a block, with their uncertainty."""
     scores = uncertainty(_matrix(block, probabilities), strategy)
     block = block.append_column(UNCERTAINTY, pa.array(scores))
@@ -130,24 +133,3 @@ def _matrix(block: pa.Table, names: Sequence[str]) -> np.ndarray:
             "they must be at least 0, of sum 1. Name the columns of all classes"
         )
     return matrix
-
-
-def _check(
-    table: Table,
-    probabilities: Sequence[str],
-    n_rows: int,
-    strategy: QueryStrategy,
-    group: str | None,
-) -> None:
-    names = table.schema.names
-    needed = [*probabilities, *([] if group is None else [group])]
-    if isinstance(probabilities, str) or len(set(probabilities)) < 2:
-        raise DataError(f"probabilities={probabilities!r}: name the columns of at least 2 classes")
-    if missing := [name for name in needed if name not in names]:
-        raise DataError(f"no such column: {missing}; the table has {names[:20]}")
-    if UNCERTAINTY in names:
-        raise DataError(f"the table already has a column {UNCERTAINTY!r}: rename or drop it")
-    if strategy not in get_args(QueryStrategy):
-        raise DataError(f"strategy={strategy!r}: use one of {get_args(QueryStrategy)}")
-    if n_rows < 1:
-        raise DataError(f"n_rows={n_rows}: select at least one")

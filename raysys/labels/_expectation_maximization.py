@@ -8,7 +8,6 @@ cost of an iteration depends on the number of patterns, not of rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,27 +22,9 @@ _PRIOR_ACCURACY, _PRIOR_WEIGHT = 0.7, 1.0
 _MAX_ITER, _TOLERANCE = 2000, 1e-7
 
 
-@dataclass(frozen=True)
-class LabelEstimate:
-    """Parameters estimated by EM.
-
-    Attributes:
-        balance: float64 `(classes,)`, share of each class.
-        vote_probabilities: float64 `(labelers, classes, classes + 1)`: probability of abstaining,
-            then of a vote for each class, by labeler and true class.
-        n_iter: Number of iterations.
-        converged: Whether the parameters converged.
-    """
-
-    balance: np.ndarray
-    vote_probabilities: np.ndarray
-    n_iter: int
-    converged: bool
-
-
 def estimate(
     votes: np.ndarray, rows: np.ndarray, kind: Kind, classes: int, balance: np.ndarray | None
-) -> LabelEstimate:
+) -> tuple[np.ndarray, np.ndarray, int, bool]:
     """Estimate the model's parameters.
 
     Args:
@@ -54,6 +35,10 @@ def estimate(
             distribution over abstaining and votes for each true class.
         classes: Number of classes.
         balance: Known shares of the classes, or None to estimate them.
+
+    Returns:
+        Balance, vote probabilities, number of iterations and whether they converged, as in
+        `FittedLabelModel`.
     """
     count, labelers = votes.shape
     columns = (np.arange(labelers) * (classes + 1) + votes.astype(np.int64) + 1).ravel()
@@ -74,9 +59,7 @@ def estimate(
         if balance is None:
             shares = (weights.sum(axis=0) + 1) / (rows.sum() + classes)
         change = max(np.abs(likelihoods - previous).max(), np.abs(shares - previous_shares).max())
-    return LabelEstimate(
-        shares, np.ascontiguousarray(likelihoods), n_iter, bool(change < _TOLERANCE)
-    )
+    return shares, np.ascontiguousarray(likelihoods), n_iter, bool(change < _TOLERANCE)
 
 
 def probabilities(
@@ -97,7 +80,7 @@ def posterior(logs: np.ndarray, balance: np.ndarray) -> np.ndarray:
 
 
 def symmetric_errors(accuracies: np.ndarray, classes: int) -> np.ndarray:
-    """Vote probabilities of labelers with these accuracies, as in `LabelEstimate`."""
+    """Vote probabilities of labelers with these accuracies, as in `FittedLabelModel`."""
     right = np.eye(classes)[None]
     accuracy = accuracies[:, None, None]
     voted = right * accuracy + (1 - right) * (1 - accuracy) / (classes - 1)
@@ -112,10 +95,8 @@ def _accuracies(counts: np.ndarray) -> np.ndarray:
     """Vote probabilities from expected counts `(labelers, true class, abstention or vote)`."""
     voted = counts[:, :, 1:]
     right = np.trace(voted, axis1=1, axis2=2)
-    accuracies = (right + _PRIOR_ACCURACY * _PRIOR_WEIGHT) / (
-        voted.sum(axis=(1, 2)) + _PRIOR_WEIGHT
-    )
-    return symmetric_errors(accuracies, counts.shape[1])
+    right += _PRIOR_ACCURACY * _PRIOR_WEIGHT
+    return symmetric_errors(right / (voted.sum(axis=(1, 2)) + _PRIOR_WEIGHT), counts.shape[1])
 
 
 def _confusions(counts: np.ndarray) -> np.ndarray:

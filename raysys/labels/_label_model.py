@@ -86,19 +86,19 @@ class LabelModel:
                 "expressions"
             )
         if self.kind == "accuracies":
-            _refuse_one_sided(patterns)
+            # The likelihood of labelers of one class is largest where all rows have that class.
+            for name, column in zip(patterns.labelers, patterns.votes.T, strict=True):
+                if len(voted := np.unique(column[column != ABSTAIN])) == 1:
+                    raise DataError(
+                        f"labeler {name} votes for class {voted[0]} only, which kind='accuracies' "
+                        "cannot model: use kind='confusions'"
+                    )
         # Abstentions are uninformative with accuracies: these rows would only cost time.
         used = covered if self.kind == "accuracies" else np.ones_like(covered)
         balance = None if self.balance is None else np.array(self.balance, np.float64)
-        rows = patterns.rows[used]
-        estimate = _em.estimate(patterns.votes[used], rows, self.kind, self.classes, balance)
-        return FittedLabelModel(
-            patterns.labelers,
-            estimate.balance,
-            estimate.vote_probabilities,
-            estimate.n_iter,
-            estimate.converged,
-        )
+        votes, rows = patterns.votes[used], patterns.rows[used]
+        estimate = _em.estimate(votes, rows, self.kind, self.classes, balance)
+        return FittedLabelModel(patterns.labelers, *estimate)
 
 
 @dataclass(frozen=True)
@@ -183,13 +183,10 @@ class FittedLabelModel:
     def state(self) -> dict[str, Any]:
         """The model as JSON values."""
         return {
-            "format": _FORMAT,
-            "labelers": list(self.labelers),
-            "balance": self.balance.tolist(),
-            "vote_probabilities": self.vote_probabilities.tolist(),
-            "n_iter": self.n_iter,
+            "format": _FORMAT, "labelers": list(self.labelers), "balance": self.balance.tolist(),
+            "vote_probabilities": self.vote_probabilities.tolist(), "n_iter": self.n_iter,
             "converged": self.converged,
-        }
+        }  # fmt: skip
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> FittedLabelModel:
@@ -237,13 +234,3 @@ def score_patterns(patterns: VotePatterns, fitted: FittedLabelModel) -> LabelMod
     total = int(rows.sum())
     right = int(rows[chosen == gold].sum())
     return LabelModelScore(total, right / total, float(rows @ majority) / total)
-
-
-def _refuse_one_sided(patterns: VotePatterns) -> None:
-    """Refuse labelers of one class: their likelihood is largest where all rows have that class."""
-    for name, column in zip(patterns.labelers, patterns.votes.T, strict=True):
-        if len(voted := np.unique(column[column != ABSTAIN])) == 1:
-            raise DataError(
-                f"labeler {name} votes for class {voted[0]} only, which kind='accuracies' cannot "
-                "model: use kind='confusions'"
-            )

@@ -99,16 +99,12 @@ def report_of(patterns: VotePatterns) -> LabelerReport:
         scored = covered & (gold != ABSTAIN)
         checked = int(rows[scored].sum())
         right = int(rows[scored & (vote == gold)].sum())
-        labelers.append(
-            LabelerSummary(
-                name,
-                tuple(np.unique(vote[covered]).tolist()),
-                int(rows[covered].sum()) / total,
-                int(rows[covered & (votes_a_row > 1)].sum()) / total,
-                int(rows[covered & conflict].sum()) / total,
-                checked,
-                right / checked if checked else None,
-            )
-        )
+        shares = [
+            int(rows[selected].sum()) / total
+            for selected in (covered, covered & (votes_a_row > 1), covered & conflict)
+        ]
+        accuracy = right / checked if checked else None
+        classes = tuple(np.unique(vote[covered]).tolist())
+        labelers.append(LabelerSummary(name, classes, *shares, checked, accuracy))
     coverage = int(rows[votes_a_row > 0].sum()) / total
     return LabelerReport(int(rows.sum()), coverage, tuple(labelers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -137,19 +137,17 @@ def codes_of(block: pa.Table, names: Iterable[str]) -> np.ndarray:
     Raises:
         DataError: A value is not a class number.
     """
-    columns = [_checked(name, pc.cast(block[name], pa.int64())) for name in names]
-    votes = [pc.fill_null(column, ABSTAIN).to_numpy().astype(np.int8) for column in columns]
+    votes = []
+    for name in names:
+        column = pc.cast(block[name], pa.int64())
+        low, high = pc.min_max(column).as_py().values()
+        if low is not None and (low < 0 or high > 126):
+            raise DataError(
+                f"{name} holds {low if low < 0 else high}: classes are numbers from 0 to 126, and "
+                "a labeler abstains with null"
+            )
+        votes.append(pc.fill_null(column, ABSTAIN).to_numpy().astype(np.int8))
     return np.stack(votes, axis=1)
-
-
-def _checked(name: str, column: Any) -> Any:
-    low, high = pc.min_max(column).as_py().values()
-    if low is not None and (low < 0 or high > 126):
-        raise DataError(
-            f"{name} holds {low if low < 0 else high}: classes are numbers from 0 to 126, and a "
-            "labeler abstains with null"
-        )
-    return column
 
 
 def check_classes(names: Iterable[str], votes: np.ndarray, classes: int) -> None:

@@ -64,14 +64,9 @@ class SelfTrainingResult:
 
 
 def self_train(
-    fit: Callable[[Table], Predictor],
-    labelled: Table | Splits,
-    unlabelled: Table,
-    *,
-    label: str,
-    threshold: float = 0.9,
-    max_iter: int = 10,
-) -> SelfTrainingResult:
+    fit: Callable[[Table], Predictor], labelled: Table | Splits, unlabelled: Table, *,
+    label: str, threshold: float = 0.9, max_iter: int = 10,
+) -> SelfTrainingResult:  # fmt: skip
     """Fit, label the rows of confident predictions, and fit again.
 
     As scikit-learn's `SelfTrainingClassifier` (after Yarowsky, "Unsupervised word sense
@@ -116,17 +111,15 @@ def self_train(
             split_block, ray.put(predictor), label, kind, classes, threshold, len(rounds) + 1,
             name="self_train",
         )  # fmt: skip
-        by_class = Counter[Any]()
-        if len(added):
-            by_class.update(class_counts(added, label))
-            parts.append(added.select(parts[0].schema.names))
+        by_class = Counter(class_counts(added, label) if len(added) else {})
         counts = {value: by_class[value] for value in classes}
         rounds.append(SelfTrainingRound(len(rounds) + 1, counts, len(remaining)))
         if not len(added):
             break
+        parts.append(added.select(parts[0].schema.names))
     table = Table.concat(parts)
-    added_by_round = [round_.added for round_ in rounds]
-    parameters = {"label": label, "threshold": threshold, "rounds": added_by_round}
+    added_rows = [round_.added for round_ in rounds]
+    parameters = {"label": label, "threshold": threshold, "rounds": added_rows}
     lineage = Lineage("self_train", parameters, (train.lineage, unlabelled.lineage))
     table = Table(table.blocks(), table.metas(), lineage)
     condition: TerminationCondition = "max_iter"
@@ -143,18 +136,12 @@ def mark_labelled(block: pa.Table) -> pa.Table:
 
 
 def split_block(
-    block: pa.Table,
-    predictor: Predictor,
-    label: str,
-    kind: pa.DataType,
-    classes: Sequence[Any],
-    threshold: float,
-    number: int,
-) -> tuple[pa.Table, pa.Table]:
+    block: pa.Table, predictor: Predictor, label: str, kind: pa.DataType, classes: Sequence[Any],
+    threshold: float, number: int,
+) -> tuple[pa.Table, pa.Table]:  # fmt: skip
     """Newly labelled and still unlabelled rows of a block."""
     if not len(block):
-        empty = block.append_column(label, pa.array([], kind))
-        return mark_labelled(empty), block
+        return mark_labelled(block.append_column(label, pa.array([], kind))), block
     probabilities = np.asarray(predictor(block), np.float64)
     expected = (len(block), len(classes))
     if probabilities.shape != expected or not np.isfinite(probabilities).all():
