@@ -53,11 +53,8 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
 def convex_log_loss_weights(probabilities: np.ndarray) -> np.ndarray:
     """Weights of the mixture with the smallest log loss, which is convex in them.
 
-    Args:
-        probabilities: Each model's probability of the true class, `(n, models)`.
-
-    Returns:
-        Weights float64 `(models,)`, not negative, of sum 1.
+    From each model's probability of the true class `(n, models)` to float64 `(models,)`, not
+    negative, of sum 1.
     """
     probabilities = np.maximum(probabilities.astype(np.float64), _TINY)
 
@@ -69,15 +66,12 @@ def convex_log_loss_weights(probabilities: np.ndarray) -> np.ndarray:
 
 
 def convex_squared_error_weights(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Weights of the mean with the smallest squared error, as in `convex_log_loss_weights`.
+    """Weights of the mean of values `(n, models)` with the smallest squared error to labels `(n,)`.
 
-    Args:
-        values: Predictions of each model, `(n, models)`.
-        labels: True values, `(n,)`.
+    As in `convex_log_loss_weights`.
     """
-    errors = values.astype(np.float64) - labels[:, None].astype(
-        np.float64
-    )  # as the weights sum to 1
+    # As the weights sum to 1.
+    errors = values.astype(np.float64) - labels[:, None].astype(np.float64)
     products = errors.T @ errors / max(float((errors**2).sum()), np.finfo(float).tiny)
     return _on_simplex(
         lambda weights: (float(weights @ products @ weights), 2 * products @ weights),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,87 +20,62 @@ if TYPE_CHECKING:
 _FILE, _ESTIMATOR = "combiner.json", "final_estimator"
 
 
-class Combiner(Protocol):
-    """A way to combine predictions, which can be saved."""
+@dataclass(frozen=True)
+class Combiner:
+    """A way to combine predictions, which can be saved.
+
+    Attributes:
+        kind: "mean" weighted; "vote", the share of the members whose likeliest class is this one;
+            "logistic", logistic regression on the log-odds of two classes; or "stack", an
+            estimator on the members' predictions.
+        value: Weights of a mean, `LogisticBlend`, fitted estimator, or None.
+    """
+
+    kind: Literal["mean", "vote", "logistic", "stack"]
+    value: Any = None
 
     def save(self, folder: Path) -> None:
         """Write files for `load_combiner`."""
-
-
-@dataclass(frozen=True)
-class MeanCombiner:
-    """Weighted mean."""
-
-    weights: tuple[float, ...]
-
-    def __call__(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
-        """Combined predictions, float64."""
-        total = np.zeros(predictions[0].shape)
-        for weight, prediction in zip(self.weights, predictions, strict=True):
-            total += weight * prediction
-        return total
-
-    def save(self, folder: Path) -> None:
-        """Write JSON."""
-        _write(folder, {"mean": self.weights})
-
-
-@dataclass(frozen=True)
-class VoteCombiner:
-    """Share of the members whose likeliest class is this one."""
-
-    def __call__(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
-        """Combined predictions, float64."""
-        classes = np.arange(predictions[0].shape[1])
-        return np.mean([p.argmax(axis=1)[:, None] == classes for p in predictions], axis=0)
-
-    def save(self, folder: Path) -> None:
-        """Write JSON."""
-        _write(folder, {"vote": None})
-
-
-@dataclass(frozen=True)
-class LogisticCombiner:
-    """Logistic regression on the log-odds of two classes."""
-
-    blend: LogisticBlend
-
-    def __call__(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
-        """Combined predictions, float64."""
-        second = self.blend.probability(log_odds(columns_of(predictions)))
-        return np.stack([1 - second, second], axis=1)
-
-    def save(self, folder: Path) -> None:
-        """Write JSON."""
-        _write(folder, {"logistic": [self.blend.weights, self.blend.bias]})
-
-
-@dataclass(frozen=True)
-class StackCombiner:
-    """Fitted estimator on the members' predictions."""
-
-    estimator: Any
-
-    def save(self, folder: Path) -> None:
-        """Write JSON and the estimator's files."""
-        _write(folder, {"stack": None})
-        (folder / _ESTIMATOR).mkdir()
-        names = [f"prediction_{number}" for number in range(self.estimator.n_features_in_)]
-        inputs = None if hasattr(self.estimator, "feature_names_in_") else names
-        save_estimator(self.estimator, folder / _ESTIMATOR, inputs)
+        state = self.value
+        if self.kind == "logistic":
+            state = [self.value.weights, self.value.bias]
+        elif self.kind == "stack":
+            state = None
+            (folder / _ESTIMATOR).mkdir()
+            names = [f"prediction_{number}" for number in range(self.value.n_features_in_)]
+            inputs = None if hasattr(self.value, "feature_names_in_") else names
+            save_estimator(self.value, folder / _ESTIMATOR, inputs)
+        (folder / _FILE).write_text(json.dumps({self.kind: state}))
 
 
 def load_combiner(folder: Path) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """Saved combiner: a function from predictions to one, `(n, classes)` or `(n,)`."""
+    """Saved combiner: a function from predictions to one, float64 `(n, classes)` or `(n,)`."""
     ((kind, value),) = json.loads((folder / _FILE).read_text()).items()
     if kind == "mean":
-        return MeanCombiner(tuple(value))
+        return functools.partial(_mean, value)
     if kind == "vote":
-        return VoteCombiner()
+        return _vote
     if kind == "logistic":
-        return LogisticCombiner(LogisticBlend(tuple(value[0]), value[1]))
+        return functools.partial(_logistic, LogisticBlend(tuple(value[0]), value[1]))
     estimator = StoredEstimator(folder / _ESTIMATOR)
     return lambda predictions: estimator(columns_of(predictions))
+
+
+def _mean(weights: Sequence[float], predictions: Sequence[np.ndarray]) -> np.ndarray:
+    total = np.zeros(predictions[0].shape)
+    for weight, prediction in zip(weights, predictions, strict=True):
+        total += weight * prediction
+    return total
+
+
+def _vote(predictions: Sequence[np.ndarray]) -> np.ndarray:
+    classes = np.arange(predictions[0].shape[1])
+    return np.mean([p.argmax(axis=1)[:, None] == classes for p in predictions], axis=0)
+
+
+def _logistic(blend: LogisticBlend, predictions: Sequence[np.ndarray]) -> np.ndarray:
+    second = blend.probability(log_odds(columns_of(predictions)))
+    return np.stack([1 - second, second], axis=1)
 
 
 def columns_of(predictions: Sequence[np.ndarray]) -> np.ndarray:
@@ -109,17 +85,10 @@ def columns_of(predictions: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def to_signature(output: Any, rows: int, classes: Sequence[Any] | None, name: str) -> np.ndarray:
-    """Predictions of a member in the shape of its signature.
+    """Predictions of a member in the shape of its signature, `(n, classes)` or `(n,)`.
 
-    Args:
-        output: `(n, classes)`, or of two classes the second's probability `(n,)`; `(n,)` or
-            `(n, 1)` without classes.
-        rows: Number of rows, n.
-        classes: Classes of the signature.
-        name: Name of the member in errors.
-
-    Raises:
-        DataError: The output has another shape.
+    `output` may also have the second of two classes' probability `(n,)`, or `(n, 1)` without
+    classes.
     """
     predictions = np.asarray(output)
     if classes is None and predictions.shape == (rows, 1):
@@ -132,7 +101,3 @@ def to_signature(output: Any, rows: int, classes: Sequence[Any] | None, name: st
             f"{name} returned shape {predictions.shape}; its signature requires {expected}"
         )
     return predictions
-
-
-def _write(folder: Path, value: dict[str, Any]) -> None:
-    (folder / _FILE).write_text(json.dumps(value))

@@ -12,22 +12,8 @@ import numpy as np
 
 from raysys.errors import DataError
 from raysys.imports import lazy_import
-from raysys.models._blend_weights import (
-    LogisticBlend,
-    convex_log_loss_weights,
-    convex_squared_error_weights,
-    log_odds,
-)
-from raysys.models._combiners import (
-    Combiner,
-    LogisticCombiner,
-    MeanCombiner,
-    StackCombiner,
-    VoteCombiner,
-    columns_of,
-    load_combiner,
-    to_signature,
-)
+from raysys.models import _blend_weights as _blend
+from raysys.models._combiners import Combiner, columns_of, load_combiner, to_signature
 from raysys.models._predict import array_of, predict, signature_of
 
 if TYPE_CHECKING:
@@ -86,10 +72,9 @@ class Ensemble:
         Raises:
             DataError: The members' signatures differ.
         """
-        weights = (1 / max(1, len(members)),) * len(members)
-        return cls(
-            storage, tuple(members), _shared_signature(storage, members), MeanCombiner(weights)
-        )
+        signature = _shared_signature(storage, members)
+        weights = (1 / len(members),) * len(members)
+        return cls(storage, tuple(members), signature, Combiner("mean", weights))
 
     @classmethod
     def vote(cls, storage: Storage, members: Sequence[EnsembleMember]) -> Ensemble:
@@ -101,18 +86,13 @@ class Ensemble:
         signature = _shared_signature(storage, members)
         if signature.get("classes") is None:
             raise DataError("regressors cannot vote: use Ensemble.mean")
-        return cls(storage, tuple(members), signature, VoteCombiner())
+        return cls(storage, tuple(members), signature, Combiner("vote"))
 
     @classmethod
     def blend(
-        cls,
-        storage: Storage,
-        members: Sequence[EnsembleMember],
-        table: Table,
-        *,
-        label: str,
+        cls, storage: Storage, members: Sequence[EnsembleMember], table: Table, *, label: str,
         method: Literal["convex", "logistic"] = "convex",
-    ) -> Ensemble:
+    ) -> Ensemble:  # fmt: skip
         """A weighted mean, with weights fitted in tasks on rows that no member was trained on.
 
         Args:
@@ -170,7 +150,7 @@ class Ensemble:
                 f"{type(final_estimator).__name__} has the classes {fitted}, not {classes}: fit it "
                 "on the same labels"
             )
-        return cls(storage, tuple(members), signature, StackCombiner(final_estimator))
+        return cls(storage, tuple(members), signature, Combiner("stack", final_estimator))
 
     def write(self, folder: Path) -> None:
         """Fill a folder with copies of the members' files: the `write` of `Run.store_model`.
@@ -209,9 +189,6 @@ class StoredEnsemble:
     def __call__(self, features: Any) -> np.ndarray:
         """Probabilities `(n, classes)`, or values `(n,)`.
 
-        Args:
-            features: Input of the members.
-
         Raises:
             DataError: A member's predictions do not match its signature.
         """
@@ -241,13 +218,9 @@ def _shared_signature(storage: Storage, members: Sequence[EnsembleMember]) -> di
 
 
 def _fit_blend(
-    first: Table,
-    more: Sequence[Table],
-    names: Sequence[str],
-    label: str,
-    classes: list[Any] | None,
-    method: str,
-) -> Combiner:
+    first: Table, more: Sequence[Table], names: Sequence[str], label: str,
+    classes: list[Any] | None, method: str,
+) -> Combiner:  # fmt: skip
     tables = [table.to_arrow() for table in (first, *more)]
     labels = tables[0][label]
     if labels.null_count or not len(labels):
@@ -257,16 +230,17 @@ def _fit_blend(
         for table, name in zip(tables, names, strict=True)
     ]
     if classes is None:
-        weights = convex_squared_error_weights(columns_of(predictions), labels.to_numpy())
-        return MeanCombiner(tuple(map(float, weights)))
+        weights = _blend.convex_squared_error_weights(columns_of(predictions), labels.to_numpy())
+        return Combiner("mean", tuple(map(float, weights)))
     codes = pandas.Index(classes).get_indexer(labels.to_pandas())
     if (codes < 0).any():
         unknown = labels[int(np.argmax(codes < 0))].as_py()
         raise DataError(f"{label!r} has a class unknown to the members: {unknown!r}, not {classes}")
     if method == "logistic":
-        return LogisticCombiner(LogisticBlend.fit(log_odds(columns_of(predictions)), codes))
+        log_odds = _blend.log_odds(columns_of(predictions))
+        return Combiner("logistic", _blend.LogisticBlend.fit(log_odds, codes))
     of_label = np.stack([p[np.arange(len(codes)), codes] for p in predictions], axis=1)
-    return MeanCombiner(tuple(map(float, convex_log_loss_weights(of_label))))
+    return Combiner("mean", tuple(map(float, _blend.convex_log_loss_weights(of_label))))
 
 
 def _qualified_name(model_class: type) -> str:

@@ -92,14 +92,10 @@ class ModelStore:
         return f"ModelStore({self.storage.root!r})"
 
     def register(
-        self,
-        name: str,
-        write: Callable[[Path], None],
-        *,
-        manifest: Mapping[str, Any] | None = None,
-        run: TrackedRun | None = None,
+        self, name: str, write: Callable[[Path], None], *,
+        manifest: Mapping[str, Any] | None = None, run: TrackedRun | None = None,
         path: str | None = None,
-    ) -> StoredModel:
+    ) -> StoredModel:  # fmt: skip
         """Store a model as a new version; `promote` points an alias at it.
 
         Args:

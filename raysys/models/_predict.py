@@ -20,13 +20,9 @@ PREDICTION = "prediction"
 
 
 def predict(
-    model_class: type,
-    storage: Storage,
-    model: StoredModel,
-    table: Table,
-    *,
+    model_class: type, storage: Storage, model: StoredModel, table: Table, *,
     keep: Sequence[str] = (),
-) -> Table:
+) -> Table:  # fmt: skip
     """Predict the rows of a Table in one task a block; each task loads the model from the store.
 
     Args:
@@ -49,15 +45,8 @@ def predict(
     needed = list(dict.fromkeys([*inputs, *keep]))
     if missing := [name for name in needed if name not in table.schema.names]:
         raise DataError(f"no such column: {missing}; the table has {table.schema.names[:20]}")
-    return table.select(needed).map_blocks(
-        _predict_block,
-        model_class,
-        storage,
-        model,
-        inputs,
-        list(keep),
-        name=f"predict {model.name}",
-    )
+    arguments = model_class, storage, model, inputs, list(keep)
+    return table.select(needed).map_blocks(_predict_block, *arguments, name=f"predict {model.name}")
 
 
 def signature_of(storage: Storage, model: StoredModel) -> dict[str, Any]:
@@ -76,20 +65,13 @@ def signature_of(storage: Storage, model: StoredModel) -> dict[str, Any]:
 
 
 def _predict_block(
-    block: pa.Table,
-    model_class: type,
-    storage: Storage,
-    model: StoredModel,
-    inputs: list[str],
+    block: pa.Table, model_class: type, storage: Storage, model: StoredModel, inputs: list[str],
     keep: list[str],
-) -> pa.Table:
+) -> pa.Table:  # fmt: skip
     predictions = np.asarray(model_class(model.fetch(storage))(_batch(block.select(inputs))))
-    if predictions.ndim == 1:
-        column = pa.array(predictions)
-    else:
-        column = pa.FixedSizeListArray.from_arrays(
-            pa.array(predictions.ravel()), predictions.shape[1]
-        )
+    column = pa.array(predictions.ravel())
+    if predictions.ndim > 1:
+        column = pa.FixedSizeListArray.from_arrays(column, predictions.shape[1])
     return block.select(keep).append_column(PREDICTION, column)
 
 

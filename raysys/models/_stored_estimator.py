@@ -65,10 +65,8 @@ def save_estimator(estimator: Any, folder: Path, inputs: Sequence[str] | None = 
         folder: Folder to write to.
         inputs: See `estimator_signature`.
     """
-    metadata = {
-        "scikit_learn": sklearn.__version__,
-        "signature": estimator_signature(estimator, inputs),
-    }
+    signature = estimator_signature(estimator, inputs)
+    metadata = {"scikit_learn": sklearn.__version__, "signature": signature}
     joblib.dump(estimator, folder / _FILE)
     (folder / _METADATA).write_text(json.dumps(metadata))
 
@@ -107,11 +105,9 @@ class StoredEstimator:
         Raises:
             DataError: The features differ from those of the fit.
         """
-        x = self._as_fitted(features)
-        estimator = self._estimator
-        return np.asarray(
-            estimator.predict(x) if self.classes is None else estimator.predict_proba(x)
-        )
+        is_regressor = self.classes is None
+        predict = self._estimator.predict if is_regressor else self._estimator.predict_proba
+        return np.asarray(predict(self._as_fitted(features)))
 
     def _as_fitted(self, features: Any) -> Any:
         if isinstance(features, Mapping | pandas.DataFrame):
