@@ -95,16 +95,18 @@ def report_of(patterns: VotePatterns) -> LabelerReport:
     labelers = []
     for number, name in enumerate(patterns.labelers):
         covered, vote = voted[:, number], patterns.votes[:, number]
-        conflict = (voted & (patterns.votes != vote[:, None])).any(axis=1)
+        conflicting = (voted & (patterns.votes != vote[:, None])).any(axis=1)
         scored = covered & (gold != ABSTAIN)
         checked = int(rows[scored].sum())
         right = int(rows[scored & (vote == gold)].sum())
-        shares = [
+        coverage, overlap, conflict = (
             int(rows[selected].sum()) / total
-            for selected in (covered, covered & (votes_a_row > 1), covered & conflict)
-        ]
+            for selected in (covered, covered & (votes_a_row > 1), covered & conflicting)
+        )
         accuracy = right / checked if checked else None
         classes = tuple(np.unique(vote[covered]).tolist())
-        labelers.append(LabelerSummary(name, classes, *shares, checked, accuracy))
+        labelers.append(
+            LabelerSummary(name, classes, coverage, overlap, conflict, checked, accuracy)
+        )
     coverage = int(rows[votes_a_row > 0].sum()) / total
     return LabelerReport(int(rows.sum()), coverage, tuple(labelers))
