@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import logging
 import os
+import secrets
 import tempfile
 import time
 from pathlib import Path
@@ -22,10 +23,11 @@ from raysys.errors import RaysysError
 from raysys.gateway._api_keys import read_keys
 from raysys.gateway._gateway_state import Announcement, GatewayState, ReplicaState
 from raysys.gateway._haproxy_config import SLOTS, ApiKey, Backend, HAProxySettings
-from raysys.gateway._haproxy_process import HAProxy, new_token
+from raysys.gateway._haproxy_process import HAProxy
 from raysys.gateway._holding_proxy import HoldingProxy
 from raysys.gateway._metrics import GatewayMetrics
 from raysys.gateway._wire import GATEWAY_NAME
+from raysys.telemetry.metrics import SERVE_REPLICAS
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -42,7 +44,7 @@ class Gateway:
     def __init__(self, host: str, port: int, grpc_port: int | None, storage: Storage) -> None:
         before = GatewayState.restore()
         self._is_restart = before is not None
-        self._state = before or GatewayState(host, port, grpc_port, new_token())
+        self._state = before or GatewayState(host, port, grpc_port, secrets.token_hex(16))
         raise_priority()
         self._storage = storage
         self._keys: list[ApiKey] = []
@@ -75,8 +77,7 @@ class Gateway:
 
     async def current_version(self, name: str) -> int | None:
         """The version that receives the requests."""
-        backend = self._state.backends.get(name)
-        return backend.version if backend else None
+        return self._version(name)
 
     async def replica_host(self, node_ip: str) -> str:
         """The interface that a replica on a node binds: loopback if possible."""
@@ -96,8 +97,7 @@ class Gateway:
         server = self._servers.get(application, {}).get(replica)
         if server and server.slot is not None and self._haproxy:
             self._haproxy.drain_server(application, server.slot)
-            await self._drained(application, [server.slot])
-            self._haproxy.free_server(application, server.slot)
+            await self._release(application, [server])
         self._servers.get(application, {}).pop(replica, None)
 
     async def replicas(self, name: str, version: int) -> int:
@@ -129,22 +129,18 @@ class Gateway:
                 for server in servers:
                     self._admit(server)
             else:
-                self._place(backend)
+                self._place(backend.name)
                 try:
                     self._apply()
                 except BaseException:
                     self._roll_back(backend.name, before)
                     raise
-            slots = [server.slot for server in old if server.slot is not None]
             assert self._haproxy
-            for slot in slots:
-                self._haproxy.drain_server(backend.name, slot)
+            for server in old:
+                if server.slot is not None:
+                    self._haproxy.drain_server(backend.name, server.slot)
             self._state.save()
-        await self._drained(backend.name, slots)
-        for server in old:
-            if server.slot is not None:
-                self._haproxy.free_server(backend.name, server.slot)
-                server.slot = None
+        await self._release(backend.name, old)
 
     async def withdraw(self, name: str) -> None:
         """Remove an application."""
@@ -161,20 +157,34 @@ class Gateway:
             self._haproxy.stop()
         GatewayState.delete()
 
+    def _version(self, name: str) -> int | None:
+        backend = self._state.backends.get(name)
+        return backend.version if backend else None
+
+    def _deadline_s(self, name: str) -> float:
+        backend = self._state.backends.get(name)
+        return backend.deadline_s if backend else 0.0
+
+    def _current(self, name: str) -> list[ReplicaState]:
+        """The replicas of the current version."""
+        servers, version = self._servers.get(name, {}).values(), self._version(name)
+        return [server for server in servers if server.announcement.version == version]
+
+    def _live(self, name: str) -> list[tuple[str, int]]:
+        """Addresses of the current replicas, the most recently announced first."""
+        servers = sorted(self._current(name), key=lambda server: -server.heard)
+        return [server.address for server in servers]
+
+    def _is_ready(self) -> bool:
+        return all(self._current(name) for name in self._state.backends)
+
     def _admit(self, server: ReplicaState) -> None:
         """Assign a slot to a replica of the current version."""
-        name = server.announcement.application
-        backend = self._state.backends.get(name)
-        if (
-            backend is None
-            or server.slot is not None
-            or server.announcement.version != backend.version
-            or self._haproxy is None
-        ):
-            return
-        server.slot = self._free_slot(name)
-        if server.slot is not None:
-            self._haproxy.set_server(name, server.slot, server.address)
+        name, version = server.announcement.application, server.announcement.version
+        if server.slot is None and self._haproxy and version == self._version(name):
+            server.slot = self._free_slot(name)
+            if server.slot is not None:
+                self._haproxy.set_server(name, server.slot, server.address)
 
     def _roll_back(self, name: str, before: Backend | None) -> None:
         """Restore an application after a failed publication."""
@@ -183,26 +193,30 @@ class Gateway:
         else:
             del self._state.backends[name]
         for server in self._servers.get(name, {}).values():
-            if before is None or server.announcement.version != before.version:
+            if server.announcement.version != self._version(name):
                 server.slot = None
 
-    def _place(self, backend: Backend) -> None:
-        """Assign slots to all replicas of a version, before HAProxy is reconfigured."""
-        for server in self._servers.get(backend.name, {}).values():
-            if server.slot is None and server.announcement.version == backend.version:
-                server.slot = self._free_slot(backend.name)
+    def _place(self, name: str) -> None:
+        """Assign slots to the current replicas, before HAProxy is reconfigured."""
+        for server in self._current(name):
+            if server.slot is None:
+                server.slot = self._free_slot(name)
 
     def _free_slot(self, name: str) -> int | None:
         used = {server.slot for server in self._servers.get(name, {}).values()}
         return next((slot for slot in range(SLOTS) if slot not in used), None)
 
-    async def _drained(self, name: str, slots: list[int]) -> None:
-        backend = self._state.backends.get(name)
-        deadline = time.monotonic() + (backend.deadline_s if backend else 0) + 1
-        while slots and self._haproxy and time.monotonic() < deadline:
-            if not self._haproxy.requests_at(name, slots):
-                return
+    async def _release(self, name: str, servers: list[ReplicaState]) -> None:
+        """Free drained slots when their requests have finished."""
+        assert self._haproxy
+        slots = [server.slot for server in servers if server.slot is not None]
+        deadline = time.monotonic() + self._deadline_s(name) + 1
+        while slots and time.monotonic() < deadline and self._haproxy.requests_at(name, slots):
             await asyncio.sleep(0.05)
+        for server in servers:
+            if server.slot is not None:
+                self._haproxy.free_server(name, server.slot)
+                server.slot = None
 
     def _addresses(self) -> dict[str, dict[int, tuple[str, int]]]:
         """Addresses of replicas, by application and slot."""
@@ -250,10 +264,10 @@ class Gateway:
         state = self._state
         if self._haproxy is None:
             holding_port = await HoldingProxy(self._live, self._deadline_s, self._is_ready).start()
-            self._haproxy = await self._take_over(holding_port) or self._create(holding_port)
+            self._haproxy = await self._attach(holding_port)
         self._keys = await asyncio.to_thread(read_keys, self._storage)
-        for backend in state.backends.values():
-            self._place(backend)
+        for name in state.backends:
+            self._place(name)
         self._apply()
         if state.grpc_port is not None:
             from raysys.gateway._grpc_proxy import serve_grpc
@@ -261,23 +275,21 @@ class Gateway:
             url = f"http://{state.host}:{state.port}"
             self._grpc, state.grpc_port = await serve_grpc(state.host, state.grpc_port, url)
 
-    async def _take_over(self, holding_port: int) -> HAProxy | None:
-        """The running HAProxy of a previous gateway, once replicas have announced themselves."""
-        if not self._state.folder or not Path(self._state.folder).exists():
-            return None
-        haproxy = self._haproxy_in(Path(self._state.folder), holding_port)
-        if not haproxy.is_supervised:
-            return None
-        await asyncio.sleep(2 * ANNOUNCE_S)
-        return haproxy
-
-    def _create(self, holding_port: int) -> HAProxy:
+    async def _attach(self, holding_port: int) -> HAProxy:
+        """A previous gateway's HAProxy, once replicas have announced themselves, or a new one."""
+        if self._state.folder and Path(self._state.folder).exists():
+            haproxy = self._haproxy_in_folder(holding_port)
+            if haproxy.is_supervised:
+                await asyncio.sleep(2 * ANNOUNCE_S)
+                return haproxy
         self._state.folder = tempfile.mkdtemp(prefix="raysys-gateway-")
-        return self._haproxy_in(Path(self._state.folder), holding_port)
+        return self._haproxy_in_folder(holding_port)
 
-    def _haproxy_in(self, folder: Path, holding_port: int) -> HAProxy:
+    def _haproxy_in_folder(self, holding_port: int) -> HAProxy:
         state = self._state
-        settings = HAProxySettings(folder, state.host, state.port, holding_port, state.token)
+        settings = HAProxySettings(
+            Path(state.folder), state.host, state.port, holding_port, state.token
+        )
         # With Ray's state in Redis the head can be restarted, and finds HAProxy running.
         is_recoverable = "RAY_REDIS_ADDRESS" in os.environ
         raylet = int(os.environ.get("RAY_RAYLET_PID", os.getppid()))
@@ -299,7 +311,7 @@ class Gateway:
         self._metrics.requests(self._haproxy.answered())
         self._metrics.shed(self._haproxy.shed())
         for name in self._state.backends:
-            self._metrics.replicas(name, len(self._live(name)))
+            SERVE_REPLICAS.set(len(self._current(name)), {"application": name})
 
     def _forget_silent(self) -> None:
         silent_since = time.monotonic() - _FORGET_S
@@ -308,26 +320,6 @@ class Gateway:
                 server = servers.pop(replica)
                 if server.slot is not None and self._haproxy and name in self._state.backends:
                     self._haproxy.free_server(name, server.slot)
-
-    def _deadline_s(self, application: str) -> float:
-        backend = self._state.backends.get(application)
-        return backend.deadline_s if backend else 0.0
-
-    def _live(self, application: str) -> list[tuple[str, int]]:
-        """Addresses of the current version's replicas, the most recently announced first."""
-        backend = self._state.backends.get(application)
-        servers = sorted(
-            (
-                server
-                for server in self._servers.get(application, {}).values()
-                if backend and server.announcement.version == backend.version
-            ),
-            key=lambda server: -server.heard,
-        )
-        return [server.address for server in servers]
-
-    def _is_ready(self) -> bool:
-        return all(self._live(name) for name in self._state.backends)
 
 
 def start_gateway(host: str, port: int, grpc_port: int | None, storage: Storage) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
@@ -22,7 +23,7 @@ from raysys.gateway import inference_pb2 as messages
 from raysys.gateway._wire import JSON_LENGTH_HEADER, TIMEOUT_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from grpc.aio import ServicerContext
 
 _SERVICE = "inference.GRPCInferenceService"
 _MAX_MESSAGE_BYTES = 64 << 20
@@ -43,31 +44,20 @@ _CODES = {
 }
 # Field of a datatype's values that are not sent raw, and their NumPy dtype as bytes.
 _CONTENTS = {
-    "BOOL": ("bool_contents", "?"),
-    "INT8": ("int_contents", "i1"),
-    "INT16": ("int_contents", "<i2"),
-    "INT32": ("int_contents", "<i4"),
-    "INT64": ("int64_contents", "<i8"),
-    "UINT8": ("uint_contents", "u1"),
-    "UINT16": ("uint_contents", "<u2"),
-    "UINT32": ("uint_contents", "<u4"),
-    "UINT64": ("uint64_contents", "<u8"),
-    "FP32": ("fp32_contents", "<f4"),
-    "FP64": ("fp64_contents", "<f8"),
-    "BYTES": ("bytes_contents", ""),
-}
+    "BOOL": ("bool_contents", "?"), "BYTES": ("bytes_contents", ""),
+    "INT8": ("int_contents", "i1"), "UINT8": ("uint_contents", "u1"),
+    "INT16": ("int_contents", "<i2"), "UINT16": ("uint_contents", "<u2"),
+    "INT32": ("int_contents", "<i4"), "UINT32": ("uint_contents", "<u4"),
+    "INT64": ("int64_contents", "<i8"), "UINT64": ("uint64_contents", "<u8"),
+    "FP32": ("fp32_contents", "<f4"), "FP64": ("fp64_contents", "<f8"),
+}  # fmt: skip
 
 
 async def serve_grpc(host: str, port: int, http_url: str) -> tuple[grpc.aio.Server, int]:
-    """Serve the protocol's gRPC clients through its HTTP endpoint.
-
-    Args:
-        host: Address of the interface to bind.
-        port: Port to bind; 0 for a free one.
-        http_url: URL of the endpoint, without `/v2`.
+    """Serve the protocol's gRPC clients through its HTTP endpoint, `http_url` without `/v2`.
 
     Returns:
-        The running server and its port.
+        The running server and its port; a free one if `port` is 0.
 
     Raises:
         ResourceError: The address cannot be bound.
@@ -107,12 +97,14 @@ async def serve_grpc(host: str, port: int, http_url: str) -> tuple[grpc.aio.Serv
     }
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
     await server.start()
-    translation.close_after(server)
+    translation.closing = asyncio.create_task(translation.close_after(server))
     return server, bound
 
 
 class _Translation:
     """The methods of the service, translated to HTTP requests."""
+
+    closing: asyncio.Task[None]
 
     def __init__(self, http_url: str) -> None:
         self._url = http_url.rstrip("/")
@@ -122,90 +114,76 @@ class _Translation:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
         )
 
-    def close_after(self, server: grpc.aio.Server) -> None:
+    async def close_after(self, server: grpc.aio.Server) -> None:
         """Close the HTTP connections when the server has stopped."""
+        async with self._session:
+            await server.wait_for_termination()
 
-        async def close() -> None:
-            async with self._session:
-                await server.wait_for_termination()
-
-        self._closing = asyncio.create_task(close())
-
-    async def server_live(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def server_live(self, request: Any, context: ServicerContext) -> Any:
         ready = await self._ready("/v2/health/live", context)
         return messages.ServerLiveResponse(live=ready)
 
-    async def server_ready(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def server_ready(self, request: Any, context: ServicerContext) -> Any:
         ready = await self._ready("/v2/health/ready", context)
         return messages.ServerReadyResponse(ready=ready)
 
-    async def model_ready(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def model_ready(self, request: Any, context: ServicerContext) -> Any:
         path = f"{_model_path(request.name, request.version)}/ready"
         return messages.ModelReadyResponse(ready=await self._ready(path, context))
 
-    async def server_metadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def server_metadata(self, request: Any, context: ServicerContext) -> Any:
         return messages.ServerMetadataResponse(**await self._describe("/v2", context))
 
-    async def model_metadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def model_metadata(self, request: Any, context: ServicerContext) -> Any:
         path = _model_path(request.name, request.version)
         return messages.ModelMetadataResponse(**await self._describe(path, context))
 
-    async def infer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def infer(self, request: Any, context: ServicerContext) -> Any:
         try:
             body, json_length = _to_http(request)
         except DataError as error:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        status, headers, answer = await self._call(
-            "POST",
-            f"{_model_path(request.model_name, request.model_version)}/infer",
-            context,
-            body,
-            {"Content-Type": "application/octet-stream", JSON_LENGTH_HEADER: str(json_length)},
-        )
+        path = f"{_model_path(request.model_name, request.model_version)}/infer"
+        status, headers, answer = await self._call(path, context, body, json_length)
         if status != 200:
             await _refuse(context, status, answer)
         return _from_http(answer, int(headers.get(JSON_LENGTH_HEADER, len(answer))))
 
-    async def _ready(self, path: str, context: grpc.aio.ServicerContext) -> bool:
-        status, _, answer = await self._call("GET", path, context)
+    async def _ready(self, path: str, context: ServicerContext) -> bool:
+        status, _, answer = await self._call(path, context)
         if status in (401, 403):
             await _refuse(context, status, answer)
         return status == 200
 
-    async def _describe(self, path: str, context: grpc.aio.ServicerContext) -> dict[str, Any]:
-        status, _, answer = await self._call("GET", path, context)
+    async def _describe(self, path: str, context: ServicerContext) -> dict[str, Any]:
+        status, _, answer = await self._call(path, context)
         if status != 200:
             await _refuse(context, status, answer)
         return orjson.loads(answer)
 
     async def _call(
-        self,
-        method: str,
-        path: str,
-        context: grpc.aio.ServicerContext,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
+        self, path: str, context: ServicerContext, body: bytes | None = None, json_length: int = 0
     ) -> tuple[int, Mapping[str, str], bytes]:
-        sent = {key: value for key, value in context.invocation_metadata() if key in _PASSED_ON}
+        """Status, headers and body of the endpoint's response: to GET, or to POST with a body."""
+        url, method = URL(self._url + path, encoded=True), "GET" if body is None else "POST"
+        headers = {key: value for key, value in context.invocation_metadata() if key in _PASSED_ON}
         remaining = context.time_remaining()
         if remaining is not None:
-            sent[TIMEOUT_HEADER] = f"{max(remaining, 0.001):.3f}"
+            headers[TIMEOUT_HEADER] = f"{max(remaining, 0.001):.3f}"
+        if body is not None:
+            headers["Content-Type"] = "application/octet-stream"
+            headers[JSON_LENGTH_HEADER] = str(json_length)
         try:
             async with self._session.request(
-                method,
-                URL(self._url + path, encoded=True),
-                data=body,
-                headers={**sent, **(headers or {})},
-                allow_redirects=False,
+                method, url, data=body, headers=headers, allow_redirects=False
             ) as reply:
                 return reply.status, reply.headers, await reply.read()
         except aiohttp.ClientError as error:
-            await _abort(
-                context, grpc.StatusCode.UNAVAILABLE, f"{self._url} is not reachable: {error}"
-            )
+            details = f"{self._url} is not reachable: {error}"
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, details)
 
 
-async def _refuse(context: grpc.aio.ServicerContext, status: int, answer: bytes) -> NoReturn:
+async def _refuse(context: ServicerContext, status: int, answer: bytes) -> NoReturn:
     try:
         details = str(orjson.loads(answer)["error"])
     except (ValueError, TypeError, LookupError):
@@ -213,9 +191,7 @@ async def _refuse(context: grpc.aio.ServicerContext, status: int, answer: bytes)
     await _abort(context, _CODES.get(status, grpc.StatusCode.INTERNAL), details)
 
 
-async def _abort(
-    context: grpc.aio.ServicerContext, code: grpc.StatusCode, details: str
-) -> NoReturn:
+async def _abort(context: ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:
     await context.abort(code, details[:_MAX_DETAILS])
     raise AssertionError  # unreachable: abort raises
 

