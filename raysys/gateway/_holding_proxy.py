@@ -62,10 +62,11 @@ class HoldingProxy:
             application = request.headers.get(APP_HEADER, "")
             deadline = time.monotonic() + self._timeout_s(request, application)
             for attempt in itertools.count():
+                replicas = self._live(application)
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     return _unavailable()
-                if replicas := self._live(application):
+                if replicas:
                     host, port = replicas[attempt % len(replicas)]
                     headers = {**request.headers, TIMEOUT_HEADER: f"{left_s:.3f}"}
                     url = f"http://{host}:{port}{request.path_qs}"

@@ -3,13 +3,12 @@
 from raysys.serve._autoscaling import Autoscaling
 from raysys.serve._batcher import Batching
 from raysys.serve._column_types import Array
-from raysys.serve._deploy import deploy, shutdown, undeploy
+from raysys.serve._deploy import GatewayOptions, HTTPOptions, deploy, shutdown, undeploy
 from raysys.serve._endpoint import Endpoint
 from raysys.serve._graph import Graph
 from raysys.serve._index_application import IndexSearch, index_graphs
 from raysys.serve._model_nodes import LazyModel, ModelPool
 from raysys.serve._nodes import LazyObject, Placement, bind_inputs
-from raysys.serve._options import GatewayOptions, HTTPOptions
 from raysys.serve._request_context import RequestContext, current_requests
 
 __all__ = [

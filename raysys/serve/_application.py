@@ -21,13 +21,11 @@ class Application:
     """Graphs and their serving options.
 
     Attributes:
-        name: Name of the application.
         version: Version number, counted by the gateway.
         route: Common prefix of the application's paths.
         graphs: Graphs by action; the action of a single graph is "".
         batching: Batching options; each action has a batcher of its own.
         deadline_s: Request timeout; a request may ask for less.
-        max_body_bytes: Maximum size of a request body.
         cache_ttl_s: Lifetime of a cached response; 0 disables the cache.
         examples: Warm-up batches by action: zeros if the action is missing, no warm-up if None.
         protected: Whether requests require an API key.
@@ -69,16 +67,13 @@ def graphs_by_action(name: str, graph: Graph | Mapping[str, Graph]) -> dict[str,
     if not isinstance(graph, Mapping):
         return {"": graph}
     if not graph:
-        raise GraphError(
-            f"application {name!r} has no actions: give a Graph, or a mapping of action names to "
-            "Graphs"
-        )
+        remedy = "give a Graph, or a mapping of action names to Graphs"
+        raise GraphError(f"application {name!r} has no actions: {remedy}")
     for action, action_graph in graph.items():
         where = f"action {action!r} of application {name!r}"
         if action in _RESERVED_PATHS:
-            raise GraphError(
-                f"{where}: the paths {', '.join(_RESERVED_PATHS)} are reserved; choose another name"
-            )
+            paths = ", ".join(_RESERVED_PATHS)
+            raise GraphError(f"{where}: the paths {paths} are reserved; choose another name")
         if not isinstance(action, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", action):
             raise GraphError(f"{where}: use letters, digits, _ and -")
         if not isinstance(action_graph, Graph):

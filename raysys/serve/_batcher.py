@@ -6,6 +6,7 @@ import asyncio
 import collections
 import math
 import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,6 @@ from raysys.errors import RaysysError
 from raysys.serve._outputs import Outputs, concat_outputs, slice_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-
     from raysys.serve._column_types import Array, Columns
     from raysys.serve._request_context import RequestContext
 
@@ -72,20 +71,19 @@ class Batching:
         return self.max_queued_rows or _QUEUED_BATCHES * self.max_batch_size
 
 
+@dataclass(slots=True, eq=False)
 class _QueuedRows:
-    """Rows of one request that run in one batch."""
+    """Rows of one request that run in one batch: the values of a single one, or columns."""
 
-    __slots__ = (
-        "arrived", "columns", "context", "cost", "deadline", "future", "row", "rows", "shape",
-    )  # fmt: skip
-
-    def __init__(
-        self, row: Sequence[Any] | None, columns: Columns | None, rows: int, cost: float,
-        shape: Any, deadline: float, context: RequestContext, future: asyncio.Future[Outputs],
-    ) -> None:  # fmt: skip
-        self.row, self.columns, self.rows, self.cost = row, columns, rows, cost
-        self.shape, self.deadline, self.context, self.future = shape, deadline, context, future
-        self.arrived = time.monotonic()
+    row: Sequence[Any] | None
+    columns: Columns | None
+    rows: int
+    cost: float
+    shape: Any
+    deadline: float
+    context: RequestContext
+    arrived: float
+    future: asyncio.Future[Outputs]
 
 
 class Batcher:
@@ -94,6 +92,7 @@ class Batcher:
     Attributes:
         is_crowded: Whether all cores of the machine are busy, set by the owner. Then a batch
             gathers for a millisecond: larger batches save more than a request waits.
+        rows_queued: Number of rows in the queue.
         refused: Number of requests refused so far, because of the queue or their deadline.
     """
 
@@ -111,10 +110,9 @@ class Batcher:
         Args:
             run: Computes the outputs of a batch.
             inputs: Column types of a batch.
-            batching: Limits.
+            batching: Limits of a batch and of the queue.
             in_flight: Maximum number of concurrent batches.
-            observe: Called after each batch with its rows, its seconds and the seconds that its
-                oldest request waited.
+            observe: Called after a batch with its rows, its seconds and its oldest request's wait.
         """
         self._run, self._inputs, self._batching = run, inputs, batching
         self._in_flight, self._observe = in_flight, observe
@@ -122,7 +120,7 @@ class Batcher:
         self._ragged = any(None in kind.shape for kind in inputs.values())
         self._limit = float(batching.max_batch_size)
         self._queue: collections.deque[_QueuedRows] = collections.deque()
-        self._rows_queued = 0
+        self.rows_queued = 0
         self._running: set[asyncio.Task[None]] = set()
         self._items_running: set[_QueuedRows] = set()
         self.is_crowded = False
@@ -131,11 +129,6 @@ class Batcher:
         self._started = 0.0
         self.refused = 0
         self._sweeping = False
-
-    @property
-    def rows_queued(self) -> int:
-        """Number of rows in the queue."""
-        return self._rows_queued
 
     def capacity(self, deadline_s: float) -> int:
         """Maximum number of pending rows of which the last still meets the deadline."""
@@ -153,15 +146,9 @@ class Batcher:
     def submit_row(
         self, row: Sequence[Any], deadline: float, context: RequestContext
     ) -> asyncio.Future[Outputs]:
-        """Queue one row.
+        """Queue one row, its values in the order of the inputs; returns a future of its outputs.
 
-        Args:
-            row: Values of the inputs, in their order.
-            deadline: On the clock of `time.monotonic`.
-            context: Request of the row.
-
-        Returns:
-            A future of the outputs of one row.
+        The deadline is on the clock of `time.monotonic`.
 
         Raises:
             OverloadedError: The deadline cannot be met.
@@ -219,10 +206,10 @@ class Batcher:
         if not self._queue and len(self._running) < self._in_flight:
             return
         now = time.monotonic()
-        batches = math.ceil((self._rows_queued + rows) / max(1.0, self._limit))
+        batches = math.ceil((self.rows_queued + rows) / max(1.0, self._limit))
         running_s = max(0.0, self._started + self._batch_s - now)
         wait_s = running_s + batches / self._in_flight * self._batch_s
-        full = self._rows_queued + rows > self._batching.queue_limit and self._queue
+        full = self.rows_queued + rows > self._batching.queue_limit and self._queue
         if full or now + _SAFETY_FACTOR * wait_s > deadline:
             self.refused += 1
             raise OverloadedError(wait_s)
@@ -232,20 +219,23 @@ class Batcher:
         shape: Any, deadline: float, context: RequestContext,
     ) -> asyncio.Future[Outputs]:  # fmt: skip
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Outputs] = loop.create_future()
-        self._queue.append(_QueuedRows(row, columns, rows, cost, shape, deadline, context, future))
-        self._rows_queued += rows
+        item = _QueuedRows(
+            row, columns, rows, cost, shape, deadline, context, time.monotonic(),
+            loop.create_future(),
+        )  # fmt: skip
+        self._queue.append(item)
+        self.rows_queued += rows
         self._start_soon(loop)
         if not self._sweeping:
             self._sweeping = True
             loop.call_later(_SWEEP_S, self._sweep)
-        return future
+        return item.future
 
     def _start_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start after all requests of this event loop iteration have been read."""
         if not self._starting and len(self._running) < self._in_flight:
             self._starting = True
-            if self.is_crowded and self._rows_queued < self._limit / 2:
+            if self.is_crowded and self.rows_queued < self._limit / 2:
                 loop.call_later(_GATHER_S, self._start)
             else:
                 loop.call_soon(self._start)
@@ -253,10 +243,8 @@ class Batcher:
     def _start(self) -> None:
         self._starting = False
         while self._queue and len(self._running) < self._in_flight:
-            items = self._next_batch()
-            if items:
-                task = asyncio.get_running_loop().create_task(self._work(items))
-                self._running.add(task)
+            if items := self._next_batch():
+                self._running.add(asyncio.get_running_loop().create_task(self._work(items)))
 
     def _next_batch(self) -> list[_QueuedRows]:
         """The oldest item and the following ones that fit into its batch."""
@@ -283,7 +271,7 @@ class Batcher:
         return items
 
     def _drop(self) -> None:
-        self._rows_queued -= self._queue.popleft().rows
+        self.rows_queued -= self._queue.popleft().rows
 
     async def _work(self, items: list[_QueuedRows]) -> None:
         task = asyncio.current_task()

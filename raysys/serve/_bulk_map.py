@@ -74,9 +74,9 @@ def map_table(
     inputs = table.select(list(graph.inputs)) if unused else table
     cache = None
     if storage is not None and path:
+        cache = storage, path
         identity = RunIdentity({"graph": graph.fingerprint})
         identity.claim(storage, path, f"map {name!r}", error=DataError)
-        cache = _OutputCache(storage, path)
     actor = ray.remote(_Mapper).options(num_cpus=cpus, num_gpus=gpus)
     pool = _MapperPool(actor, (ray.put(graph), batch_size, cache), name)
     return Table.from_blocks(
@@ -155,9 +155,9 @@ class _MapperPool:
 
 
 class _Mapper:
-    """An actor that holds the graph."""
+    """An actor that holds the graph; the cache has outputs by the digest of their block."""
 
-    def __init__(self, graph: Graph, batch_size: int, cache: _OutputCache | None) -> None:
+    def __init__(self, graph: Graph, batch_size: int, cache: tuple[Storage, str] | None) -> None:
         self._graph, self._batch_size, self._cache = graph, batch_size, cache
         graph.load(graph.order)
 
@@ -171,38 +171,23 @@ class _Mapper:
         """The outputs of a block's rows."""
         from raysys.serve.protocols import _arrow
 
-        digest = block_digest(block) if self._cache else ""
-        if self._cache and (cached := self._cache.read(digest)) is not None:
-            return described(cached)
+        if self._cache:
+            storage, folder = self._cache
+            path = f"{folder}/{block_digest(block)}.arrow"
+            if (data := storage.read_bytes(path)) is not None:
+                return described(pa.ipc.open_file(pa.BufferReader(data)).read_all())
         graph, parts = self._graph, []
         columns = _arrow.from_table(block, graph.inputs)
         for start in range(0, max(1, len(block)), self._batch_size):
-            batch = {
-                name: column[start : start + self._batch_size] for name, column in columns.items()
-            }
-            rows = len(next(iter(batch.values())))
+            stop = min(len(block), start + self._batch_size)
+            batch = {name: column[start:stop] for name, column in columns.items()}
             value = graph.run(graph.order, batch)[graph.output]
-            parts.append(as_outputs(graph.output, value, rows))
-        outputs = _arrow.to_table(output_columns(graph.output, concat_outputs(parts)))
+            parts.append(as_outputs(graph.output, value, stop - start))
+        computed = output_columns(graph.output, concat_outputs(parts))
+        outputs = pa.Table.from_batches([_arrow.to_batch(computed)])
         if self._cache:
-            self._cache.write(digest, outputs)
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_file(sink, outputs.schema) as writer:
+                writer.write_table(outputs)
+            storage.write_bytes(path, sink.getvalue().to_pybytes())
         return described(outputs)
-
-
-class _OutputCache:
-    """Outputs under the storage root, by the digest of their block."""
-
-    def __init__(self, storage: Storage, path: str) -> None:
-        self._storage, self._path = storage, path
-
-    def read(self, digest: str) -> pa.Table | None:
-        """The outputs of a block, if they are cached."""
-        data = self._storage.read_bytes(f"{self._path}/{digest}.arrow")
-        return None if data is None else pa.ipc.open_file(pa.BufferReader(data)).read_all()
-
-    def write(self, digest: str, outputs: pa.Table) -> None:
-        """Cache the outputs of a block, atomically."""
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, outputs.schema) as writer:
-            writer.write_table(outputs)
-        self._storage.write_bytes(f"{self._path}/{digest}.arrow", sink.getvalue().to_pybytes())

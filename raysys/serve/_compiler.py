@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raysys.serve._autoscaling import Autoscaling, replica_bounds
+from raysys.serve._autoscaling import replica_bounds
 from raysys.serve._nodes import Placement
 
 if TYPE_CHECKING:
@@ -18,13 +18,9 @@ ENTRY = "entry"
 
 @dataclass(frozen=True)
 class GraphStage:
-    """A deployment: nodes that are fused into one replica.
+    """A deployment: nodes that are fused into one replica, in execution order.
 
-    Attributes:
-        name: `ENTRY` for the deployment that receives requests, otherwise its nodes' names.
-        placement: Hardware and replicas.
-        nodes: Nodes in execution order.
-        reason: Why it is a deployment of its own.
+    Its name is `ENTRY` if it receives requests, otherwise its nodes' names.
     """
 
     name: str
@@ -35,11 +31,9 @@ class GraphStage:
 
 @dataclass(frozen=True)
 class BatchStep:
-    """Nodes of one stage that run in one call: one object there, one back.
+    """Nodes of one stage that run in one call, in order: one object there, one back.
 
     Attributes:
-        stage: Name of the stage.
-        nodes: Nodes in execution order.
         needs: Inputs and nodes of other steps that are sent along.
         gives: Nodes that other steps need, or the graph's output.
         after: Numbers of the steps that must finish first.
@@ -156,8 +150,7 @@ def as_text(graph: Graph) -> str:
         lines.append(f"step {number}{after}: {' -> '.join(step.nodes)} in {step.stage}{hop}")
     pairs = itertools.combinations(range(len(plan.steps)), 2)
     lines += [f"steps {a} and {b} run concurrently" for a, b in pairs if _independent(plan, a, b)]
-    unused = [name for name in graph.nodes if name not in graph.order]
-    if unused:
+    if unused := [name for name in graph.nodes if name not in graph.order]:
         lines.append(f"left out, not needed for the output: {', '.join(unused)}")
     return "\n".join(lines)
 
@@ -167,12 +160,9 @@ def _resources(stage: GraphStage) -> str:
         return "replicas as deployed"
     place = stage.placement
     gpus = f", {place.gpus:g} GPU" if place.gpus else ""
-    return f"{_count(place.replicas)} x {place.cpus:g} CPU{gpus}"
-
-
-def _count(replicas: int | Autoscaling) -> str:
-    minimum, maximum = replica_bounds(replicas)
-    return f"{minimum}" if minimum == maximum else f"{minimum} to {maximum}"
+    minimum, maximum = replica_bounds(place.replicas)
+    count = f"{minimum}" if minimum == maximum else f"{minimum} to {maximum}"
+    return f"{count} x {place.cpus:g} CPU{gpus}"
 
 
 def _independent(plan: ServingPlan, a: int, b: int) -> bool:

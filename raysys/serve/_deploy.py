@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -25,7 +26,6 @@ from raysys.serve._batcher import Batching
 from raysys.serve._compiler import ENTRY
 from raysys.serve._endpoint import Endpoint
 from raysys.serve._nodes import Placement
-from raysys.serve._options import GatewayOptions, HTTPOptions
 from raysys.storage import Storage
 
 if TYPE_CHECKING:
@@ -36,6 +36,37 @@ ray_serve = lazy_import("ray.serve")
 
 _START_ATTEMPTS = 3
 _POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class GatewayOptions:
+    """Options of the gateway; all but `storage` matter only to the call that starts it.
+
+    Attributes:
+        host: Interface to listen on.
+        port: HTTP port.
+        grpc_port: gRPC port of the Open Inference Protocol; None disables gRPC.
+        storage: Storage of the API keys and the audit log; the default root by default.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc_port: int | None = None
+    storage: Storage = field(default_factory=Storage)
+
+
+@dataclass(frozen=True)
+class HTTPOptions:
+    """Options of an application's HTTP requests.
+
+    Attributes:
+        max_body_bytes: Maximum size of a request body; 413 beyond.
+        cache_ttl_s: Lifetime of the cached response to a JSON body; 0 disables the cache. Graphs
+            that write are not cached.
+    """
+
+    max_body_bytes: int = 16 << 20
+    cache_ttl_s: float = 0.0
 
 
 def deploy(
@@ -109,24 +140,14 @@ def deploy(
     except ray.exceptions.RayTaskError as error:
         ray.kill(actor)
         raise cluster.task_error_cause(error) from None
+    version, limits = ray.get(actor.next_version.remote(name)), batching or Batching()
     application = Application(
-        name=name,
-        version=ray.get(actor.next_version.remote(name)),
-        route=route,
-        graphs=graphs,
-        batching=batching or Batching(),
-        deadline_s=deadline_s,
-        max_body_bytes=http.max_body_bytes,
-        cache_ttl_s=http.cache_ttl_s,
-        examples=examples,
-        protected=protected,
-        token=address["token"],
-    )
-    version = application.version
+        name, version, route, graphs, limits, deadline_s, http.max_body_bytes, http.cache_ttl_s,
+        examples, protected=protected, token=address["token"],
+    )  # fmt: skip
     audit.record(gateway.storage, "deploy", name, version=version, route=route, protected=protected)
     try:
         _start(application, replicas, cpus_per_replica, start_timeout_s)
-        limits = application.batching
         rows = sum(
             limits.queue_limit + action_graph.plan.in_flight * limits.max_batch_size
             for action_graph in graphs.values()
@@ -134,21 +155,20 @@ def deploy(
         backend = Backend(name, version, route, deadline_s, http.max_body_bytes, protected, rows)
         ray.get(actor.publish.remote(backend))
     except BaseException as error:
-        _delete(name, version)
+        ray_serve.delete(_title(name, version))
         cause = cluster.task_error_cause(error)
         if cause is not error and isinstance(cause, RaysysError):
             raise cause from None
         raise
-    _delete_old_versions(name, version)
-    grpc_port = address["grpc_port"]
-    return Endpoint(
-        name,
-        version,
-        f"http://{address['host']}:{address['port']}",
-        route,
-        None if grpc_port is None else f"{address['host']}:{grpc_port}",
-        tuple(graphs) if isinstance(graph, Mapping) else (),
-    )
+    # Previous versions, and remains of interrupted deployments.
+    titles = re.compile(rf"{re.escape(name)}-v\d+")
+    for title in ray_serve.status().applications:
+        if titles.fullmatch(title) and title != _title(name, version):
+            ray_serve.delete(title)
+    host, grpc_port = address["host"], address["grpc_port"]
+    grpc_address = None if grpc_port is None else f"{host}:{grpc_port}"
+    actions = tuple(graphs) if isinstance(graph, Mapping) else ()
+    return Endpoint(name, version, f"http://{host}:{address['port']}", route, grpc_address, actions)
 
 
 def undeploy(name: str) -> None:
@@ -163,7 +183,7 @@ def undeploy(name: str) -> None:
         raise RaysysError(f"no running application {name!r}")
     audit.record(Storage(), "undeploy", name, version=version)
     ray.get(actor.withdraw.remote(name))
-    _delete(name, version)
+    ray_serve.delete(_title(name, version))
 
 
 def shutdown() -> None:
@@ -237,6 +257,7 @@ def _deployment(
     from raysys.serve._replica import EntryReplica, NodeReplica
 
     max_entries = replica_bounds(replicas)[1]
+    on_demand = {"label_selector": cluster.ON_DEMAND_ONLY}
     shared = {
         # Serve's default is ten seconds, in which a dead replica is not replaced.
         "health_check_period_s": 1.0,
@@ -253,11 +274,7 @@ def _deployment(
             # Action names have no dots, so deployment names are unique.
             name=f"{action}.{stage.name}" if action else stage.name,
             **deployment_options(place.replicas, 0),
-            ray_actor_options={
-                "num_cpus": place.cpus,
-                "num_gpus": place.gpus,
-                "label_selector": cluster.ON_DEMAND_ONLY,
-            },
+            ray_actor_options={"num_cpus": place.cpus, "num_gpus": place.gpus, **on_demand},
             # All batches in flight of all entries: with Serve's default of 5 they would queue.
             max_ongoing_requests=max(5, 2 * max_entries * in_flight),
             **shared,
@@ -273,21 +290,9 @@ def _deployment(
         EntryReplica,
         name=ENTRY,
         **deployment_options(replicas, running),
-        ray_actor_options={"num_cpus": cpus, "label_selector": cluster.ON_DEMAND_ONLY},
+        ray_actor_options={"num_cpus": cpus, **on_demand},
         **shared,
     ).bind(application, handles)
-
-
-def _delete(name: str, version: int) -> None:
-    ray_serve.delete(_title(name, version))
-
-
-def _delete_old_versions(name: str, version: int) -> None:
-    """Delete previous versions, and remains of interrupted deployments."""
-    titles = re.compile(rf"{re.escape(name)}-v\d+")
-    for title in ray_serve.status().applications:
-        if titles.fullmatch(title) and title != _title(name, version):
-            ray_serve.delete(title)
 
 
 def _title(name: str, version: int) -> str:

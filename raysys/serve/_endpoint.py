@@ -55,13 +55,9 @@ class Endpoint:
         api_key: str | None = None,
         timeout_s: float = 30.0,
     ) -> dict[str, Any]:
-        """Post one request and return its response.
+        """Post one request, values of the graph's inputs, and return its response.
 
-        Args:
-            request: Values of the graph's inputs.
-            action: Action, if the application has several.
-            api_key: API key, if the application requires one.
-            timeout_s: Client-side timeout.
+        An action is given if the application has several, an API key if it requires one.
 
         Raises:
             RaysysError: Unknown action.
@@ -70,9 +66,8 @@ class Endpoint:
         headers = {"Content-Type": "application/json"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
-        call = urllib.request.Request(
-            self._action_url(action), json.dumps(request).encode(), headers
-        )
+        url = self._action_url(action)
+        call = urllib.request.Request(url, json.dumps(request).encode(), headers)
         with urllib.request.urlopen(call, timeout=timeout_s) as reply:
             return json.load(reply)
 

@@ -31,10 +31,7 @@ class GraphNode:
     """A function of a graph with its edges and annotations.
 
     Attributes:
-        call: The function.
         needs: Inputs and nodes, in the order of its parameters.
-        takes: Annotations of its parameters.
-        gives: Annotation of its return value.
         placement: None runs it in the entry's replica.
     """
 
@@ -100,8 +97,8 @@ class Graph:
         self.inputs: dict[str, Array] = types
         self.nodes = {name: _node(name, call, placement.get(name)) for name, call in nodes.items()}
         self.output, self.response, self.writes = output, response, writes
-        for check in _CHECKS:
-            check(self, placement)
+        _check_names(self, placement)
+        _check_edges(self)
         self.order = self._sorted()
 
     def __repr__(self) -> str:
@@ -141,8 +138,7 @@ class Graph:
         Raises:
             DataError: A column is missing or has the wrong type.
         """
-        columns = self.check_columns(batch)
-        return self.run(self.order, columns)[self.output]
+        return self.run(self.order, self.check_columns(batch))[self.output]
 
     def map(self, table: Table, **options: Any) -> Table:
         """Run the graph over a Table on the whole cluster; see `map_table`."""
@@ -159,17 +155,12 @@ class Graph:
         return columns
 
     def run(
-        self,
-        names: Sequence[str],
-        values: Columns,
+        self, names: Sequence[str], values: Columns,
         observe: Callable[[str, float], None] | None = None,
-    ) -> Columns:
-        """Run nodes in order and return their values by name.
+    ) -> Columns:  # fmt: skip
+        """Run nodes in order on the values that they need, and return their values by name.
 
-        Args:
-            names: Nodes.
-            values: Values of the inputs and other nodes that they need.
-            observe: Called with each node's name and seconds.
+        `observe` is called with each node's name and seconds.
         """
         computed = dict(values)
         for name in names:
@@ -232,7 +223,7 @@ def _node(name: str, call: Callable[..., Any], placement: Placement | None) -> G
     return GraphNode(call, tuple(parameters), hints, hints.get("return"), placement)
 
 
-def _check_names(graph: Graph, _: Mapping[str, Placement]) -> None:
+def _check_names(graph: Graph, placement: Mapping[str, Placement]) -> None:
     names = {*graph.inputs, *graph.nodes}
     if duplicates := sorted(set(graph.inputs) & set(graph.nodes)):
         raise GraphError(f"{duplicates} are both inputs and nodes: rename either")
@@ -243,21 +234,15 @@ def _check_names(graph: Graph, _: Mapping[str, Placement]) -> None:
                 f"({list(graph.inputs)}) nor a node ({sorted(graph.nodes)}): rename the parameter "
                 "or add the node"
             )
-
-
-def _check_output(graph: Graph, _: Mapping[str, Placement]) -> None:
     if graph.output not in graph.nodes:
         raise GraphError(
             f"the output {graph.output!r} is not a node; nodes are {sorted(graph.nodes)}"
         )
-
-
-def _check_placement(graph: Graph, placement: Mapping[str, Placement]) -> None:
     if unknown := sorted(set(placement) - set(graph.nodes)):
         raise GraphError(f"placement of unknown nodes {unknown}; nodes are {sorted(graph.nodes)}")
 
 
-def _check_edges(graph: Graph, _: Mapping[str, Placement]) -> None:
+def _check_edges(graph: Graph) -> None:
     edges = ((name, need) for name, node in graph.nodes.items() for need in node.needs)
     for name, need in edges:
         expected = graph.nodes[name].takes.get(need)
@@ -269,11 +254,3 @@ def _check_edges(graph: Graph, _: Mapping[str, Placement]) -> None:
             source = f"input {need!r}"
         if expected is not None and actual is not None and (why := mismatch(actual, expected)):
             raise GraphError(f"{source} -> node {name!r}: {why}")
-
-
-_CHECKS: tuple[Callable[[Graph, Mapping[str, Placement]], None], ...] = (
-    _check_names,
-    _check_output,
-    _check_placement,
-    _check_edges,
-)

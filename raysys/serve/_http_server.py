@@ -44,12 +44,7 @@ class Connection(asyncio.Protocol):
     """One connection, without pipelining: a request follows the response to the previous one."""
 
     def __init__(self, handle: Handle, max_body_bytes: int) -> None:
-        """Serve a connection.
-
-        Args:
-            handle: Called with each request.
-            max_body_bytes: Maximum body size; beyond, 413 and the connection is closed.
-        """
+        """Call `handle` with each request; larger bodies get 413, and the connection is closed."""
         self._handle, self._max_body_bytes = handle, max_body_bytes
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: Any = None

@@ -12,12 +12,6 @@ class Metrics:
     """The metrics of one graph of an application in this process."""
 
     def __init__(self, application: str, action: str) -> None:
-        """Start without observations.
-
-        Args:
-            application: Name of the application.
-            action: Action of the graph; "" for a single graph.
-        """
         self._tags = {"application": application, "action": action}
         self._nodes: dict[str, dict[str, str]] = {}
         self._refused = 0

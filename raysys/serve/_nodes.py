@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,6 @@ from raysys.errors import GraphError
 from raysys.identity import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from raysys.serve._autoscaling import Autoscaling
 
 
@@ -54,12 +53,9 @@ class LazyObject:
     """
 
     def __init__(self, cls: type, /, *args: Any, **kwargs: Any) -> None:
-        """Describe the object.
+        """Describe the object by its class and the arguments of the class.
 
-        Args:
-            cls: Its class.
-            args: Arguments of the class; pickled to every replica, so pass paths, not weights.
-            kwargs: Keyword arguments of the class.
+        The arguments are pickled to every replica, so pass paths, not weights.
         """
         self._cls, self._args, self._kwargs = cls, args, kwargs
         self._instance: Any = None
@@ -91,11 +87,12 @@ class LazyObject:
         return self._get()(*args)
 
 
+@dataclass(frozen=True)
 class LazyMethod:
     """A method of a LazyObject as a node."""
 
-    def __init__(self, owner: LazyObject, name: str) -> None:
-        self.owner, self.name = owner, name
+    owner: LazyObject
+    name: str
 
     def __call__(self, *args: Any) -> Any:
         return getattr(self.owner._get(), self.name)(*args)
@@ -122,9 +119,8 @@ def function_of(call: Callable[..., Any]) -> tuple[Any, list[str]]:
         if not inspect.isfunction(function):
             raise GraphError(f"{call._cls.__name__} has no __call__; give one of its methods")
     elif not callable(call):
-        raise GraphError(
-            f"type {type(call).__name__} is not callable: give a function or a LazyObject"
-        )
+        kind = type(call).__name__
+        raise GraphError(f"type {kind} is not callable: give a function or a LazyObject")
     try:
         parameters = inspect.signature(function).parameters
     except ValueError as error:  # of some built-in functions
@@ -152,11 +148,12 @@ def content_of(call: Callable[..., Any]) -> str:
     return digest(owner._cls, method, owner._args, owner._kwargs, strict=False)
 
 
+@dataclass(frozen=True)
 class BoundNode:
     """A node with renamed inputs; see `bind_inputs`."""
 
-    def __init__(self, call: Callable[..., Any], names: Mapping[str, str]) -> None:
-        self.call, self.names = call, dict(names)
+    call: Callable[..., Any]
+    names: Mapping[str, str]
 
     def __call__(self, *args: Any) -> Any:
         return self.call(*args)

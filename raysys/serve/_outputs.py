@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 
 from raysys.errors import GraphError
 from raysys.serve._column_types import Array
@@ -53,6 +54,18 @@ def as_outputs(output: str, value: Any, rows: int) -> Outputs:
 def output_columns(output: str, outputs: Outputs) -> dict[str, Any]:
     """Outputs as columns; a list of rows is one column named after the output node."""
     return outputs if isinstance(outputs, dict) else {output: outputs}
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value with arrays as JSON."""
+    return orjson.dumps(value, _as_list, orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _as_list(value: Any) -> Any:
+    """Convert arrays that orjson does not support, such as those in Fortran order."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON serializable")
 
 
 def slice_outputs(outputs: Outputs, start: int, stop: int) -> Outputs:

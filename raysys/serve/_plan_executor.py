@@ -7,6 +7,7 @@ import concurrent.futures
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -17,12 +18,10 @@ from raysys.serve._outputs import Outputs, as_outputs
 from raysys.serve._request_context import RequestContext, running_requests
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from raysys.serve._autoscaling import LoadEstimator
     from raysys.serve._column_types import Columns
     from raysys.serve._graph import Graph
     from raysys.serve._metrics import Metrics
-    from raysys.serve._utilization import LoadEstimator
 
 _MAX_ATTEMPTS = 4
 _HEDGE_MIN_S, _HEDGE_FACTOR = 1.0, 5.0

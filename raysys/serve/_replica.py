@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -19,18 +20,15 @@ from ray.exceptions import RayActorError
 from raysys.cluster import raise_priority
 from raysys.errors import RaysysError
 from raysys.gateway import ANNOUNCE_S, Announcement, find_gateway
-from raysys.serve._autoscaling import LOAD
+from raysys.serve._autoscaling import LOAD, LoadEstimator
 from raysys.serve._batcher import Batcher
 from raysys.serve._compiler import ENTRY
 from raysys.serve._metrics import Metrics
 from raysys.serve._plan_executor import PlanExecutor
 from raysys.serve._request_context import RequestContext, current_requests, running_requests
-from raysys.serve._utilization import LoadEstimator
 from raysys.telemetry import logs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from raysys.serve._application import Application
     from raysys.serve._column_types import Columns
     from raysys.serve._outputs import Outputs
@@ -77,12 +75,7 @@ class EntryReplica:
     """
 
     def __init__(self, application: Application, handles: Mapping[str, Mapping[str, Any]]) -> None:
-        """Load the nodes and start to listen.
-
-        Args:
-            application: Definition of the application.
-            handles: Serve's handles of the placed stages, by action and stage.
-        """
+        """Load the nodes and start to listen; `handles` are those of placed stages, by action."""
         _set_up_process()  # before threads start: a thread inherits the priority
         self._application, graphs = application, application.graphs
         for graph in graphs.values():
@@ -125,9 +118,7 @@ class EntryReplica:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve if the deployment has `Autoscaling`."""
-        loads = [
-            load.load(self._batchers[action].rows_queued) for action, load in self._loads.items()
-        ]
+        loads = (load.load(self._batchers[name].rows_queued) for name, load in self._loads.items())
         return {LOAD: max(self._loop_load, *loads)}
 
     async def __del__(self) -> None:
@@ -169,10 +160,9 @@ class EntryReplica:
         }
         examples = {action: await self._warm_up(action) for action in application.graphs}
         router = Router(application, self._batchers, examples)
-        limit = application.max_body_bytes
         self._stop = asyncio.Event()
         server = await self._loop.create_server(
-            lambda: Connection(router.handle, limit), sock=self._socket
+            lambda: Connection(router.handle, application.max_body_bytes), sock=self._socket
         )
         announcing = asyncio.create_task(self._announce())
         await self._stop.wait()

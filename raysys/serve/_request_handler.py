@@ -7,6 +7,7 @@ import collections
 import logging
 import math
 import time
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,16 +16,17 @@ from pydantic import BaseModel, ValidationError, create_model
 from raysys.errors import DataError, StorageError, UnavailableError
 from raysys.gateway import TIMEOUT_HEADER
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
-from raysys.serve._outputs import Outputs, output_columns, output_types
+from raysys.serve._outputs import Outputs, json_bytes, output_columns, output_types
 from raysys.serve._request_context import RequestContext
 from raysys.serve.protocols import _arrow
 from raysys.serve.protocols import _open_inference as _v2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
-
     from raysys.serve._application import Application
     from raysys.serve._http_server import Headers, Respond
+
+Response = tuple[str, bytes, dict[str, str] | None]
+"""Content type, body and further headers of a response with status 200."""
 
 JSON_TYPE = "application/json"
 _MAX_CACHED = 4096
@@ -51,14 +53,6 @@ class RequestHandler:
     def __init__(
         self, application: Application, action: str, batcher: Batcher, example: Outputs | None
     ) -> None:
-        """Prepare validation.
-
-        Args:
-            application: Definition of the application.
-            action: Action of the graph.
-            batcher: Batcher of the graph.
-            example: Example outputs, if a warm-up ran.
-        """
         self._app, self._batcher, self.example = application, batcher, example
         self._graph = graph = application.graphs[action]
         self._cache_ttl_s = 0.0 if graph.writes else application.cache_ttl_s
@@ -114,15 +108,13 @@ class RequestHandler:
         versions = [str(self._app.version)]
         return _v2.model_metadata(self._model, versions, self._graph.inputs, self._outputs)
 
-    async def _arrow(
-        self, headers: Headers, body: bytes
-    ) -> tuple[str, bytes, dict[str, str] | None]:
+    async def _arrow(self, headers: Headers, body: bytes) -> Response:
         columns = _decoded(lambda: _arrow.decode(body, self._graph.inputs))
         outputs = await self._bulk(columns, headers)
         encoded = _arrow.encode(output_columns(self._graph.output, outputs))
         return _arrow.MEDIA_TYPE, encoded, None
 
-    async def _v2(self, headers: Headers, body: bytes) -> tuple[str, bytes, dict[str, str] | None]:
+    async def _v2(self, headers: Headers, body: bytes) -> Response:
         length = headers.get(b"inference-header-content-length")
         if length is not None and not (length.isdigit() and len(length) < 12):
             raise HTTPStatusError(400, "Inference-Header-Content-Length is not a number")
@@ -134,9 +126,8 @@ class RequestHandler:
         encoded, json_length = _decoded(lambda: _v2.encode(request, self._model, version, columns))
         if json_length is None:
             return JSON_TYPE, encoded, None
-        return "application/octet-stream", encoded, {
-            "inference-header-content-length": str(json_length)
-        }  # fmt: skip
+        lengths = {"inference-header-content-length": str(json_length)}
+        return "application/octet-stream", encoded, lengths
 
     async def _bulk(self, columns: dict[str, Any], headers: Headers) -> Outputs:
         rows = len(next(iter(columns.values())))
@@ -184,9 +175,8 @@ class RequestHandler:
             self._cache.popitem(last=False)
 
     def _later(
-        self, response: Coroutine[Any, Any, tuple[str, bytes, dict[str, str] | None]],
-        headers: Headers, respond: Respond,
-    ) -> None:  # fmt: skip
+        self, response: Coroutine[Any, Any, Response], headers: Headers, respond: Respond
+    ) -> None:
         """Respond when a coroutine has finished."""
 
         async def run() -> None:
@@ -217,9 +207,7 @@ def _as_http(error: BaseException, headers: Headers) -> HTTPStatusError:
         return HTTPStatusError(504, str(error))
     if isinstance(error, ValidationError):
         failure = HTTPStatusError(422, _first(error))
-        failure.body["detail"] = error.errors(
-            include_url=False, include_context=False, include_input=False
-        )
+        failure.body["detail"] = _details(error)
         return failure
     if isinstance(error, DataError):
         return HTTPStatusError(422, str(error))
@@ -233,19 +221,9 @@ def _as_http(error: BaseException, headers: Headers) -> HTTPStatusError:
 
 def _encoded(outputs: Outputs) -> bytes:
     """The outputs of one row as JSON."""
-    row = (
-        outputs[0]
-        if isinstance(outputs, list)
-        else {name: column[0] for name, column in outputs.items()}
-    )
-    return orjson.dumps(row, _as_list, orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _as_list(value: Any) -> Any:
-    """Convert arrays that orjson does not support, such as those in Fortran order."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not JSON serializable")
+    if isinstance(outputs, dict):
+        outputs = [{name: column[0] for name, column in outputs.items()}]
+    return json_bytes(outputs[0])
 
 
 def _decoded(decode: Callable[[], Any]) -> Any:
@@ -256,9 +234,13 @@ def _decoded(decode: Callable[[], Any]) -> Any:
         raise HTTPStatusError(400, str(error)) from error
 
 
+def _details(error: ValidationError) -> list[Any]:
+    return error.errors(include_url=False, include_context=False, include_input=False)
+
+
 def _first(error: ValidationError) -> str:
     """The first error, with its field."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    first = _details(error)[0]
     place = ".".join(str(part) for part in first["loc"]) or "the body"
     more = error.error_count() - 1
     return f"{place}: {first['msg']}" + (f" (and {more} more)" if more else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -12,8 +13,6 @@ from raysys.serve._request_handler import JSON_TYPE, HTTPStatusError, RequestHan
 from raysys.serve.protocols import _openapi
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from raysys.serve._application import Application
     from raysys.serve._batcher import Batcher
     from raysys.serve._http_server import Headers, Respond
@@ -21,21 +20,12 @@ if TYPE_CHECKING:
 
 
 class Router:
-    """Dispatches a replica's requests."""
+    """Dispatches a replica's requests to the batchers; example outputs give response schemas."""
 
     def __init__(
-        self,
-        application: Application,
-        batchers: Mapping[str, Batcher],
+        self, application: Application, batchers: Mapping[str, Batcher],
         examples: Mapping[str, Outputs | None],
-    ) -> None:
-        """Prepare the routes.
-
-        Args:
-            application: Definition of the application.
-            batchers: Batchers by action.
-            examples: Example outputs by action, which give the response schemas.
-        """
+    ) -> None:  # fmt: skip
         self._app, self._token = application, application.token.encode()
         self._handlers = {
             action: RequestHandler(application, action, batchers[action], examples[action])
@@ -64,8 +54,8 @@ class Router:
                 respond(200 if ours else 404, JSON_TYPE, b"{}")
                 return
             if not hmac.compare_digest(headers.get(TOKEN_HEADER, b""), self._token):
-                raise HTTPStatusError(403, "replicas accept requests of the gateway only: use the "
-                                    "endpoint's URL")  # fmt: skip
+                text = "replicas accept requests of the gateway only: use the endpoint's URL"
+                raise HTTPStatusError(403, text)
             handler = self._post.get(path)
             if handler is None or method != "POST":
                 respond(200, *self._describe(method, path))

@@ -21,7 +21,7 @@ from raysys.errors import DataError, ResourceError
 from raysys.gateway import _grpc_proxy as _grpc
 from raysys.gateway import inference_pb2 as messages
 from raysys.gateway import server_metadata
-from raysys.serve._column_types import Array
+from raysys.serve._column_types import Array, rows_of
 from raysys.serve.protocols import _open_inference as _v2
 
 DTYPES = [
@@ -553,4 +553,4 @@ def test_arbitrary_messages_are_refused_as_bad_data(message: Any, array: Array) 
         request = _v2.decode(body, length, {"x": array})
     except DataError:
         return
-    assert request.rows == len(request.columns["x"]) > 0
+    assert rows_of(request.columns) == len(request.columns["x"]) > 0

@@ -13,12 +13,12 @@ from raysys.errors import RaysysError, ResourceError
 from raysys.serve import Array, Autoscaling, Batching, Graph, undeploy
 from raysys.serve._autoscaling import (
     LOAD,
+    LoadEstimator,
     LoadPolicy,
     deployment_options,
     initial_replicas,
     required_replicas,
 )
-from raysys.serve._utilization import LoadEstimator
 from tests.serve.conftest import Deployer
 from tests.serve.serving import eventually, load
 

@@ -21,10 +21,10 @@ from raysys.serve import (
     _batcher,
     current_requests,
 )
+from raysys.serve._autoscaling import LoadEstimator
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
 from raysys.serve._column_types import Columns
 from raysys.serve._plan_executor import PlanExecutor
-from raysys.serve._utilization import LoadEstimator
 from tests.serve.asynchronous import SAFETY_S, in_loop
 
 INT = {"x": Array("int64")}

@@ -12,6 +12,7 @@ import itertools
 import math
 import reprlib
 import struct
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,6 @@ import pyarrow as pa
 from raysys.errors import DataError, GraphError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from raysys.serve._column_types import Array
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
@@ -101,16 +100,16 @@ def from_table(table: pa.Table, inputs: Mapping[str, Array]) -> dict[str, np.nda
 
 
 def encode(columns: Mapping[str, Any] | list[dict[str, Any]]) -> bytes:
-    """Columns, or rows, as an Arrow IPC stream of one record batch; see `to_table`."""
-    batch = _batch(columns)
+    """Columns, or rows, as an Arrow IPC stream of one record batch; see `to_batch`."""
+    batch = to_batch(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return sink.getvalue().to_pybytes()
 
 
-def to_table(columns: Mapping[str, Any] | list[dict[str, Any]]) -> pa.Table:
-    """Columns, or rows, as a table of one chunk.
+def to_batch(columns: Mapping[str, Any] | list[dict[str, Any]]) -> pa.RecordBatch:
+    """Columns, or rows, as a record batch.
 
     Args:
         columns: Arrays `(n, ...)` or lists of n by name; an array with more than one side becomes
@@ -120,7 +119,14 @@ def to_table(columns: Mapping[str, Any] | list[dict[str, Any]]) -> pa.Table:
     Raises:
         GraphError: Arrow has no type for the values, or the columns have unequal lengths.
     """
-    return pa.Table.from_batches([_batch(columns)])
+    if isinstance(columns, list):
+        names = dict.fromkeys(name for row in columns for name in row)
+        columns = {name: [row.get(name) for row in columns] for name in names}
+    arrays = [_to_arrow(name, values) for name, values in columns.items()]
+    if len({len(array) for array in arrays}) > 1:
+        lengths = dict(zip(columns, map(len, arrays), strict=True))
+        raise GraphError(f"outputs must have equal lengths, given {lengths}")
+    return pa.RecordBatch.from_arrays(arrays, list(columns))
 
 
 def _check_type(name: str, kind: pa.DataType, array: Array) -> None:
@@ -128,7 +134,7 @@ def _check_type(name: str, kind: pa.DataType, array: Array) -> None:
     while not pa.types.is_primitive(leaf):
         if isinstance(leaf, pa.BaseExtensionType) and getattr(leaf, "shape", None) is not None:
             leaf = leaf.storage_type
-        elif any(is_kind(leaf) for is_kind in _LISTS):
+        elif any(is_list(leaf) for is_list in _LISTS):
             leaf = leaf.value_type
         else:
             break
@@ -154,10 +160,11 @@ def _from_arrow(name: str, column: pa.Array, array: Array) -> np.ndarray:
         if list(order) != sorted(order):
             raise DataError(f"{name}: a tensor with permuted sides; store it in row-major order")
         return _from_arrow(name, column.storage, array).reshape(rows, *kind.shape)
+    if not any(is_list(kind) for is_list in _LISTS):
+        return column.to_numpy(zero_copy_only=False)
     if pa.types.is_fixed_size_list(kind):
-        inner = _from_arrow(name, column.flatten(), array)
-        return inner.reshape(rows, kind.list_size, *inner.shape[1:])
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        side = kind.list_size
+    else:
         lengths = np.diff(column.offsets.to_numpy())
         side = int(lengths[0]) if rows else 0
         if (lengths != side).any():
@@ -165,9 +172,8 @@ def _from_arrow(name: str, column: pa.Array, array: Array) -> np.ndarray:
                 f"{name}: lists of {lengths.min()} to {lengths.max()} values: all lists of a "
                 "request must have equal lengths"
             )
-        inner = _from_arrow(name, column.flatten(), array)
-        return inner.reshape(rows, side, *inner.shape[1:])
-    return column.to_numpy(zero_copy_only=False)
+    inner = _from_arrow(name, column.flatten(), array)
+    return inner.reshape(rows, side, *inner.shape[1:])
 
 
 def _from_dictionaries(name: str, column: pa.ChunkedArray, array: Array) -> np.ndarray:
@@ -184,17 +190,6 @@ def _from_dictionaries(name: str, column: pa.ChunkedArray, array: Array) -> np.n
             entries[key] = _from_arrow(name, words, array)
         parts.append(entries[key][chunk.indices.to_numpy()])
     return np.concatenate(parts)
-
-
-def _batch(columns: Mapping[str, Any] | list[dict[str, Any]]) -> pa.RecordBatch:
-    if isinstance(columns, list):
-        names = dict.fromkeys(name for row in columns for name in row)
-        columns = {name: [row.get(name) for row in columns] for name in names}
-    arrays = [_to_arrow(name, values) for name, values in columns.items()]
-    if len({len(array) for array in arrays}) > 1:
-        lengths = dict(zip(columns, map(len, arrays), strict=True))
-        raise GraphError(f"outputs must have equal lengths, given {lengths}")
-    return pa.RecordBatch.from_arrays(arrays, list(columns))
 
 
 def _to_arrow(name: str, values: np.ndarray | list) -> pa.Array:

@@ -11,8 +11,9 @@ import itertools
 import math
 import reprlib
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import orjson
@@ -20,9 +21,7 @@ import orjson
 from raysys.errors import DataError, GraphError
 from raysys.gateway import JSON_LENGTH_HEADER
 from raysys.serve._column_types import Array, rows_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from raysys.serve._outputs import json_bytes
 
 _DATATYPES = {
     "bool": "BOOL", "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
@@ -31,12 +30,8 @@ _DATATYPES = {
 }  # fmt: skip
 # Python types of a column's JSON values, by the kind of its dtype.
 _JSON_TYPES: dict[str, set[type]] = {
-    "b": {bool},
-    "i": {int},
-    "u": {int},
-    "f": {int, float},
-    "O": {str},
-}
+    "b": {bool}, "i": {int}, "u": {int}, "f": {int, float}, "O": {str},
+}  # fmt: skip
 _JSON_NAMES = {
     dict: "object", list: "array", str: "string", int: "integer", float: "number",
     bool: "boolean", type(None): "null",
@@ -46,34 +41,19 @@ _UNSUPPORTED = ("classification", "shared_memory_region")
 
 
 @dataclass(frozen=True)
-class RequestedOutput:
-    """An output requested by the client.
-
-    Attributes:
-        name: Name of the output.
-        binary: Whether it is sent as bytes after the JSON.
-    """
-
-    name: str
-    binary: bool
-
-
-@dataclass(frozen=True)
 class InferRequest:
     """An inference request.
 
     Attributes:
         columns: Validated, read-only inputs `(rows, ...)`.
-        rows: Number of rows.
         id: The client's id of the request.
-        outputs: Requested outputs; None for all.
+        outputs: Whether a requested output is sent as bytes after the JSON; None requests all.
         binary_default: Whether other outputs are sent as bytes.
     """
 
     columns: dict[str, np.ndarray]
-    rows: int
     id: str | None
-    outputs: tuple[RequestedOutput, ...] | None
+    outputs: dict[str, bool] | None
     binary_default: bool
 
 
@@ -120,12 +100,12 @@ def decode(body: bytes, json_length: int | None, inputs: Mapping[str, Array]) ->
         raise DataError(f"missing inputs {missing}")
     if offset != len(body):
         raise DataError(f"{len(body) - offset} bytes after the data of the last input")
+    rows_of(columns)  # equal in every column
 
     parameters = _get(header, "parameters", dict, "the request", {})
     binary = _get(parameters, "binary_data_output", bool, "the request's parameters", False)
     return InferRequest(
         columns=columns,
-        rows=rows_of(columns),
         id=_get(header, "id", str, "the request") if "id" in header else None,
         outputs=_outputs(_get(header, "outputs", list, "the request", []), binary) or None,
         binary_default=binary,
@@ -133,10 +113,7 @@ def decode(body: bytes, json_length: int | None, inputs: Mapping[str, Array]) ->
 
 
 def encode(
-    request: InferRequest,
-    model: str,
-    version: str,
-    columns: Mapping[str, np.ndarray | list],
+    request: InferRequest, model: str, version: str, columns: Mapping[str, np.ndarray | list]
 ) -> tuple[bytes, int | None]:
     """Serialize a response: the body, and the length of its JSON if bytes follow.
 
@@ -153,16 +130,11 @@ def encode(
         DataError: Unknown output.
         GraphError: A value of the graph is not representable in the protocol.
     """
-    requested = request.outputs
-    if requested is None:
-        requested = tuple(RequestedOutput(name, request.binary_default) for name in columns)
     tensors, parts = [], []
-    for output in requested:
-        if output.name not in columns:
-            raise DataError(
-                f"unknown output {reprlib.repr(output.name)}; outputs are {sorted(columns)}"
-            )
-        tensor, raw = _tensor(output, columns[output.name])
+    for name, binary in (request.outputs or dict.fromkeys(columns, request.binary_default)).items():
+        if name not in columns:
+            raise DataError(f"unknown output {reprlib.repr(name)}; outputs are {sorted(columns)}")
+        tensor, raw = _tensor(name, columns[name], binary)
         tensors.append(tensor)
         if raw is not None:
             parts.append(raw)
@@ -176,10 +148,7 @@ def encode(
 
 
 def model_metadata(
-    name: str,
-    versions: Sequence[str],
-    inputs: Mapping[str, Array],
-    outputs: Mapping[str, Array],
+    name: str, versions: Sequence[str], inputs: Mapping[str, Array], outputs: Mapping[str, Array]
 ) -> dict[str, Any]:
     """Signature of a model, for `GET /v2/models/<name>`."""
     return {
@@ -217,16 +186,16 @@ def _parameters(where: str, tensor: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _outputs(tensors: list[Any], binary_default: bool) -> tuple[RequestedOutput, ...]:
-    outputs: dict[str, RequestedOutput] = {}
+def _outputs(tensors: list[Any], binary_default: bool) -> dict[str, bool]:
+    outputs: dict[str, bool] = {}
     for tensor in tensors:
         name = _name(tensor, "an output")
         where = f"output {reprlib.repr(name)}"
         if name in outputs:
             raise DataError(f"{where}: requested twice")
-        binary = _get(_parameters(where, tensor), "binary_data", bool, where, binary_default)
-        outputs[name] = RequestedOutput(name, binary)
-    return tuple(outputs.values())
+        parameters = _parameters(where, tensor)
+        outputs[name] = _get(parameters, "binary_data", bool, where, binary_default)
+    return outputs
 
 
 def _raw(name: str, tensor: dict[str, Any], left: memoryview) -> memoryview | None:
@@ -337,23 +306,23 @@ def _from_text(name: str, raw: memoryview, count: int) -> np.ndarray:
     return np.array(texts, dtype=object)
 
 
-def _tensor(output: RequestedOutput, column: np.ndarray | list) -> tuple[dict[str, Any], Any]:
-    """A tensor's JSON, and its bytes if it is binary."""
-    values = _as_array(output.name, column)
-    if values.dtype == np.float16 and not output.binary:
+def _tensor(name: str, column: np.ndarray | list, binary: bool) -> tuple[dict[str, Any], Any]:
+    """A tensor's JSON, and its bytes or array if it is binary."""
+    values = _as_array(name, column)
+    if values.dtype == np.float16 and not binary:
         values = values.astype(np.float32)
-    tensor: dict[str, Any] = {"name": output.name, "shape": values.shape}
+    tensor: dict[str, Any] = {"name": name, "shape": values.shape}
     if values.dtype == object:
         tensor["datatype"] = _DATATYPES["str"]
-        texts = _texts(output.name, values)
-        if not output.binary:
+        texts = _texts(name, values)
+        if not binary:
             return {**tensor, "data": texts}, None
         parts = [text.encode() for text in texts]
         raw = b"".join(struct.pack("<I", len(part)) + part for part in parts)
         return {**tensor, "parameters": {"binary_data_size": len(raw)}}, raw
     tensor["datatype"] = _DATATYPES[values.dtype.name]
     flat = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).ravel()
-    if not output.binary:
+    if not binary:
         return {**tensor, "data": flat}, None
     return {**tensor, "parameters": {"binary_data_size": flat.nbytes}}, flat
 
@@ -372,9 +341,7 @@ def _as_array(name: str, column: np.ndarray | list) -> np.ndarray:
 def _texts(name: str, values: np.ndarray) -> list[str]:
     try:
         texts = [
-            value
-            if isinstance(value, str)
-            else orjson.dumps(value, _plain, orjson.OPT_SERIALIZE_NUMPY).decode()
+            value if isinstance(value, str) else json_bytes(value).decode()
             for value in values.ravel().tolist()
         ]
         for text in texts:
@@ -382,9 +349,3 @@ def _texts(name: str, values: np.ndarray) -> list[str]:
     except (TypeError, UnicodeEncodeError) as error:
         raise GraphError(f"output {name!r}: {error}") from error
     return texts
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not JSON serializable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,6 @@ from raysys.imports import lazy_import
 from raysys.serve.protocols import _arrow
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pydantic import BaseModel
 
     from raysys.serve._application import Application
@@ -32,8 +31,6 @@ _ERRORS = {
     "503": "Overloaded; Retry-After has the seconds to wait",
     "504": "Deadline exceeded",
 }
-
-
 # Numbers that are not finite are sent as null.
 _JSON_TYPES: dict[str, Any] = {
     "b": "boolean", "i": "integer", "u": "integer", "f": ["number", "null"],
@@ -41,16 +38,12 @@ _JSON_TYPES: dict[str, Any] = {
 
 
 def document(
-    application: Application,
-    requests: Mapping[str, type[BaseModel]],
+    application: Application, requests: Mapping[str, type[BaseModel]],
     examples: Mapping[str, Outputs | None],
-) -> dict[str, Any]:
-    """The OpenAPI document.
+) -> dict[str, Any]:  # fmt: skip
+    """The OpenAPI document, from request models and example outputs by action.
 
-    Args:
-        application: Definition of the application.
-        requests: Pydantic models of a request, by action.
-        examples: Example outputs by action, for the schemas of graphs without a response model.
+    The examples give the schemas of graphs without a response model.
     """
     modes: dict[Any, None] = {}  # in place of a set, which has no order
     for action, graph in application.graphs.items():
@@ -78,9 +71,10 @@ def document(
             schemas[f"{action}Response"] = _schema_of(example)
             response = {"$ref": f"#/components/schemas/{action}Response"}
         request = references[requests[action], "validation"]
-        paths[application.path(action)] = {
-            "post": _operation(application, action, request, response)
-        }
+        operation = _operation(application.model(action), request, response)
+        if application.protected:
+            operation["security"] = [{"key": []}]
+        paths[application.path(action)] = {"post": operation}
     paths[f"{application.route}/healthz"] = {"get": {
         "operationId": "healthz",
         "summary": "Health of a replica",
@@ -96,31 +90,20 @@ def document(
 
 
 def _operation(
-    application: Application, action: str, request: Mapping[str, Any], response: Mapping[str, Any]
+    model: str, request: Mapping[str, Any], response: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The operation of an action, from its JSON schemas."""
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     errors = {code: {"description": text, "content": error} for code, text in _ERRORS.items()}
     arrow = {_arrow.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
-    model = application.model(action)
-    operation: dict[str, Any] = {
+    sent = {"application/json": {"schema": request}, **arrow}
+    received = {"application/json": {"schema": response}, **arrow}
+    return {
         "operationId": model.replace("/", "-"),
         "summary": f"Predictions of {model}: one row as JSON, many as an Arrow IPC stream",
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": request}, **arrow},
-        },
-        "responses": {
-            "200": {
-                "description": "The response",
-                "content": {"application/json": {"schema": response}, **arrow},
-            },
-            **errors,
-        },
+        "requestBody": {"required": True, "content": sent},
+        "responses": {"200": {"description": "The response", "content": received}, **errors},
     }
-    if application.protected:
-        operation["security"] = [{"key": []}]
-    return operation
 
 
 def _schema_of(columns: Mapping[str, Any]) -> dict[str, Any]:

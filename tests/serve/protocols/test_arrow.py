@@ -437,7 +437,7 @@ def test_arrays_come_back_as_they_went(dtype: str, shape: tuple[int, ...]) -> No
 
 
 def test_answers_of_each_kind_become_columns() -> None:
-    table = _arrow.to_table(
+    table = _arrow.to_batch(
         {
             "words": np.array(["a", "bé"], dtype=object),
             "unicode": np.array([["a", "b"], ["c", "d"]]),
@@ -462,21 +462,21 @@ def test_answers_of_each_kind_become_columns() -> None:
 
 
 def test_rows_become_columns_by_their_keys() -> None:
-    table = _arrow.to_table([{"a": 1}, {"a": 2, "b": "x"}])
+    table = _arrow.to_batch([{"a": 1}, {"a": 2, "b": "x"}])
     assert table.to_pydict() == {"a": [1, 2], "b": [None, "x"]}
     assert pa.ipc.open_stream(_arrow.encode([{"a": 1}])).read_all().to_pydict() == {"a": [1]}
 
 
-def test_numbers_become_a_table_without_a_copy() -> None:
+def test_numbers_become_a_batch_without_a_copy() -> None:
     values = np.arange(12, dtype=np.float32).reshape(4, 3)
-    column = _arrow.to_table({"x": values})["x"].chunk(0)
+    column = _arrow.to_batch({"x": values})["x"]
     assert np.shares_memory(column.flatten().to_numpy(), values)
 
 
 @pytest.mark.parametrize("values", [[1, "a"], [object()], np.array([1j, 2j])])
 def test_values_without_a_type_are_the_graphs_fault(values: Any) -> None:
     with pytest.raises(GraphError, match="output 'x'"):
-        _arrow.to_table({"x": values})
+        _arrow.to_batch({"x": values})
 
 
 def test_outputs_of_unequal_length_are_the_graphs_fault() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raysys.errors import DataError, GraphError
 from raysys.gateway import server_metadata
-from raysys.serve._column_types import Array
+from raysys.serve._column_types import Array, rows_of
 from raysys.serve.protocols import _open_inference as _v2
 
 NUMBERS = [
@@ -54,8 +54,8 @@ def tensor(name: str = "y", shape: Any = (1,), datatype: Any = "INT64", **more: 
     return {"name": name, "shape": list(shape), "datatype": datatype, **more}
 
 
-def asking(*outputs: _v2.RequestedOutput, binary: bool = False) -> _v2.InferRequest:
-    return _v2.InferRequest({}, 1, None, outputs or None, binary)
+def asking(*outputs: tuple[str, bool], binary: bool = False) -> _v2.InferRequest:
+    return _v2.InferRequest({}, None, dict(outputs) or None, binary)
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -66,7 +66,7 @@ def test_numbers_of_the_client_arrive_as_they_are(dtype: str, binary: bool) -> N
         info = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
         values[0, :2] = info.min, info.max
     request = sent({"x": values}, {"x": Array(dtype, (None,))}, binary=binary)
-    assert request.rows == 2
+    assert rows_of(request.columns) == 2
     assert request.columns["x"].dtype == values.dtype
     np.testing.assert_array_equal(request.columns["x"], values)
 
@@ -87,7 +87,7 @@ def test_several_inputs_stand_behind_each_other() -> None:
         "x": np.arange(6, dtype=np.float32).reshape(3, 2),
     }
     request = sent(columns, inputs)
-    assert request.rows == 3
+    assert rows_of(request.columns) == 3
     for name, values in columns.items():
         np.testing.assert_array_equal(request.columns[name], values)
 
@@ -151,7 +151,7 @@ def test_what_the_client_asks_for() -> None:
     ]
     request = sent(columns, inputs, outputs=outputs)
     assert request.id is None
-    assert request.outputs == (_v2.RequestedOutput("a", True), _v2.RequestedOutput("b", False))
+    assert request.outputs == {"a": True, "b": False}
     assert not request.binary_default
     one = tensor(data=[1])
     request = _v2.decode(body_of(one), None, inputs)
@@ -161,7 +161,7 @@ def test_what_the_client_asks_for() -> None:
         None,
         inputs,
     )
-    assert request.outputs == (_v2.RequestedOutput("a", True),)
+    assert request.outputs == {"a": True}
 
 
 X1 = tensor("x", (1, 2), "FP32", data=[1, 2])
@@ -306,7 +306,7 @@ def test_binary_sizes_must_add_up() -> None:
     inputs = {"y": Array("int64")}
     text = body_of(BINARY_Y)
     raw = bytes(8)
-    assert _v2.decode(text + raw, len(text), inputs).rows == 1
+    assert rows_of(_v2.decode(text + raw, len(text), inputs).columns) == 1
     cases = [
         (text + raw[:7], len(text), "y: binary_data_size is 8, but 7 bytes follow"),
         (text + raw + b"!", len(text), "1 bytes after the data of the last input"),
@@ -367,7 +367,7 @@ def refused_or_sound(body: bytes, length: int | None) -> bool:
     except DataError:
         return False
     assert request.columns.keys() == ALL.keys()
-    assert all(len(column) == request.rows > 0 for column in request.columns.values())
+    assert rows_of(request.columns) > 0
     return True
 
 
@@ -441,9 +441,9 @@ def test_the_client_reads_each_kind_of_output(name: str, binary: bool) -> None:
 def test_outputs_come_in_the_order_asked_for_each_in_its_form() -> None:
     columns = {"a": np.array([1.5, 2.5]), "b": ["x", "yy"], "c": np.array([True, False])}
     request = asking(
-        _v2.RequestedOutput("c", True),
-        _v2.RequestedOutput("b", True),
-        _v2.RequestedOutput("a", False),
+        ("c", True),
+        ("b", True),
+        ("a", False),
     )
     body, length = _v2.encode(request, "m", "", columns)
     assert length is not None
@@ -501,7 +501,7 @@ def test_lists_of_equal_lists_have_one_text_a_row() -> None:
 
 def test_an_output_that_is_not_there_is_refused() -> None:
     with pytest.raises(DataError, match=r"unknown output 'b'; outputs are \['a'\]"):
-        _v2.encode(asking(_v2.RequestedOutput("b", True)), "m", "1", {"a": np.array([1])})
+        _v2.encode(asking(("b", True)), "m", "1", {"a": np.array([1])})
 
 
 @pytest.mark.parametrize(
