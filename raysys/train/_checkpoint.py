@@ -7,7 +7,9 @@ import queue
 import re
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import StorageError
@@ -15,9 +17,6 @@ from raysys.imports import lazy_import
 from raysys.telemetry import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from raysys.storage import Storage
     from raysys.train._task import StateDict
     from raysys.train.strategies._strategy import Strategy, TensorState

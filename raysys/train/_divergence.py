@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -12,8 +13,6 @@ from raysys.errors import TrainError
 from raysys.train.strategies._strategy import full_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from raysys.train.strategies._strategy import MicroBatch, Strategy
 
 _T = TypeVar("_T")

@@ -6,6 +6,7 @@ import logging
 import secrets
 import signal
 import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,6 @@ from raysys.train._progress import reported_progress
 from raysys.train._run_state import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from ray.train import Checkpoint
     from ray.train.torch import TorchTrainer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +13,6 @@ from raysys.errors import TrainError
 from raysys.train.strategies._strategy import MicroBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from raysys.train._settings import TrainSettings
     from raysys.train._task import TrainingTask
 

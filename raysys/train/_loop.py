@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -17,8 +18,6 @@ from raysys.train._loader import micro_batches, steps_per_epoch
 from raysys.train.strategies._strategy import NotFiniteError, Strategy, tensors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from raysys.train._checkpoint import TrainingProgress
     from raysys.train._settings import TrainSettings
     from raysys.train._task import EpochMetrics, StateDict, TrainingTask

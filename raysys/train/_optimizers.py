@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +12,6 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
     from raysys.train._settings import OptimizerName, TrainSettings
 
 # State tensors of a parameter's shape; without momentum there is no buffer.

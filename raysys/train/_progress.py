@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,6 @@ from raysys.errors import RaysysError
 from raysys.telemetry import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from raysys.data import Table
     from raysys.train._run_state import RunState
     from raysys.train._settings import TrainSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
@@ -16,8 +17,6 @@ from raysys.imports import lazy_import
 from raysys.train._settings import StrategyName, TrainSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from raysys.data import Table
     from raysys.train._task import TrainingTask
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import resource
 import secrets
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,6 @@ from raysys.train.strategies._registry import make_strategy
 from raysys.train.strategies._strategy import aliases_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from raysys.data import Table
     from raysys.train._run_state import RunState
     from raysys.train._settings import TrainSettings

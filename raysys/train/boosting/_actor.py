@@ -13,6 +13,7 @@ import pickle
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,6 @@ from raysys.imports import lazy_import
 from raysys.train.boosting._boosting_rounds import BoostPlan, pack, progress_line, run_rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from raysys.storage import Storage
     from raysys.train.boosting._boosting_rounds import EvalHistory
     from raysys.train.boosting._shard_assignment import ShardArrays, ShardAssignment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,6 @@ from raysys.train.boosting._feature_columns import FeatureColumns, Objective
 from raysys.train.boosting._resumable_run import ResumableBoost
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from raysys.data import Table
     from raysys.storage import Storage
     from raysys.train.boosting._table_summary import ClassWeights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,8 +23,6 @@ from raysys.train.boosting._table_summary import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from raysys.data import Table
 
 

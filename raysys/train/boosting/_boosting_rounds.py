@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from xgboost import Booster, DMatrix
 
 xgboost = lazy_import("xgboost")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,6 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from raysys.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 
 Objective = Literal[
     "binary:logistic", "multi:softprob",

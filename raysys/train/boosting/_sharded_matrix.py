@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xgboost_ray import RayDMatrix
@@ -10,8 +11,6 @@ from xgboost_ray import RayDMatrix
 from raysys.train.boosting._shard_assignment import ShardAssignment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from raysys.train.boosting._boost_inputs import ShardSource
 
 

@@ -22,8 +22,9 @@ import pickle
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.util import placement_group
@@ -31,9 +32,6 @@ from ray.util import placement_group
 from raysys.console import say
 from raysys.imports import lazy_import
 from raysys.train.boosting._actor import BoostActor
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 xgboost = lazy_import("xgboost")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,6 @@ from raysys.errors import DataError
 from raysys.imports import lazy_import
 from raysys.train.estimators._fit_estimator import on_cluster, ray_joblib, seeded
 from raysys.train.estimators._table_frame import FrameColumns, FrameRows
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 model_selection = lazy_import("sklearn.model_selection")
 sklearn_base = lazy_import("sklearn.base")

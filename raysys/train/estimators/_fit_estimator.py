@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,6 @@ from raysys.imports import lazy_import
 from raysys.train.estimators._table_frame import FrameColumns, FrameRows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from raysys.data import Table
 
 model_selection = lazy_import("sklearn.model_selection")

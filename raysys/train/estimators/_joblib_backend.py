@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,9 +21,6 @@ from threadpoolctl import threadpool_limits
 
 from raysys import cluster
 from raysys.errors import RaysysError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 # Ray sends smaller values with a task, and stores larger ones in the object store.
 _LARGE_BYTES = 100_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +16,6 @@ from raysys.train.strategies._layer_blocks import blocks
 from raysys.train.strategies._strategy import SingleDeviceStrategy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from raysys.train._settings import TrainSettings
 
 _POWER_SGD_RANK = 4

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from raysys.train.strategies._data_parallel import DDPStrategy, FSDPStrategy
 from raysys.train.strategies._layer_blocks import apply_activation_checkpointing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
     from raysys.train._settings import TrainSettings
@@ -20,10 +19,7 @@ if TYPE_CHECKING:
 
 
 def make_strategy(
-    module: torch.nn.Module,
-    settings: TrainSettings,
-    device: str,
-    example: Callable[[int], Batch],
+    module: torch.nn.Module, settings: TrainSettings, device: str, example: Callable[[int], Batch]
 ) -> Strategy:
     """Spread a module over the workers as the settings say; called by all of them together.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from raysys.train._optimizers import STATE_KEYS, make_optimizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from raysys.train._settings import TrainSettings
     from raysys.train._task import Batch, StateDict
 

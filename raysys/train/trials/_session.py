@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,6 @@ from raysys.errors import TrainError
 from raysys.train.trials._worker_group import START_S, WorkerGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from raysys.data import Table
     from raysys.train._settings import TrainSettings
     from raysys.train._task import TrainingTask

@@ -9,6 +9,7 @@ import os
 import socket
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,6 @@ from raysys.train._loop import evaluate, run_steps
 from raysys.train.strategies._registry import make_strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from raysys.data import Table
     from raysys.train._settings import TrainSettings
     from raysys.train._task import EpochMetrics, StateDict, TrainingTask

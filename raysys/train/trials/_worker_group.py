@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import ray
 
 from raysys.cluster import task_error_cause
 from raysys.errors import TrainError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 START_S = 120.0  # until the processes have started and the task is prepared
 _OTHERS_S = 5.0  # for the remaining workers to fail too
