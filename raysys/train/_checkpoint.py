@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import StorageError
@@ -26,14 +25,6 @@ torch = lazy_import("torch")
 _TO_KEEP = 2  # complete checkpoints; the second is for a reader that the writers overtake
 _CHUNK_BYTES = 32 << 20
 _CHUNKS_WAITING = 2
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """A file to write."""
-
-    path: str
-    content: dict[str, Any]
 
 
 @dataclass
@@ -75,7 +66,7 @@ class CheckpointWriter:
         self._storage, self._folder = storage, f"{folder}/checkpoints"
         self._run = folder.removeprefix("training/")
         self._attempt, self._rank, self._world = attempt, rank, world
-        self._chunks: queue.Queue[_Chunk] = queue.Queue(_CHUNKS_WAITING)
+        self._chunks: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue(_CHUNKS_WAITING)
         self._failure: BaseException | None = None
         threading.Thread(target=self._write_all, daemon=True).start()
 
@@ -94,12 +85,12 @@ class CheckpointWriter:
         count = size = 0
         for name, state in strategy.tensor_states():
             if size > _CHUNK_BYTES:
-                self._chunks.put(_Chunk(f"{path}.{count}.pt", {"tensors": tensors}))
+                self._chunks.put((f"{path}.{count}.pt", {"tensors": tensors}))
                 tensors, count, size = {}, count + 1, 0
             tensors[name] = {k: torch.empty_like(v).copy_(v) for k, v in state.items()}
             size += sum(value.nbytes for value in state.values())
         part = {"tensors": tensors, "chunks": count, "progress": asdict(progress)}
-        self._chunks.put(_Chunk(f"{path}.pt", part))
+        self._chunks.put((f"{path}.pt", part))
 
     def wait(self) -> None:
         """Wait until this worker's parts are on disk.
@@ -121,14 +112,14 @@ class CheckpointWriter:
     def _write_all(self) -> None:
         started = None
         while True:
-            chunk = self._chunks.get()
+            path, content = self._chunks.get()
             started = started or time.perf_counter()
-            is_last = "progress" in chunk.content  # of a part
+            is_last = "progress" in content  # of a part
             try:
                 # A part must not appear without all of its chunks.
                 if self._failure is None:
-                    with self._storage.new_file(chunk.path) as file:
-                        torch.save(chunk.content, file)
+                    with self._storage.new_file(path) as file:
+                        torch.save(content, file)
                     if self._rank == 0 and is_last:
                         prune(self._storage, self._folder, _TO_KEEP)
                 if is_last:
@@ -211,11 +202,12 @@ def opened(storage: Storage, folder: str, name: str) -> Iterator[CheckpointReade
     """A checkpoint, its tensors mapped from the files within the context."""
     path = f"{folder}/checkpoints/{name}"
     with contextlib.ExitStack() as stack:
-        files = [
-            stack.enter_context(_local(storage, f"{path}/{part}")) for part in storage.names(path)
-        ]
         parts = []
-        for file in files:
+        for part in storage.names(path):
+            file = storage.fetch(f"{path}/{part}")
+            if not storage.is_local:  # a copy
+                stack.callback(file.parent.rmdir)
+                stack.callback(file.unlink)
             try:
                 parts.append(torch.load(file, mmap=True, weights_only=True, map_location="cpu"))
             except Exception as error:
@@ -224,13 +216,3 @@ def opened(storage: Storage, folder: str, name: str) -> Iterator[CheckpointReade
                     f"{storage.uri(path)} to resume from the previous checkpoint"
                 ) from error
         yield CheckpointReader(parts)
-
-
-@contextlib.contextmanager
-def _local(storage: Storage, path: str) -> Iterator[Path]:
-    """A file to map; the copy of a remote one is removed at the end."""
-    local = storage.fetch(path)
-    yield local
-    if not storage.is_local:
-        local.unlink()
-        local.parent.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,18 +48,18 @@ def divergence_error(
 def _first_non_finite_output(strategy: Strategy, micro: Sequence[MicroBatch]) -> str | None:
     """Name of the first layer, in call order, with a non-finite output."""
     layers: list[str] = []
-    handles = []
 
-    def hook(name: str):  # type: ignore[no-untyped-def]
-        def check(module: torch.nn.Module, inputs: object, output: object) -> None:
-            if not layers and isinstance(output, torch.Tensor) and not _finite(output):
-                layers.append(name)
+    def check(name: str, module: torch.nn.Module, inputs: object, output: object) -> None:
+        if layers or not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            return
+        if not torch.isfinite(output.detach()).all():
+            layers.append(name)
 
-        return check
-
-    for name, module in strategy.module.named_modules():
-        if name and not list(module.children()):
-            handles.append(module.register_forward_hook(hook(name.removeprefix("module."))))
+    handles = [
+        module.register_forward_hook(functools.partial(check, name.removeprefix("module.")))
+        for name, module in strategy.module.named_modules()
+        if name and not list(module.children())
+    ]
     try:
         with torch.no_grad():
             for part in micro:
@@ -87,7 +88,3 @@ def _from_all_workers(value: _T) -> list[_T]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    return bool(torch.isfinite(tensor.detach()).all()) if tensor.is_floating_point() else True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,23 +41,6 @@ def micro_batches(
         steps: Step numbers.
         device: Device of the module.
     """
-    batches = _batches(task, settings, examples, data_shard, steps, device)
-    return _prefetched(batches, settings.prefetch_batches) if settings.prefetch_batches else batches
-
-
-def steps_per_epoch(examples: int, settings: TrainSettings) -> int:
-    """Full global batches in an epoch; the remainder is dropped until the next shuffle."""
-    return max(1, examples // settings.batch_size)
-
-
-def _batches(
-    task: TrainingTask,
-    settings: TrainSettings,
-    examples: int,
-    data_shard: tuple[int, int],
-    steps: range,
-    device: str,
-) -> Iterator[list[MicroBatch]]:
     shard, shards = data_shard
     epoch_steps = steps_per_epoch(examples, settings)
     smallest = min(settings.batch_size, examples)
@@ -65,12 +50,14 @@ def _batches(
             f"gradient_accumulation_steps={settings.gradient_accumulation_steps} micro-batches "
             "each: lower one of them, or raise batch_size"
         )
-    order = np.empty(0, np.int64)
-    for step in steps:
+
+    @functools.lru_cache(1)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng([settings.seed, epoch]).permutation(examples)
+
+    def step_batches(step: int) -> list[MicroBatch]:
         epoch, within = divmod(step, epoch_steps)
-        if within == 0 or not len(order):
-            order = np.random.default_rng([settings.seed, epoch]).permutation(examples)
-        rows = order[within * settings.batch_size : (within + 1) * settings.batch_size]
+        rows = order(epoch)[within * settings.batch_size : (within + 1) * settings.batch_size]
         micro = []
         for part in np.array_split(rows[shard::shards], settings.gradient_accumulation_steps):
             # A fresh generator per micro-batch: all of a step draw the same.
@@ -82,39 +69,27 @@ def _batches(
             except Exception as error:
                 raise TrainError(f"{type(task).__name__}.batch failed: {error!r}") from error
             micro.append(MicroBatch(batch, len(part) * shards / len(rows)))
-        yield micro
+        return micro
+
+    depth = settings.prefetch_batches
+    return _prefetched(step_batches, steps, depth) if depth else map(step_batches, steps)
 
 
-def _prefetched(batches: Iterator[list[MicroBatch]], depth: int) -> Iterator[list[MicroBatch]]:
-    """The same batches, prepared in a thread up to `depth` steps ahead."""
-    waiting: queue.Queue[list[MicroBatch] | BaseException | None] = queue.Queue(depth)
-    ended = threading.Event()
+def steps_per_epoch(examples: int, settings: TrainSettings) -> int:
+    """Full global batches in an epoch; the remainder is dropped until the next shuffle."""
+    return max(1, examples // settings.batch_size)
 
-    def put(item: list[MicroBatch] | BaseException | None) -> None:
-        while not ended.is_set():
-            try:
-                waiting.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
 
-    def fill() -> None:
-        try:
-            for micro in batches:
-                put(micro)
-                if ended.is_set():
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=fill, daemon=True)
-    thread.start()
+def _prefetched(
+    step_batches: Callable[[int], list[MicroBatch]], steps: range, depth: int
+) -> Iterator[list[MicroBatch]]:
+    """Batches of the steps, prepared in a thread: `depth` wait, and one is in the making."""
+    thread, ahead = ThreadPoolExecutor(1), iter(steps)
+    waiting = deque(thread.submit(step_batches, s) for s in itertools.islice(ahead, depth + 1))
     try:
-        while (item := waiting.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        while waiting:
+            micro = waiting.popleft().result()
+            waiting.extend(thread.submit(step_batches, s) for s in itertools.islice(ahead, 1))
+            yield micro
     finally:
-        ended.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)

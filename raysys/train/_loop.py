@@ -13,7 +13,7 @@ import torch
 from raysys.errors import TrainError
 from raysys.telemetry import ProcessMeter
 from raysys.train._divergence import divergence_error
-from raysys.train._learning_rate import learning_rate_at, scaled_learning_rate
+from raysys.train._learning_rate import learning_rate_at
 from raysys.train._loader import micro_batches, steps_per_epoch
 from raysys.train.strategies._strategy import NotFiniteError, Strategy, tensors_of
 
@@ -56,9 +56,6 @@ def run_steps(
     torch.use_deterministic_algorithms(settings.deterministic)
     epoch_steps = steps_per_epoch(examples, settings)
     steps = total_steps(examples, settings)
-    peak = scaled_learning_rate(
-        settings.learning_rate, settings.batch_size, settings.base_batch_size, settings.optimizer
-    )
     batches = micro_batches(
         task, settings, examples,
         data_shard=strategy.data_shard, steps=range(progress.step, steps), device=device,
@@ -71,13 +68,7 @@ def run_steps(
         step = progress.step
         # By the step, so that dropout is the same in a resumed run.
         torch.manual_seed((settings.seed * 1_000_003 + step) * 1009 + rank)
-        rate = learning_rate_at(
-            step,
-            steps=steps,
-            peak=peak,
-            warmup_ratio=settings.warmup_ratio,
-            kind=settings.lr_scheduler_type,
-        )
+        rate = learning_rate_at(step, steps, settings)
         if settings.max_grad_norm_ratio and len(norms) >= _MIN_NORMS:
             strategy.grad_norm_limit = settings.max_grad_norm_ratio * statistics.median(norms)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,12 +28,8 @@ def make_optimizer(
 ) -> Optimizer:
     """The optimizer of a module.
 
-    AdamW and SGD are PyTorch's own and decay all parameters; LARS and LAMB decay those of two
-    dimensions and more.
-
-    Args:
-        named_parameters: Names and parameters, which may be DTensors.
-        settings: Optimizer, learning rate, weight decay and momentum.
+    AdamW and SGD are PyTorch's own and decay all parameters, which may be DTensors; LARS and LAMB
+    decay those of two dimensions and more.
     """
     parameters = [parameter for _, parameter in named_parameters]
     rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
@@ -44,20 +40,16 @@ def make_optimizer(
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=settings.momentum, **rates)
     if settings.optimizer == "lars":
-        return LARS(parameters, momentum=settings.momentum, **rates)
-    return LAMB(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        return LARS(parameters, {**rates, "momentum": settings.momentum, "trust": 1e-3})
+    return LAMB(parameters, {**rates, "betas": (0.9, 0.999), "eps": 1e-6})
 
 
 class _LayerWise(Optimizer):
     """A trust ratio for each weight, by its norm; 1 for biases and scales, which do not decay."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self) -> None:
         """Take one step with the current gradients."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             updates = [self._unscaled(p, group) for p in parameters]
@@ -72,7 +64,6 @@ class _LayerWise(Optimizer):
                     ratios[at] = self._ratio(norm, update_norm, group)
             for parameter, update, ratio in zip(parameters, updates, ratios, strict=True):
                 self._apply(parameter, update, group["lr"] * ratio, group)
-        return loss
 
     @abstractmethod
     def _unscaled(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
@@ -96,18 +87,6 @@ class LARS(_LayerWise):
     2017. A weight moves by about `trust` of its norm times the learning rate in a step, so that
     rates are large: 1 to 30.
     """
-
-    def __init__(
-        self,
-        parameters: Iterable[torch.Tensor],
-        *,
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust: float = 1e-3,
-    ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
-        super().__init__(parameters, defaults)
 
     def _unscaled(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         assert parameter.grad is not None
@@ -134,18 +113,6 @@ class LAMB(_LayerWise):
     Algorithm 2 of You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76
     minutes", 2020, with the identity for its function of the norm.
     """
-
-    def __init__(
-        self,
-        parameters: Iterable[torch.Tensor],
-        *,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-    ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(parameters, defaults)
 
     def _unscaled(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         assert parameter.grad is not None

@@ -3,14 +3,28 @@
 import pytest
 import torch
 
+from raysys.train import TrainSettings
 from raysys.train._learning_rate import learning_rate_at, scaled_learning_rate
 
 
+def scheduled(kind: str, warmup: float) -> TrainSettings:
+    return TrainSettings.model_validate(
+        {"learning_rate": 0.3, "warmup_ratio": warmup, "lr_scheduler_type": kind}
+    )
+
+
+def scaled(learning_rate: float, batch_size: int, base: int | None, optimizer: str) -> float:
+    return scaled_learning_rate(
+        TrainSettings.model_validate({
+            "learning_rate": learning_rate, "batch_size": batch_size, "base_batch_size": base,
+            "optimizer": optimizer,
+        })
+    )  # fmt: skip
+
+
 def rates(kind: str, *, steps: int, warmup: float) -> list[float]:
-    return [
-        learning_rate_at(step, steps=steps, peak=0.3, warmup_ratio=warmup, kind=kind)
-        for step in range(steps)
-    ]
+    settings = scheduled(kind, warmup)
+    return [learning_rate_at(step, steps, settings) for step in range(steps)]
 
 
 def pytorch_rates(scheduler: type, steps: int, **options: float) -> list[float]:
@@ -44,8 +58,7 @@ def test_the_rate_rises_linearly_and_falls_as_in_pytorch(
 @pytest.mark.parametrize(("kind", "end"), [("cosine", 0.0), ("linear", 0.0), ("constant", 0.3)])
 def test_the_rate_is_constant_after_the_last_step(kind: str, end: float) -> None:
     for step in (40, 41, 1000):
-        rate = learning_rate_at(step, steps=40, peak=0.3, warmup_ratio=0.1, kind=kind)
-        assert rate == pytest.approx(end)
+        assert learning_rate_at(step, 40, scheduled(kind, 0.1)) == pytest.approx(end)
 
 
 def test_a_run_of_one_step_takes_it_at_the_peak() -> None:
@@ -54,11 +67,11 @@ def test_a_run_of_one_step_takes_it_at_the_peak() -> None:
 
 def test_the_rate_is_scaled_with_the_batch_by_the_optimizers_rule() -> None:
     # Goyal et al., table 1: 0.1 for 256 images is 3.2 for 8192.
-    assert scaled_learning_rate(0.1, 8192, 256, "sgd") == pytest.approx(3.2)
-    assert scaled_learning_rate(0.1, 8192, 256, "lars") == pytest.approx(3.2)
+    assert scaled(0.1, 8192, 256, "sgd") == pytest.approx(3.2)
+    assert scaled(0.1, 8192, 256, "lars") == pytest.approx(3.2)
     # You et al. (2020), table 4: 5e-4 / 8 for 512 sequences is 5e-4 / 1 for 32768.
     for optimizer in ("adamw", "lamb"):
-        scaled = scaled_learning_rate(5 / (2**3 * 1e3), 32768, 512, optimizer)
-        assert scaled == pytest.approx(5 / (2**0 * 1e3))
-    assert scaled_learning_rate(0.1, 64, 256, "sgd") == pytest.approx(0.025)
-    assert scaled_learning_rate(0.1, 8192, None, "sgd") == 0.1
+        rate = scaled(5 / (2**3 * 1e3), 32768, 512, optimizer)
+        assert rate == pytest.approx(5 / (2**0 * 1e3))
+    assert scaled(0.1, 64, 256, "sgd") == pytest.approx(0.025)
+    assert scaled(0.1, 8192, None, "sgd") == 0.1
