@@ -10,7 +10,6 @@ from raysys.imports import lazy_import
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from raysys.train._checkpoint import TrainingProgress
     from raysys.train._settings import TrainSettings
     from raysys.train._task import EpochMetrics, StateDict, TrainingTask
 
@@ -35,17 +34,12 @@ def train_in_process(
         TrainError: The loss or the gradient is not finite or too large.
     """
     from raysys.train._checkpoint import TrainingProgress
-    from raysys.train._loop import run_steps
+    from raysys.train._loop import TrainCallback, run_steps
     from raysys.train.strategies._strategy import SingleDeviceStrategy
 
-    class Callback:
+    class Callback(TrainCallback):
         def on_epoch_end(self, metrics: EpochMetrics, parameters: StateDict) -> None:
             on_epoch_end(metrics, parameters)
-
-        def on_step_end(
-            self, progress: TrainingProgress, point: Mapping[str, float] | None
-        ) -> None:
-            pass
 
     examples = task.prepare(tables)
     torch.manual_seed(settings.seed)

@@ -6,15 +6,15 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
-from raysys.errors import TrainError
 from raysys.telemetry import ProcessMeter
 from raysys.train._divergence import divergence_error
 from raysys.train._learning_rate import learning_rate_at
 from raysys.train._loader import micro_batches, steps_per_epoch
+from raysys.train._task import task_errors
 from raysys.train.strategies._strategy import NotFiniteError, Strategy, tensors_of
 
 if TYPE_CHECKING:
@@ -27,13 +27,15 @@ _MIN_NORMS = 10
 _SAMPLE_S = 1.0
 
 
-class TrainCallback(Protocol):
-    """Hooks of the loop, called in every worker alike."""
+class TrainCallback:
+    """Hooks of the loop, called in every worker alike; they do nothing by default."""
 
     def on_epoch_end(self, metrics: EpochMetrics, parameters: StateDict) -> None:
         """An epoch has ended; the run's last one may be shorter."""
 
-    def on_step_end(self, progress: TrainingProgress, point: Mapping[str, float] | None) -> None:
+    def on_step_end(
+        self, progress: TrainingProgress, loss: float, point: Mapping[str, float] | None
+    ) -> None:
         """A step was taken; about once a second with a point of the curves."""
 
 
@@ -99,7 +101,7 @@ def run_steps(
             callback.on_epoch_end(metrics, parameters)
             strategy.module.train()
             started, first = time.perf_counter(), progress.step
-        callback.on_step_end(progress, point)
+        callback.on_step_end(progress, loss, point)
 
 
 def total_steps(examples: int, settings: TrainSettings) -> int:
@@ -109,11 +111,8 @@ def total_steps(examples: int, settings: TrainSettings) -> int:
 
 def evaluate(task: TrainingTask, parameters: StateDict) -> dict[str, float]:
     """The task's metrics of a plain module with these parameters."""
-    with torch.no_grad():
-        try:
-            return task.evaluate(module_with(task, parameters))
-        except Exception as error:
-            raise TrainError(f"{type(task).__name__}.evaluate failed: {error!r}") from error
+    with torch.no_grad(), task_errors(task, "evaluate"):
+        return task.evaluate(module_with(task, parameters))
 
 
 def module_with(task: TrainingTask, parameters: StateDict) -> torch.nn.Module:

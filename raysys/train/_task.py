@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
+
+from raysys.errors import TrainError
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+
+    from raysys.data import Table
 
 # Metrics of one epoch, with its number as "epoch".
 EpochMetrics = dict[str, float]
@@ -52,3 +57,21 @@ class TrainingTask(ABC):
     def predictions(self, module: torch.nn.Module) -> pa.Table | None:
         """A few predictions beside the true values, tracked with the run; None for no such rows."""
         return None
+
+
+@contextlib.contextmanager
+def task_errors(task: TrainingTask, method: str) -> Iterator[None]:
+    """Turn an error of the task's own, which would recur in new workers, into a TrainError."""
+    try:
+        yield
+    except Exception as error:
+        raise TrainError(f"{type(task).__name__}.{method} failed: {error!r}") from error
+
+
+def prepared_examples(task: TrainingTask, tables: Mapping[str, Table]) -> int:
+    """Number of training examples of a task, which is prepared for this process."""
+    with task_errors(task, "prepare"):
+        examples = task.prepare({name: table.to_arrow() for name, table in tables.items()})
+    if examples < 1:
+        raise TrainError(f"{type(task).__name__}.prepare returned no training examples")
+    return examples

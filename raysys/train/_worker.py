@@ -7,10 +7,9 @@ import logging
 import resource
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
@@ -20,7 +19,8 @@ from raysys.telemetry import metrics
 from raysys.train import _checkpoint
 from raysys.train._checkpoint import CheckpointWriter, TrainingProgress
 from raysys.train._loader import steps_per_epoch
-from raysys.train._loop import module_with, run_steps, total_steps
+from raysys.train._loop import TrainCallback, module_with, run_steps, total_steps
+from raysys.train._task import prepared_examples, task_errors
 from raysys.train.strategies._registry import make_strategy
 from raysys.train.strategies._strategy import aliases_of
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from raysys.data import Table
     from raysys.train._run_state import RunState
     from raysys.train._settings import TrainSettings
-    from raysys.train._task import Batch, EpochMetrics, StateDict, TrainingTask
+    from raysys.train._task import EpochMetrics, StateDict, TrainingTask
     from raysys.train.strategies._strategy import Strategy
 
 _MAX_POINTS = 2000
@@ -70,20 +70,12 @@ def _train(
     if settings.threads_per_worker:
         torch.set_num_threads(settings.threads_per_worker)
     torch.use_deterministic_algorithms(settings.deterministic)
-    with _task_errors(task, "prepare"):
-        examples = task.prepare({key: table.to_arrow() for key, table in tables.items()})
-    if examples < 1:
-        raise TrainError(f"{type(task).__name__}.prepare returned no training examples")
+    examples = prepared_examples(task, tables)
     torch.manual_seed(settings.seed)
-    with _task_errors(task, "build"):
+    with task_errors(task, "build"):
         module = task.build()
     aliases = aliases_of(module)
-
-    def example(count: int) -> Batch:
-        with _task_errors(task, "batch"):
-            return task.batch(np.arange(count) % examples, np.random.default_rng(0))
-
-    strategy = make_strategy(module, settings, device, example)
+    strategy = make_strategy(task, module, settings, device, examples)
     del module
     # Rank 0 chooses: another worker may see one that was completed a moment later.
     agreed = [(secrets.token_hex(4), _checkpoint.newest(state.storage, state.folder))]
@@ -108,7 +100,11 @@ def _train(
     checkpoints = CheckpointWriter(
         state.storage, state.folder, attempt=attempt, rank=rank, world=world
     )
-    callback = _WorkerCallback(task, strategy, checkpoints, settings, state, submission, examples)
+    callback = _WorkerCallback(
+        task, strategy, checkpoints, state, submission,
+        checkpoint_steps=settings.checkpoint_steps or steps_per_epoch(examples, settings),
+        steps=total_steps(examples, settings),
+    )  # fmt: skip
     run_steps(task, settings, strategy, examples, progress, callback, rank=rank, device=device)
     checkpoints.wait()
     dist.barrier()
@@ -119,72 +115,59 @@ def _train(
         })  # fmt: skip
 
 
-class _WorkerCallback:
+@dataclass
+class _WorkerCallback(TrainCallback):
     """Writes checkpoints, and on rank 0 the progress for the driver."""
 
-    def __init__(
-        self,
-        task: TrainingTask,
-        strategy: Strategy,
-        checkpoints: CheckpointWriter,
-        settings: TrainSettings,
-        state: RunState,
-        submission: str,
-        examples: int,
-    ) -> None:
-        self._task, self._strategy, self._checkpoints = task, strategy, checkpoints
-        self._state, self._submission = state, submission
-        self._rank = dist.get_rank()
-        self._checkpoint_steps = settings.checkpoint_steps or steps_per_epoch(examples, settings)
-        self._steps = total_steps(examples, settings)
-        self._points: list[dict[str, float]] = []
-        self._epochs_written = 0
+    task: TrainingTask
+    strategy: Strategy
+    checkpoints: CheckpointWriter
+    state: RunState
+    submission: str
+    checkpoint_steps: int
+    steps: int
+    points: list[dict[str, float]] = field(default_factory=list)
+    epochs_written: int = 0
 
     def on_epoch_end(self, epoch: EpochMetrics, parameters: StateDict) -> None:
         # on_step_end follows, with the epoch in the history.
-        if parameters and epoch["step"] == self._steps:
-            with _task_errors(self._task, "predictions"), torch.no_grad():
-                rows = self._task.predictions(module_with(self._task, parameters))
+        if parameters and epoch["step"] == self.steps:
+            with task_errors(self.task, "predictions"), torch.no_grad():
+                rows = self.task.predictions(module_with(self.task, parameters))
             if rows is not None:
-                self._state.write_rows("predictions", rows)
+                self.state.write_rows("predictions", rows)
 
-    def on_step_end(self, progress: TrainingProgress, point: Mapping[str, float] | None) -> None:
-        if self._rank == 0:
+    def on_step_end(
+        self, progress: TrainingProgress, loss: float, point: Mapping[str, float] | None
+    ) -> None:
+        rank = dist.get_rank()
+        if rank == 0:
             if point:
-                self._points.append({"step": progress.step, **point})
-                labels = {"run": self._state.name}
-                metrics.TRAIN_STEPS.set(self._steps, labels)
+                self.points.append({"step": progress.step, **point})
+                labels = {"run": self.state.name}
+                metrics.TRAIN_STEPS.set(self.steps, labels)
                 metrics.TRAIN_STEP.set(progress.step, labels)
                 metrics.TRAIN_LOSS.set(point["loss"], labels)
                 metrics.TRAIN_SAMPLES_PER_SECOND.set(point["samples_per_s"], labels)
-            if point or len(progress.history) > self._epochs_written:
-                self._epochs_written = len(progress.history)
-                self._state.write("progress", {
-                    **asdict(progress), "steps": self._steps,
-                    "points": self._points[-_MAX_POINTS:],
+            if point or len(progress.history) > self.epochs_written:
+                self.epochs_written = len(progress.history)
+                self.state.write("progress", {
+                    **asdict(progress), "steps": self.steps,
+                    "points": self.points[-_MAX_POINTS:],
                 })  # fmt: skip
-        if progress.step % self._checkpoint_steps == 0 or progress.step == self._steps:
-            if self._rank == 0:
+        if progress.step % self.checkpoint_steps == 0 or progress.step == self.steps:
+            if rank == 0:
                 self._check_submission()
-            self._checkpoints.save(self._strategy, progress)
+            self.checkpoints.save(self.strategy, progress)
 
     def _check_submission(self) -> None:
         """Yield to a later call, as when the driver of this one is cut off but alive."""
-        plan = self._state.read("plan")
-        if plan and plan["submission"] != self._submission:
+        plan = self.state.read("plan")
+        if plan and plan["submission"] != self.submission:
             raise TrainError(
-                f"another call has taken over run {self._state.name!r}: wait for that one, or "
+                f"another call has taken over run {self.state.name!r}: wait for that one, or "
                 "give this one another name"
             )
-
-
-@contextlib.contextmanager
-def _task_errors(task: TrainingTask, method: str) -> Iterator[None]:
-    """Turn an error of the task's own, which would recur in new workers, into a TrainError."""
-    try:
-        yield
-    except Exception as error:
-        raise TrainError(f"{type(task).__name__}.{method} failed: {error!r}") from error
 
 
 @contextlib.contextmanager

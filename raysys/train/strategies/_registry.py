@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from raysys.train._task import task_errors
 from raysys.train.strategies._data_parallel import DDPStrategy, FSDPStrategy
 from raysys.train.strategies._layer_blocks import apply_activation_checkpointing
 
@@ -14,20 +16,21 @@ if TYPE_CHECKING:
     import torch
 
     from raysys.train._settings import TrainSettings
-    from raysys.train._task import Batch
+    from raysys.train._task import TrainingTask
     from raysys.train.strategies._strategy import Strategy
 
 
 def make_strategy(
-    module: torch.nn.Module, settings: TrainSettings, device: str, example: Callable[[int], Batch]
+    task: TrainingTask, module: torch.nn.Module, settings: TrainSettings, device: str, examples: int
 ) -> Strategy:
     """Spread a module over the workers as the settings say; called by all of them together.
 
     Args:
-        module: The module, the same on every worker.
+        task: Prepared task, which shows a pipeline a batch.
+        module: Its module, the same on every worker.
         settings: Strategy and its options.
         device: Device of this worker.
-        example: Function that makes a batch of a given size.
+        examples: Number of training examples.
     """
     name = settings.strategy
     if name != "ddp":
@@ -37,7 +40,9 @@ def make_strategy(
 
         replica_batch = settings.batch_size * settings.num_stages // settings.num_workers
         micro_batch = replica_batch // settings.gradient_accumulation_steps
-        return PipelineStrategy(module, settings, device, example(micro_batch))
+        with task_errors(task, "batch"):
+            example = task.batch(np.arange(micro_batch) % examples, np.random.default_rng(0))
+        return PipelineStrategy(module, settings, device, example)
     if settings.activation_checkpointing:
         apply_activation_checkpointing(module)
     if settings.compile:

@@ -48,6 +48,7 @@ class Strategy(ABC):
 
     Attributes:
         module: The module, to switch between training and evaluation.
+        inner: The module without wrappers, for its parameters and buffers.
         data_shard: Index of this worker's shard of each global batch, and number of shards.
         grad_norm: 2-norm of the full gradient of the last step, before it was clipped; None
             unless `max_grad_norm` or `max_grad_norm_ratio` is set.
@@ -55,9 +56,14 @@ class Strategy(ABC):
     """
 
     module: torch.nn.Module
+    inner: torch.nn.Module
     data_shard: tuple[int, int]
     grad_norm: float | None = None
     grad_norm_limit: float = math.inf
+
+    def __init__(self, settings: TrainSettings, device: str) -> None:
+        self.settings, self.device = settings, device
+        self._autocast = autocast(settings, device)
 
     @abstractmethod
     def step(self, micro: Sequence[MicroBatch], learning_rate: float) -> float:
@@ -71,9 +77,10 @@ class Strategy(ABC):
                 all workers alike; the parameters are those before the step.
         """
 
-    @abstractmethod
-    def forward(self, part: MicroBatch) -> torch.Tensor | None:
+    def forward(self, part: MicroBatch) -> torch.Tensor:
         """The weighted loss of a micro-batch; None on the inner stages of a pipeline."""
+        with self._autocast():
+            return self.module(**part.batch) * part.weight
 
     def gradient(self, parameter: torch.Tensor) -> torch.Tensor | None:
         """A parameter's gradient after a refused step."""
@@ -88,31 +95,41 @@ class Strategy(ABC):
             usual = f", more than {self.grad_norm_limit:.4g}" if finite else ""
             raise NotFiniteError(f"the norm of the gradient is {self.grad_norm:.4g}{usual}")
 
-    @abstractmethod
     def tensor_states(self) -> Iterator[tuple[str, TensorState]]:
         """The part of the state that this worker writes to a checkpoint, one tensor at a time.
 
         All workers together yield every tensor once. A yielded tensor may be in use: copy it.
         """
+        mine = shards_of(self.inner, self.data_shard[1])[self.data_shard[0]]
+        for name, tensor in tensors_of(self.inner).items():
+            state = self._tensor_state(tensor)  # all workers take part in gathering a sharded one
+            if name in mine:
+                yield name, state
+
+    @abstractmethod
+    def _tensor_state(self, tensor: torch.Tensor) -> TensorState:
+        """State of a parameter or buffer."""
 
     @abstractmethod
     def load_tensor_states(self, read: Callable[[str], TensorState], steps: int) -> None:
         """Restore the `tensor_states` of any strategy, after `steps` optimizer steps."""
 
-    @abstractmethod
     def full_state_dict(self) -> StateDict:
         """Parameters and buffers of the full module on rank 0; empty on the other workers."""
+        parameters = {name: self._full(tensor) for name, tensor in tensors_of(self.inner).items()}
+        return parameters if self.data_shard[0] == 0 else {}
+
+    def _full(self, tensor: torch.Tensor) -> torch.Tensor:
+        return full_tensor(tensor)
 
 
 class SingleDeviceStrategy(Strategy):
     """One process without communication, and the base of those with a local optimizer."""
 
     def __init__(self, module: torch.nn.Module, settings: TrainSettings, device: str) -> None:
-        self.inner = module.to(device)
-        self.module = self.inner
-        self.settings, self.device = settings, device
+        super().__init__(settings, device)
+        self.module = self.inner = module.to(device)
         self.data_shard = (0, 1)
-        self._autocast = autocast(settings, device)
 
     def start(self) -> None:
         """Make the optimizer, once the parameters are in their final place."""
@@ -140,10 +157,6 @@ class SingleDeviceStrategy(Strategy):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def forward(self, part: MicroBatch) -> torch.Tensor:
-        with self._autocast():
-            return self.module(**part.batch) * part.weight
-
     def _clip(self) -> None:
         settings = self.settings
         if settings.max_grad_norm or settings.max_grad_norm_ratio:
@@ -151,15 +164,10 @@ class SingleDeviceStrategy(Strategy):
             norm = torch.nn.utils.clip_grad_norm_(self.inner.parameters(), limit)
             self.grad_norm = float(full_tensor(norm))
 
-    def tensor_states(self) -> Iterator[tuple[str, TensorState]]:
-        mine = shards_of(self.inner, self.data_shard[1])[self.data_shard[0]]
-        for name, tensor in tensors_of(self.inner).items():
-            stored = self.optimizer.state.get(tensor, {})
-            keys = [key for key in STATE_KEYS[self.settings.optimizer] if key in stored]
-            # All workers take part in gathering a sharded tensor.
-            state = {"value": full_tensor(tensor)} | {key: full_tensor(stored[key]) for key in keys}
-            if name in mine:
-                yield name, state
+    def _tensor_state(self, tensor: torch.Tensor) -> TensorState:
+        stored = self.optimizer.state.get(tensor, {})
+        keys = [key for key in STATE_KEYS[self.settings.optimizer] if key in stored]
+        return {"value": full_tensor(tensor)} | {key: full_tensor(stored[key]) for key in keys}
 
     def load_tensor_states(self, read: Callable[[str], TensorState], steps: int) -> None:
         for name, tensor in tensors_of(self.inner).items():
@@ -172,10 +180,6 @@ class SingleDeviceStrategy(Strategy):
                     restored[key] = torch.zeros_like(tensor, dtype=value.dtype)
                     copy_full(restored[key], value)
                 self.optimizer.state[tensor] = restored
-
-    def full_state_dict(self) -> StateDict:
-        parameters = {name: full_tensor(tensor) for name, tensor in tensors_of(self.inner).items()}
-        return parameters if self.data_shard[0] == 0 else {}
 
     def _mean(self, loss: torch.Tensor) -> Callable[[], float]:
         """Begin to average a loss over the workers; returns a function that waits for it."""

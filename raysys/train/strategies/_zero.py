@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,18 +13,11 @@ import torch.distributed as dist
 from raysys.imports import lazy_import
 from raysys.train._optimizers import STATE_KEYS, make_optimizer
 from raysys.train.strategies._data_parallel import mean_over_workers
-from raysys.train.strategies._strategy import (
-    MicroBatch,
-    Strategy,
-    TensorState,
-    autocast,
-    shards_of,
-    tensors_of,
-)
+from raysys.train.strategies._strategy import MicroBatch, Strategy, full_tensor, tensors_of
 
 if TYPE_CHECKING:
     from raysys.train._settings import TrainSettings
-    from raysys.train._task import StateDict
+    from raysys.train.strategies._strategy import TensorState
 
 deepspeed = lazy_import("deepspeed")
 deepspeed_utils = lazy_import("deepspeed.utils")
@@ -46,12 +39,10 @@ class ZeroStrategy(Strategy):
     ) -> None:
         # DeepSpeed chooses its accelerator once, on import: at its first use below.
         os.environ["DS_ACCELERATOR"] = "cuda" if device.startswith("cuda") else "cpu"
-        self._stage, self._settings = stage, settings
-        self._autocast = autocast(settings, device)
-        self.device = device
+        super().__init__(settings, device)
+        self._stage = stage
         self.data_shard = (dist.get_rank(), dist.get_world_size())
         optimizer = make_optimizer(module.named_parameters(), settings)
-        self._keys = STATE_KEYS[settings.optimizer]
         size = sum(parameter.numel() for parameter in module.parameters())
         bucket = int(min(_BUCKET_MAX, max(_BUCKET_MIN, _BUCKET_SHARE * size)))
         self.engine, _, _, _ = deepspeed.initialize(
@@ -67,10 +58,10 @@ class ZeroStrategy(Strategy):
             ):
                 master.data = low.data
         self.module = self.engine
-        self._inner: torch.nn.Module = self.engine.module
+        self.inner = self.engine.module
 
     def _config(self, bucket: int) -> dict[str, Any]:
-        settings = self._settings
+        settings = self.settings
         zero: dict[str, Any] = {
             "stage": self._stage,
             "reduce_bucket_size": bucket,
@@ -115,36 +106,27 @@ class ZeroStrategy(Strategy):
                 self.grad_norm = None  # available only after the step
                 self.check_finite(result)
             self.engine.step()
-        if self._settings.max_grad_norm or self._settings.max_grad_norm_ratio:
+        if self.settings.max_grad_norm or self.settings.max_grad_norm_ratio:
             self.grad_norm = float(self.engine.get_global_grad_norm())
             self.check_finite(result)
         return result
 
-    def forward(self, part: MicroBatch) -> torch.Tensor:
-        with self._autocast():
-            return self.module(**part.batch) * part.weight
-
     def gradient(self, parameter: torch.Tensor) -> torch.Tensor | None:
         return deepspeed_utils.safe_get_full_grad(parameter)
 
-    def tensor_states(self) -> Iterator[tuple[str, TensorState]]:
-        mine = shards_of(self._inner, self.data_shard[1])[self.data_shard[0]]
-        for name, tensor in tensors_of(self._inner).items():
-            if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad:
-                state = {"value": deepspeed_utils.safe_get_full_fp32_param(tensor)}
-                for key in self._keys:
-                    value = deepspeed_utils.safe_get_full_optimizer_state(tensor, key)
-                    if value is not None:
-                        state[key] = value.view(state["value"].shape)
-                state = {key: value.detach().cpu() for key, value in state.items()}
-            else:
-                state = {"value": self._gathered(tensor)}
-            if name in mine:
-                yield name, state
+    def _tensor_state(self, tensor: torch.Tensor) -> TensorState:
+        if not (isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad):
+            return {"value": self._full(tensor)}
+        state = {"value": deepspeed_utils.safe_get_full_fp32_param(tensor)}
+        for key in STATE_KEYS[self.settings.optimizer]:
+            value = deepspeed_utils.safe_get_full_optimizer_state(tensor, key)
+            if value is not None:
+                state[key] = value.view(state["value"].shape)
+        return {key: value.detach().cpu() for key, value in state.items()}
 
     def load_tensor_states(self, read: Callable[[str], TensorState], steps: int) -> None:
         started = False
-        for name, tensor in tensors_of(self._inner).items():
+        for name, tensor in tensors_of(self.inner).items():
             state = {key: value.to(self.device) for key, value in read(name).items()}
             value = state["value"]
             if self._stage == 3 and isinstance(tensor, torch.nn.Parameter):
@@ -174,15 +156,11 @@ class ZeroStrategy(Strategy):
         else:
             deepspeed_utils.safe_set_local_optimizer_state(parameter, mine, key)
 
-    def full_state_dict(self) -> StateDict:
-        parameters = {n: self._gathered(tensor) for n, tensor in tensors_of(self._inner).items()}
-        return parameters if self.data_shard[0] == 0 else {}
-
-    def _gathered(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _full(self, tensor: torch.Tensor) -> torch.Tensor:
         if self._stage < 3 or not isinstance(tensor, torch.nn.Parameter):
-            return tensor.detach().cpu()
+            return full_tensor(tensor)
         with deepspeed.zero.GatheredParameters([tensor]):
-            return tensor.detach().cpu().clone()
+            return full_tensor(tensor).clone()
 
     def _start_states(self, steps: int, keys: Sequence[str]) -> None:
         """Give each flat part the empty state that a first step makes."""

@@ -9,27 +9,27 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import psutil
 import ray
 import torch
 import torch.distributed as dist
 
-from raysys.errors import TrainError
 from raysys.train._checkpoint import TrainingProgress
 from raysys.train._loader import micro_batches, steps_per_epoch
-from raysys.train._loop import evaluate, run_steps
+from raysys.train._loop import TrainCallback, evaluate, run_steps
+from raysys.train._task import prepared_examples
 from raysys.train.strategies._registry import make_strategy
 
 if TYPE_CHECKING:
     from raysys.data import Table
     from raysys.train._settings import TrainSettings
-    from raysys.train._task import EpochMetrics, StateDict, TrainingTask
-    from raysys.train.strategies._strategy import Strategy
+    from raysys.train._task import TrainingTask
+    from raysys.train.strategies._strategy import MicroBatch, Strategy
 
 _FIRST_STEPS = 3  # in which buffers are allocated and kernels chosen
 _LAST_SHARE = 4  # the training loss is the mean of the last quarter of the steps
@@ -44,9 +44,7 @@ class TrialWorker:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0"}
         self._task, self._rank, self._world = task, rank, world
         self._device = "cuda:0" if gpu else "cpu"
-        self._examples = task.prepare({name: table.to_arrow() for name, table in tables.items()})
-        if self._examples < 1:
-            raise TrainError(f"{type(task).__name__}.prepare returned no training examples")
+        self._examples = prepared_examples(task, tables)
         self._runners: dict[int, _StepRunner] = {}
 
     def __repr__(self) -> str:  # name in the dashboard
@@ -81,9 +79,12 @@ class TrialWorker:
         before = self._start_memory_peak()
         started = time.perf_counter()
         strategy = self._make_strategy(settings)
-        runner = _StepRunner(
-            self._task, settings, strategy, self._examples, self._rank, self._device
-        )
+        strategy.module.train()
+        batches = micro_batches(
+            self._task, settings, self._examples,
+            data_shard=strategy.data_shard, steps=range(1 << 40), device=self._device,
+        )  # fmt: skip
+        runner = _StepRunner(settings, strategy, batches, self._rank)
         runner.run(1)
         first = time.perf_counter() - started
         seconds, _ = runner.run(_FIRST_STEPS)
@@ -137,13 +138,7 @@ class TrialWorker:
         torch.use_deterministic_algorithms(settings.deterministic)
         torch.manual_seed(settings.seed)
         module = self._task.build()
-
-        def example(count: int) -> Any:
-            return self._task.batch(
-                np.arange(count) % self._examples, np.random.default_rng(settings.seed)
-            )
-
-        return make_strategy(module, settings, self._device, example)
+        return make_strategy(self._task, module, settings, self._device, self._examples)
 
     def _has_fast_bf16(self) -> bool:
         if self._device != "cpu":
@@ -177,54 +172,39 @@ class TrialWorker:
         return float(self._process_bytes)
 
 
+@dataclass
 class _StepRunner:
     """A strategy that takes steps on request."""
 
-    def __init__(
-        self,
-        task: TrainingTask,
-        settings: TrainSettings,
-        strategy: Strategy,
-        examples: int,
-        rank: int,
-        device: str,
-    ) -> None:
-        self.settings, self._strategy, self._rank = settings, strategy, rank
-        self._batches = micro_batches(
-            task, settings, examples,
-            data_shard=strategy.data_shard, steps=range(1 << 40), device=device,
-        )  # fmt: skip
-        self._step = 0
-        strategy.module.train()
+    settings: TrainSettings
+    strategy: Strategy
+    batches: Iterator[list[MicroBatch]]
+    rank: int
+    step: int = 0
 
     def run(self, count: int) -> tuple[list[float], float]:
         torch.set_num_threads(self.settings.threads_per_worker or 1)
         seconds, cpu = [], time.process_time()
         at = time.perf_counter()
         for _ in range(count):
-            micro = next(self._batches)
-            torch.manual_seed(self._step * 1009 + self._rank)
+            micro = next(self.batches)
+            torch.manual_seed(self.step * 1009 + self.rank)
             # Nothing is learned: a measurement must not depend on earlier ones.
-            self._strategy.step(micro, 0.0)
-            self._step += 1
+            self.strategy.step(micro, 0.0)
+            self.step += 1
             now = time.perf_counter()
             seconds.append(now - at)
             at = now
         return seconds, time.process_time() - cpu
 
 
-class _StepLosses:
+class _StepLosses(TrainCallback):
     """Callback that collects the loss of each step."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
-        self._sum = 0.0
 
-    def on_epoch_end(self, metrics: EpochMetrics, parameters: StateDict) -> None:
-        self.values.append(metrics["last_loss"])
-        self._sum = math.nan  # the step is counted
-
-    def on_step_end(self, progress: TrainingProgress, point: Mapping[str, float] | None) -> None:
-        if not math.isnan(self._sum):
-            self.values.append(progress.loss_sum - self._sum)
-        self._sum = progress.loss_sum
+    def on_step_end(
+        self, progress: TrainingProgress, loss: float, point: Mapping[str, float] | None
+    ) -> None:
+        self.values.append(loss)

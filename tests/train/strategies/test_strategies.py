@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -46,7 +45,9 @@ class Recorder:
     def on_epoch_end(self, measured: EpochMetrics, parameters: StateDict) -> None:
         self.history.append(measured)
 
-    def on_step_end(self, progress: TrainingProgress, point: Mapping[str, float] | None) -> None:
+    def on_step_end(
+        self, progress: TrainingProgress, loss: float, point: Mapping[str, float] | None
+    ) -> None:
         if progress.step == self.stop:
             if self.checkpoints:
                 self.checkpoints.save(self.strategy, progress)
@@ -72,10 +73,7 @@ def trained(
         strategy: Strategy = SingleDeviceStrategy(task.build(), run_settings, "cpu")
         strategy.start()  # type: ignore[attr-defined]
     else:
-        strategy = make_strategy(
-            task.build(), run_settings, "cpu",
-            lambda count: task.batch(np.arange(count), np.random.default_rng(0)),
-        )  # fmt: skip
+        strategy = make_strategy(task, task.build(), run_settings, "cpu", examples)
     rank, world = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
     progress = TrainingProgress()
     if storage and load:
