@@ -1,13 +1,13 @@
 """Training: one task, spread by a strategy over the workers of the cluster."""
 
-from raysys.train._diagnostics import (
+from raysys.train._fit import FitResult, fit, load_state_dict, save_state_dict
+from raysys.train._in_process import (
     LearningCurvePoint,
     OverfitResult,
     learning_curve,
     overfit_one_batch,
+    train_in_process,
 )
-from raysys.train._fit import FitResult, fit, load_state_dict, save_state_dict
-from raysys.train._in_process import train_in_process
 from raysys.train._settings import StrategyName, TrainSettings
 from raysys.train._strategy_plan import MemoryEstimate, StrategyPlan, plan
 from raysys.train._task import Batch, EpochMetrics, StateDict, TrainingTask

@@ -69,10 +69,8 @@ class FitResult:
 
     def __str__(self) -> str:
         """The metrics of all epochs, as a table."""
-        names = list(self.history[-1])
-        rows = [
-            [f"{epoch.get(name, float('nan')):.4g}" for name in names] for epoch in self.history
-        ]
+        names, nan = list(self.history[-1]), float("nan")
+        rows = [[f"{epoch.get(name, nan):.4g}" for name in names] for epoch in self.history]
         return text_table([f">{name}" for name in names], rows)
 
 
@@ -145,46 +143,36 @@ def _run(
     trainer = _trainer(state, task, tables, settings, submission)
     state.write("plan", {"settings": settings.model_dump(), "submission": submission})
     RunIdentity(settings.identity_facts).write(state.storage, state.folder)
+    cause: Exception | None = None
     try:
         with _interruptible():
             trainer.fit()
     except Exception as error:
-        failure = _failure(state, submission)
-        _count_failure(state, failure)
-        _log.info("training %s ends, max_failures=%d", state.name, settings.max_failures)
-        raise failure or TrainError(
-            f"training {state.name} failed more than max_failures={settings.max_failures} times; "
-            f"the last failure: {error}. The same call resumes from the newest checkpoint"
-        ) from error
+        cause = error
     finally:
         with suppress(OSError):
             state.storage.remove(f"{state.folder}/ray/{state.name}-{submission}")
-    if failure := _failure(state, submission):
-        _count_failure(state, failure)
-        raise failure
+    failure = state.failure(submission)
+    if failure or cause:
+        # Only a step that cannot be taken has a number.
+        reason = "not_finite" if failure and failure.step is not None else "error"
+        metrics.TRAIN_FAILURES.inc(1, {"run": state.name, "reason": reason})
+        _log.info("training %s ends, max_failures=%d", state.name, settings.max_failures)
+        if failure and failure.step and _checkpoint.newest(state.storage, state.folder):
+            failure = TrainError(
+                f"{failure}. Other settings need another name, or remove "
+                f"{state.storage.uri(state.folder)}",
+                step=failure.step,
+                layer=failure.layer,
+            )
+        raise failure or TrainError(
+            f"training {state.name} failed more than max_failures={settings.max_failures} times; "
+            f"the last failure: {cause}. The same call resumes from the newest checkpoint"
+        ) from cause
     # `done` if another call had taken the run over and finished it.
     result = state.read("result") or state.read("done")
     assert result is not None
     return result
-
-
-def _count_failure(state: RunState, failure: TrainError | None) -> None:
-    # Only a step that cannot be taken has a number.
-    reason = "not_finite" if failure and failure.step is not None else "error"
-    metrics.TRAIN_FAILURES.inc(1, {"run": state.name, "reason": reason})
-
-
-def _failure(state: RunState, submission: str) -> TrainError | None:
-    """A worker's error that would recur, with the consequence of its remedies for the name."""
-    failure = state.failure(submission)
-    if failure and failure.step and _checkpoint.newest(state.storage, state.folder):
-        return TrainError(
-            f"{failure}. Other settings need another name, or remove "
-            f"{state.storage.uri(state.folder)}",
-            step=failure.step,
-            layer=failure.layer,
-        )
-    return failure
 
 
 @contextmanager
@@ -205,45 +193,37 @@ def _interruptible() -> Iterator[None]:
 
 
 def _trainer(
-    state: RunState,
-    task: TrainingTask,
-    tables: Mapping[str, Table],
-    settings: TrainSettings,
+    state: RunState, task: TrainingTask, tables: Mapping[str, Table], settings: TrainSettings,
     submission: str,
-) -> TorchTrainer:
+) -> TorchTrainer:  # fmt: skip
     """Ray Train's trainer for a submission."""
     min_workers = settings.min_workers or settings.num_workers
-    gpu = cluster.limits().gpus >= min_workers
+    gpus = 1 if cluster.limits().gpus >= min_workers else 0
     threads = settings.threads_per_worker or 1
     cluster.require(
-        f"training {state.name}",
-        cpus=min_workers * threads,
-        gpus=float(min_workers) if gpu else 0.0,
+        f"training {state.name}", cpus=min_workers * threads, gpus=float(min_workers * gpus)
     )
     elastic = (min_workers, settings.num_workers)
     return ray_train_torch.TorchTrainer(
         _run_worker,
         train_loop_config={
-            "task": task,
+            "task": task, "settings": settings, "state": state, "submission": submission,
             # Computed once, in this process: a restarted worker finds the blocks.
             "tables": {key: table.materialize() for key, table in tables.items()},
-            "settings": settings,
-            "state": state,
-            "submission": submission,
         },
         scaling_config=ray_train.ScalingConfig(
             num_workers=elastic if settings.min_workers else settings.num_workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": threads, **({"GPU": 1} if gpu else {})},
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": threads} | ({"GPU": gpus} if gpus else {}),
             elastic_resize_monitor_interval_s=_RESIZE_S,
         ),
-        torch_config=ray_train_torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=ray_train_torch.TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=ray_train.RunConfig(
             name=f"{state.name}-{submission}",
             storage_path=state.storage.uri(f"{state.folder}/ray"),
             failure_config=ray_train.FailureConfig(max_failures=settings.max_failures),
         ),
-    )
+    )  # fmt: skip
 
 
 def _run_worker(config: dict[str, Any]) -> None:

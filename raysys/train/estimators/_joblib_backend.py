@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,8 @@ class RayTasks(AutoBatchingMixin, ParallelBackendBase):
             stored: Values in the object store, each with its reference; not to be changed.
         """
         super().__init__(nesting_level=nesting_level)
-        self._stored = {id(value): (value, ref) for value, ref in stored}
-        self._shared: dict[int, tuple[Any, Any]] = {}
+        # Values by id, each with its reference: those of the current loop before those of all.
+        self._stored = ChainMap({}, {id(value): (value, ref) for value, ref in stored})
         self._running: dict[Any, Callable[..., Any] | None] = {}
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
@@ -79,10 +80,11 @@ class RayTasks(AutoBatchingMixin, ParallelBackendBase):
 
     def submit(self, func: Callable[[], Any], callback: Callable[..., Any] | None = None) -> Any:
         """Start a task."""
-        sink, refs = io.BytesIO(), _Refs(self._stored, self._shared)
-        _Pickler(sink, refs).dump(func)
+        sink = io.BytesIO()
+        pickler = _Pickler(sink, self._stored)
+        pickler.dump(func)
         task = ray.remote(_run).options(name=f"joblib {self.nesting_level}")
-        ref = task.remote(sink.getvalue(), *refs.used)
+        ref = task.remote(sink.getvalue(), *pickler.references)
         self._running[ref] = callback
         return ref
 
@@ -99,7 +101,7 @@ class RayTasks(AutoBatchingMixin, ParallelBackendBase):
         """End a loop; after an error, wait for running tasks."""
         if self._running:
             ray.wait(list(self._running), num_returns=len(self._running), fetch_local=False)
-        self._running, self._shared = {}, {}
+        self._running, self._stored = {}, self._stored.parents.new_child()
         self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
@@ -121,40 +123,25 @@ def value_of(ref: Any) -> Any:
         raise cause from error
 
 
-class _Refs:
-    """References to the large values of a task's arguments."""
-
-    def __init__(self, *stored: dict[int, tuple[Any, Any]]) -> None:
-        self._stored, self._shared = stored, stored[-1]
-        self.used: list[Any] = []
-        self._numbers: dict[int, int] = {}
-
-    def number(self, value: Any) -> int:
-        """Position of a value among the task's references."""
-        if id(value) not in self._numbers:
-            self._numbers[id(value)] = len(self.used)
-            self.used.append(self._ref(value))
-        return self._numbers[id(value)]
-
-    def _ref(self, value: Any) -> Any:
-        for refs in self._stored:
-            if id(value) in refs:
-                return refs[id(value)][1]
-        ref = ray.put(value)
-        self._shared[id(value)] = (value, ref)  # the value too: its id stays its own
-        return ref
-
-
 class _Pickler(cloudpickle.CloudPickler):
-    """Writes large values as numbers of references."""
+    """Writes large values as numbers of references to the object store."""
 
-    def __init__(self, sink: io.BytesIO, refs: _Refs) -> None:
+    def __init__(self, sink: io.BytesIO, stored: MutableMapping[int, tuple[Any, Any]]) -> None:
         super().__init__(sink)
-        self._refs = refs
+        self._stored, self._numbers = stored, dict[int, int]()
+
+    @property
+    def references(self) -> list[Any]:
+        """References to the large values of the arguments, by number."""
+        return [self._stored[key][1] for key in self._numbers]
 
     def persistent_id(self, value: Any) -> int | None:
-        """Position of the reference of a large value; None pickles the value."""
-        return self._refs.number(value) if _is_large(value) else None
+        """Number of the reference to a large value; None pickles the value."""
+        if not _is_large(value):
+            return None
+        if id(value) not in self._stored:
+            self._stored[id(value)] = value, ray.put(value)  # the value too: its id stays its own
+        return self._numbers.setdefault(id(value), len(self._numbers))
 
 
 class _Unpickler(pickle.Unpickler):
