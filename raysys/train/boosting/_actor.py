@@ -24,6 +24,7 @@ from raysys.train.boosting._boosting_rounds import BoostPlan, pack, progress_lin
 if TYPE_CHECKING:
     from raysys.storage import Storage
     from raysys.train.boosting._boosting_rounds import EvalHistory
+    from raysys.train.boosting._feature_columns import FeatureEncoding
     from raysys.train.boosting._shard_assignment import ShardArrays, ShardAssignment
 
 xgboost = lazy_import("xgboost")
@@ -133,7 +134,9 @@ class BoostActor:
             for assignment in assignments:
                 self.load_data(assignment)
                 _, arrays = self._loaded.pop(assignment.key)
-                matrices.append(_quantile_matrix(arrays, assignment, plan, matrices[:1]))
+                first = matrices[0] if matrices else None
+                encoding = assignment.source.encoding
+                matrices.append(_quantile_matrix(arrays, encoding, plan.params, first))
             report = self._reporter(params, stopped, xgboost.collective.get_rank() == 0)
             validation = matrices[1] if len(matrices) > 1 else None
             return run_rounds(plan, matrices[0], validation, start=start, after_round=report)
@@ -148,11 +151,8 @@ class BoostActor:
         def report(booster: Any, history: EvalHistory) -> bool:
             nonlocal last_line
             rounds = booster.num_boosted_rounds()
-            if (
-                is_first
-                and rounds % plan.checkpoint_frequency == 0
-                and rounds < plan.num_boost_round
-            ):
+            is_due = rounds % plan.checkpoint_frequency == 0 and rounds < plan.num_boost_round
+            if is_first and is_due:
                 state = pack(booster, history)
                 if storage:
                     storage.write_bytes(params["checkpoint"], state)
@@ -183,19 +183,12 @@ def _import_xgboost() -> None:
 
 
 def _quantile_matrix(
-    arrays: ShardArrays, assignment: ShardAssignment, plan: BoostPlan, reference: Sequence[Any]
+    arrays: ShardArrays, encoding: FeatureEncoding, params: dict[str, Any], reference: Any
 ) -> Any:
     """A QuantileDMatrix, with the bins of the reference if there is one."""
-    encoding = assignment.source.encoding
     return xgboost.QuantileDMatrix(
-        arrays.features,
-        arrays.label,
-        weight=arrays.weight,
-        qid=arrays.qid,
-        feature_names=list(encoding.features),
-        feature_types=encoding.feature_types,
-        enable_categorical=True,
-        max_bin=plan.params["max_bin"],
-        nthread=plan.params["nthread"],
-        ref=reference[0] if reference else None,
-    )
+        arrays.features, arrays.label, weight=arrays.weight, qid=arrays.qid,
+        feature_names=list(encoding.features), feature_types=encoding.feature_types,
+        enable_categorical=True, max_bin=params["max_bin"], nthread=params["nthread"],
+        ref=reference,
+    )  # fmt: skip

@@ -11,12 +11,12 @@ from pydantic import BaseModel, Field, model_validator
 from raysys import cluster, tracking
 from raysys.console import say
 from raysys.errors import DataError
+from raysys.identity import RunIdentity
 from raysys.imports import lazy_import
 from raysys.train.boosting._boost_inputs import BoostInputs
 from raysys.train.boosting._boosted_model import BoostedModel
-from raysys.train.boosting._boosting_rounds import BoostPlan, progress_line, unpack
+from raysys.train.boosting._boosting_rounds import progress_line, unpack
 from raysys.train.boosting._feature_columns import FeatureColumns, Objective
-from raysys.train.boosting._resumable_run import ResumableBoost
 
 if TYPE_CHECKING:
     from raysys.data import Table
@@ -124,7 +124,6 @@ def boost(
         ResourceError: The cluster is too small for the actors.
         UnavailableError: Actors were lost more often than `settings.max_actor_restarts`.
     """
-    from raysys.train.boosting._sharded_matrix import ShardedMatrix
     from raysys.train.boosting._train_on_actors import train_on_actors
 
     cluster.require("gradient boosting", cpus=settings.num_actors)
@@ -143,33 +142,18 @@ def boost(
     inputs = BoostInputs(
         table, validation, columns, settings.objective, settings.num_actors, class_weights
     )
-    run = ResumableBoost(name, storage) if name and storage else None
-    if run:
-        run.check_identity({**settings.model_dump(exclude=_NOT_IDENTITY), **inputs.identity()})
+    run = _NamedRun(name, storage) if name and storage else None
+    if run and storage:
+        facts = {**settings.model_dump(exclude=_NOT_IDENTITY), **inputs.identity()}
+        RunIdentity(facts).claim(storage, run.folder, f"boosting {name!r}", error=DataError)
         if finished := run.result():
             return finished
     title = name or "boosting"
-    plan = BoostPlan(
-        settings.params(),
-        settings.num_boost_round,
-        settings.early_stopping_rounds,
-        settings.checkpoint_frequency,
-    )
-    training = ShardedMatrix(inputs.training)
-    if cluster.resources().cpus < 2 * settings.num_actors:
-        training.source()  # otherwise prepared while the actors start, beside them
     data = train_on_actors(
-        plan,
-        training,
-        ShardedMatrix(inputs.validation, interleaved=True) if validation is not None else None,
-        name=title,
-        num_actors=settings.num_actors,
-        min_actors=settings.min_actors or settings.num_actors,
-        max_actor_restarts=settings.max_actor_restarts,
-        start=run.last_checkpoint() if run else None,
-        storage=storage,
-        checkpoint=run.checkpoint if run else "",
-    )
+        inputs, settings, title,
+        start=storage.read_bytes(run.checkpoint) if run and storage else None,
+        storage=storage, checkpoint=run.checkpoint if run else "",
+    )  # fmt: skip
     booster, history = unpack(data)
     say(progress_line(title, history, booster.num_boosted_rounds(), settings.num_boost_round))
     if settings.early_stopping_rounds:
@@ -179,25 +163,34 @@ def boost(
     )
     if run and storage and name:
         run.finish(model)
-        _track(model, settings, table, validation, name, storage)
+        tables = {"train": table} | ({"validation": validation} if validation is not None else {})
+        tracked = tracking.open_run(
+            storage, "boosting", name, settings=settings.model_dump(), tables=tables
+        )
+        if model.history:
+            tracked.log_curve(f"validation {model.metric}", model.history)
+        tracked.end("FINISHED", {"num_boosted_rounds": float(model.num_boosted_rounds)})
     return model
 
 
-def _track(
-    model: BoostedModel,
-    settings: BoostSettings,
-    table: Table,
-    validation: Table | None,
-    name: str,
-    storage: Storage,
-) -> None:
-    tables = {"train": table} | ({"validation": validation} if validation is not None else {})
-    tracked = tracking.open_run(
-        storage, "boosting", name, settings=settings.model_dump(), tables=tables
-    )
-    if model.history:
-        tracked.log_curve(f"validation {model.metric}", model.history)
-    tracked.end("FINISHED", {"num_boosted_rounds": float(model.num_boosted_rounds)})
+class _NamedRun:
+    """Files of a run that outlives its driver, under the storage root in `boosting/<name>`."""
+
+    def __init__(self, name: str, storage: Storage) -> None:
+        self._storage, self.folder = storage, f"boosting/{name}"
+        self.checkpoint = f"{self.folder}/checkpoint.ubj"
+
+    def result(self) -> BoostedModel | None:
+        """The stored model of a finished run."""
+        path = f"{self.folder}/model"
+        return BoostedModel.load(self._storage.fetch(path)) if self._storage.exists(path) else None
+
+    def finish(self, model: BoostedModel) -> None:
+        """Store the model and remove the checkpoint."""
+        with self._storage.new_dir(f"{self.folder}/model") as folder:
+            model.save(folder)
+        if self._storage.exists(self.checkpoint):
+            self._storage.remove(self.checkpoint)
 
 
 def _check_params(settings: BoostSettings) -> None:

@@ -17,7 +17,6 @@ from raysys.train.boosting._table_summary import (
     ClassWeights,
     TableSummary,
     check_classes,
-    check_validation_classes,
     summarize,
     weights_by_class,
 )
@@ -49,17 +48,22 @@ class BoostInputs:
 
     def training(self) -> ShardSource:
         """Training rows."""
-        encoding = self.encoding
         weights = weights_by_class(self._summary.classes, self.class_weights)
-        return self._source(self._training, "training", encoding, weights)
+        return self._source(self._training, "training", weights)
 
     def validation(self) -> ShardSource:
         """Validation rows: encoded like the training rows, and never weighted by class."""
         assert self._validation is not None
         summary = summarize(self._validation, self.columns, self.objective, name="validation")
-        if self.encoding.classes is not None:
-            check_validation_classes(summary.classes, self.encoding.classes, self.columns.label)
-        return self._source(self._validation, "validation", self.encoding, None)
+        trained = self.encoding.classes
+        unknown = {value: n for value, n in summary.classes.items() if value not in (trained or ())}
+        if trained is not None and unknown:
+            raise DataError(
+                f"validation: {self.columns.label!r} has classes that the training Table lacks "
+                f"(with their rows): {unknown}. Drop these rows, or split so that every class is "
+                "trained on"
+            )
+        return self._source(self._validation, "validation", None)
 
     @functools.cached_property
     def encoding(self) -> FeatureEncoding:
@@ -99,9 +103,7 @@ class BoostInputs:
             raise DataError(f"class_weights: {self.objective} has no classes; leave them out")
         return summary
 
-    def _source(
-        self, table: Table, name: str, encoding: FeatureEncoding, weights: list[float] | None
-    ) -> ShardSource:
+    def _source(self, table: Table, name: str, weights: list[float] | None) -> ShardSource:
         pairs = [(b, m.rows) for b, m in zip(table.blocks(), table.metas(), strict=True) if m.rows]
         rows = [count for _, count in pairs]
         if self.columns.group and len(pairs) < self.num_actors:
@@ -114,7 +116,8 @@ class BoostInputs:
             raise DataError(
                 f"{name}: {sum(rows)} rows cannot feed {self.num_actors} actors; use fewer"
             )
-        return ShardSource([block for block, _ in pairs], rows, self.columns, encoding, weights)
+        blocks = [block for block, _ in pairs]
+        return ShardSource(blocks, rows, self.columns, self.encoding, weights)
 
 
 def _only(table: Table, names: Sequence[str]) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -82,8 +82,22 @@ def summarize(table: Table, columns: FeatureColumns, objective: str, *, name: st
         raise DataError(
             f"{name}: infinite values in {infinite[:20]}: replace them by nulls or clip them"
         )
-    _check_range(parts, objective, f"{name}: {columns.label!r}")
-    _check_groups(table, columns, parts, name)
+    low, high = _LABEL_RANGES.get(objective, (-np.inf, np.inf))
+    smallest = min(part["smallest"] for part in parts)
+    largest = max(part["largest"] for part in parts)
+    if smallest < low or largest > high:
+        raise DataError(
+            f"{name}: {columns.label!r} ranges from {smallest:g} to {largest:g}; {objective} needs "
+            f"labels from {low:g} to {high:g}: scale them, or use another objective"
+        )
+    if columns.group:
+        runs = sum(part["runs"] for part in parts)
+        groups = len(table.select([columns.group]).distinct())
+        if runs != groups:
+            raise DataError(
+                f"{name}: the {groups} groups of {columns.group!r} are split into {runs} runs of "
+                f"rows. Make each contiguous, in one block: table.sort({columns.group!r})"
+            )
     categories = {
         feature: sorted({value for part in parts for value in part["categories"][feature]})
         for feature in columns.categorical
@@ -112,17 +126,6 @@ def check_classes(classes: Mapping[Any, int], objective: str, label: str) -> Non
         )
 
 
-def check_validation_classes(
-    classes: Mapping[Any, int], trained: Sequence[Any], label: str
-) -> None:
-    """Refuse validation classes that the training Table lacks."""
-    if unknown := {value: count for value, count in classes.items() if value not in trained}:
-        raise DataError(
-            f"validation: {label!r} has classes that the training Table lacks (with their rows): "
-            f"{unknown}. Drop these rows, or split so that every class is trained on"
-        )
-
-
 def weights_by_class(
     classes: Mapping[Any, int], class_weights: ClassWeights | None
 ) -> list[float] | None:
@@ -143,31 +146,6 @@ def weights_by_class(
             f"each of the classes {list(classes)}, or 'balanced'"
         )
     return [float(class_weights[value]) for value in classes]
-
-
-def _check_range(parts: Sequence[dict[str, Any]], objective: str, subject: str) -> None:
-    low, high = _LABEL_RANGES.get(objective, (-np.inf, np.inf))
-    smallest = min(part["smallest"] for part in parts)
-    largest = max(part["largest"] for part in parts)
-    if smallest < low or largest > high:
-        raise DataError(
-            f"{subject} ranges from {smallest:g} to {largest:g}; {objective} needs labels from "
-            f"{low:g} to {high:g}: scale them, or use another objective"
-        )
-
-
-def _check_groups(
-    table: Table, columns: FeatureColumns, parts: Sequence[dict[str, Any]], name: str
-) -> None:
-    if columns.group is None:
-        return
-    runs = sum(part["runs"] for part in parts)
-    groups = len(table.select([columns.group]).distinct())
-    if runs != groups:
-        raise DataError(
-            f"{name}: the {groups} groups of {columns.group!r} are split into {runs} runs of rows. "
-            f"Make each contiguous, in one block: table.sort({columns.group!r})"
-        )
 
 
 def _summarize_block(block: pa.Table, columns: FeatureColumns, classify: bool) -> dict[str, Any]:

@@ -44,13 +44,7 @@ _MAX_SLEEP_S = 0.05
 _RESTART_CHECK_S = 1
 
 
-class _CurrentGroup(threading.local):
-    """The placement group of this thread's training."""
-
-    group: Any = None
-
-
-_current = _CurrentGroup()
+_current = threading.local()  # `group`: the placement group of this thread's training
 
 
 @functools.cache
@@ -64,23 +58,20 @@ def driver() -> Any:
         module = sys.modules[copy] = ModuleType(copy)
         exec(compile(source, spec.origin, "exec"), module.__dict__)
         if name == "xgboost_ray.main":
-            for attribute, value in _replacements().items():
+            replacements: dict[str, Any] = {
+                "_start_rabit_tracker": _start_rabit_tracker,
+                "_stop_rabit_tracker": _stop_rabit_tracker,
+                "_handle_queue": _handle_queue,
+                "_RemoteRayXGBoostActor": ray.remote(BoostActor),
+                "placement_group": _placement_group,
+                "time": SimpleNamespace(time=time.time, sleep=_sleep),
+            }
+            for attribute, value in replacements.items():
                 getattr(module, attribute)  # the copy must have it
                 setattr(module, attribute, value)
             module.ENV.ELASTIC_RESTART_RESOURCE_CHECK_S = _RESTART_CHECK_S
             module.ENV.ELASTIC_RESTART_GRACE_PERIOD_S = _RESTART_CHECK_S
     return sys.modules[_COPIES["xgboost_ray.main"]]
-
-
-def _replacements() -> dict[str, Any]:
-    return {
-        "_start_rabit_tracker": _start_rabit_tracker,
-        "_stop_rabit_tracker": _stop_rabit_tracker,
-        "_handle_queue": _handle_queue,
-        "_RemoteRayXGBoostActor": ray.remote(BoostActor),
-        "placement_group": _placement_group,
-        "time": SimpleNamespace(time=time.time, sleep=_sleep),
-    }
 
 
 @contextlib.contextmanager
@@ -95,23 +86,6 @@ def removed_placement_group() -> Iterator[None]:
     finally:
         if _current.group is not None:
             ray.util.remove_placement_group(_current.group)
-
-
-@contextlib.contextmanager
-def tracker_of_xgboost_3() -> Iterator[None]:
-    """A block in which `xgboost_ray.train` itself works with XGBoost from 2.1 on.
-
-    For a RayDMatrix of `Table.to_dmatrix`, with xgboost-ray's own actors. Holds for all threads of
-    the process until the block ends.
-    """
-    from xgboost_ray import main
-
-    originals = main._start_rabit_tracker, main._stop_rabit_tracker
-    main._start_rabit_tracker, main._stop_rabit_tracker = _start_rabit_tracker, _stop_rabit_tracker
-    try:
-        yield
-    finally:
-        main._start_rabit_tracker, main._stop_rabit_tracker = originals
 
 
 def _start_rabit_tracker(num_workers: int) -> tuple[Any, dict[str, Any]]:
