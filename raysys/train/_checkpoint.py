@@ -53,15 +53,10 @@ class CheckpointWriter:
     """
 
     def __init__(self, storage: Storage, folder: str, *, attempt: str, rank: int, world: int):
-        """Start the writing thread of one worker.
+        """Start the writing thread of one of `world` workers, for the run in `folder`.
 
-        Args:
-            storage: Storage for the checkpoints.
-            folder: Storage path of the run's folder.
-            attempt: Id of the worker group, so that parts of a dead group do not complete a
-                checkpoint of the next.
-            rank: Rank of this worker.
-            world: Number of workers.
+        `attempt` is the id of the worker group, so that parts of a dead group do not complete a
+        checkpoint of the next.
         """
         self._storage, self._folder = storage, f"{folder}/checkpoints"
         self._run = folder.removeprefix("training/")

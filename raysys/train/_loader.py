@@ -32,14 +32,7 @@ def micro_batches(
 
     The examples of a step, and what the task draws for it, are a function of (seed, epoch, step)
     alone: a resumed run, with any number of workers, takes the steps of an undisturbed one.
-
-    Args:
-        task: Task that makes the batches.
-        settings: Batch size, micro-batches, seed.
-        examples: Number of training examples.
-        data_shard: Index and number of shards; see `Strategy`.
-        steps: Step numbers.
-        device: Device of the module.
+    `data_shard` is that of the `Strategy`.
     """
     shard, shards = data_shard
     epoch_steps = steps_per_epoch(examples, settings)

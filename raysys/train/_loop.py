@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from raysys.train._settings import TrainSettings
     from raysys.train._task import EpochMetrics, StateDict, TrainingTask
 
+# Values of the curves at a step, by name.
+Point = dict[str, float]
+
 _NORMS = 50  # recent gradient norms, for their median
 _MIN_NORMS = 10
 _SAMPLE_S = 1.0
@@ -33,9 +35,7 @@ class TrainCallback:
     def on_epoch_end(self, metrics: EpochMetrics, parameters: StateDict) -> None:
         """An epoch has ended; the run's last one may be shorter."""
 
-    def on_step_end(
-        self, progress: TrainingProgress, loss: float, point: Mapping[str, float] | None
-    ) -> None:
+    def on_step_end(self, progress: TrainingProgress, loss: float, point: Point | None) -> None:
         """A step was taken; about once a second with a point of the curves."""
 
 
@@ -131,7 +131,7 @@ class _CurvePoints:
         self._batch_size, self._losses, self._since = batch_size, list[float](), time.perf_counter()
         self._meter = ProcessMeter()
 
-    def add(self, loss: float, rate: float, grad_norm: float | None) -> dict[str, float] | None:
+    def add(self, loss: float, rate: float, grad_norm: float | None) -> Point | None:
         self._losses.append(loss)
         now = time.perf_counter()
         if now - self._since < _SAMPLE_S:

@@ -26,14 +26,8 @@ def reported_progress(
 ) -> Iterator[dict[str, Any]]:
     """Print each epoch and track the run, in a thread of this process.
 
-    Args:
-        state: Files of the run.
-        tables: Tables to track with it, by content.
-        settings: Settings to track with it.
-        first_step: Step of the checkpoint that the run resumes from; 0 for a new run.
-
-    Yields:
-        A dict for the run's result; a run that leaves it empty has failed.
+    Yields a dict for the run's result; a run that leaves it empty has failed. `first_step` is that
+    of the checkpoint that the run resumes from; 0 for a new run.
     """
     ended = threading.Event()
     result: dict[str, Any] = {}

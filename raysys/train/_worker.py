@@ -26,6 +26,7 @@ from raysys.train.strategies._strategy import aliases_of
 
 if TYPE_CHECKING:
     from raysys.data import Table
+    from raysys.train._loop import Point
     from raysys.train._run_state import RunState
     from raysys.train._settings import TrainSettings
     from raysys.train._task import EpochMetrics, StateDict, TrainingTask
@@ -137,9 +138,7 @@ class _WorkerCallback(TrainCallback):
             if rows is not None:
                 self.state.write_rows("predictions", rows)
 
-    def on_step_end(
-        self, progress: TrainingProgress, loss: float, point: Mapping[str, float] | None
-    ) -> None:
+    def on_step_end(self, progress: TrainingProgress, loss: float, point: Point | None) -> None:
         rank = dist.get_rank()
         if rank == 0:
             if point:

@@ -83,13 +83,8 @@ class BoostActor:
     ) -> dict[str, Any]:
         """Train together with the other actors.
 
-        Args:
-            tracker: Arguments of XGBoost's communicator.
-            return_booster: Whether to return the booster.
-            params: `plan`, `name`, `storage` and `checkpoint` of `train_on_actors`.
-            training: Training rows.
-            evals: Rows to evaluate, with names.
-            xgb_model: Packed booster to continue from.
+        `tracker` has the arguments of XGBoost's communicator, `params` the `plan`, `name`,
+        `storage` and `checkpoint` of `train_on_actors`, `xgb_model` a packed booster.
         """
         stopped = threading.Event()
         results: list[bytes | BaseException] = []

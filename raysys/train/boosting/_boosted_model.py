@@ -48,8 +48,8 @@ class BoostedModel:
     def __repr__(self) -> str:
         parts = [self.objective, f"{self.num_boosted_rounds} rounds"]
         if self.history:
-            parts.append(f"best iteration {self.best_iteration}")
-            parts.append(f"{self.metric} {self.history[self.best_iteration]:.4f}")
+            best = self.best_iteration
+            parts += [f"best iteration {best}", f"{self.metric} {self.history[best]:.4f}"]
             parts.append(f"last {self.history[-1]:.4f}")
         return f"BoostedModel({', '.join(parts)}, {len(self.encoding.features)} features)"
 

@@ -60,17 +60,10 @@ def run_rounds(
     start: bytes | None = None,
     after_round: Callable[[Booster, EvalHistory], bool],
 ) -> bytes:
-    """Add rounds to a booster until all are done or early stopping ends the run.
+    """Add rounds to a booster, or to the packed `start`, until all are done or it stops early.
 
-    Args:
-        plan: XGBoost's parameters and the number of rounds.
-        training: Training rows of this process, one of a collective.
-        validation: Rows to evaluate, or None.
-        start: Packed booster to continue from.
-        after_round: Called with the booster and its history; True ends the run.
-
-    Returns:
-        The booster and its history, packed.
+    The rows are those of this process, one of a collective. `after_round` is called with the
+    booster and its history; True ends the run. Returns the booster and its history, packed.
     """
     history = unpack(start)[1] if start else EvalHistory("", [])
     cache = [training, validation] if validation is not None else [training]
@@ -85,7 +78,10 @@ def run_rounds(
             booster.load_config(booster.save_config())
         booster.update(training, iteration)
         if validation is not None:
-            history = _evaluate(booster, validation, iteration, history)
+            text = booster.eval_set([(validation, VALIDATION)], iteration)
+            name, _, value = text.rpartition(":")
+            metric = name.rpartition(f"{VALIDATION}-")[2]
+            history = EvalHistory(metric, [*history.values, float(value)])
         if after_round(booster, history):
             break
     return pack(booster, history)
@@ -101,13 +97,6 @@ def unpack(data: bytes) -> tuple[Booster, EvalHistory]:
     """The booster and history that were packed."""
     booster = xgboost.Booster(model_file=bytearray(data))
     return booster, EvalHistory(*json.loads(booster.attr(_HISTORY) or '["", []]'))
-
-
-def _evaluate(booster: Booster, rows: DMatrix, iteration: int, history: EvalHistory) -> EvalHistory:
-    text = booster.eval_set([(rows, VALIDATION)], iteration)
-    name, _, value = text.rpartition(":")
-    metric = name.rpartition(f"{VALIDATION}-")[2]
-    return EvalHistory(metric, [*history.values, float(value)])
 
 
 def progress_line(name: str, history: EvalHistory, rounds: int, num_boost_round: int) -> str:

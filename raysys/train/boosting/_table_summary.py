@@ -54,12 +54,6 @@ class TableSummary(NamedTuple):
 def summarize(table: Table, columns: FeatureColumns, objective: str, *, name: str) -> TableSummary:
     """Summarize every block in a task, and refuse values that trees cannot be trained on.
 
-    Args:
-        table: Table with at least the columns of `columns.used`.
-        columns: Roles of the columns.
-        objective: XGBoost's objective.
-        name: Name of the Table in errors.
-
     Raises:
         DataError: No rows; labels missing, infinite or invalid for the objective; weights
             missing or negative; infinite features; groups that are not contiguous.

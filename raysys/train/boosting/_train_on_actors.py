@@ -60,18 +60,9 @@ def train_on_actors(
     inputs: BoostInputs, settings: BoostSettings, name: str, *,
     start: bytes | None, storage: Storage | None, checkpoint: str,
 ) -> bytes:  # fmt: skip
-    """Train on actors of one thread and one CPU each.
+    """The packed booster of actors of one thread and one CPU each.
 
-    Args:
-        inputs: Training and validation rows.
-        settings: Settings of XGBoost and of the actors.
-        name: Name of the run in progress lines.
-        start: Packed booster to continue from.
-        storage: Storage of checkpoints.
-        checkpoint: Storage path of the checkpoint.
-
-    Returns:
-        The packed booster.
+    They continue from the packed `start`, and write checkpoints to the path `checkpoint`.
 
     Raises:
         UnavailableError: Actors were lost more often than `max_actor_restarts`.

@@ -128,11 +128,8 @@ def _cross_validate(
             error_score="raise",
         )  # fmt: skip
     names = ["score"] if scoring is None else scoring
-    return FoldScores(
-        {name: results[f"test_{name}"] for name in names},
-        results["fit_time"],
-        results["score_time"],
-    )
+    scores = {name: results[f"test_{name}"] for name in names}
+    return FoldScores(scores, results["fit_time"], results["score_time"])
 
 
 def _cross_val_predict(

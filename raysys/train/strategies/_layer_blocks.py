@@ -68,11 +68,8 @@ def activation_bytes(module: nn.Module, batch: Batch) -> int:
     """Bytes that a forward pass keeps for the backward pass, beside parameters and buffers.
 
     Inputs that it keeps count; storages that several tensors view count once. What a checkpointed
-    block recomputes does not count: the backward pass has that of one block at a time.
-
-    Args:
-        module: Module, called once in its current mode.
-        batch: Arguments of its `forward`.
+    block recomputes does not count: the backward pass has that of one block at a time. The module
+    is called once in its current mode.
     """
     own = [*module.parameters(), *module.buffers()]
     own_storages = {tensor.untyped_storage().data_ptr() for tensor in own}

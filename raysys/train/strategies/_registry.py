@@ -23,14 +23,9 @@ if TYPE_CHECKING:
 def make_strategy(
     task: TrainingTask, module: torch.nn.Module, settings: TrainSettings, device: str, examples: int
 ) -> Strategy:
-    """Spread a module over the workers as the settings say; called by all of them together.
+    """Spread a task's module over the workers, which call it together with the same module.
 
-    Args:
-        task: Prepared task, which shows a pipeline a batch.
-        module: Its module, the same on every worker.
-        settings: Strategy and its options.
-        device: Device of this worker.
-        examples: Number of training examples.
+    A pipeline looks at a batch of the task, which is prepared with `examples` training examples.
     """
     name = settings.strategy
     if name != "ddp":

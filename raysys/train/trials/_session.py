@@ -118,11 +118,8 @@ class TrialSession:
         self._gpu = cluster.limits().gpus >= self._max_workers
         cpus_per_worker = math.ceil(max_cpus / self._max_workers)
         reserved = cpus_per_worker * self._max_workers
-        cluster.require(
-            "trying training settings",
-            cpus=reserved,
-            gpus=float(self._max_workers) if self._gpu else 0.0,
-        )
+        gpus_reserved = float(self._max_workers) if self._gpu else 0.0
+        cluster.require("trying training settings", cpus=reserved, gpus=gpus_reserved)
         bundle = {"CPU": float(cpus_per_worker), **({"GPU": 1.0} if self._gpu else {})}
         self._placement_group = placement_group([bundle] * self._max_workers, strategy="PACK")
         self._groups: dict[int, WorkerGroup] = {}
@@ -140,12 +137,8 @@ class TrialSession:
                     "stop other work, or give fewer workers"
                 ) from None
             raise
-        self.machine = Machine(
-            examples=facts["examples"],
-            cpus=max_cpus,
-            gpus=int(cluster.resources().gpus) if self._gpu else 0,
-            bf16=facts["bf16"],
-        )
+        gpus = int(cluster.resources().gpus) if self._gpu else 0
+        self.machine = Machine(facts["examples"], max_cpus, gpus, facts["bf16"])
 
     def prepare(self, settings: TrainSettings, *, timeout_s: float = 60.0) -> PreparedTrial:
         """Make the settings ready to take steps.
@@ -156,14 +149,9 @@ class TrialSession:
         key = next(self._keys)
         group = self._group(settings.num_workers)
         answers = group.ask("prepare", timeout_s, key, settings)
-        memory = int(max(answer["memory_bytes"] for answer in answers))
-        trial = PreparedTrial(
-            key=key,
-            settings=settings,
-            step_s=max(answer["step_s"] for answer in answers),
-            start_s=max(answer["start_s"] for answer in answers),
-            memory_bytes=memory,
-        )
+        slowest = {name: max(answer[name] for answer in answers) for name in answers[0]}
+        memory = int(slowest["memory_bytes"])
+        trial = PreparedTrial(key, settings, slowest["step_s"], slowest["start_s"], memory)
         self._prepared[key] = group, key
         if settings.memory_limit_bytes and memory > settings.memory_limit_bytes:
             self.close(trial)

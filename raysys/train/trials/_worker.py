@@ -27,6 +27,7 @@ from raysys.train.strategies._registry import make_strategy
 
 if TYPE_CHECKING:
     from raysys.data import Table
+    from raysys.train._loop import Point
     from raysys.train._settings import TrainSettings
     from raysys.train._task import TrainingTask
     from raysys.train.strategies._strategy import MicroBatch, Strategy
@@ -58,12 +59,8 @@ class TrialWorker:
 
     def join(self, address: str) -> dict[str, Any]:
         """Enter the process group; returns facts about this process."""
-        dist.init_process_group(
-            "gloo" if self._device == "cpu" else "nccl",
-            init_method=address,
-            rank=self._rank,
-            world_size=self._world,
-        )
+        backend = "gloo" if self._device == "cpu" else "nccl"
+        dist.init_process_group(backend, address, rank=self._rank, world_size=self._world)
         self._free()
         self._process_bytes = psutil.Process().memory_info().rss
         return {"examples": self._examples, "bf16": self._has_fast_bf16()}
@@ -89,12 +86,8 @@ class TrialWorker:
         first = time.perf_counter() - started
         seconds, _ = runner.run(_FIRST_STEPS)
         self._runners[key] = runner
-        step = statistics.median(seconds)
-        return {
-            "step_s": step,
-            "start_s": max(0.0, first - step),
-            "memory_bytes": self._memory_peak(before),
-        }
+        step, memory = statistics.median(seconds), self._memory_peak(before)
+        return {"step_s": step, "start_s": max(0.0, first - step), "memory_bytes": memory}
 
     def run_steps(self, key: int, count: int) -> tuple[list[float], float]:
         """Seconds of each step, and CPU-seconds of this process in all of them."""
@@ -110,9 +103,8 @@ class TrialWorker:
         """Train through a whole schedule of `samples` samples."""
         steps = max(1, samples // settings.batch_size)
         epochs = math.ceil(steps / steps_per_epoch(self._examples, settings))
-        settings = settings.model_copy(
-            update={"epochs": epochs, "max_steps": steps, "evaluate": False}
-        )
+        schedule = {"epochs": epochs, "max_steps": steps, "evaluate": False}
+        settings = settings.model_copy(update=schedule)
         self._free()
         before = self._start_memory_peak()
         strategy = self._make_strategy(settings)
@@ -204,7 +196,5 @@ class _StepLosses(TrainCallback):
     def __init__(self) -> None:
         self.values: list[float] = []
 
-    def on_step_end(
-        self, progress: TrainingProgress, loss: float, point: Mapping[str, float] | None
-    ) -> None:
+    def on_step_end(self, progress: TrainingProgress, loss: float, point: Point | None) -> None:
         self.values.append(loss)
