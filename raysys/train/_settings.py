@@ -42,9 +42,7 @@ class TrainSettings(BaseModel):
     epochs: int = Field(6, ge=1)
     max_steps: int | None = Field(None, ge=1, description="end the schedule after fewer steps")
     batch_size: int = Field(512, ge=1, description="examples per step, over all workers")
-    gradient_accumulation_steps: int = Field(
-        1, ge=1, description="micro-batches of a worker per step"
-    )
+    gradient_accumulation_steps: int = Field(1, ge=1, description="a worker's micro-batches a step")
 
     optimizer: OptimizerName = "adamw"
     learning_rate: float = Field(4e-3, gt=0)
@@ -63,17 +61,13 @@ class TrainSettings(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 on GPUs that support it, else fp32"
     )
-    activation_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass"
-    )
+    activation_checkpointing: bool = Field(False, description="recompute activations in backward")
     gradient_compression: Literal["none", "fp16", "powersgd"] = Field(
         "none", description="between workers, under ddp"
     )
     compile: bool = Field(False, description="torch.compile the module")
     prefetch_batches: int = Field(0, ge=0, description="batches prepared ahead in a thread")
-    threads_per_worker: int | None = Field(
-        None, ge=1, description="the worker's logical CPUs by default"
-    )
+    threads_per_worker: int | None = Field(None, ge=1, description="default: its logical CPUs")
 
     checkpoint_steps: int | None = Field(
         None, ge=1, description="steps between checkpoints; an epoch by default"

@@ -37,13 +37,9 @@ _log = logging.getLogger("raysys.train")
 
 
 def run_worker(
-    task: TrainingTask,
-    tables: Mapping[str, Table],
-    settings: TrainSettings,
-    state: RunState,
-    submission: str,
-    device: str,
-) -> None:
+    task: TrainingTask, tables: Mapping[str, Table], settings: TrainSettings, state: RunState,
+    submission: str, device: str,
+) -> None:  # fmt: skip
     """Train as one worker of a process group, from the newest checkpoint to the end.
 
     An error that would recur is stored and raised; a restarted group ends at once, and the driver
@@ -60,13 +56,9 @@ def run_worker(
 
 
 def _train(
-    task: TrainingTask,
-    tables: Mapping[str, Table],
-    settings: TrainSettings,
-    state: RunState,
-    submission: str,
-    device: str,
-) -> None:
+    task: TrainingTask, tables: Mapping[str, Table], settings: TrainSettings, state: RunState,
+    submission: str, device: str,
+) -> None:  # fmt: skip
     rank, world = dist.get_rank(), dist.get_world_size()
     if settings.threads_per_worker:
         torch.set_num_threads(settings.threads_per_worker)

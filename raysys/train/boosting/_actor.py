@@ -37,13 +37,9 @@ class BoostActor:
     """An actor with the methods that xgboost-ray's driver calls, and their arguments."""
 
     def __init__(
-        self,
-        rank: int,
-        num_actors: int,
-        queue: Any = None,
-        checkpoint_frequency: int = 0,
+        self, rank: int, num_actors: int, queue: Any = None, checkpoint_frequency: int = 0,
         distributed_callbacks: Any = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Import XGBoost while the driver summarizes the rows."""
         _import_xgboost()
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -71,16 +67,10 @@ class BoostActor:
             self._loaded[assignment.key] = (shard, assignment.load(*shard))
 
     def train(
-        self,
-        tracker: dict[str, Any],
-        return_booster: bool,
-        params: dict[str, Any],
-        training: ShardAssignment,
-        evals: Sequence[tuple[ShardAssignment, str]],
-        _rounds_left: int,
-        *,
-        xgb_model: bytes | None = None,
-    ) -> dict[str, Any]:
+        self, tracker: dict[str, Any], return_booster: bool, params: dict[str, Any],
+        training: ShardAssignment, evals: Sequence[tuple[ShardAssignment, str]],
+        _rounds_left: int, *, xgb_model: bytes | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """Train together with the other actors.
 
         `tracker` has the arguments of XGBoost's communicator, `params` the `plan`, `name`,
@@ -110,13 +100,9 @@ class BoostActor:
         return {"bst": result if return_booster else None, "evals_result": {}, "train_n": 0}
 
     def _train(
-        self,
-        tracker: dict[str, Any],
-        params: dict[str, Any],
-        assignments: Sequence[ShardAssignment],
-        start: bytes | None,
-        stopped: threading.Event,
-    ) -> bytes:
+        self, tracker: dict[str, Any], params: dict[str, Any],
+        assignments: Sequence[ShardAssignment], start: bytes | None, stopped: threading.Event,
+    ) -> bytes:  # fmt: skip
         plan: BoostPlan = params["plan"]
         if plan.params["objective"].startswith("multi:"):
             classes = assignments[0].source.encoding.classes or ()

@@ -89,9 +89,7 @@ class ShardAssignment:
         """Numbers of blocks, each with the slice of its rows."""
         rows = self.source.rows
         if self.source.columns.group:
-            return [
-                (number, slice(0, rows[number])) for number in range(position, len(rows), shards)
-            ]
+            return [(at, slice(0, rows[at])) for at in range(position, len(rows), shards)]
         if self.interleaved:
             return [(number, slice(position, None, shards)) for number in range(len(rows))]
         total, first, pieces = sum(rows), 0, []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def make_strategy(
     task: TrainingTask, module: torch.nn.Module, settings: TrainSettings, device: str, examples: int
 ) -> Strategy:
-    """Spread a task's module over the workers, which call it together with the same module.
+    """Spread a task's module over the workers; called by all of them, with the same module.
 
     A pipeline looks at a batch of the task, which is prepared with `examples` training examples.
     """
