@@ -10,11 +10,14 @@ from raysys.data.leakage._check_leaks import check_leaks
 from raysys.data.leakage._report import LeakFinding, LeakLimits, LeakReport
 from raysys.data.readers._read import read
 from raysys.data.sampling._class_balance import class_counts, class_weights, oversample, undersample
-from raysys.data.sampling._reservoir import reservoir_sample
-from raysys.data.sampling._sample import importance_sample, sample
-from raysys.data.sampling._split import Splits, split_by_group, split_by_hash
-from raysys.data.sampling._split_stratified import split_stratified
-from raysys.data.sampling._split_time import split_by_time
+from raysys.data.sampling._sample import importance_sample, reservoir_sample, sample
+from raysys.data.sampling._split import (
+    Splits,
+    split_by_group,
+    split_by_hash,
+    split_by_time,
+    split_stratified,
+)
 from raysys.data.validation._infer_schema import infer_schema
 from raysys.data.validation._schema import Column, DistributionBounds, RowBounds, Schema
 from raysys.data.validation._validate import TableCheck, ValidationError, ValidationResult, validate

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from raysys.data._blocks import block_count
-from raysys.data._lazy_plan import LazyOperation, collect, lazy
+from raysys.data._lazy_plan import LazyOperation
 from raysys.data._shuffle import by_hash, merge
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    import pyarrow as pa
 
     from raysys.data._relational import RelationalTable
 
@@ -38,25 +36,21 @@ class _Function:
     merged: Callable[[Callable[[str], pl.Expr]], pl.Expr]
 
 
-def _squares(part: Callable[[str], pl.Expr]) -> tuple[pl.Expr, pl.Expr]:
-    """Number of values and sum of squared deviations (Chan, Golub & LeVeque, 1979, eq. 2.1)."""
-    count, mean = part("count").sum(), (part("mean") * part("count")).sum() / part("count").sum()
-    between = (part("count") * (part("mean") - mean) ** 2).sum()
-    return count, part("squares").sum() + between
-
-
 def _moments(column: pl.Expr) -> dict[str, pl.Expr]:
     mean = column.mean()
     return {
-        "count": column.count().cast(pl.Float64),
+        "values": column.count().cast(pl.Float64),
         "mean": mean.fill_null(0.0),
         "squares": ((column - mean) ** 2).sum().cast(pl.Float64),
     }
 
 
 def _variance(part: Callable[[str], pl.Expr]) -> pl.Expr:
-    count, squares = _squares(part)
-    return pl.when(count > 1).then(squares / (count - 1))
+    """From the sum of squared deviations (Chan, Golub & LeVeque, 1979, eq. 2.1)."""
+    count = part("values").sum()
+    mean = (part("mean") * part("values")).sum() / count
+    between = (part("values") * (part("mean") - mean) ** 2).sum()
+    return pl.when(count > 1).then((part("squares").sum() + between) / (count - 1))
 
 
 def _mean(part: Callable[[str], pl.Expr]) -> pl.Expr:
@@ -64,12 +58,17 @@ def _mean(part: Callable[[str], pl.Expr]) -> pl.Expr:
     return pl.when(count > 0).then(part("total").sum() / count)
 
 
+def _repeated(name: str) -> _Function:
+    """A function of which that of the parts is the result."""
+    return _Function(lambda c: {name: getattr(c, name)()}, lambda p: getattr(p(name), name)())
+
+
 _FUNCTIONS: dict[str, _Function] = {
     "count": _Function(lambda c: {"count": c.count()}, lambda p: p("count").sum()),
-    "sum": _Function(lambda c: {"sum": c.sum()}, lambda p: p("sum").sum()),
+    "sum": _repeated("sum"),
     "mean": _Function(lambda c: {"total": c.sum(), "count": c.count()}, _mean),
-    "min": _Function(lambda c: {"min": c.min()}, lambda p: p("min").min()),
-    "max": _Function(lambda c: {"max": c.max()}, lambda p: p("max").max()),
+    "min": _repeated("min"),
+    "max": _repeated("max"),
     "var": _Function(_moments, _variance),
     "std": _Function(_moments, lambda p: _variance(p).sqrt()),
     "first": _Function(
@@ -78,15 +77,15 @@ _FUNCTIONS: dict[str, _Function] = {
     "last": _Function(
         lambda c: {"last": c.drop_nulls().last()}, lambda p: p("last").drop_nulls().last()
     ),
-    "any": _Function(lambda c: {"any": c.any()}, lambda p: p("any").any()),
-    "all": _Function(lambda c: {"all": c.all()}, lambda p: p("all").all()),
+    "any": _repeated("any"),
+    "all": _repeated("all"),
+    "median": _Function(lambda c: {"median": c.median()}, lambda p: p("median").first()),
+    "n_unique": _Function(
+        lambda c: {"n_unique": c.drop_nulls().n_unique()}, lambda p: p("n_unique").first()
+    ),
+    "list": _Function(lambda c: {"list": c.implode()}, lambda p: p("list").first()),
 }
-# These need all values of a group in one place.
-_UNMERGEABLE: dict[str, Callable[[pl.Expr], pl.Expr]] = {
-    "median": lambda c: c.median(),
-    "n_unique": lambda c: c.drop_nulls().n_unique(),
-    "list": lambda c: c.implode(),
-}
+_UNMERGEABLE = ("median", "n_unique", "list")  # need all values of a group in one part
 ROWS = "rows"
 
 
@@ -98,15 +97,16 @@ def aggregate(
     results = _checked(aggregates, groups, names)
     if missing := [name for name in groups if name not in names]:
         raise DataError(f"aggregate: no such columns in `by`: {missing}; there are {names[:20]}")
-    if all(function not in _UNMERGEABLE for _, function in results.values()):
-        rows = table._planned(LazyOperation("aggregate", _partial, (groups, results)))
-        finish = _merge_parts
+    partial, merged = (
+        LazyOperation("aggregate", function, (groups, results)) for function in (_partial, _merged)
+    )
+    if mergeable := all(function not in _UNMERGEABLE for _, function in results.values()):
+        rows = table._planned(partial)
     else:
         rows = table.select(list(dict.fromkeys([*groups, *(c for c, _ in results.values() if c)])))
-        finish = _aggregate_rows
     parts = block_count(rows.nbytes()) if groups else 1
     pieces = by_hash(rows.blocks(), (), groups, parts, "aggregate")
-    return merge(pieces, finish, groups, results, name="aggregate")
+    return merge(pieces, merged) if mergeable else merge(pieces, partial, merged)
 
 
 def _checked(
@@ -117,16 +117,15 @@ def _checked(
     Raises:
         DataError: An unknown function or column, or a name that `by` has too.
     """
-    functions = [*_FUNCTIONS, *_UNMERGEABLE]
     results = {}
     for name, of in aggregates.items():
         if of == ROWS:
             results[name] = ("", ROWS)
             continue
-        if not (isinstance(of, tuple) and len(of) == 2 and of[1] in functions):
+        if not (isinstance(of, tuple) and len(of) == 2 and of[1] in _FUNCTIONS):
             raise DataError(
                 f"aggregate {name}: give (column, function) or 'rows', the function one of "
-                f"{functions}; given: {of!r}"
+                f"{list(_FUNCTIONS)}; given: {of!r}"
             )
         if of[0] not in names:
             raise DataError(f"aggregate {name}: no such column: {of[0]!r}; there are {names[:20]}")
@@ -154,20 +153,6 @@ def _partial(
     return frame.group_by(by, maintain_order=True).agg(**parts)
 
 
-def _merge_parts(
-    rows: pa.Table, by: Sequence[str], results: Mapping[str, tuple[str, str]]
-) -> pa.Table:
-    """`_merged` of a part's rows."""
-    return collect(_merged(lazy(rows), by, results), "aggregate")
-
-
-def _aggregate_rows(
-    rows: pa.Table, by: Sequence[str], results: Mapping[str, tuple[str, str]]
-) -> pa.Table:
-    """`_aggregated` of a part's rows."""
-    return collect(_aggregated(lazy(rows), by, results), "aggregate")
-
-
 def _merged(
     frame: pl.LazyFrame, by: Sequence[str], results: Mapping[str, tuple[str, str]]
 ) -> pl.LazyFrame:
@@ -183,30 +168,6 @@ def _merged(
     if not by:
         return frame.select(**columns)
     return frame.group_by(by, maintain_order=True).agg(**columns).sort(by)
-
-
-def _aggregated(
-    frame: pl.LazyFrame, by: Sequence[str], results: Mapping[str, tuple[str, str]]
-) -> pl.LazyFrame:
-    """The results, from all rows of each group; ascending by group."""
-    kinds = frame.collect_schema()
-    simple = {n: of for n, of in results.items() if of[1] not in _UNMERGEABLE}
-    columns = {
-        name: _UNMERGEABLE[function](pl.col(column))
-        for name, (column, function) in results.items()
-        if function in _UNMERGEABLE
-    }
-    for name, (column, function) in simple.items():
-        if function == ROWS:
-            columns[name] = pl.len()
-        elif function in ("first", "last"):
-            columns[name] = getattr(pl.col(column).drop_nulls(), function)()
-        else:
-            columns[name] = getattr(_wide(column, kinds[column], function), function)()
-    ordered = {name: columns[name] for name in results}
-    if not by:
-        return frame.select(**ordered)
-    return frame.group_by(by, maintain_order=True).agg(**ordered).sort(by)
 
 
 def _wide(column: str, kind: Any, function: str) -> pl.Expr:

@@ -14,14 +14,13 @@ from raysys.errors import RaysysError
 from raysys.telemetry import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import pyarrow as pa
 
 # Approximate size of a block: small enough that a few fit in a worker's memory, large enough to
 # amortize a task's start. A constant, so that blocks depend on the data and not on the cluster.
 BLOCK_BYTES = 64 << 20
-_KEYS = ("operation",)  # the task's name
 _AT_ONCE = 64  # tasks of `run_in_turn`: more than CPUs, few enough to wait for
 
 
@@ -51,9 +50,18 @@ def table_task(name: str, tables: int = 1) -> Any:
     return ray.remote(_run_described).options(name=name, num_returns=2 * tables)
 
 
-def value_task(name: str, returns: int = 1) -> Any:
-    """A task that returns its function's result, or the items of it."""
-    return ray.remote(_run).options(name=name, num_returns=returns)
+def value_task(name: str) -> Any:
+    """A task that returns its function's result."""
+    return ray.remote(_run).options(name=name)
+
+
+def scatter(
+    name: str, parts: int, function: Callable[..., Any], calls: Iterable[Sequence[Any]]
+) -> list[list[Any]]:
+    """Refs of the `parts` values that `function(*call)` returns, [call][part]: a task a call."""
+    task = ray.remote(_run_parts).options(name=name, num_returns=parts)
+    refs = [task.remote(function, *call) for call in calls]
+    return [[ref] for ref in refs] if parts == 1 else refs
 
 
 def coordinate(name: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -104,19 +112,19 @@ def _run(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
+def _run_parts(function: Callable[..., Any], *args: Any) -> Any:
+    values = _run(function, *args)
+    return values[0] if len(values) == 1 else values
+
+
 def _run_described(function: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
     tables = _run(function, *args)
     returned: list[Any] = []
     for table in tables if isinstance(tables, tuple) else (tables,):
         block, meta = described(table)
         returned += block, meta
-        _count(meta)
+        if ray.is_initialized():
+            tags = {"operation": ray.get_runtime_context().get_task_name() or ""}
+            metrics.DATA_ROWS.inc(meta.rows, tags)
+            metrics.DATA_BYTES.inc(meta.nbytes, tags)
     return tuple(returned)
-
-
-def _count(meta: BlockMeta) -> None:
-    """Metrics of a block that this task has made."""
-    if ray.is_initialized():
-        tags = {"operation": ray.get_runtime_context().get_task_name() or ""}
-        metrics.DATA_ROWS.inc(meta.rows, tags)
-        metrics.DATA_BYTES.inc(meta.nbytes, tags)

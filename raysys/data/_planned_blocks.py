@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from raysys.data._blocks import BlockMeta, results, table_task, value_task
 from raysys.data._conversions import kind_of
+from raysys.data._describe import table_html, table_text
 from raysys.data._lazy_plan import LazyOperation, evaluate, planned_schema
 from raysys.data._lineage import Lineage, plain
 from raysys.data._row_hash import content_of, table_digest
-from raysys.data._table_repr import table_html, table_text
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ class PlannedBlocks:
     ) -> Self:
         """A Table of what tasks return as (block, meta), see `described`; waits for the metas."""
         metas = results([meta for _, meta in pairs])
-        return cls([block for block, _ in pairs], metas, lineage)
+        table = cls([block for block, _ in pairs], metas, lineage)
+        table.lineage.rows = len(table)
+        return table
 
     # --- without work ---
 
@@ -170,10 +172,6 @@ class PlannedBlocks:
     def _task_name(self) -> str:
         """Name of the tasks that run the plan."""
         return "+".join(dict.fromkeys(operation.name for operation in self._operations)) or "read"
-
-    def _counted(self) -> Self:
-        self.lineage.rows = len(self)
-        return self
 
 
 def evaluate_and_call(

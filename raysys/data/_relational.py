@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from raysys.data import _aggregate, _block_edits, _join, _shuffle
+import numpy as np
+import polars as pl
+
+from raysys.data import _aggregate, _join, _shuffle
 from raysys.data._blocks import block_count, table_task
 from raysys.data._lazy_plan import LazyOperation
 from raysys.data._lineage import Lineage, plain
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Self
 
-    import polars as pl
+    import pyarrow as pa
 
 
 class RelationalTable(PlannedBlocks):
@@ -29,7 +33,7 @@ class RelationalTable(PlannedBlocks):
         names = self._names("select", columns)
         if not names or len(set(names)) < len(names):
             raise DataError(f"select: give one or more columns, each once; given: {names}")
-        operation = LazyOperation("select", _block_edits.select, (names,), columns=tuple(names))
+        operation = LazyOperation("select", pl.LazyFrame.select, (names,), columns=tuple(names))
         return self._planned(operation, columns=names)
 
     def drop(self, columns: str | Sequence[str]) -> Self:
@@ -39,12 +43,12 @@ class RelationalTable(PlannedBlocks):
 
     def rename(self, names: Mapping[str, str]) -> Self:
         """New names for some columns, old to new. Lazy."""
-        operation = LazyOperation("rename", _block_edits.rename, (dict(names),))
+        operation = LazyOperation("rename", pl.LazyFrame.rename, (dict(names),))
         return self._planned(operation, names=dict(names))
 
     def filter(self, predicate: pl.Expr) -> Self:
         """Rows for which a polars expression is true: neither false nor null. Lazy."""
-        operation = LazyOperation("filter", _block_edits.filter_rows, (predicate,))
+        operation = LazyOperation("filter", pl.LazyFrame.filter, (predicate,))
         return self._planned(operation, predicate=predicate)
 
     def with_columns(self, **columns: pl.Expr) -> Self:
@@ -52,8 +56,9 @@ class RelationalTable(PlannedBlocks):
 
         An expression over several rows (a mean, a shift) would see only its block.
         """
-        operation = LazyOperation("with_columns", _block_edits.with_columns, (columns,))
-        return self._planned(operation, columns=columns)
+        with_columns: Any = pl.LazyFrame.with_columns
+        function = functools.partial(with_columns, **columns)
+        return self._planned(LazyOperation("with_columns", function), columns=columns)
 
     def join(
         self,
@@ -89,8 +94,7 @@ class RelationalTable(PlannedBlocks):
         if how != "full" and right.nbytes() <= _join.BROADCAST_BYTES:
             return planned
         pairs = _join.join_by_hash(self, right, keys, how, suffix)
-        inputs = (self.lineage, right.lineage)
-        return self.from_blocks(pairs, Lineage("join", plain(parameters), inputs))._counted()
+        return self._computed("join", pairs, parameters, right.lineage)
 
     # --- computing: a new Table ---
 
@@ -108,8 +112,7 @@ class RelationalTable(PlannedBlocks):
             flights.aggregate(["carrier"], flights="rows", mean_delay=("arr_delay", "mean"))
         """
         pairs = _aggregate.aggregate(self, by, aggregates)
-        parameters = plain({"by": list(by), "of": aggregates})
-        return self.from_blocks(pairs, Lineage("aggregate", parameters, (self.lineage,)))._counted()
+        return self._computed("aggregate", pairs, {"by": list(by), "of": aggregates})
 
     def window(
         self,
@@ -155,9 +158,8 @@ class RelationalTable(PlannedBlocks):
             )
         order = {"descending": flags, "nulls_last": [nulls_last] * len(keys)}
         pieces = _shuffle.by_range(self.blocks(), keys, order, block_count(self.nbytes()))
-        pairs = _shuffle.merge(pieces, _shuffle.sort_rows, keys, order, name="sort")
-        lineage = Lineage("sort", {"by": keys, **order}, (self.lineage,))
-        return self.from_blocks(pairs, lineage)._counted()
+        pairs = _shuffle.merge(pieces, LazyOperation("sort", _shuffle.sort_rows, (keys, order)))
+        return self._computed("sort", pairs, {"by": keys, **order})
 
     def distinct(self, columns: str | Sequence[str] | None = None) -> Self:
         """The first of rows that are equal in these columns, or in all.
@@ -165,12 +167,13 @@ class RelationalTable(PlannedBlocks):
         Rows keep their order within a block; up to 64 MiB there is one.
         """
         names = self._names("distinct", columns) if columns else self.columns
-        fewer = self._planned(LazyOperation("distinct", _block_edits.distinct, (names,)))
-        parts = block_count(fewer.nbytes())
-        pieces = _shuffle.by_hash(fewer.blocks(), (), names, parts, "distinct")
-        pairs = _shuffle.merge(pieces, _block_edits.distinct_rows, names, name="distinct")
-        lineage = Lineage("distinct", {"columns": names}, (self.lineage,))
-        return self.from_blocks(pairs, lineage)._counted()
+        unique = functools.partial(pl.LazyFrame.unique, keep="first", maintain_order=True)
+        operation = LazyOperation("distinct", unique, (names,))
+        fewer = self._planned(operation)
+        pieces = _shuffle.by_hash(
+            fewer.blocks(), (), names, block_count(fewer.nbytes()), "distinct"
+        )
+        return self._computed("distinct", _shuffle.merge(pieces, operation), {"columns": names})
 
     def partition_by(self, columns: str | Sequence[str], blocks: int) -> Self:
         """Bring all rows with equal values of the columns into one block, in row order."""
@@ -178,14 +181,13 @@ class RelationalTable(PlannedBlocks):
         if blocks < 1:
             raise DataError(f"partition_by: blocks={blocks}; give at least 1")
         pieces = _shuffle.by_hash(self._sources, self._operations, names, blocks, "partition_by")
-        pairs = _shuffle.merge(pieces, _shuffle.same, name="partition_by")
-        lineage = Lineage("partition_by", {"columns": names, "blocks": blocks}, (self.lineage,))
-        return self.from_blocks(pairs, lineage)._counted()
+        pairs = _shuffle.merge(pieces, name="partition_by")
+        return self._computed("partition_by", pairs, {"columns": names, "blocks": blocks})
 
     def repartition(self, blocks: int) -> Self:
         """The same rows in the same order, in this many blocks of about equal numbers of rows."""
         pairs = _shuffle.evenly(self.blocks(), [meta.rows for meta in self.metas()], blocks)
-        return self.from_blocks(pairs, Lineage("repartition", {"blocks": blocks}, (self.lineage,)))
+        return self._computed("repartition", pairs, {"blocks": blocks})
 
     def with_row_number(self, column: str) -> Self:
         """Add the row's number in the Table, int64 from 0."""
@@ -194,7 +196,18 @@ class RelationalTable(PlannedBlocks):
         task = table_task("number_rows")
         firsts = itertools.accumulate((meta.rows for meta in self.metas()), initial=0)
         pairs = [
-            task.remote(_block_edits.number, block, column, first)
+            task.remote(_number_rows, block, column, first)
             for block, first in zip(self.blocks(), firsts, strict=False)
         ]
-        return self.from_blocks(pairs, Lineage("number_rows", {"column": column}, (self.lineage,)))
+        return self._computed("number_rows", pairs, {"column": column})
+
+    def _computed(
+        self, name: str, pairs: Sequence[Any], parameters: Mapping[str, Any], *inputs: Lineage
+    ) -> Self:
+        """The Table of (block, meta) refs that an operation's tasks return."""
+        lineage = Lineage(name, plain(dict(parameters)), (self.lineage, *inputs))
+        return self.from_blocks(pairs, lineage)
+
+
+def _number_rows(block: pa.Table, column: str, first: int) -> pa.Table:
+    return block.append_column(column, [np.arange(first, first + len(block))])

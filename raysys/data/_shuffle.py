@@ -9,14 +9,15 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from raysys.data._blocks import table_task, value_task
+from raysys.data._blocks import scatter, table_task, value_task
 from raysys.data._lazy_plan import collect, evaluate, lazy
 from raysys.data._row_hash import hash_rows
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from raysys.data._lazy_plan import LazyOperation
 
 _SAMPLES_A_BLOCK = 256
 _FLAG, _PART = "\x1fflag", "\x1fpart"
@@ -26,9 +27,8 @@ def by_hash(
     sources: Sequence[Any], operations: Sequence[Any], columns: Sequence[str], parts: int, name: str
 ) -> list[list[Any]]:
     """Refs of pieces, [block][part]: rows with equal values of the columns share a part."""
-    split = value_task(name, parts)
-    pieces = [split.remote(_split_by_hash, s, operations, list(columns), parts) for s in sources]
-    return [[piece] for piece in pieces] if parts == 1 else pieces
+    calls = [(source, operations, list(columns), parts) for source in sources]
+    return scatter(name, parts, _split_by_hash, calls)
 
 
 def evenly(blocks: Sequence[Any], rows: Sequence[int], parts: int) -> list[Any]:
@@ -51,16 +51,10 @@ def _slices(ranges: Sequence[tuple[int, int]], *blocks: pa.Table) -> pa.Table:
     return concat(*[b.slice(a, z - a) for b, (a, z) in zip(blocks, ranges, strict=True)])
 
 
-def merge(
-    pieces: Sequence[Sequence[Any]], function: Callable[..., pa.Table], *args: Any, name: str
-) -> list[Any]:
-    """(block, meta) refs of each part: `function` of its pieces, in the order of their blocks."""
-    task = table_task(name)
-    parts = len(pieces[0]) if pieces else 0
-    return [
-        task.remote(_merge, function, args, *[of_block[part] for of_block in pieces])
-        for part in range(parts)
-    ]
+def merge(pieces: Sequence[Sequence[Any]], *operations: LazyOperation, name: str = "") -> list[Any]:
+    """(block, meta) refs of each part: its pieces in the order of their blocks, and operations."""
+    task = table_task(name or operations[-1].name)
+    return [task.remote(_merge, operations, *of_part) for of_part in zip(*pieces, strict=True)]
 
 
 def concat(*pieces: pa.Table) -> pa.Table:
@@ -85,19 +79,14 @@ def common_schema(schemas: Sequence[pa.Schema], what: str) -> pa.Schema:
     return common
 
 
-def same(rows: pa.Table) -> pa.Table:
-    """The rows as they are."""
-    return rows
-
-
-def _merge(function: Callable[..., pa.Table], args: Sequence[Any], *pieces: pa.Table) -> pa.Table:
-    return function(concat(*pieces), *args)
+def _merge(operations: Sequence[LazyOperation], *pieces: pa.Table) -> pa.Table:
+    return evaluate(concat(*pieces), operations)
 
 
 def _split_by_hash(source: Any, operations: Sequence[Any], columns: list[str], parts: int) -> Any:
     block = evaluate(source, operations)
     if parts == 1:
-        return block
+        return [block]
     place = hash_rows(block, columns) % np.uint64(parts)
     order = np.argsort(place, kind="stable")
     ends = np.searchsorted(place[order], np.arange(parts + 1, dtype=np.uint64))
@@ -112,25 +101,24 @@ def by_range(
     sample, bounds = value_task("sort").remote, value_task("sort")
     keys = [sample(_sample_keys, block, by, how) for block in blocks]
     cuts = bounds.remote(_bounds, by, how, parts, *keys)
-    split = value_task("sort", parts)
-    pieces = [split.remote(_split_by_range, block, cuts, by, how, parts) for block in blocks]
-    return [[piece] for piece in pieces] if parts == 1 else pieces
+    calls = [(block, cuts, by, how, parts) for block in blocks]
+    return scatter("sort", parts, _split_by_range, calls)
 
 
-def sort_rows(rows: pa.Table, by: Sequence[str], how: dict[str, Any]) -> pa.Table:
+def sort_rows(frame: pl.LazyFrame, by: Sequence[str], how: dict[str, Any]) -> pl.LazyFrame:
     """Sorted; rows with equal keys keep their order."""
-    return collect(lazy(rows).sort(by, **how, maintain_order=True), "sort")
+    return frame.sort(by, **how, maintain_order=True)
 
 
 def _sample_keys(block: pa.Table, by: Sequence[str], how: dict[str, Any]) -> pa.Table:
-    keys = sort_rows(block.select(list(by)), by, how)
+    keys = collect(sort_rows(lazy(block.select(list(by))), by, how), "sort")
     step = max(1, len(keys) // _SAMPLES_A_BLOCK)
     return keys.take(np.arange(step // 2, len(keys), step))
 
 
 def _bounds(by: Sequence[str], how: dict[str, Any], parts: int, *keys: pa.Table) -> pa.Table:
     """First keys of all parts but the first, from evenly spaced samples of the blocks."""
-    sample = sort_rows(concat(*keys), by, how)
+    sample = collect(sort_rows(lazy(concat(*keys)), by, how), "sort")
     places = [len(sample) * part // parts for part in range(1, parts)] if len(sample) else []
     return sample.take(pa.array(places, pa.int64()))
 
@@ -139,7 +127,7 @@ def _split_by_range(
     block: pa.Table, cuts: pa.Table, by: list[str], how: dict[str, Any], parts: int
 ) -> Any:
     if parts == 1:
-        return block
+        return [block]
     rows = lazy(block).with_columns(pl.lit(1, pl.Int8).alias(_FLAG))
     marks = lazy(cuts).with_columns(pl.lit(0, pl.Int8).alias(_FLAG))
     # A row belongs to the part that the last bound before it opens: sort both together, bounds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, overload
 
 import polars as pl
@@ -10,20 +11,22 @@ import ray
 
 from raysys.data import _block_files, _conversions
 from raysys.data import _describe as _summaries
-from raysys.data._batches import iter_batches
+from raysys.data._block_files import write_part
 from raysys.data._blocks import coordinate, described, results, run_in_turn, table_task, value_task
+from raysys.data._lazy_plan import evaluate
 from raysys.data._lineage import Lineage, code_of, plain
-from raysys.data._parquet_writer import write_part
 from raysys.data._planned_blocks import evaluate_and_call
 from raysys.data._relational import RelationalTable
 from raysys.data._row_hash import block_digest
-from raysys.data._shuffle import common_schema
+from raysys.data._shuffle import common_schema, concat
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from raysys.storage import Storage
+
+_AHEAD = 4  # blocks of `iter_batches` that are computed before they are asked for
 
 
 class Table(RelationalTable):
@@ -145,7 +148,29 @@ class Table(RelationalTable):
 
         A few blocks are computed and fetched ahead; a planned Table is not kept.
         """
-        return iter_batches(self, rows)
+        if rows < 1:
+            raise DataError(f"iter_batches: rows={rows}; give at least 1")
+        none, task = self.schema.empty_table(), value_task(self._task_name())
+        sources, operations, planned = self._sources, self._operations, self._metas is None
+        pending: list[pa.Table] = []
+        pending_rows = 0
+        waiting: deque[Any] = deque()
+        for number in range(len(sources) + _AHEAD):
+            if number < len(sources):
+                source = sources[number]
+                waiting.append(task.remote(evaluate, source, operations) if planned else source)
+            if number < _AHEAD:
+                continue
+            pending += results([waiting.popleft()])
+            pending_rows += len(pending[-1])
+            if pending_rows < rows:
+                continue
+            joined, left = concat(none, *pending), pending_rows % rows
+            for start in range(0, pending_rows - left, rows):
+                yield joined.slice(start, rows)
+            pending, pending_rows = [joined.slice(pending_rows - left)], left
+        if pending_rows:
+            yield concat(none, *pending)
 
     @overload
     def __getitem__(self, columns: str) -> pa.ChunkedArray: ...
@@ -201,9 +226,7 @@ class Table(RelationalTable):
             task.remote(evaluate_and_call, s, self._operations, function, *args)
             for s in self._sources
         ]
-        return Table.from_blocks(
-            pairs, _lineage_of_call(label, function, args, self.lineage)
-        )._counted()
+        return Table.from_blocks(pairs, _lineage_of_call(label, function, args, self.lineage))
 
     def split_blocks(
         self, function: Callable[..., tuple[pa.Table, pa.Table]], *args: Any, name: str
@@ -221,8 +244,8 @@ class Table(RelationalTable):
             _lineage_of_call(f"{name} ({n} of 2)", function, args, self.lineage) for n in (1, 2)
         ]
         return (
-            Table.from_blocks([four[:2] for four in pairs], lineages[0])._counted(),
-            Table.from_blocks([four[2:] for four in pairs], lineages[1])._counted(),
+            Table.from_blocks([four[:2] for four in pairs], lineages[0]),
+            Table.from_blocks([four[2:] for four in pairs], lineages[1]),
         )
 
     def coordinate(self, function: Callable[..., Any], *args: Any, name: str) -> Any:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.data._order_statistics import count_groups, value_of
+from raysys.data._row_numbers import each_block
 from raysys.data.leakage._bins import LeakBins, make_bins
 from raysys.data.leakage._column_power import (
     CHANCE_SIGMAS,
@@ -17,11 +21,14 @@ from raysys.data.leakage._column_power import (
     transferred_power,
 )
 from raysys.data.leakage._report import LeakFinding, LeakLimits
-from raysys.data.leakage._shared_rows import RowComparison, SharedRows, shared_rows, time_overlaps
+from raysys.data.leakage._shared_rows import RowComparison, SharedRows, shared_rows
+from raysys.data.sampling._split import time_key
 from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import pyarrow as pa
 
     from raysys.data._table import Table
     from raysys.data.sampling._split import Splits
@@ -50,18 +57,18 @@ def rows_and_categories(
     comparisons = [comparison for comparison in comparisons if comparison.columns]
     if not comparisons:
         return [], ["no rows, since there are neither keys nor features"]
-    shared, names = shared_rows(tables, comparisons), list(tables)
+    shared = shared_rows(tables, comparisons)
     done = [f"{sum(len(t) for t in tables.values())} rows by {', '.join(columns)}"]
     findings = []
-    for number, a in enumerate(names):
-        for b in names[number + 1 :]:
-            if overlap := shared.get((0, a, b)):
-                findings.append(_shared(a, b, overlap, len(tables[b]), bool(keys), columns))
+    for a, b in itertools.combinations(tables, 2):
+        if overlap := shared.get((0, a, b)):
+            findings.append(_shared(a, b, overlap, len(tables[b]), bool(keys), columns))
     for number, name in enumerate(categories, start=1):
         for split, table in splits.evaluation.items():
             overlap = shared.get((number, training, split))
             seen = overlap.rows if overlap else 0
-            unseen = len(table) - _missing(table, name) - seen
+            missing = sum(table.gather(_missing, name, name="leaks_missing"))
+            unseen = len(table) - missing - seen
             fraction = unseen / max(len(table), 1)
             if fraction > limits.unseen_fraction:
                 findings.append(LeakFinding(
@@ -75,15 +82,28 @@ def rows_and_categories(
 
 def time_order(tables: Mapping[str, Table], column: str) -> list[LeakFinding]:
     """Splits that do not end before the next one starts."""
-    return [
-        LeakFinding(
-            "time order", True, column, (earlier, later), float(overlap.early),
-            f"{overlap.early} rows of {later} are before the last of {earlier} ({overlap.last}), "
-            f"and {overlap.late} of {earlier} after the first of {later} ({overlap.first})",
+    calls = {name: each_block(table, "leaks_time") for name, table in tables.items() if len(table)}
+    key = functools.partial(time_key, column=column)
+    spans = {name: count_groups(call, key)[0] for name, call in calls.items()}
+    kind, findings = next(iter(tables.values())).schema.field(column).type, []
+    for earlier, later in itertools.combinations(calls, 2):
+        first, last = spans[later].low, spans[earlier].high
+        if first >= last:
+            continue
+        late = sum(calls[earlier](_beyond, column, first, True))
+        early = sum(calls[later](_beyond, column, last, False))
+        findings.append(LeakFinding(
+            "time order", True, column, (earlier, later), float(early),
+            f"{early} rows of {later} are before the last of {earlier} ({value_of(last, kind)}), "
+            f"and {late} of {earlier} after the first of {later} ({value_of(first, kind)})",
             "Split with split_by_time, or name the splits in the order of time",
-        )
-        for (earlier, later), overlap in time_overlaps(tables, column).items()
-    ]  # fmt: skip
+        ))  # fmt: skip
+    return findings
+
+
+def _beyond(block: pa.Table, first: int, column: str, limit: int, after: bool) -> int:
+    keys = time_key(block, first, column)
+    return int((keys > np.uint64(limit) if after else keys < np.uint64(limit)).sum())
 
 
 def fitted_beyond(splits: Splits, fitted: Any) -> LeakFinding | None:
@@ -232,9 +252,5 @@ def _metric(label: Label) -> str:
     return "explained variance" if label.classes is None else "area under the ROC curve"
 
 
-def _missing(table: Table, column: str) -> int:
-    return sum(table.gather(_nulls, column, name="leaks_missing"))
-
-
-def _nulls(block: Any, column: str) -> int:
+def _missing(block: pa.Table, column: str) -> int:
     return int(block[column].null_count)

@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from raysys.data._order_statistics import RankedKey, count_groups, locate
+from raysys.data._order_statistics import (
+    RankedKey,
+    count_groups,
+    groups_of,
+    locate,
+    ordered,
+    value_of,
+)
 from raysys.data._row_hash import hash_rows, mix
 from raysys.data._row_numbers import deal, each_block, need
 from raysys.data._table import Table
+from raysys.data.sampling._sample import random_key, strata
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -149,6 +157,88 @@ def split_by_group(
     return cut(table, list(fractions), key, cuts, description, training)
 
 
+def split_stratified(
+    table: Table,
+    fractions: Mapping[str, float],
+    stratify: Sequence[str],
+    *,
+    seed: int = 0,
+    training: str = "train",
+) -> Splits:
+    """Split at random so that every class is split by the fractions, to less than a row.
+
+    Args:
+        table: The rows.
+        fractions: Fraction of the rows of each split; they sum to 1.
+        stratify: Columns of the classes; an empty list gives a plain random split.
+        seed: Seed of the draw.
+        training: Name of the training split.
+
+    Raises:
+        DataError: Invalid fractions, a missing column, more than 100,000 classes, or an empty
+            split.
+    """
+    need(table, stratify)
+    map_blocks = each_block(table, "split_stratified")
+    limits = stratified_cuts(map_blocks, cumulative(fractions), stratify, seed)
+    classes = f"stratified by {', '.join(stratify)}" if stratify else "at random"
+    return deal_splits(
+        table, list(fractions), f"{classes}, {describe_fractions(fractions)}, seed {seed}",
+        training, _stratified, random_key(seed), tuple(stratify), limits, len(fractions),
+    )  # fmt: skip
+
+
+def split_by_time(
+    table: Table,
+    column: str,
+    fractions: Mapping[str, float] | None = None,
+    *,
+    starts: Mapping[str, Any] | None = None,
+    gap: Any = None,
+    training: str = "train",
+) -> Splits:
+    """Split by time: the first split before the second, and so on; equal times stay together.
+
+    Args:
+        table: The rows.
+        column: Column of times or numbers, without missing values.
+        fractions: Fraction of the rows of each split, the earliest first; met to half of the rows
+            of one time; or
+        starts: start of each evaluation split, the earliest first.
+        gap: A timedelta, or a number for a column of numbers. Rows within the gap before a start
+            are dropped from the split before it, because their labels may look ahead into the next
+            one. (The purging of Lopez de Prado, "Advances in financial machine learning", 2018,
+            chapter 7.)
+        training: Name of the training split.
+
+    Raises:
+        DataError: Neither or both of `fractions` and `starts`, a row without a time, starts out
+            of order, or an empty split.
+    """
+    need(table, [column])
+    if (fractions is None) == (starts is None):
+        raise DataError("give either the fractions of the splits or their starts")
+    kind, key = table.schema.field(column).type, functools.partial(time_key, column=column)
+    if starts is None:
+        assert fractions is not None
+        names = list(fractions)
+        description = f"by time in {column}, {describe_fractions(fractions)}"
+        cuts = cuts_of(each_block(table, "split_by_time"), key, cumulative(fractions))
+        description += f", cut at {', '.join(str(value_of(cut, kind)) for cut in cuts)}"
+    else:
+        names = [training, *starts]
+        times = ", ".join(f"{name} from {start}" for name, start in starts.items())
+        description = f"by time in {column}, {times}"
+        cuts = [_as_key(start, kind, column) for start in starts.values()]
+        if cuts != sorted(set(cuts)):
+            raise DataError(f"starts={dict(starts)} are not in order: give the earliest first")
+    ends = cuts
+    if gap is not None:
+        ends = [_as_key(_before(value_of(cut, kind), gap, column), kind, column) for cut in cuts]
+        description += f", gap {gap}"
+    return cut(table, names, key, cuts, description, training, ends)
+
+
 def hash_key(columns: Sequence[str], seed: int) -> Key:
     """Keys that hash these columns."""
     return functools.partial(_hash_key, columns=tuple(columns), seed=seed)
@@ -232,3 +322,66 @@ def _between(
     bounds = np.array([*ends, 2**64 - 1], np.uint64)
     inside = (keys < bounds[part]) | (part == len(cuts))
     return tuple(block.filter(pa.array((part == n) & inside)) for n in range(len(cuts) + 1))
+
+
+def stratified_cuts(
+    map_blocks: Each, upto: Sequence[float], by: Sequence[str], seed: int
+) -> dict[int, list[int]]:
+    """The largest key of each part except the last, or -1, by class.
+
+    A class draws once whether its fractional numbers of rows are rounded up: systematic sampling
+    (Madow, 1949), under which a difference of two cuts is within a row of its fraction too.
+    """
+    key = random_key(seed)
+    groups = strata(map_blocks, key, by)
+    draws = mix(np.array(list(groups), np.uint64), seed).astype(np.float64) / 2.0**64
+    ranks = [
+        (group, int(fraction * counted.rows + draw))
+        for (group, counted), draw in zip(groups.items(), draws.tolist(), strict=True)
+        for fraction in upto
+    ]
+    positive = [pair for pair in ranks if pair[1] > 0]
+    located = dict(zip(positive, locate(map_blocks, key, positive, groups, by), strict=True))
+    limits: dict[int, list[int]] = {group: [] for group in groups}
+    for pair in ranks:
+        limits[pair[0]].append(located[pair].key if pair in located else -1)
+    return limits
+
+
+def _stratified(
+    block: pa.Table,
+    first: int,
+    key: Key,
+    by: Sequence[str],
+    limits: dict[int, list[int]],
+    parts: int,
+) -> tuple[pa.Table, ...]:
+    groups = np.array(sorted(limits), np.uint64)
+    at = np.searchsorted(groups, groups_of(block, by))
+    keys, part = key(block, first), np.zeros(len(block), np.int64)
+    for number in range(parts - 1):
+        # One more than the largest key, so that 0 is below all keys.
+        start = np.array([limits[group][number] + 1 for group in groups.tolist()], np.uint64)
+        part += keys >= start[at]
+    return tuple(block.filter(pa.array(part == number)) for number in range(parts))
+
+
+def time_key(block: pa.Table, first: int, column: str) -> np.ndarray:
+    return ordered(block[column], column)
+
+
+def _as_key(value: Any, kind: Any, column: str) -> int:
+    try:
+        return int(ordered(pa.array([value], kind), column)[0])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise DataError(f"{value!r} is not a valid {kind} for {column}: {error}") from error
+
+
+def _before(start: Any, gap: Any, column: str) -> Any:
+    try:
+        return start - gap
+    except TypeError as error:
+        raise DataError(
+            f"cannot subtract gap={gap!r} from {start!r}, a value of {column}: give a timedelta "
+            "for times, a number for numbers"
+        ) from error

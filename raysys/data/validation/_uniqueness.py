@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import ray
 
-from raysys.data._blocks import BlockMeta, results, table_task, value_task
+from raysys.data._blocks import BlockMeta, results, scatter, table_task, value_task
 from raysys.data._row_hash import hash_rows
 from raysys.data._table import Table
 from raysys.data.readers._column_types import FILE, ROW
@@ -55,8 +54,7 @@ def split_repeated(
         gather.remote(candidates, blocks[n], groups, firsts[n], *suspects)
         for n in np.flatnonzero(is_suspect)
     ]
-    compare = ray.remote(repeats).options(name="unique_repeats", num_returns=2)
-    repeated, numbers = compare.remote(groups, firsts, *values)
+    ((repeated, numbers),) = scatter("unique_repeats", 2, repeats, [(groups, firsts, *values)])
     task, bad = table_task("unique_split", tables=2), []
     for n in results([numbers])[0]:
         blocks[n], metas[n], *pair = task.remote(without, blocks[n], firsts[n], repeated, columns)
@@ -77,13 +75,9 @@ def find_suspects(
     """
     firsts = np.cumsum([0, *(meta.rows for meta in table.metas())])
     parts = max(1, -(-len(table) // _ROWS_PER_TASK))
-    hash_task = ray.remote(hashes).options(name="unique_hash", num_returns=parts)
-    hashed = [
-        hash_task.remote(b, groups, n, parts) for b, n in zip(table.blocks(), firsts, strict=False)
-    ]
-    pieces = [[part] for part in hashed] if parts == 1 else hashed
-    compare = ray.remote(shared).options(name="unique_compare", num_returns=2)
-    compared = [compare.remote(firsts, *[piece[n] for piece in pieces]) for n in range(parts)]
+    calls = [(b, groups, n, parts) for b, n in zip(table.blocks(), firsts, strict=False)]
+    pieces = zip(*scatter("unique_hash", parts, hashes, calls), strict=True)
+    compared = scatter("unique_compare", 2, shared, [(firsts, *of_part) for of_part in pieces])
     is_suspect = np.any(results([mask for _, mask in compared]), axis=0)
     return firsts, [places for places, _ in compared], is_suspect
 
@@ -96,14 +90,14 @@ def hashes(block: pa.Table, groups: Sequence[Sequence[str]], first: int, parts: 
     """
     partitions: list[Any] = [[] for _ in range(parts)]
     for group in groups:
-        complete = _complete(block, group)
+        complete = np.all([block[name].is_valid().to_numpy() for name in group], axis=0)
         values = hash_rows(block, group)[complete]
         places = first + np.flatnonzero(complete)
         part_of = values % np.uint64(parts)
         for part in range(parts):
             mask = part_of == part if parts > 1 else slice(None)
             partitions[part].append((values[mask], places[mask]))
-    return partitions[0] if parts == 1 else partitions
+    return partitions
 
 
 def shared(firsts: np.ndarray, *pieces: Any) -> tuple[list[np.ndarray], np.ndarray]:
@@ -190,15 +184,6 @@ def without(
         index = int(np.searchsorted(numbers, rows[_PLACE][0] - first))
         examples[str(kind)] = (len(rows), location(bad.row(index, named=True)))
     return block.filter(pa.array(keep)), with_examples(to_arrow(bad), examples)
-
-
-def _complete(block: pa.Table, group: Sequence[str]) -> np.ndarray:
-    """Mask of the rows without a missing value in these columns."""
-    complete = np.ones(len(block), bool)
-    for name in group:
-        if block[name].null_count:
-            complete &= block[name].is_valid().to_numpy()
-    return complete
 
 
 def _block_of(places: np.ndarray, firsts: np.ndarray) -> np.ndarray:

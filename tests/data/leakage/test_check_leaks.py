@@ -26,7 +26,7 @@ from raysys.data.leakage._column_power import (
     stability_index,
     transferred_power,
 )
-from raysys.data.leakage._shared_rows import RowComparison, SharedRows, _compare, entries
+from raysys.data.leakage._shared_rows import RowComparison, SharedRows, compare, entries
 from raysys.errors import DataError
 
 ROWS = 4000
@@ -208,11 +208,10 @@ def test_shared_rows_equal_brute_force(splits: list[list[Any]], bits: int) -> No
     for number, values in enumerate(splits):
         table, cut = pa.table({"a": pa.array(values, pa.int64())}), len(values) // 3
         for first, block in ((0, table.slice(0, cut)), (cut, table.slice(cut))):
-            sent = entries(block, first, comparisons, number, bits)
-            parts.append([sent] if bits == 0 else sent)
+            parts.append(entries(block, first, comparisons, number, 1 << bits))
     overlaps: dict[tuple[int, int, int], SharedRows] = {}
     for n in range(1 << bits):
-        for pair, shared in _compare(*[part[n] for part in parts]).items():
+        for pair, shared in compare(*[part[n] for part in parts]).items():
             total = overlaps.setdefault(pair, SharedRows())
             total.rows += shared.rows
             total.examples += shared.examples

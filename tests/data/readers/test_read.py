@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from raysys.data import Lineage, Table, read
-from raysys.data import _parquet_writer as _write
+from raysys.data import Lineage, Table, _block_files, read
 from raysys.data._lazy_plan import LazyOperation, evaluate
 from raysys.data.readers import _csv
 from raysys.data.readers import _parquet_arrow as _formats
@@ -66,7 +65,7 @@ def _write_arrow(table: pa.Table, path: Path, rows: int = 2) -> None:
 def test_every_type_round_trips(kind: Any, tmp_path: Path) -> None:
     path = tmp_path / f"a.{kind}"
     if kind == "parquet":
-        pq.write_table(_write.readable(_ROWS), path, row_group_size=2)
+        pq.write_table(_block_files.readable(_ROWS), path, row_group_size=2)
     else:
         _write_arrow(_ROWS, path)
     parts = _file_parts(path, kind)

@@ -73,7 +73,7 @@ def test_a_reservoir_has_all_rows_of_a_short_stream_of_record_batches() -> None:
 def test_a_reservoir_of_a_long_stream_holds_no_more_than_three_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from raysys.data.sampling import _reservoir as module
+    from raysys.data.sampling import _sample as module
 
     sizes: list[int] = []
     smallest = module._smallest

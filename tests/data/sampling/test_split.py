@@ -18,9 +18,14 @@ from raysys.data import (
     split_stratified,
 )
 from raysys.data.sampling._sample import random_key
-from raysys.data.sampling._split import _between, cuts_of, hash_key
-from raysys.data.sampling._split_stratified import _stratified, stratified_cuts
-from raysys.data.sampling._split_time import time_key
+from raysys.data.sampling._split import (
+    _between,
+    _stratified,
+    cuts_of,
+    hash_key,
+    stratified_cuts,
+    time_key,
+)
 from raysys.errors import DataError
 from tests.data.cut import each_block
 

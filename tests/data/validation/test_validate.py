@@ -153,7 +153,6 @@ def test_duplicates_are_those_of_pandas(cuts: list[int], parts: int) -> None:
     ]
     firsts = np.array(bounds)
     pieces = [hashes(b, groups, n, parts) for b, n in zip(blocks, firsts, strict=False)]
-    pieces = [[piece] for piece in pieces] if parts == 1 else pieces
     suspects = [shared(firsts, *[piece[n] for piece in pieces])[0] for n in range(parts)]
     values = [candidates(b, groups, n, *suspects) for b, n in zip(blocks, firsts, strict=False)]
     repeated, _ = repeats(groups, firsts, *values)
@@ -175,7 +174,7 @@ def test_rows_that_only_share_a_hash_are_not_duplicates(monkeypatch: pytest.Monk
         lambda block, _: np.zeros(len(block), np.uint64),
     )
     block, firsts = pa.table({"a": [3, 1, 3, 2], "_row": [0, 1, 2, 3]}), np.array([0, 4])
-    suspects, _ = shared(firsts, hashes(block, [["a"]], 0, 1))
+    suspects, _ = shared(firsts, *hashes(block, [["a"]], 0, 1))
     repeated, blocks = repeats([["a"]], firsts, candidates(block, [["a"]], 0, suspects))
     assert (repeated["\1place"].to_pylist(), blocks.tolist()) == ([2], [0])
 
