@@ -37,7 +37,7 @@ class CostProfile:
 
     Attributes:
         accumulate: Micro-batches that share the cost of an optimizer step.
-        values: Outputs of the node, as fake tensors with shape, dtype and device.
+        values: Outputs of the node, fake tensors.
         seconds: Estimated time of the node, forward and backward, in one micro-batch.
         storages: Memory that the node reads or returns.
         graded: Nodes whose value gets a gradient.
@@ -63,42 +63,31 @@ def profile(
     Args:
         traced: Traced module.
         example: Batch that it was traced with.
-        autocast: Factory of the context of the forward pass, which decides dtypes.
+        autocast: Context of the forward pass, which decides dtypes.
         accumulate: Micro-batches that share the cost of an optimizer step.
     """
     costs = CostProfile(accumulate)
     module = fx.GraphModule(torch.nn.ModuleDict(traced.modules), traced.graph)
+    placeholders = traced.graph.find_nodes(op="placeholder")
+    values = traced.tensors | {place: example[name] for place, name in traced.arguments.items()}
     with FakeTensorMode() as fake:
-        inputs = [
-            fake.from_tensor(
-                traced.tensors[node.name]
-                if node.name in traced.tensors
-                else example[traced.arguments[node.name]]
-            )
-            for node in traced.graph.find_nodes(op="placeholder")
-        ]
+        inputs = [fake.from_tensor(values[node.name]) for node in placeholders]
         run = _Run(module, costs)
         with run.counter, autocast():
             run.run(*inputs)
-        _gradients(run, traced, costs)
-    for node in traced.graph.find_nodes(op="placeholder"):
+        reached = [
+            node
+            for node, value in run.env.items()
+            if isinstance(value, torch.Tensor) and value.requires_grad
+        ]
+        tensors = [run.env[node] for node in reached]
+        grads = torch.autograd.grad(run.env[traced.loss], tensors, allow_unused=True)
+        costs.graded = {n for n, grad in zip(reached, grads, strict=True) if grad is not None}
+    passes = _PARAMETER_PASSES + _OPTIMIZER_PASSES / accumulate
+    for node in costs.graded.intersection(placeholders):
         tensor = costs.values[node]
-        if node in costs.graded:
-            passes = _PARAMETER_PASSES + _OPTIMIZER_PASSES / accumulate
-            costs.seconds[node] = passes * tensor.nbytes / _BYTES_A_SECOND[tensor.device.type]
+        costs.seconds[node] = passes * tensor.nbytes / _BYTES_A_SECOND[tensor.device.type]
     return costs
-
-
-def _gradients(run: _Run, traced: TracedModule, profile: CostProfile) -> None:
-    nodes = [
-        node
-        for node, value in run.env.items()
-        if isinstance(value, torch.Tensor) and value.requires_grad
-    ]
-    grads = torch.autograd.grad(
-        run.env[traced.loss], [run.env[node] for node in nodes], allow_unused=True
-    )
-    profile.graded = {node for node, grad in zip(nodes, grads, strict=True) if grad is not None}
 
 
 class _Run(fx.Interpreter):
@@ -120,17 +109,11 @@ class _Run(fx.Interpreter):
         costs.storages[n] = {_storage(tensor) for tensor in (*inputs, *outputs)}
         if n.op == "call_function":
             costs.seconds[n] = _seconds(n, inputs, outputs, flops)
-        quiet = _changes_quietly(n, self.module)
-        for tensor, version in zip(inputs, versions, strict=True):
-            if tensor._version != version:
-                self._mutates(n, tensor)
-        for node, argument in arguments:
-            if quiet and node.op == "placeholder" and not argument.requires_grad:
-                self._mutates(n, argument)
+        changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
+        if any(norm in str(op) for op in _operators(n) for norm in _NORMS):
+            changed += [t for m, t in arguments if m.op == "placeholder" and not t.requires_grad]
+        costs.mutated |= {_storage(tensor): n for tensor in changed}
         return value
-
-    def _mutates(self, n: fx.Node, tensor: torch.Tensor) -> None:
-        self.profile.mutated[_storage(tensor)] = n
 
 
 def _seconds(
@@ -162,10 +145,6 @@ def _storage(tensor: torch.Tensor) -> int:
 def is_random(node: fx.Node) -> bool:
     """Whether an operation, or one inside a block that it runs, draws random numbers."""
     return any(torch.Tag.nondeterministic_seeded in op.tags for op in _operators(node))
-
-
-def _changes_quietly(node: fx.Node, module: torch.nn.Module) -> bool:
-    return any(norm in str(op) for op in _operators(node) for norm in _NORMS)
 
 
 def _operators(node: fx.Node) -> Iterator[torch._ops.OpOverload]:

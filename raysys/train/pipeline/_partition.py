@@ -22,19 +22,21 @@ _NEAR = 1.03  # cuts within this of the fastest are compared by the bytes that t
 
 @dataclass(frozen=True)
 class StageValue:
-    """A tensor that one stage sends to the next.
-
-    Attributes:
-        node: Node that computes it.
-        shape: Shape of the tensor.
-        dtype: Dtype of the tensor.
-        graded: Whether its gradient is sent back.
-    """
+    """A tensor that one stage sends to the next; `graded` if its gradient is sent back."""
 
     node: fx.Node
     shape: tuple[int, ...]
     dtype: torch.dtype
     graded: bool
+
+
+@dataclass(frozen=True)
+class StagePhase:
+    """Operations of a stage in order, with their inputs, and its values from and for neighbours."""
+
+    operations: list[fx.Node]
+    receives: list[StageValue]
+    sends: list[StageValue]
 
 
 @dataclass
@@ -46,25 +48,15 @@ class PipelineStage:
     the batch alone (masks, positions) are not sent: each stage computes them.
 
     Attributes:
-        once: Operations on parameters alone, in order, with their inputs.
-        each: Operations of each micro-batch, in order, with their inputs.
-        receives_once: Values from the previous stage, in the order in which it sends them.
-        receives_each: The same, for each micro-batch.
-        sends_once: Values for the next stage.
-        sends_each: The same, for each micro-batch.
+        once: Operations on parameters alone.
+        each: Operations of each micro-batch.
         tensor_names: Its own parameters and buffers; of other stages' buffers that it reads, a
             stage has copies.
-        seconds: Estimated time of a micro-batch, forward and backward.
     """
 
-    once: list[fx.Node]
-    each: list[fx.Node]
-    receives_once: list[StageValue]
-    receives_each: list[StageValue]
-    sends_once: list[StageValue]
-    sends_each: list[StageValue]
+    once: StagePhase
+    each: StagePhase
     tensor_names: list[str]
-    seconds: float
 
 
 def partition(traced: TracedModule, profile: CostProfile, stages: int) -> list[PipelineStage]:
@@ -77,12 +69,10 @@ def partition(traced: TracedModule, profile: CostProfile, stages: int) -> list[P
     kinds = _kinds(traced, profile)
     order = [n for n in traced.graph.nodes if n.op == "call_function" and kinds[n] != "free"]
     spans = _spans(traced, kinds, order)
-    seconds, trained = np.zeros(len(order)), np.zeros(len(order))
-    for node, (first, _) in spans.items():
+    seconds, trained, between = np.zeros((3, len(order)))
+    for node, (first, last) in spans.items():
         seconds[first] += profile.seconds.get(node, 0.0)
         trained[first] += node.op == "placeholder" and node in profile.graded
-    between = np.zeros(len(order))
-    for node, (first, last) in spans.items():
         between[first + 1 : last + 1] += _between_s(profile, node, kinds[node])
     for first, last in _unbroken(traced, profile, order):
         between[first + 1 : last + 1] = np.inf
@@ -100,29 +90,22 @@ def partition(traced: TracedModule, profile: CostProfile, stages: int) -> list[P
     for at in range(stages):
         nodes = set(order[edges[at] : edges[at + 1]])
         once, each = (
-            _complete(traced, kinds, {node for node in nodes if kinds[node] == kind})
+            StagePhase(
+                _complete(traced, kinds, {node for node in nodes if kinds[node] == kind}),
+                receives=[value for value in sent[at] if kinds[value.node] == kind],
+                sends=[value for value in sent[at + 1] if kinds[value.node] == kind],
+            )
             for kind in ("once", "each")
         )
-        read = {argument for node in (*once, *each) for argument in node.all_input_nodes}
-        received = {value.node for value in sent[at]}
-        names = [
+        read = {n for node in once.operations + each.operations for n in node.all_input_nodes}
+        read -= {value.node for value in sent[at]}
+        names = dict.fromkeys(
             traced.names[node.name]
             for node in traced.graph.find_nodes(op="placeholder")
-            if node.name in traced.names and node in read and node not in received
-        ]
-        parts.append(
-            PipelineStage(
-                once=once,
-                each=each,
-                receives_once=[value for value in sent[at] if kinds[value.node] == "once"],
-                receives_each=[value for value in sent[at] if kinds[value.node] == "each"],
-                sends_once=[value for value in sent[at + 1] if kinds[value.node] == "once"],
-                sends_each=[value for value in sent[at + 1] if kinds[value.node] == "each"],
-                tensor_names=[name for name in dict.fromkeys(names) if name not in assigned],
-                seconds=float(seconds[edges[at] : edges[at + 1]].sum()),
-            )
+            if node.name in traced.names and node in read
         )
-        assigned |= set(names)
+        parts.append(PipelineStage(once, each, [name for name in names if name not in assigned]))
+        assigned |= names.keys()
     parts[0].tensor_names += [
         name for name in dict.fromkeys(traced.names.values()) if name not in assigned
     ]
@@ -261,15 +244,10 @@ def _crossing(
     profile: CostProfile, spans: dict[fx.Node, tuple[int, int]], cut: int
 ) -> list[StageValue]:
     """Values computed before a cut and used after it."""
+    crossing = {n: profile.values[n] for n, (first, last) in spans.items() if first < cut <= last}
     return [
-        StageValue(
-            node,
-            tuple(profile.values[node].shape),
-            profile.values[node].dtype,
-            node in profile.graded,
-        )
-        for node, (first, last) in spans.items()
-        if first < cut <= last
+        StageValue(node, tuple(tensor.shape), tensor.dtype, node in profile.graded)
+        for node, tensor in crossing.items()
     ]
 
 
@@ -277,10 +255,9 @@ def _complete(
     traced: TracedModule, kinds: dict[fx.Node, str], nodes: set[fx.Node]
 ) -> list[fx.Node]:
     """Operations in their order, with the "free" ones that they need."""
-    needed, waiting = set(nodes), list(nodes)
-    while waiting:
-        for node in waiting.pop().all_input_nodes:
-            if kinds[node] == "free" and node.op != "placeholder" and node not in needed:
-                needed.add(node)
-                waiting.append(node)
+    needed = set(nodes)
+    for node in reversed(traced.graph.nodes):
+        if node in needed:
+            inputs = (n for n in node.all_input_nodes if n.op != "placeholder")
+            needed |= {n for n in inputs if kinds[n] == "free"}
     return [node for node in traced.graph.nodes if node in needed]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -87,24 +88,24 @@ class PipelineStrategy(SingleDeviceStrategy):
             (name, tensor.shape, tensor.dtype, stage_of[name] * replicas)
             for name, tensor in tensors_of(module).items()
         ]
-        mine = [*self._worker.tensors, *self.inner.parameters(), *self.inner.buffers()]
-        _free(module, {id(tensor) for tensor in mine})
-        self._connect(replica, replicas)
+        used = (*self._worker.tensors.values(), *self.inner.parameters(), *self.inner.buffers())
+        mine = {id(tensor) for tensor in used}
+        for tensor in (*module.parameters(), *module.buffers()):
+            if id(tensor) not in mine:
+                tensor.data = tensor.new_empty(0)
+        self._connect(replicas)
         self.start()
 
-    def _connect(self, replica: int, replicas: int) -> None:
+    def _connect(self, replicas: int) -> None:
         """Make all process groups, in the same order on every worker."""
-        for number in range(replicas):
-            pipeline = [at * replicas + number for at in range(self._stages)]
-            onward, back = dist.new_group(pipeline), dist.new_group(pipeline)
-            if number == replica:
-                rank = dist.get_rank()
-                self._before = StageLink(rank - replicas, back, onward, self.device)
-                self._after = StageLink(rank + replicas, onward, back, self.device)
-        for at in range(self._stages):
-            group = dist.new_group(range(at * replicas, (at + 1) * replicas))
-            if at == self._at:
-                self._replicas = group
+        stages = np.arange(self._stages * replicas).reshape(self._stages, replicas)
+        onward, back, self._replicas = (
+            dist.new_subgroups_by_enumeration(ranks.tolist())[0]
+            for ranks in (stages.T, stages.T, stages)
+        )
+        rank = dist.get_rank()
+        self._before = StageLink(rank - replicas, back, onward, self.device)
+        self._after = StageLink(rank + replicas, onward, back, self.device)
 
     def step(self, micro: Sequence[MicroBatch], learning_rate: float) -> float:
         self._check_shapes(micro)
@@ -123,53 +124,51 @@ class PipelineStrategy(SingleDeviceStrategy):
     def _pass_through(self, micro: Sequence[MicroBatch]) -> Callable[[], float]:
         """Forward and backward of all micro-batches; returns a function that waits for the loss."""
         worker, stage, count = self._worker, self._worker.stage, len(micro)
-        returning = [value for value in stage.sends_each if value.graded]
-        once = self._before.receive(stage.receives_once)
-        forward = self._before.receive(stage.receives_each, count)
+        returning = [value for value in stage.each.sends if value.graded]
+        once = self._before.receive(stage.once.receives)
+        forward = self._before.receive(stage.each.receives, count)
         backward = self._after.receive(returning, count)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._after.send(worker.begin(once.next()))
+        self._after.send(worker.begin(next(once)))
         waiting: deque[PendingMicroBatch] = deque()
         ahead = min(count, self._stages - 1 - self._at)
         arriving: Callable[[], float]
         for at in range(count + ahead):
             if at < count:
-                passed, loss = worker.forward(forward.next(), micro[at].batch, micro[at].weight)
+                passed = worker.forward(next(forward), micro[at].batch, micro[at].weight)
                 self._after.send(passed.sent)
                 waiting.append(passed)
-                if loss is not None:
-                    total += loss
+                if passed.loss is not None:
+                    total += passed.loss
                 if at == count - 1:
                     arriving = _sum(total)
             if at >= ahead:
-                arrived = backward.next()
-                self._before.send(worker.backward(waiting.popleft(), arrived))
-        back = self._after.receive([value for value in stage.sends_once if value.graded])
-        self._before.send(worker.end(back.next()))
+                self._before.send(worker.backward(waiting.popleft(), next(backward)))
+        back = self._after.receive([value for value in stage.once.sends if value.graded])
+        self._before.send(worker.end(next(back)))
         self._before.finish()
         self._after.finish()
         return arriving
 
     def forward(self, part: MicroBatch) -> torch.Tensor | None:
         worker, stage = self._worker, self._worker.stage
-        self._after.send(worker.begin(self._before.receive(stage.receives_once).next()))
-        received = self._before.receive(stage.receives_each).next()
-        passed, loss = worker.look(received, part.batch, part.weight)
+        self._after.send(worker.begin(next(self._before.receive(stage.once.receives))))
+        received = next(self._before.receive(stage.each.receives))
+        passed = worker.look(received, part.batch, part.weight)
         self._after.send(passed.sent)
         self._after.finish()
-        return loss
+        return passed.loss
 
     def _check_shapes(self, micro: Sequence[MicroBatch]) -> None:
-        for part in micro:
-            for name, value in part.batch.items():
-                if (value.shape, value.dtype) != self._shapes.get(name):
-                    shape, dtype = self._shapes.get(name, ((), None))
-                    raise TrainError(
-                        f"micro-batches of a pipeline must have one shape: {name} is {value.dtype} "
-                        f"{tuple(value.shape)}, expected {dtype} {tuple(shape)}; make batch_size a "
-                        "multiple of gradient_accumulation_steps x num_workers / num_stages, and "
-                        "all batches of the task of one shape"
-                    )
+        for name, value in (item for part in micro for item in part.batch.items()):
+            shape, dtype = self._shapes.get(name, ((), None))
+            if (value.shape, value.dtype) != (shape, dtype):
+                raise TrainError(
+                    f"micro-batches of a pipeline must have one shape: {name} is {value.dtype} "
+                    f"{tuple(value.shape)}, expected {dtype} {tuple(shape)}; make batch_size a "
+                    "multiple of gradient_accumulation_steps x num_workers / num_stages, and "
+                    "all batches of the task of one shape"
+                )
 
     def _clip(self) -> None:
         settings = self.settings
@@ -205,22 +204,15 @@ class PipelineStrategy(SingleDeviceStrategy):
 
 def average(gradients: list[torch.Tensor], group: Any, replicas: int) -> None:
     """Replace gradients by their means over a group, in buckets sent one after the other."""
-    by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+    buckets: dict[tuple[torch.dtype, int], list[torch.Tensor]] = defaultdict(list)
+    sizes: Counter[torch.dtype] = Counter()
     for gradient in gradients:
-        by_dtype.setdefault(gradient.dtype, []).append(gradient)
+        buckets[gradient.dtype, sizes[gradient.dtype] // _BUCKET_BYTES].append(gradient)
+        sizes[gradient.dtype] += gradient.nbytes
     under_way = []
-    for alike in by_dtype.values():
-        buckets: list[list[torch.Tensor]] = [[]]
-        size = 0
-        for gradient in alike:
-            if size > _BUCKET_BYTES:
-                buckets.append([])
-                size = 0
-            buckets[-1].append(gradient)
-            size += gradient.nbytes
-        for bucket in buckets:
-            flat = torch.cat([gradient.reshape(-1) for gradient in bucket]).div_(replicas)
-            under_way.append((dist.all_reduce(flat, group=group, async_op=True), flat, bucket))
+    for bucket in buckets.values():
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket]).div_(replicas)
+        under_way.append((dist.all_reduce(flat, group=group, async_op=True), flat, bucket))
     for work, flat, bucket in under_way:
         work.wait()
         parts = flat.split([gradient.numel() for gradient in bucket])
@@ -238,9 +230,3 @@ def _sum(value: torch.Tensor) -> Callable[[], float]:
         return float(shared)
 
     return wait
-
-
-def _free(module: torch.nn.Module, keep: set[int]) -> None:
-    for tensor in (*module.parameters(), *module.buffers()):
-        if id(tensor) not in keep:
-            tensor.data = tensor.new_empty(0)

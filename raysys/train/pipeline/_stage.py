@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,11 +39,12 @@ class _Piece:
 
 @dataclass
 class PendingMicroBatch:
-    """A micro-batch between its forward and its backward pass."""
+    """A micro-batch between its forward and its backward pass; the last stage has its loss."""
 
     received: list[torch.Tensor]
     sent: list[torch.Tensor]
     graded: list[torch.Tensor]
+    loss: torch.Tensor | None
 
 
 class StageWorker:
@@ -64,48 +66,42 @@ class StageWorker:
         self.stage = stage
         self.holder = _holder(stage, traced)
         self._autocast, self._checkpointed = autocast, checkpointed
-        self._loss = traced.loss if traced.loss in set(stage.each) else None
-        loss = [self._loss] if self._loss else []
-        self._each = _piece(stage.each, [v.node for v in stage.sends_each] + loss, traced)
-        needed = {value.node for value in stage.sends_once} | set(self._each.inputs)
-        self._once = _piece(stage.once, [n for n in stage.once if n in needed], traced)
+        self._loss = traced.loss if traced.loss in set(stage.each.operations) else None
+        outputs = [self._loss] if self._loss else [value.node for value in stage.each.sends]
+        self._each = _piece(stage.each.operations, outputs, traced)
+        needed = {*self._each.inputs, *(value.node for value in stage.once.sends)}
+        outputs = [node for node in stage.once.operations if node in needed]
+        self._once = _piece(stage.once.operations, outputs, traced)
         self._graded = {node for node in self._once.outputs if node in profile.graded}
         if compiled:
             self._each.module.compile()
-        read = {*self._each.inputs, *self._once.inputs}
-        self._arguments = {n: traced.arguments[n.name] for n in read if n.name in traced.arguments}
-        self._tensors = {
-            node: tensor
-            for node in traced.graph.find_nodes(op="placeholder")
-            if (tensor := traced.tensors.get(node.name)) is not None
-            and (node in read or node in needed)
-            and node not in {value.node for value in stage.receives_once}
-        }
+        needed |= {*self._once.inputs}
+        needed -= {value.node for value in stage.once.receives}
+        nodes = [node for node in traced.graph.find_nodes(op="placeholder") if node in needed]
+        self._arguments = {n: traced.arguments[n.name] for n in nodes if n.name in traced.arguments}
+        self.tensors = {n: traced.tensors[n.name] for n in nodes if n.name in traced.tensors}
         # Saved buffers of other stages that this one reads.
         self.copies = {
             name: tensor
-            for node, tensor in self._tensors.items()
+            for node, tensor in self.tensors.items()
             if (name := traced.names.get(node.name, "")) in traced.saved
             and name not in stage.tensor_names
         }
-        self._changing = {
-            node for node in self._tensors if profile.storages[node] & profile.mutated.keys()
-        }
+        mutated = profile.mutated.keys()
+        self._changes = [
+            node in self.tensors and bool(profile.storages[node] & mutated)
+            for node in self._each.inputs
+        ]
         # Buffers that the forward pass changes.
-        self.changing = [self._tensors[n] for n in self._each.inputs if n in self._changing]
+        self.changing = [self.tensors[node] for node in compress(self._each.inputs, self._changes)]
         self._changed: list[torch.Tensor] = []
         self._values: dict[fx.Node, torch.Tensor] = {}
         self._computed: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        """Tensors that the stage reads, with buffers of other stages."""
-        return list(self._tensors.values())
-
     def begin(self, received: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the values of the parameters alone; returns those for the next stage."""
-        self._values, self._computed = dict(self._tensors), []
-        for value, tensor in zip(self.stage.receives_once, received, strict=True):
+        self._values, self._computed = dict(self.tensors), []
+        for value, tensor in zip(self.stage.once.receives, received, strict=True):
             self._values[value.node] = _leaf(tensor, value.graded)
         with self._autocast():
             results = self._once.module(*(self._values[node] for node in self._once.inputs))
@@ -114,72 +110,63 @@ class StageWorker:
             self._values[node] = _leaf(tensor.detach(), node in self._graded)
             if node in self._graded:
                 self._computed.append((tensor, self._values[node]))
-        return [self._values[value.node].detach() for value in self.stage.sends_once]
+        return [self._values[value.node].detach() for value in self.stage.once.sends]
 
     def forward(
         self, received: Sequence[torch.Tensor], batch: Batch, weight: float
-    ) -> tuple[PendingMicroBatch, torch.Tensor | None]:
-        """Forward pass of a micro-batch; the last stage returns its weighted loss too."""
-        values, inputs = self._inputs(received, batch)
-        with self._autocast():
-            if self._checkpointed:
-                # Bound, not as arguments: those may not change in place.
-                results = checkpoint(partial(self._apply, inputs), use_reentrant=False)
-            else:
-                results = self._apply(inputs)
+    ) -> PendingMicroBatch:
+        """Forward pass of a micro-batch, whose loss is weighted."""
+
+        def recomputed(inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            # Bound, not as arguments: those may not change in place.
+            return checkpoint(partial(self._apply, inputs), use_reentrant=False)
+
+        apply = recomputed if self._checkpointed else self._apply
+        passed = self._pass(apply, received, batch, weight)
         for buffer, value in zip(self.changing, self._changed, strict=True):
             buffer.copy_(value)
-        return self._passed(values, results, weight)
+        return passed
 
     def look(
         self, received: Sequence[torch.Tensor], batch: Batch, weight: float
-    ) -> tuple[PendingMicroBatch, torch.Tensor | None]:
+    ) -> PendingMicroBatch:
         """The same, operation by operation, passing each layer's output to its twin in `holder`."""
-        values, inputs = self._inputs(received, batch)
+        look = _Look(self._each.module, self.holder)
+        return self._pass(lambda inputs: look.run(*inputs), received, batch, weight)
+
+    def _pass(
+        self,
+        apply: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]],
+        received: Sequence[torch.Tensor],
+        batch: Batch,
+        weight: float,
+    ) -> PendingMicroBatch:
+        stage = self.stage.each
+        received = [_leaf(t, v.graded) for v, t in zip(stage.receives, received, strict=True)]
+        values = {value.node: t for value, t in zip(stage.receives, received, strict=True)}
+        every = self._values | values | {n: batch[name] for n, name in self._arguments.items()}
+        inputs = self._copied([every[node] for node in self._each.inputs])
         with self._autocast():
-            results = _Look(self._each.module, self.holder).run(*inputs)
-        return self._passed(values, results, weight)
+            results = apply(inputs)
+        # A value that skips this stage is passed on unchanged.
+        values |= dict(zip(self._each.outputs, results, strict=True))
+        if self._loss is not None:
+            loss = values[self._loss] * weight
+            return PendingMicroBatch(received, [], [loss], loss.detach())
+        graded = [values[value.node] for value in stage.sends if value.graded]
+        sent = [values[value.node].detach() for value in stage.sends]
+        return PendingMicroBatch(received, sent, graded, None)
 
     def _apply(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         # Copies per micro-batch and computation: backward comes after the next one's forward.
-        own = [
-            tensor.clone() if node in self._changing else tensor
-            for node, tensor in zip(self._each.inputs, inputs, strict=True)
-        ]
-        results = self._each.module(*own)
-        self._changed = [
-            tensor
-            for node, tensor in zip(self._each.inputs, own, strict=True)
-            if node in self._changing
-        ]
+        own = self._copied(inputs)
+        results: tuple[torch.Tensor, ...] = self._each.module(*own)
+        self._changed = [*compress(own, self._changes)]
         return results
 
-    def _inputs(
-        self, received: Sequence[torch.Tensor], batch: Batch
-    ) -> tuple[dict[fx.Node, torch.Tensor], list[torch.Tensor]]:
-        values = {
-            value.node: _leaf(tensor, value.graded)
-            for value, tensor in zip(self.stage.receives_each, received, strict=True)
-        }
-        every = self._values | values | {n: batch[name] for n, name in self._arguments.items()}
-        inputs = [
-            every[node].clone() if node in self._changing else every[node]
-            for node in self._each.inputs
-        ]
-        return values, inputs
-
-    def _passed(
-        self, values: dict[fx.Node, torch.Tensor], results: Sequence[torch.Tensor], weight: float
-    ) -> tuple[PendingMicroBatch, torch.Tensor | None]:
-        received = [values[value.node] for value in self.stage.receives_each]
-        # A value that skips this stage is passed on unchanged.
-        values |= dict(zip(self._each.outputs, results, strict=True))
-        sent = [values[value.node] for value in self.stage.sends_each]
-        if self._loss is None:
-            graded = [t for v, t in zip(self.stage.sends_each, sent, strict=True) if v.graded]
-            return PendingMicroBatch(received, [tensor.detach() for tensor in sent], graded), None
-        loss = values[self._loss] * weight
-        return PendingMicroBatch(received, [], [loss]), loss.detach()
+    def _copied(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Copies of the buffers that change; the other inputs as they are."""
+        return [t.clone() if c else t for t, c in zip(inputs, self._changes, strict=True)]
 
     def backward(
         self, passed: PendingMicroBatch, gradients: Sequence[torch.Tensor]
@@ -187,11 +174,11 @@ class StageWorker:
         """Backward pass from the gradients of the sent values; returns those of the received."""
         if passed.graded:  # The gradient of the loss is 1.
             torch.autograd.backward(passed.graded, gradients or None)
-        return _gradients(self.stage.receives_each, passed.received)
+        return _gradients(self.stage.each.receives, passed.received)
 
     def end(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The same for the values of `begin`, after all micro-batches."""
-        sent = [value for value in self.stage.sends_once if value.graded]
+        sent = [value for value in self.stage.once.sends if value.graded]
         for value, gradient in zip(sent, gradients, strict=True):
             leaf = self._values[value.node]
             leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
@@ -200,8 +187,8 @@ class StageWorker:
         ]
         if through:
             torch.autograd.backward(*zip(*through, strict=True))
-        values = [self._values[value.node] for value in self.stage.receives_once]
-        returned = _gradients(self.stage.receives_once, values)
+        values = [self._values[value.node] for value in self.stage.once.receives]
+        returned = _gradients(self.stage.once.receives, values)
         self._values, self._computed = {}, []
         return returned
 
@@ -238,7 +225,7 @@ def _holder(stage: PipelineStage, traced: TracedModule) -> torch.nn.Module:
             layer = layer.get_submodule(part)
         return layer
 
-    for node in (*stage.once, *stage.each):
+    for node in stage.once.operations + stage.each.operations:
         at(layer_of(node))
     places = {name: place for place, name in traced.names.items()}
     for name in stage.tensor_names:

@@ -72,7 +72,7 @@ def test_equal_layers_are_divided_equally(stages: int) -> None:
     assert names == [f"layers.{at}.{kind}" for at in range(12) for kind in ("weight", "bias")]
     assert {len(stage.tensor_names) for stage in parts} == {2 * 12 // stages}
     for stage in parts[1:]:
-        assert [value.shape for value in stage.receives_each] == [(4096, 64)]
+        assert [value.shape for value in stage.each.receives] == [(4096, 64)]
 
 
 class Uneven(nn.Module):
@@ -125,9 +125,9 @@ BATCH = {"ids": torch.arange(256) % 30, "y": torch.zeros(256, 30)}
 
 def test_values_of_parameters_are_sent_once_and_the_batch_never() -> None:
     first, last = cut(Uneven(), BATCH)
-    assert [value.shape for value in last.receives_once] == [(30, 64)]
-    assert [value.shape for value in last.receives_each] == [(256, 64)]
-    assert all(value.graded for value in (*last.receives_once, *last.receives_each))
+    assert [value.shape for value in last.once.receives] == [(30, 64)]
+    assert [value.shape for value in last.each.receives] == [(256, 64)]
+    assert all(value.graded for value in (*last.once.receives, *last.each.receives))
     assert "table.weight" in first.tensor_names
     assert not set(first.tensor_names) & set(last.tensor_names)
 
@@ -135,7 +135,10 @@ def test_values_of_parameters_are_sent_once_and_the_batch_never() -> None:
 def test_all_operations_on_a_changing_buffer_share_a_stage() -> None:
     stages = cut(Uneven("buffer"), BATCH)
     reading = [
-        at for at, stage in enumerate(stages) for node in stage.each if "add_" in str(node.args)
+        at
+        for at, stage in enumerate(stages)
+        for node in stage.each.operations
+        if "add_" in str(node.args)
     ]
     assert len(reading) == 2
     assert len(set(reading)) == 1
