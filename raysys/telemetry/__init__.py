@@ -1,11 +1,6 @@
 """Metrics, JSON logs, resource meters and measured object-store traffic."""
 
-from raysys.telemetry._metrics import (
-    Counter,
-    Gauge,
-    Histogram,
-    Metric,
-)
+from raysys.telemetry._metrics import Counter, Gauge, Histogram, Metric
 from raysys.telemetry._resource_meters import NodeMeter, ProcessMeter
 from raysys.telemetry._worker_setup import set_up, worker_hook
 from raysys.telemetry.logs import log_context

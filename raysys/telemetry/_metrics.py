@@ -13,6 +13,7 @@ import re
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
@@ -31,33 +32,37 @@ _NAME = re.compile(r"raysys(_[a-z0-9]+)+")
 _registry: dict[str, Metric] = {}
 
 
+@dataclass(eq=False, repr=False)
 class Metric:
     """A metric of this process; a no-op where Ray is not loaded and connected.
 
     Attributes:
-        name: `raysys_<package>_<quantity>`, with the unit at its end.
+        name: `raysys_<package>_<quantity>`, with the unit at its end; declared once in a process.
         help: Description, as Prometheus shows it.
         labels: Names of the labels that each value has.
         unit: Unit of the values.
     """
 
-    kind: str
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    unit: str = ""
+    _exported: Any = field(default=None, init=False)
 
-    def __init__(self, name: str, help: str, labels: tuple[str, ...] = (), unit: str = "") -> None:
-        """Declare a metric, once in a process.
-
-        Raises:
-            RaysysError: The name is malformed or taken.
-        """
-        if not _NAME.fullmatch(name):
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
             raise RaysysError(
-                f"malformed metric name {name!r}: use raysys_<package>_<quantity>, of a-z, 0-9, _"
+                f"malformed metric name {self.name!r}: use raysys_<package>_<quantity>, of a-z, "
+                "0-9, _"
             )
-        if name in _registry:
-            raise RaysysError(f"metric {name!r} is declared twice: give one another name")
-        self.name, self.help, self.labels, self.unit = name, help, labels, unit
-        self._exported: Any = None
-        _registry[name] = self
+        if self.name in _registry:
+            raise RaysysError(f"metric {self.name!r} is declared twice: give one another name")
+        _registry[self.name] = self
+
+    @property
+    def kind(self) -> str:
+        """`counter`, `gauge` or `histogram`."""
+        return type(self).__name__.lower()
 
     def _ray(self) -> Any:
         """Ray's metric, created at the first use in a connected process."""
@@ -65,11 +70,14 @@ class Metric:
         if ray is None or not ray.is_initialized():
             return None
         if self._exported is None:
-            self._exported = self._export()
+            from ray.util import metrics
+
+            create = getattr(metrics, type(self).__name__)
+            self._exported = create(self.name, self.help, tag_keys=self.labels, **self._options())
         return self._exported
 
-    def _export(self) -> Any:
-        raise NotImplementedError
+    def _options(self) -> dict[str, Any]:
+        return {}
 
     def __reduce__(self) -> Any:
         return _declared, (self.name,)
@@ -78,24 +86,18 @@ class Metric:
 class Counter(Metric):
     """A total that only grows; its name ends in `_total`."""
 
-    kind = "counter"
-
-    def __init__(self, name: str, help: str, labels: tuple[str, ...] = (), unit: str = "") -> None:
-        if not name.endswith("_total"):
-            raise RaysysError(f"malformed counter name {name!r}: end it in _total")
-        super().__init__(name, help, labels, unit)
+    def __post_init__(self) -> None:
+        if not self.name.endswith("_total"):
+            raise RaysysError(f"malformed counter name {self.name!r}: end it in _total")
+        super().__post_init__()
 
     def inc(self, value: float = 1.0, labels: Mapping[str, str] | None = None) -> None:
         """Add to it; 0 adds nothing."""
         if value and (metric := self._ray()):
             metric.inc(float(value), labels)
 
-    def _export(self) -> Any:
-        from ray.util import metrics
 
-        return metrics.Counter(self.name, self.help, self.labels)
-
-
+@dataclass(eq=False, repr=False)
 class Gauge(Metric):
     """A current value; the last one of each process counts.
 
@@ -103,11 +105,9 @@ class Gauge(Metric):
     sets all of them again, until the process ends or they are dropped.
     """
 
-    kind = "gauge"
-
-    def __init__(self, name: str, help: str, labels: tuple[str, ...] = (), unit: str = "") -> None:
-        super().__init__(name, help, labels, unit)
-        self._values: dict[tuple[str, ...], tuple[float, Mapping[str, str] | None]] = {}
+    _values: dict[tuple[str, ...], tuple[float, Mapping[str, str] | None]] = field(
+        default_factory=dict, init=False
+    )
 
     def set(self, value: float, labels: Mapping[str, str] | None = None) -> None:
         """Set its value."""
@@ -131,42 +131,24 @@ class Gauge(Metric):
     def _key(self, labels: Mapping[str, str] | None) -> tuple[str, ...]:
         return tuple((labels or {}).get(key, "") for key in self.labels)
 
-    def _export(self) -> Any:
-        from ray.util import metrics
 
-        return metrics.Gauge(self.name, self.help, self.labels)
-
-
+@dataclass(eq=False, repr=False)
 class Histogram(Metric):
-    """A distribution of values in buckets.
+    """A distribution of values in buckets, whose upper ends are `boundaries`, above 0.
 
     Ray 2.60 sends counts of buckets only: `_sum` in Prometheus takes each value as the middle of
     its bucket, so take quantiles, not means.
     """
 
-    kind = "histogram"
-
-    def __init__(
-        self,
-        name: str,
-        help: str,
-        labels: tuple[str, ...] = (),
-        unit: str = "",
-        boundaries: tuple[float, ...] = SHORT_S,
-    ) -> None:
-        """Declare a histogram; `boundaries` are the upper ends of its buckets, above 0."""
-        super().__init__(name, help, labels, unit)
-        self.boundaries = boundaries
+    boundaries: tuple[float, ...] = SHORT_S
 
     def observe(self, value: float, labels: Mapping[str, str] | None = None) -> None:
         """Count a value."""
         if metric := self._ray():
             metric.observe(float(value), labels)
 
-    def _export(self) -> Any:
-        from ray.util import metrics
-
-        return metrics.Histogram(self.name, self.help, list(self.boundaries), self.labels)
+    def _options(self) -> dict[str, Any]:
+        return {"boundaries": list(self.boundaries)}
 
 
 def _declared(name: str) -> Metric:

@@ -2,8 +2,8 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -79,16 +79,7 @@ def _gpu() -> dict[str, float]:
         "gpu_memory_bytes": float(torch.cuda.memory_reserved()),
         "gpu_memory_peak_bytes": float(torch.cuda.max_memory_reserved()),
     }
-    percent = _gpu_percent(torch)
-    return figures if percent is None else {**figures, "gpu_percent": percent}
-
-
-def _gpu_percent(torch: Any) -> float | None:
-    """Share of the last sampling period in which a kernel ran on the current CUDA device.
-
-    None where NVIDIA's management library is missing or does not know the device (a MIG slice).
-    """
-    try:
-        return float(torch.cuda.utilization())
-    except (ImportError, RuntimeError, pynvml.NVMLError):
-        return None
+    # NVIDIA's management library may be missing, or not know the device (a MIG slice).
+    with suppress(ImportError, RuntimeError, pynvml.NVMLError):
+        figures["gpu_percent"] = float(torch.cuda.utilization())
+    return figures

@@ -49,12 +49,7 @@ def log_context(**ids: str) -> Iterator[None]:
 
 
 def add_source(name: str, source: Callable[[], Any]) -> None:
-    """Add a function's value to each line of this process, unless it is empty.
-
-    Args:
-        name: Key of the value.
-        source: Function that is called for each line.
-    """
+    """Add a function's value at the time to each line of this process, unless it is empty."""
     _sources[name] = source
 
 
@@ -83,11 +78,8 @@ def ray_ids() -> dict[str, str]:
     if "ray" not in sys.modules or not ray.is_initialized():
         return {}
     context = ray.get_runtime_context()
-    ids = {
-        "job": context.get_job_id(),
-        "submission": _submission(context.get_job_id()),
-        "node": context.get_node_id(),
-    }
+    job, node = context.get_job_id(), context.get_node_id()
+    ids = {"job": job, "submission": _submission(job), "node": node}
     if process.is_worker():
         ids |= {
             "worker": context.get_worker_id(),

@@ -110,30 +110,20 @@ SERVE_BATCH_ROWS = Histogram(
 )
 SERVE_QUEUE_ROWS = Gauge("raysys_serve_queue_rows", "Rows that wait in a replica", _ACTION, "rows")
 
-CATALOGUE: tuple[Metric, ...] = tuple(
-    value for value in [*globals().values()] if isinstance(value, Metric)
-)
+CATALOGUE = tuple(value for value in [*globals().values()] if isinstance(value, Metric))
 
 
 def reference_table() -> str:
     """The catalogue as a Markdown page."""
-    rows = [
+    rows = (
         f"| `{metric.name}` | {metric.kind} | {metric.unit} | {', '.join(metric.labels)} "
-        f"| {metric.help} |"
+        f"| {metric.help} |\n"
         for metric in CATALOGUE
-    ]
-    return "\n".join(
-        [
-            "# Metrics",
-            "",
-            "Prometheus shows each as `ray_<name>`, with Ray's labels `WorkerId`, `NodeAddress` "
-            "and `SessionName` beside these.",
-            "",
-            "| name | type | unit | labels | |",
-            "| --- | --- | --- | --- | --- |",
-            *rows,
-            "",
-        ]
+    )
+    return (
+        "# Metrics\n\nPrometheus shows each as `ray_<name>`, with Ray's labels `WorkerId`, "
+        "`NodeAddress` and `SessionName` beside these.\n\n"
+        "| name | type | unit | labels | |\n| --- | --- | --- | --- | --- |\n" + "".join(rows)
     )
 
 

@@ -24,7 +24,6 @@ from raysys.ray_internals import process, serialization
 
 ray = lazy_import("ray")
 
-READ_HOOK = "raysys.telemetry.object_store.count_reads"
 _INLINE = 100 * 1024  # Ray's max_direct_call_object_size, which it does not show to Python.
 _TABLES = {("pandas", name) for name in ("DataFrame", "Series", "ExtensionArray", "Index")}
 _TABLES |= {("pyarrow", name) for name in ("Table", "RecordBatch", "Array", "ChunkedArray")}
@@ -63,10 +62,8 @@ def store_bytes() -> StoreBytes:
 
     They fall when a node is lost, to 0 for `put` while one is being lost.
     """
-    reads = _cluster_reads() if counts_reads() else {}
-    return StoreBytes(
-        serialization.created_bytes() or 0, sum(reads.values()) if counts_reads() else None
-    )
+    read = sum(_cluster_reads().values()) if counts_reads() else None
+    return StoreBytes(serialization.created_bytes() or 0, read)
 
 
 def counts_reads() -> bool:
@@ -77,9 +74,8 @@ def counts_reads() -> bool:
 def count_reads() -> None:
     """Count this process's reads from now on.
 
-    The driver calls it, and gives READ_HOOK as ``worker_process_setup_hook`` of its runtime_env to
-    have each worker call it; a worker that cannot import raysys then fails to start. The total is
-    a file of the node: it outlives the worker, and costs no message.
+    The driver calls it, and each worker by the hook of its set-up. The total is a file of the node:
+    it outlives the worker, and costs no message.
     """
     if _ReadCount.folder is None:
         serialization.observe_reads(_add_reads)
@@ -102,15 +98,12 @@ def _folder() -> Path:
 
 def _cluster_reads() -> dict[str, int]:
     """Bytes read by each process, by file name: nodes that share a disk see the same files."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
     own_node = ray.get_runtime_context().get_node_id()
-    task = ray.remote(num_cpus=0)(_node_reads)
+    task = ray.remote(num_cpus=0, name="count reads")(_node_reads)
     refs = [
-        task.options(
-            name="count reads",
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-        ).remote()
+        task.options(scheduling_strategy=On(node["NodeID"], soft=False)).remote()
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] != own_node
     ]

@@ -15,12 +15,13 @@ import ray
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
 from raysys.telemetry import object_store
-from raysys.telemetry.object_store import READ_HOOK, DriverMeter, count_reads, store_bytes
+from raysys.telemetry.object_store import DriverMeter, count_reads, store_bytes
 
 SIZE = 10_000_000
 SLACK = 20_000  # Headers of the objects, and 8 bytes for each worker that starts meanwhile.
 # As ray.init(runtime_env={"worker_process_setup_hook": READ_HOOK}), which Ray takes of a job only:
 # with the hook on the tasks, these tests do not depend on how the cluster was started.
+READ_HOOK = f"{count_reads.__module__}.{count_reads.__name__}"
 ROOT = str(Path(object_store.__file__).parents[2])  # Workers must find raysys, or the hook fails.
 COUNTING: Any = {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: READ_HOOK, "PYTHONPATH": ROOT}}
 
