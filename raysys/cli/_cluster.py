@@ -11,11 +11,9 @@ from typer import echo as say
 from raysys import cluster
 from raysys.storage import Storage
 
-Cpus = Annotated[int | None, typer.Option(help="Logical CPUs of a local cluster.")]
-
 
 def up(
-    cpus: Cpus = None,
+    cpus: Annotated[int | None, typer.Option(help="Logical CPUs of a local cluster.")] = None,
     tls: Annotated[bool, typer.Option("--tls", help="Encrypt Ray's own traffic.")] = False,
 ) -> None:
     """Start a Ray head on this machine, or print the address of the running one."""
@@ -49,11 +47,12 @@ def doctor() -> None:
     A small job inspects the head. The exit status is 1 if a check fails.
     """
     storage = Storage()
-    head = None if os.environ.get("RAY_ADDRESS") else cluster.remembered(storage)
-    url = head.dashboard_url if head else None
+    head, url = None, None
     if os.environ.get("RAY_ADDRESS"):
         url = cluster.find_dashboard(storage)
-    if url is None:
+    elif head := cluster.remembered(storage):
+        url = head.dashboard_url
+    else:
         say("no cluster: `raysys up` starts one, RAY_ADDRESS names one; looking at this machine")
     failed = False
     with tempfile.TemporaryDirectory() as folder:

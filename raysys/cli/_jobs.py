@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,19 +16,17 @@ from raysys.errors import RaysysError
 from raysys.storage import Storage
 
 Id = Annotated[str, typer.Argument(help="Id of the job, or a unique prefix.")]
-Cpus = Annotated[
-    float | None, typer.Option(min=0, help="CPUs that the job needs, checked before it starts.")
-]
-Gpus = Annotated[
-    float | None, typer.Option(min=0, help="GPUs that the job needs, checked before it starts.")
-]
 
 
 def submit(
     job: Path,
     arguments: Annotated[list[str] | None, typer.Argument()] = None,
-    cpus: Cpus = None,
-    gpus: Gpus = None,
+    cpus: Annotated[
+        float | None, typer.Option(min=0, help="CPUs that the job needs, checked before it starts.")
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs that the job needs, checked before it starts.")
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Stream the job's output until it ends.")] = True,
 ) -> None:
     """Submit a job of this folder to the cluster, and stream its output.
@@ -38,23 +37,18 @@ def submit(
     can never satisfy it refuses at once.
     """
     module = module_of(job)
-    if "RAY_ADDRESS" in os.environ:
-        address = cluster.find_dashboard(Storage())
-    else:
-        address = cluster.start_local(Storage()).dashboard_url
+    address = dashboard_url()
     say(f"dashboard: {address}")
-    demand = _demand(job, cpus, gpus)
-    remark = demand and cluster.check_demand(cluster.Dashboard(address), str(job), demand)
-    if remark:
-        say(remark)
+    declared = cluster.declared_demand(job)
+    if declared or cpus is not None or gpus is not None:
+        demand = declared or cluster.Resources(cpus=0, gpus=0)
+        demand = cluster.Resources(
+            cpus=demand.cpus if cpus is None else cpus, gpus=demand.gpus if gpus is None else gpus
+        )
+        if remark := cluster.check_demand(cluster.Dashboard(address), str(job), demand):
+            say(remark)
     jobs = cluster.Jobs(address)
-    submitted = jobs.submit(
-        shlex.join(["python", "-m", module, *(arguments or [])]),
-        working_dir=Path.cwd(),
-        storage=Storage(),
-        name=job.stem,
-        env=environment(),
-    )
+    submitted = submit_module(jobs, job.stem, module, arguments or [])
     say(f"job: {submitted}")
     if not wait:
         _say_still_running(submitted)
@@ -68,16 +62,15 @@ def jobs(
 ) -> None:
     """List the jobs of the cluster, newest first."""
     submitted = _jobs().all()
+    if not submitted:
+        say("no jobs: `raysys submit jobs/recommender.py` starts one")
+        return
     rows = []
     for job in submitted[:limit]:
         command = job.command.removeprefix("python -m ")
         short = command if len(command) <= 48 else f"{command[:45]}..."
-        rows.append(
-            (job.id, short, job.status, job.by or "-", local(job.submitted), span(job.seconds))
-        )
-    if not submitted:
-        say("no jobs: `raysys submit jobs/recommender.py` starts one")
-        return
+        times = local(job.submitted), span(job.seconds)
+        rows.append((job.id, short, job.status, job.by or "-", *times))
     say(text_table(["id", "job", "status", "by", "since", "for"], rows))
     if len(submitted) > limit:
         say(f"and {len(submitted) - limit} older: --limit {len(submitted)}")
@@ -138,18 +131,15 @@ def _jobs() -> cluster.Jobs:
     return cluster.Jobs(cluster.find_dashboard(Storage()))
 
 
-def _demand(job: Path, cpus: float | None, gpus: float | None) -> cluster.Resources | None:
-    declared = cluster.declared_demand(job)
-    if cpus is None and gpus is None:
-        return declared
-    declared = declared or cluster.Resources(cpus=0, gpus=0)
-    return cluster.Resources(
-        cpus=declared.cpus if cpus is None else cpus, gpus=declared.gpus if gpus is None else gpus
-    )
+def dashboard_url() -> str:
+    """The dashboard that RAY_ADDRESS names, else the one on this machine, started if necessary."""
+    if "RAY_ADDRESS" in os.environ:
+        return cluster.find_dashboard(Storage())
+    return cluster.start_local(Storage()).dashboard_url
 
 
-def environment() -> dict[str, str]:
-    """Environment variables of a submitted job."""
+def submit_module(jobs: cluster.Jobs, name: str, module: str, arguments: Sequence[str]) -> str:
+    """Run a module of this folder on the cluster; the job's id, which begins with the name."""
     from raysys.tracking import git_commit
 
     env = {"RAYSYS_GIT_COMMIT": git_commit()}
@@ -158,4 +148,5 @@ def environment() -> dict[str, str]:
         env["RAYSYS_STORAGE"] = Storage().root
     if server := os.environ.get("MLFLOW_TRACKING_URI"):
         env["MLFLOW_TRACKING_URI"] = server
-    return env
+    command = shlex.join(["python", "-m", module, *arguments])
+    return jobs.submit(command, working_dir=Path.cwd(), storage=Storage(), name=name, env=env)

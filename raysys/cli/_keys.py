@@ -25,11 +25,8 @@ def add_key(
     from raysys import gateway
 
     expires_s = None if expires is None else duration(expires).total_seconds()
-    say(
-        gateway.create_key(
-            Storage(), name, rate_per_s=rate, max_body_bytes=max_body_bytes, expires_s=expires_s
-        )
-    )
+    limits = {"rate_per_s": rate, "max_body_bytes": max_body_bytes}
+    say(gateway.create_key(Storage(), name, expires_s=expires_s, **limits))
 
 
 @keys.command("list")

@@ -12,7 +12,7 @@ import typer
 from typer import echo as say
 
 from raysys import cluster
-from raysys.cli._jobs import environment, followed, module_of
+from raysys.cli._jobs import dashboard_url, followed, module_of, submit_module
 from raysys.cli._times import duration
 from raysys.errors import RaysysError
 from raysys.storage import Storage
@@ -107,17 +107,6 @@ def remove(name: str) -> None:
 
 def _on_cluster(action: str, *words: str) -> None:
     """Run an action as a job: the scheduler is an actor, and the cluster's storage may differ."""
-    address = (
-        cluster.find_dashboard(Storage())
-        if "RAY_ADDRESS" in os.environ
-        else cluster.start_local(Storage()).dashboard_url
-    )
-    jobs = cluster.Jobs(address)
-    submitted = jobs.submit(
-        shlex.join(["python", "-m", "raysys.workflow.schedules", action, *words]),
-        working_dir=Path.cwd(),
-        storage=Storage(),
-        name=f"schedule-{action}",
-        env=environment(),
-    )
-    followed(jobs, submitted)
+    jobs = cluster.Jobs(dashboard_url())
+    module = "raysys.workflow.schedules"
+    followed(jobs, submit_module(jobs, f"schedule-{action}", module, [action, *words]))
