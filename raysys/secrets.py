@@ -89,10 +89,7 @@ def _read(reference: Any) -> Any:
         if value:
             return value
         raise PydanticCustomError("secret", "{file} is empty", {"file": where})
-    raise PydanticCustomError(
-        "secret",
-        "pass env:NAME or file:PATH, not the secret itself",
-    )
+    raise PydanticCustomError("secret", "pass env:NAME or file:PATH, not the secret itself")
 
 
 Secret = Annotated[SecretStr, BeforeValidator(_read)]

@@ -15,8 +15,6 @@ from raysys.secrets import cluster_token
 # Metadata of a submitted job, given by `raysys submit`: Ray keeps it with the job, and it reaches
 # the job's driver and all of its workers.
 BY, FROM = "raysys.by", "raysys.from"
-_JOB_ID = "job_submission_id"
-_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def job_metadata() -> dict[str, str]:
@@ -24,22 +22,22 @@ def job_metadata() -> dict[str, str]:
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         return process.job_metadata()
-    return dict(json.loads(os.environ.get(_JOB_CONFIG, "{}")).get("metadata", {}))
+    return dict(json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {}))
 
 
 def submission_id() -> str | None:
     """Id of the submitted job that this process belongs to."""
-    return job_metadata().get(_JOB_ID)
+    return job_metadata().get("job_submission_id")
 
 
 def actor() -> dict[str, str]:
-    """The acting user, and the fingerprint of the cluster's token.
+    """The acting user, and the fingerprint of the cluster's token: first digits of its SHA-256.
 
     All users share one token, so the name is what the submitting machine reports.
     """
     identity = {"user": job_metadata().get(BY) or _user()}
-    if fingerprint := token_fingerprint():
-        identity["token"] = fingerprint
+    if token := cluster_token():
+        identity["token"] = f"sha256:{hashlib.sha256(token.encode()).hexdigest()[:8]}"
     return identity
 
 
@@ -51,14 +49,6 @@ def origin() -> dict[str, str]:
     if submitter_place := job_metadata().get(FROM):
         place["submitted_from"] = submitter_place
     return place
-
-
-def token_fingerprint() -> str | None:
-    """First digits of the SHA-256 of the cluster's token; None without a token."""
-    token = cluster_token()
-    if token is None:
-        return None
-    return f"sha256:{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
 
 def submitter() -> dict[str, str]:

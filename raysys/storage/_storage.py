@@ -17,7 +17,6 @@ from raysys.telemetry import metrics
 fs = lazy_import("pyarrow.fs")  # the command line works without it
 
 DEFAULT_ROOT = "~/.raysys"
-ROOT_VARIABLE = "RAYSYS_STORAGE"
 # Written last into a folder on a file system without an atomic rename of folders.
 _COMPLETE = "_COMPLETE"
 # Ray unpacks the working directory of a submitted job below a folder of this name.
@@ -46,7 +45,7 @@ class Storage:
         Args:
             root: A folder or URI. None takes RAYSYS_STORAGE, else `~/.raysys`.
         """
-        uri = str(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+        uri = str(root or os.environ.get("RAYSYS_STORAGE") or DEFAULT_ROOT)
         self.is_local = "://" not in uri or uri.startswith("file://")
         if self.is_local:
             local = Path(uri.removeprefix("file://")).expanduser()
@@ -57,7 +56,15 @@ class Storage:
                 )
             uri = str(local.absolute())
         elif "@" in uri:
-            _refuse_password(uri)
+            from raysys.secrets import shown
+
+            # A root appears in records, messages and MLflow.
+            if shown(uri) != uri:
+                raise StorageError(
+                    f"the storage root {shown(uri)} contains a password: remove it, and give the "
+                    "machines a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (S3), "
+                    "GOOGLE_APPLICATION_CREDENTIALS (Google) in their environment"
+                )
         self.root = uri.rstrip("/")
 
     def __repr__(self) -> str:
@@ -103,16 +110,14 @@ class Storage:
         """
         if not self.is_local:
             filesystem, base = self._remote(path)
-            if filesystem.get_file_info(f"{base}/{_COMPLETE}").is_file:
-                filesystem.delete_file(f"{base}/{_COMPLETE}")
-            filesystem.delete_dir_contents(base, missing_dir_ok=True)
+            _clear(filesystem, base)
             yield Storage(self.uri(path))
             with filesystem.open_output_stream(f"{base}/{_COMPLETE}") as stream:
                 stream.write(b"")
             return
         final = Path(self.uri(path))
         final.parent.mkdir(parents=True, exist_ok=True)
-        staged = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
+        staged = _beside(final, "partial")
         staged.mkdir()
         try:
             yield Storage(staged)
@@ -131,17 +136,12 @@ class Storage:
         """Yield a local path to write; on leaving without an error the file becomes `path`."""
         if self.is_local:
             final = Path(self.uri(path))
-            final.parent.mkdir(parents=True, exist_ok=True)
-            staged = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
-            try:
-                with _failures_counted():
-                    yield staged
-                    _count(staged)
-                    _flush(staged)
-                    staged.replace(final)
-                    _flush(final.parent)
-            finally:
-                staged.unlink(missing_ok=True)
+            with _partial_file(final) as staged, _failures_counted():
+                yield staged
+                _count(staged)
+                _flush(staged)
+                staged.replace(final)
+                _flush(final.parent)
             return
         with _failures_counted(), tempfile.TemporaryDirectory(prefix="raysys-") as folder:
             local = Path(folder) / "file"
@@ -176,24 +176,16 @@ class Storage:
             self.write_bytes(path, data)
             return
         final = Path(self.uri(path))
-        try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:  # a parent is a file
-            raise NotADirectoryError(str(error)) from error
-        staged = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
-        try:
-            with _failures_counted():
-                staged.write_bytes(data)
-                _count(staged)
-                _flush(staged)
-                os.link(staged, final)  # like a rename, but never replaces
-                try:
-                    _flush(final.parent)
-                except OSError:
-                    final.unlink()  # the caller is told that nothing was written
-                    raise
-        finally:
-            staged.unlink(missing_ok=True)
+        with _partial_file(final) as staged, _failures_counted():
+            staged.write_bytes(data)
+            _count(staged)
+            _flush(staged)
+            os.link(staged, final)  # like a rename, but never replaces
+            try:
+                _flush(final.parent)
+            except OSError:
+                final.unlink()  # the caller is told that nothing was written
+                raise
 
     def write_json(self, path: str, value: Any) -> None:
         """Write `value` as indented JSON."""
@@ -227,19 +219,15 @@ class Storage:
         if self.is_local:
             final = Path(self.uri(path))
             if final.is_dir():
-                aside = final.parent / f".{final.name}.{uuid.uuid4().hex}.old"
-                final.rename(aside)
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(final.rename(_beside(final, "old")), ignore_errors=True)
             else:
                 final.unlink(missing_ok=True)
             return
         filesystem, base = self._remote(path)
         if filesystem.get_file_info(base).is_file:
             filesystem.delete_file(base)
-            return
-        if filesystem.get_file_info(f"{base}/{_COMPLETE}").is_file:
-            filesystem.delete_file(f"{base}/{_COMPLETE}")
-        filesystem.delete_dir_contents(base, missing_dir_ok=True)
+        else:
+            _clear(filesystem, base)
 
     def fetch(self, path: str) -> Path:
         """A local path with the content of a complete artefact; a copy if the root is remote.
@@ -256,17 +244,41 @@ class Storage:
             return Path(self.uri(path))
         filesystem, base = self._remote(path)
         local = Path(tempfile.mkdtemp(prefix="raysys-")) / Path(path).name
-        if filesystem.get_file_info(base).is_file:
-            fs.copy_files(base, str(local), source_filesystem=filesystem)
-        else:
+        if not filesystem.get_file_info(base).is_file:
             local.mkdir()
-            fs.copy_files(base, str(local), source_filesystem=filesystem)
+        fs.copy_files(base, str(local), source_filesystem=filesystem)
         return local
 
     def _remote(self, path: str) -> tuple[Any, str]:
         # Only the root is a URI: it may end in a query, and a path may have any character.
         filesystem, base = fs.FileSystem.from_uri(self.root)
         return filesystem, f"{base.rstrip('/')}/{path}"
+
+
+def _clear(filesystem: Any, base: str) -> None:
+    """Delete the content of a remote folder, its marker first."""
+    if filesystem.get_file_info(f"{base}/{_COMPLETE}").is_file:
+        filesystem.delete_file(f"{base}/{_COMPLETE}")
+    filesystem.delete_dir_contents(base, missing_dir_ok=True)
+
+
+def _beside(final: Path, kind: str) -> Path:
+    """A new hidden path in the same folder."""
+    return final.parent / f".{final.name}.{uuid.uuid4().hex}.{kind}"
+
+
+@contextmanager
+def _partial_file(final: Path) -> Iterator[Path]:
+    """A path for a file until it has its final name; makes the folder."""
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # a parent is a file
+        raise NotADirectoryError(str(error)) from error
+    staged = _beside(final, "partial")
+    try:
+        yield staged
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -285,18 +297,6 @@ def _count(path: Path) -> None:
     metrics.STORAGE_WRITTEN_BYTES.inc(sum(file.stat().st_size for file in files if file.is_file()))
 
 
-def _refuse_password(root: str) -> None:
-    """Refuse a password in a root, which appears in records, messages and MLflow."""
-    from raysys.secrets import shown
-
-    if shown(root) != root:
-        raise StorageError(
-            f"the storage root {shown(root)} contains a password: remove it, and give the machines "
-            "a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (S3), "
-            "GOOGLE_APPLICATION_CREDENTIALS (Google) in their environment"
-        )
-
-
 def _flush(path: Path) -> None:
     """Force a file or a folder's entries to disk, before a rename makes them visible."""
     handle = os.open(path, os.O_RDONLY)
@@ -311,8 +311,7 @@ def _replace_dir(staged: Path, final: Path) -> None:
     if not final.exists():
         staged.rename(final)
         return
-    aside = final.parent / f".{final.name}.{uuid.uuid4().hex}.old"
-    final.rename(aside)
+    aside = final.rename(_beside(final, "old"))
     try:
         staged.rename(final)
     except OSError:
