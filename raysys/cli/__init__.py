@@ -3,7 +3,7 @@
 import typer
 
 from raysys import cluster
-from raysys.cli import _audit, _cluster, _jobs, _runs, _workflow
+from raysys.cli import _cluster, _jobs, _runs, _workflow
 from raysys.cli._data import data
 from raysys.cli._keys import keys
 from raysys.cli._runs import runs
@@ -18,7 +18,7 @@ app = typer.Typer(
 for command in (
     _cluster.up, _cluster.down, _cluster.status, _cluster.doctor, _cluster.check,
     _jobs.submit, _jobs.jobs, _jobs.logs, _jobs.stop,
-    _workflow.run, _workflow.steps, _workflow.prune, _runs.lineage, _audit.audit,
+    _workflow.run, _workflow.steps, _workflow.prune, _runs.lineage, _runs.audit,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(runs, name="runs")

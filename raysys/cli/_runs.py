@@ -1,4 +1,4 @@
-"""`raysys runs`, `raysys lineage`: recorded runs and where data comes from."""
+"""`raysys runs`, `lineage`, `audit`: recorded runs, where data comes from, and who did what."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from typer import echo as say
 
+from raysys import audit as log
+from raysys.cli._times import moment
 from raysys.errors import RaysysError, StorageError
 from raysys.storage import Storage
 
@@ -44,6 +46,20 @@ def lineage(
         say(lineage_text(read_lineage(storage, facts["lineage"])))
     if not tables:
         say("the run recorded no Tables: call Run.log_tables in a step")
+
+
+def audit(
+    since: Annotated[str, typer.Option(help="Age such as 7d, or a date.")] = "7d",
+    action: Annotated[
+        str | None, typer.Option(help="An action, or a kind of actions: job, deploy, key, up.")
+    ] = None,
+) -> None:
+    """Print the audit log of the storage root: who did what, when and from where."""
+    lines = list(log.read(Storage(), since=moment(since), action=action))
+    for line in lines:
+        say(str(line))
+    if not lines:
+        say(f"no entries since {since} in {Storage().uri('audit')}")
 
 
 @runs.callback(invoke_without_command=True)
