@@ -30,7 +30,6 @@ class AuditEntry:
         subject: Name of the job, application or key.
         actor: User, and the fingerprint of the cluster's token that authorized them.
         origin: Host, address, and inside a job its submission id.
-        details: Further facts.
     """
 
     time: str
@@ -46,9 +45,8 @@ class AuditEntry:
             " ".join(f"{key}={value}" for key, value in facts.items())
             for facts in (self.origin, self.details)
         )
-        return (
-            f"{self.time} {self.action} {self.subject} by {actor} from {origin} {details}".rstrip()
-        )
+        line = f"{self.time} {self.action} {self.subject} by {actor} from {origin} {details}"
+        return line.rstrip()
 
 
 def record(storage: Storage, action: str, subject: str, **details: Any) -> None:

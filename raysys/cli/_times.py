@@ -1,6 +1,7 @@
 """Times and durations in the forms of the command line: `30d`, `2026-11-22`."""
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from raysys.errors import RaysysError
@@ -25,10 +26,8 @@ def moment(text: str) -> datetime:
     Raises:
         RaysysError: The text is neither.
     """
-    try:
+    with suppress(ValueError):
         return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
-        pass
     try:
         return datetime.now(UTC) - duration(text)
     except RaysysError:
@@ -47,7 +46,6 @@ def span(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2])
 
 
-def local(when: datetime | float) -> str:
-    """A time in the local time zone, to the minute."""
-    time = when if isinstance(when, datetime) else datetime.fromtimestamp(when, UTC)
-    return f"{time.astimezone():%Y-%m-%d %H:%M}"
+def local(time_s: float) -> str:
+    """A Unix time in the local time zone, to the minute."""
+    return f"{datetime.fromtimestamp(time_s):%Y-%m-%d %H:%M}"

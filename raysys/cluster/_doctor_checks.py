@@ -30,15 +30,9 @@ class Check:
 
 def check_versions(client: Mapping[str, str], cluster: Mapping[str, str]) -> Check:
     """Client and cluster need the same Ray and the same minor version of Python."""
-    fact = "; ".join(
-        f"{name} {client.get(name, '?')} on the client, {version} on the cluster"
-        for name, version in cluster.items()
-    )
-    differ = [
-        name
-        for name, version in cluster.items()
-        if _significant(name, client.get(name, "?")) != _significant(name, version)
-    ]
+    both = [(name, client.get(name, "?"), version) for name, version in cluster.items()]
+    fact = "; ".join(f"{name} {a} on the client, {b} on the cluster" for name, a, b in both)
+    differ = [name for name, a, b in both if _significant(name, a) != _significant(name, b)]
     if "ray" in differ or "python" in differ:
         remedy = (
             f"a client needs the cluster's Ray and Python 3.x: pip install "
@@ -88,10 +82,7 @@ def check_disk(used: float) -> Check:
 def check_token(source: str, mode: int | None, error_status: int | None) -> Check:
     """The cluster must accept the token, and only its owner may read the token's file.
 
-    Args:
-        source: Variable or file of the token; empty without a token.
-        mode: Permissions of the token's file, if it is in a file.
-        error_status: HTTP status if the cluster rejects the token.
+    `source` is the token's variable, or its file, which has the permissions `mode`.
     """
     if not source:
         return Check("token", "fail", "no token is set", "set RAY_AUTH_TOKEN, or "

@@ -100,7 +100,7 @@ class Jobs:
         job: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> str:
-        """Run a command on the cluster, in an uploaded copy of a folder.
+        """Run a command on the cluster, in an uploaded copy of a folder; the submission id.
 
         Args:
             command: The command line.
@@ -110,9 +110,6 @@ class Jobs:
             name: Prefix of the job's id.
             job: Complete id, for callers that must not start a job twice.
             env: Environment variables for the job and all of its workers.
-
-        Returns:
-            The job's submission id.
 
         Raises:
             RaysysError: The cluster rejects the job, or the audit log cannot be written.
@@ -146,8 +143,8 @@ class Jobs:
             RaysysError: No job or several jobs match.
         """
         jobs = self.all()
-        matches = [job for job in jobs if job.id == prefix]
-        matches = matches or [job for job in jobs if job.id.startswith(prefix)]
+        exact = [job for job in jobs if job.id == prefix]
+        matches = exact or [job for job in jobs if job.id.startswith(prefix)]
         if len(matches) == 1:
             return matches[0]
         if matches:

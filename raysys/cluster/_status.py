@@ -14,13 +14,10 @@ if TYPE_CHECKING:
 
 _LIMIT = "limit=10000"
 _ALIVE = f"{_LIMIT}&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
-_PATHS = {
-    "nodes": f"/api/v0/nodes?detail=1&{_LIMIT}",
-    "cluster": "/api/cluster_status",
-    "applications": "/api/serve/applications/",
-    "actors": f"/api/v0/actors?{_ALIVE}",
-    "jobs": "/api/jobs/",
-}
+_PATHS = (
+    f"/api/v0/nodes?detail=1&{_LIMIT}", "/api/cluster_status", "/api/serve/applications/",
+    f"/api/v0/actors?{_ALIVE}", "/api/jobs/",
+)  # fmt: skip
 _SHOWN = ("CPU", "GPU", "memory", "object_store_memory")
 _GIB = 1 << 30
 # A replica of an index is the actor index:<name>:<shard>.<replica>.
@@ -34,16 +31,14 @@ def status_lines(dashboard: Dashboard) -> list[str]:
         UnavailableError: The dashboard does not answer, or rejects the token.
     """
     with ThreadPoolExecutor(len(_PATHS)) as threads:
-        answers = dict(zip(_PATHS, threads.map(dashboard.get, _PATHS.values()), strict=True))
-    cluster = answers["cluster"]["data"].get("clusterStatus") or {}
-    load = cluster.get("loadMetricsReport") or {}
-    nodes = answers["nodes"]["data"]["result"]["result"]
+        nodes, cluster, applications, actors, jobs = threads.map(dashboard.get, _PATHS)
+    load = (cluster["data"].get("clusterStatus") or {}).get("loadMetricsReport") or {}
     return [
-        *node_lines(nodes, load.get("usageByNode") or {}),
+        *node_lines(nodes["data"]["result"]["result"], load.get("usageByNode") or {}),
         *pending_lines(load),
-        *application_lines(answers["applications"].get("applications") or {}),
-        *index_lines(answers["actors"]["data"]["result"]["result"]),
-        *job_lines(answers["jobs"]),
+        *application_lines(applications.get("applications") or {}),
+        *index_lines(actors["data"]["result"]["result"]),
+        *job_lines(jobs),
     ]
 
 

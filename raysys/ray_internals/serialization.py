@@ -29,9 +29,7 @@ def observe_reads(observer: ReadObserver) -> None:
 def observe_pickling(selects: Callable[[Any], bool], observer: PickleObserver) -> None:
     """Call a function after each pickling, with the selected objects inside and the total bytes.
 
-    Args:
-        selects: Whether an object, however deep, is one of them; plain builtins are skipped.
-        observer: Called with the selected objects, and the bytes of the message.
+    `selects` is asked about each object, however deep, except plain builtins.
     """
     _patch_pickler()
     _pickle_observers.append((selects, observer))

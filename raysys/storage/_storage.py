@@ -40,11 +40,7 @@ class Storage:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        """Open a root.
-
-        Args:
-            root: A folder or URI. None takes RAYSYS_STORAGE, else `~/.raysys`.
-        """
+        """Open a root, a folder or URI; None takes RAYSYS_STORAGE, else `~/.raysys`."""
         uri = str(root or os.environ.get("RAYSYS_STORAGE") or DEFAULT_ROOT)
         self.is_local = "://" not in uri or uri.startswith("file://")
         if self.is_local:

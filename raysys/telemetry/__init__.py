@@ -2,8 +2,7 @@
 
 from raysys.telemetry._metrics import Counter, Gauge, Histogram, Metric
 from raysys.telemetry._resource_meters import NodeMeter, ProcessMeter
-from raysys.telemetry._worker_setup import set_up, worker_hook
-from raysys.telemetry.logs import log_context
+from raysys.telemetry.logs import log_context, set_up, worker_hook
 from raysys.telemetry.object_store import DriverMeter, counts_reads, store_bytes
 
 __all__ = [

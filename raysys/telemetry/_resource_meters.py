@@ -36,7 +36,10 @@ class ProcessMeter:
         cpu_s, moment_s = time.process_time(), time.perf_counter()
         share = (cpu_s - self._cpu_s) / max(moment_s - self._moment_s, 1e-9)
         self._cpu_s, self._moment_s = cpu_s, moment_s
-        memory, peak = _memory_bytes()
+        # From /proc: the peak of getrusage starts at that of the process that forked this one.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        memory, peak = (float(status[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
         return {
             "cpu_seconds": cpu_s,
             "cpu_percent": 100.0 * share,
@@ -59,16 +62,6 @@ class NodeMeter:
             "node_cpu_percent": psutil.cpu_percent(),
             "node_memory_bytes": float(psutil.virtual_memory().used),
         }
-
-
-def _memory_bytes() -> tuple[float, float]:
-    """Resident memory, now and at its peak.
-
-    From /proc: the peak of getrusage starts at that of the process that forked this one.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    status = dict(line.split(":", 1) for line in lines)
-    return float(status["VmRSS"].split()[0]) * 1024, float(status["VmHWM"].split()[0]) * 1024
 
 
 def _gpu() -> dict[str, float]:

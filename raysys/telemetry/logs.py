@@ -4,7 +4,7 @@ A worker's lines are in its stderr file in Ray's log folder, which the dashboard
 or actor; a driver's in `raysys-driver-<job>-<pid>.log` beside it. Ray's own LoggingConfig would
 write a driver's log to its terminal, with the lines of all other libraries, and without our ids.
 
-Nothing is configured on import: `cluster.connect` and the hook of its workers call `start`.
+Nothing is configured on import: `cluster.connect` and the hook of its workers call `set_up`.
 
 Example:
     log = logging.getLogger("raysys.index")
@@ -22,11 +22,11 @@ import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys.imports import lazy_import
 from raysys.ray_internals import process
+from raysys.telemetry.object_store import count_reads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -95,7 +95,10 @@ def start() -> None:
     A driver's warnings also go to its terminal, as without this.
     """
     logger = logging.getLogger("raysys")
-    file = None if process.is_worker() else _driver_file()
+    file = None
+    if not process.is_worker():
+        name = f"raysys-driver-{ray.get_runtime_context().get_job_id()}-{os.getpid()}.log"
+        file = process.session_folder() / "logs" / name
     current = [h for h in logger.handlers if isinstance(h.formatter, JsonFormatter)]
     if current and (file is None or getattr(current[0], "baseFilename", "") == str(file)):
         return
@@ -113,17 +116,34 @@ def start() -> None:
         logger.setLevel(logging.INFO)
 
 
+def set_up(*, measure_traffic: bool = False) -> None:
+    """Start this process's logs and, if asked for, the count of what it reads.
+
+    Drivers call it; workers call one of the hooks below. A worker that cannot import raysys then
+    fails to start.
+    """
+    if measure_traffic:
+        count_reads()
+    start()
+
+
+def set_up_measuring() -> None:
+    """`set_up` of a worker whose traffic is measured."""
+    set_up(measure_traffic=True)
+
+
+def worker_hook(*, measure_traffic: bool) -> str:
+    """The ``worker_process_setup_hook`` of a runtime_env."""
+    function = set_up_measuring if measure_traffic else set_up
+    return f"{__name__}.{function.__name__}"
+
+
 class _Terminal(logging.Handler):
     """Warnings as text on the terminal, as logging does for a logger without handlers."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not logging.getLogger().handlers and logging.lastResort:
             logging.lastResort.handle(record)
-
-
-def _driver_file() -> Path:
-    job = ray.get_runtime_context().get_job_id()
-    return process.session_folder() / "logs" / f"raysys-driver-{job}-{os.getpid()}.log"
 
 
 @functools.cache

@@ -22,11 +22,8 @@ from raysys.errors import RaysysError
 if TYPE_CHECKING:
     from pathlib import Path
 
-_KINDS = {
-    "RayCluster": ("ray.io_rayclusters.yaml", ()),
-    "RayJob": ("ray.io_rayjobs.yaml", ("rayClusterSpec",)),
-    "RayService": ("ray.io_rayservices.yaml", ("rayClusterConfig",)),
-}
+# Kinds of manifests, with the key of the cluster's specification.
+_KINDS = {"RayCluster": "", "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
 _RUNTIME_ENV = (
     "working_dir", "excludes", "py_modules", "py_executable", "pip", "uv", "conda", "image_uri",
     "env_vars", "config", "worker_process_setup_hook",
@@ -39,27 +36,22 @@ def check_manifest(manifest: Mapping[str, Any], crds: Path | None) -> list[str]:
     Raises:
         RaysysError: The definitions are missing.
     """
-    kind, version = manifest.get("kind"), manifest.get("apiVersion")
+    kind, version = str(manifest.get("kind")), str(manifest.get("apiVersion"))
     if kind == "PodMonitor":
-        expected = "monitoring.coreos.com/v1"
-        problems = [*violations(POD_MONITOR, manifest)]
-        if version != expected:
-            problems.append(f"apiVersion: {version!r} is not {expected}")
-        return problems
+        return [*violations(POD_MONITOR, manifest)]
     if kind not in _KINDS:
-        return [unknown_key(f"kind: {kind}", str(kind), [*_KINDS, "PodMonitor"])]
-    file, path = _KINDS[kind]
+        return [unknown_key(f"kind: {kind}", kind, [*_KINDS, "PodMonitor"])]
+    file, key = f"ray.io_{kind.lower()}s.yaml", _KINDS[kind]
     if crds is None or not (crds / file).is_file():
         raise RaysysError(
             f"a check of a {kind} needs KubeRay's {file}: give its folder, or check the manifest "
             "on the cluster: kubectl apply --dry-run=server --validate=strict -f FILE"
         )
-    if problems := [*violations(_schema(crds / file, str(version)), manifest)]:
+    if problems := [*violations(_schema(crds / file, version), manifest)]:
         return problems
     spec = manifest["spec"]
-    cluster = functools.reduce(lambda value, key: value[key], path, spec)
     return [
-        *_cluster(cluster, ".".join(["spec", *path])),
+        *(_cluster(spec[key], f"spec.{key}") if key else _cluster(spec, "spec")),
         *_serve(spec.get("serveConfigV2")),
         *_runtime_env(spec.get("runtimeEnvYAML"), "spec.runtimeEnvYAML"),
         *secrets_in(manifest),

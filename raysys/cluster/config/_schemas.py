@@ -177,8 +177,9 @@ MAPS: dict[str, Schema] = {
     "nodeSelector": _NODE_SELECTOR,
 }
 METADATA = closed("name generateName namespace", labels=_POD_LABELS, annotations=_ANNOTATIONS)
-POD_MONITOR = closed(
-    "apiVersion kind",
+POD_MONITOR = {"required": ["apiVersion"]} | closed(
+    "kind",
+    apiVersion={"const": "monitoring.coreos.com/v1"},
     metadata=METADATA,
     spec=closed(
         "jobLabel podTargetLabels sampleLimit",
