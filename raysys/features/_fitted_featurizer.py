@@ -184,14 +184,10 @@ class FittedFeaturizer:
                 for key in [key for key, value in state.items() if isinstance(value, np.ndarray)]:
                     arrays[f"{number}.{place}.{key}"] = state.pop(key)
         content = {
-            "format": FORMAT,
-            "fitted_on": self.fitted_on,
-            "rows": self.rows,
-            "inputs": self.inputs,
-            "names": self.feature_names,
-            "definition": self.definition.model_dump(mode="json"),
-            "states": plain,
-        }
+            "format": FORMAT, "fitted_on": self.fitted_on, "rows": self.rows,
+            "inputs": self.inputs, "names": self.feature_names,
+            "definition": self.definition.model_dump(mode="json"), "states": plain,
+        }  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
         (folder / STATE_FILE).write_text(text + "\n", "utf-8")

@@ -19,18 +19,11 @@ from raysys.console import say
 from raysys.data import Table, described
 from raysys.errors import DataError, ResourceError, StorageError
 from raysys.index import _actor_names as _names
+from raysys.index import _rows
 from raysys.index._hnsw_graph import memory_bytes
 from raysys.index._persistence import Manifest
 from raysys.index._query_router import PROBES
 from raysys.index._replica import ShardReplica
-from raysys.index._rows import (
-    check_attributes,
-    check_ids,
-    shard_of,
-    split_rows,
-    vector_column,
-    with_id,
-)
 from raysys.index._settings import IndexSettings
 from raysys.index._writer import IndexWriter
 
@@ -61,7 +54,7 @@ def build(
     if total == 0 and not or_empty:
         raise DataError("an index requires at least one vector; the table has no rows")
     # The rows are validated where they are; only the dimension is needed now.
-    dim = split_rows(rows.schema.empty_table(), "ip")[1].shape[1]
+    dim = _rows.split_rows(rows.schema.empty_table(), "ip")[1].shape[1]
     defaults = {"shards": _default_shards(total), "replicas": 2 if _nodes() > 1 else 1}
     settings = _settings(name, defaults, {**options, "dim": dim})
     schema = pa.schema([field for field in rows.schema if field.name not in ("id", "vector")])
@@ -201,14 +194,14 @@ def _split(
 
 def _split_block(block: pa.Table, settings: IndexSettings, schema: pa.Schema) -> Any:
     """A block's rows for each shard, and its ids."""
-    ids, vectors, attributes = split_rows(block, settings.metric)
+    ids, vectors, attributes = _rows.split_rows(block, settings.metric)
     if vectors.shape[1] != settings.dim:
         raise DataError(
             f"the table has vectors of dimension {vectors.shape[1]} and of {settings.dim}: give one"
         )
-    attributes = check_attributes(attributes, schema)
-    table = with_id(ids, attributes).append_column("vector", vector_column(vectors))
-    shards = shard_of(ids, settings.shards)
+    attributes = _rows.check_attributes(attributes, schema)
+    table = _rows.with_id(ids, attributes).append_column("vector", _rows.vector_column(vectors))
+    shards = _rows.shard_of(ids, settings.shards)
     pieces = [table.take(np.flatnonzero(shards == shard)) for shard in range(settings.shards)]
     return *pieces, ids
 
@@ -259,4 +252,4 @@ def _wait(
 
 
 def _check_unique(*ids: np.ndarray) -> None:
-    check_ids(np.concatenate(ids))
+    _rows.check_ids(np.concatenate(ids))

@@ -136,9 +136,8 @@ class Filter:
         if isinstance(right, ast.Name) and not isinstance(left, ast.Name):
             left, right, kind = right, left, _MIRRORED.get(type(kind), type(kind))()
         column, name = self._column(left), _COMPARE[type(kind)]
-        operand = (
-            self._column(right) if isinstance(right, ast.Name) else self._constant(right, left)
-        )
+        is_column = isinstance(right, ast.Name)
+        operand = self._column(right) if is_column else self._constant(right, left)
         # Numbers are always compared by NumPy: Arrow refuses integers that exceed a double.
         sides = [self._type(side) for side in (left, right) if isinstance(side, ast.Name)]
         numbers = all(map(_is_number, sides)) and (callable(operand) or _is_plain_number(operand))
@@ -200,16 +199,9 @@ class Filter:
             raise self._error(str(error)) from error
 
     def _literal(self, node: ast.expr) -> Any:
-        if isinstance(node, ast.Constant):
-            value: Any = node.value
-        elif (
-            isinstance(node, ast.UnaryOp)
-            and isinstance(node.op, ast.USub)
-            and isinstance(node.operand, ast.Constant)
-            and _is_plain_number(node.operand.value)
-        ):
-            value = -node.operand.value  # type: ignore[operator]
-        else:
+        try:
+            value = ast.literal_eval(node)
+        except (TypeError, ValueError):
             value = None
         if not isinstance(value, (bool, int, float, str)):
             raise self._error(f"expected a constant instead of {ast.unparse(node)!r}")
@@ -228,11 +220,9 @@ def _combined(parts: list[_Value], operation: str) -> _Value:
     def join(left: Any, right: Any) -> Any:
         return (by_numpy if isinstance(left, np.ndarray) else by_arrow)(left, right)
 
-    return (
-        parts[0]
-        if len(parts) == 1
-        else lambda rows: functools.reduce(join, (part(rows) for part in parts))
-    )
+    if len(parts) == 1:
+        return parts[0]
+    return lambda rows: functools.reduce(join, (part(rows) for part in parts))
 
 
 def _by_numpy(compute: Callable[..., np.ndarray]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from raysys.errors import DataError, UnavailableError
 from raysys.index import _actor_names as _names
 from raysys.index._query_result import QueryResult, check_queries, check_query_arguments
 from raysys.index._shard_follower import ShardFollower
-from raysys.index._version_history import VersionExpiredError
+from raysys.index._slot_rows import VersionExpiredError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +90,7 @@ class LocalIndex:
                 writer = _names.actor(_names.writer_name(self._name))
                 records = ray.get(writer.changes.remote(self.version, _POLL_TIMEOUT_S))
                 if records is None:
-                    self._follower.catch_up(self._files.last_version())
+                    self._follower.apply(self._files.last_version())
                 for version, record in records or ():
                     self._follower.apply(version, record)
             except Exception as error:  # the index restarts, or has ended

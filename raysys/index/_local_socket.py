@@ -87,11 +87,7 @@ class Channel:
             raise
 
     def send(self, request: bytes) -> None:
-        """Send a request; `receive` returns the answer.
-
-        Raises:
-            OSError: The replica has ended.
-        """
+        """Send a request; `receive` returns the answer. An `OSError` if the replica has ended."""
         self._socket.sendall(_HEAD.pack(len(request), _ANSWER) + request)
 
     def is_ready(self, timeout_s: float) -> bool:

@@ -39,23 +39,14 @@ class IndexSnapshot:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Description of a snapshot, written last: it makes the snapshot complete.
+    """Description of a snapshot, written last: it makes the snapshot complete."""
 
-    Attributes:
-        folder: Name of the snapshot's folder below `snapshots`.
-        version: Version of the index, restored with the log up to it.
-        shard_versions: Version of each shard as written; its log resumes after it.
-        rows: Number of rows of all shards.
-        settings: Settings of the index.
-        schema: Schema of the attributes.
-    """
-
-    folder: str
-    version: int
-    shard_versions: tuple[int, ...]
-    rows: int
+    folder: str  # its name below `snapshots`
+    version: int  # of the index, restored with the log up to it
+    shard_versions: tuple[int, ...]  # of each shard as written; its log resumes after it
+    rows: int  # of all shards
     settings: IndexSettings
-    schema: pa.Schema
+    schema: pa.Schema  # of the attributes
 
     def to_json(self) -> dict[str, Any]:
         """The contents of the manifest's file."""
@@ -97,11 +88,7 @@ class IndexFiles:
     # --- log ---
 
     def write_record(self, version: int, record: bytes) -> None:
-        """Make a batch of changes durable.
-
-        Raises:
-            FileExistsError: Another writer has written the version.
-        """
+        """Make a batch of changes durable; a `FileExistsError` if another writer has done so."""
         self.storage.create(self._log_path(version), record)
 
     def record(self, version: int) -> bytes | None:

@@ -28,21 +28,13 @@ _PER_PRODUCT = 2e-4
 
 @dataclass(frozen=True)
 class QueryPlan:
-    """Estimated costs of both ways to answer queries with a filter, in microseconds.
-
-    Attributes:
-        k: Number of neighbours.
-        selectivity: Share of the rows that match, 0 if too few match for an estimate.
-        candidate_cost: Cost of a candidate of the graph, per query.
-        exact_fixed_cost: Cost of finding and gathering the matching rows.
-        exact_query_cost: Cost of comparing them with a query.
-    """
+    """Estimated costs of both ways to answer queries with a filter, in microseconds."""
 
     k: int
-    selectivity: float
-    candidate_cost: float
-    exact_fixed_cost: float
-    exact_query_cost: float
+    selectivity: float  # share of the rows that match, 0 if too few match for an estimate
+    candidate_cost: float  # of a candidate of the graph, per query
+    exact_fixed_cost: float  # of finding and gathering the matching rows
+    exact_query_cost: float  # of comparing them with a query
 
     def candidates(self, queries: int, ef: int) -> int:
         """Number of neighbours to request from the graph so that k match; 0: search exactly."""
@@ -50,13 +42,10 @@ class QueryPlan:
             return 0
         # Enough that k match in nine of ten queries.
         candidates = math.ceil((self.k + 1.5 * math.sqrt(self.k) + 1) / self.selectivity)
-        return self._unless_exact_is_cheaper(queries, max(candidates, self.k), ef)
+        return self.unless_exact_is_cheaper(queries, max(candidates, self.k), ef)
 
-    def more_candidates(self, queries: int, candidates: int) -> int:
-        """Number to request after `candidates` did not suffice for some; 0: search exactly."""
-        return self._unless_exact_is_cheaper(queries, 4 * candidates, 0)
-
-    def _unless_exact_is_cheaper(self, queries: int, candidates: int, ef: int) -> int:
+    def unless_exact_is_cheaper(self, queries: int, candidates: int, ef: int = 0) -> int:
+        """The number of candidates, or 0 if an exact search costs less than their request."""
         graph_cost = queries * max(ef, candidates) * self.candidate_cost
         exact_cost = self.exact_fixed_cost + queries * self.exact_query_cost
         return candidates if graph_cost < exact_cost else 0

@@ -35,33 +35,25 @@ class QueryResult(NamedTuple):
 
 
 def check_queries(vectors: Any, settings: IndexSettings) -> np.ndarray:
-    """Query vectors as float32 `(n, dim)`, C-contiguous.
-
-    Raises:
-        DataError: Not a matrix, another dimension, or values that are not finite.
-    """
+    """Query vectors as finite float32 `(n, dim)`, C-contiguous."""
     matrix = as_matrix(vectors)
-    if matrix.shape[1] != settings.dim:
-        raise dimension_error(matrix, settings)
+    check_dimension(matrix, settings)
     # A single pass without a temporary; a sum that overflows is checked element by element.
     if not np.isfinite(np.vdot(matrix, matrix)):
         check_finite(matrix, np.arange(len(matrix)), "query")
     return matrix
 
 
-def dimension_error(matrix: np.ndarray, settings: IndexSettings) -> DataError:
-    """The error about vectors of another dimension than the index."""
-    return DataError(f"the index has vectors of dimension {settings.dim}; given: {matrix.shape[1]}")
+def check_dimension(matrix: np.ndarray, settings: IndexSettings) -> None:
+    """Refuse vectors of another dimension than the index."""
+    if (dim := matrix.shape[1]) != settings.dim:
+        raise DataError(f"the index has vectors of dimension {settings.dim}; given: {dim}")
 
 
 def check_query_arguments(
     matrix: np.ndarray, k: int, ef_search: int | None, filters: str | Sequence[str | None] | None
 ) -> Sequence[str | None] | None:
-    """A filter for each vector, or None without filters.
-
-    Raises:
-        DataError: The arguments of a query do not fit each other.
-    """
+    """A filter for each vector, or None without filters; refuses arguments that do not fit."""
     if not isinstance(k, (int, np.integer)) or k < 1 or (ef_search is not None and ef_search < 1):
         raise DataError(
             f"k and ef_search must be positive integers; given: k={k!r}, ef_search={ef_search!r}"
@@ -86,7 +78,6 @@ def merge(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.nd
     """The k nearest of several results, ids and distances `(n, k)`."""
     if len(parts) == 1:
         return parts[0]
-    ids = np.concatenate([part[0] for part in parts], axis=1)
-    distances = np.concatenate([part[1] for part in parts], axis=1)
+    ids, distances = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1)

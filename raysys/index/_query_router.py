@@ -16,7 +16,7 @@ from raysys.errors import UnavailableError
 from raysys.index._local_socket import Channel
 from raysys.index._query_result import QueryResult, merge, padding
 from raysys.index._replica import StaleReplicaError
-from raysys.index._version_history import VersionExpiredError
+from raysys.index._slot_rows import VersionExpiredError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -40,7 +40,6 @@ class QueryRouter:
     """
 
     def __init__(self, index: str, replicas: Mapping[int, list[ActorHandle]]) -> None:
-        """Take the handles of each shard's replicas."""
         self._index, self._replicas = index, replicas
         self._probes: dict[ActorHandle, ObjectRef] = {}
         self._ended: set[ActorHandle] = set()
@@ -78,9 +77,8 @@ class QueryRouter:
             missing = tuple(sorted(set(self._replicas) - set(answers)))
             if not answers:
                 answers[0] = 0, *padding(len(matrix), k)
-            return QueryResult(
-                *merge([part[1:] for _, part in sorted(answers.items())], k), missing
-            )
+            parts = [part[1:] for _, part in sorted(answers.items())]
+            return QueryResult(*merge(parts, k), missing)
         raise UnavailableError(
             f"index {self._index!r}: the shards did not agree on a version in "
             f"{_VERSION_ATTEMPTS} attempts; retry, with fewer vectors per call"
@@ -154,11 +152,11 @@ class QueryRouter:
     def _call(
         self, handle: ActorHandle, is_stale: bool, method: str, *args: Any
     ) -> ObjectRef | Channel:
-        if method == "query":
-            if is_stale:
-                return handle.query_stale.remote(*args)
-            return self._channel(handle, *args) or handle.query.remote(*args)
-        return (handle.read_stale if is_stale else handle.read).remote(method, *args)
+        options = {"allow_stale": True} if is_stale else {}
+        if method != "query":
+            return handle.read.remote(method, *args, **options)
+        channel = None if is_stale else self._channel(handle, *args)
+        return channel or handle.query.remote(*args, **options)
 
     def _channel(self, handle: ActorHandle, request: bytes) -> Channel | None:
         """A connection to a replica on this node over which the request has been sent."""
@@ -166,7 +164,9 @@ class QueryRouter:
             return None
         try:
             if handle not in self._addresses:
-                self._addresses[handle] = self._address(handle)
+                node, address = ray.get(handle.address.remote(), timeout=_PROBE_TIMEOUT_S)
+                is_local = node == ray.get_runtime_context().get_node_id()
+                self._addresses[handle] = address if is_local else None
             address = self._addresses[handle]
             if address is None:
                 return None
@@ -179,10 +179,6 @@ class QueryRouter:
             self._drop_channels(handle)
             return None
         return channel
-
-    def _address(self, handle: ActorHandle) -> str | None:
-        node, address = ray.get(handle.address.remote(), timeout=_PROBE_TIMEOUT_S)
-        return address if node == ray.get_runtime_context().get_node_id() else None
 
     def _drop_channels(self, handle: ActorHandle) -> None:
         """Use Ray calls to a replica for a moment, then look up its address again."""

@@ -62,23 +62,17 @@ class ShardReplica:
         self._opening = threading.Lock()
         self._was_restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self._address = listen(self.query)
-        self._open_or_retry()
-        threading.Thread(target=self._report, name="metrics", daemon=True).start()
-
-    def _open_or_retry(self) -> None:
-        """Load the shard, if it exists.
-
-        Retried after a crash, since Ray gives up an actor that raises.
-        """
         while True:
             try:
                 self._open()
-                return
+                break
             except Exception:
                 if not self._was_restarted:
                     raise
+                # Ray gives up an actor that raises.
                 _log.exception("cannot load shard %d; retrying", self._shard)
                 time.sleep(_RETRY_S)
+        threading.Thread(target=self._report, name="metrics", daemon=True).start()
 
     def _open(self) -> None:
         """Load the shard and join, once the snapshot is complete."""
@@ -122,13 +116,12 @@ class ShardReplica:
         """The node, and the address of the socket for clients on it."""
         return ray.get_runtime_context().get_node_id(), self._address
 
-    def query(self, request: bytes) -> bytes:
-        """Pickled arguments and result of `Shard.search`: Ray passes bytes 0.25 ms faster."""
-        self._check_heard()
-        return self.query_stale(request)
+    def query(self, request: bytes, allow_stale: bool = False) -> bytes:
+        """Pickled arguments and result of `Shard.search`: Ray passes bytes 0.25 ms faster.
 
-    def query_stale(self, request: bytes) -> bytes:
-        """Like `query`, though the writer may reach none of this shard's replicas."""
+        `allow_stale` where the writer may reach none of this shard's replicas.
+        """
+        self._check_heard(allow_stale)
         started = time.perf_counter()
         vectors, *arguments = pickle.loads(request)
         result = self._present_shard.search(vectors, *arguments)
@@ -136,33 +129,29 @@ class ShardReplica:
         metrics.INDEX_QUERIES.inc(len(vectors), self._tags)
         return pickle.dumps(result, protocol=5)
 
-    def read(self, method: str, *args: Any) -> Any:
-        """Result of a reading method of `Shard`."""
-        self._check_heard()
-        return self.read_stale(method, *args)
-
-    def read_stale(self, method: str, *args: Any) -> Any:
-        """Like `read`, though the writer may reach none of this shard's replicas."""
+    def read(self, method: str, *args: Any, allow_stale: bool = False) -> Any:
+        """Result of a reading method of `Shard`; `allow_stale` as in `query`."""
+        self._check_heard(allow_stale)
         return getattr(self._present_shard, method)(*args)
 
-    def _check_heard(self) -> None:
+    def _check_heard(self, allow_stale: bool) -> None:
         silence_s = time.monotonic() - self._last_heard
-        if silence_s > _MAX_SILENCE_S and self._present_shard.settings.replicas > 1:
+        if allow_stale or silence_s <= _MAX_SILENCE_S:
+            return
+        if self._present_shard.settings.replicas > 1:
             raise StaleReplicaError(
                 f"replica {self._shard}.{self._number} of index {self._name!r} has not heard "
                 f"from its writer for {silence_s:.1f} s: query another replica"
             )
 
-    def apply(self, version: int, record: bytes) -> int:
-        """Apply a record of the log; return the number of rows beside the graph."""
-        follower = self._joined()
-        follower.apply(version, record)
-        return follower.shard.pending
+    def apply(self, version: int, record: bytes | None = None) -> int:
+        """Apply the log up to a version; return the number of rows beside the graph.
 
-    def catch_up(self, version: int) -> int:
-        """Apply the log up to a version; return the number of rows beside the graph."""
-        follower = self._joined()
-        follower.catch_up(version)
+        `record` is that of the version, if it is at hand.
+        """
+        with self._opening:
+            follower = self._service()
+        follower.apply(version, record)
         return follower.shard.pending
 
     def set_ef_search(self, ef_search: int) -> None:
@@ -197,10 +186,6 @@ class ShardReplica:
             raise UnavailableError(f"shard {self._shard} of index {self._name!r} is still loading")
         return self._follower
 
-    def _joined(self) -> ShardFollower:
-        with self._opening:
-            return self._service()
-
     def _join(self, follower: ShardFollower) -> None:
         """Join at the writer, then catch up with what was acknowledged before."""
         try:
@@ -213,7 +198,7 @@ class ShardReplica:
         timeout_s = _JOIN_TIMEOUT_S if self._follower else None
         version, ef_search = ray.get(reference, timeout=timeout_s)
         metrics.INDEX_LAG.set(max(0, version - follower.shard.version), self._tags)
-        follower.catch_up(version)
+        follower.apply(version)
         self._last_heard = started
         if ef_search != follower.shard.settings.ef_search:
             _set_ef_search(follower.shard, ef_search)

@@ -59,11 +59,7 @@ def vector_table(
 
 
 def as_ids(ids: Any) -> np.ndarray:
-    """Ids as int64 `(n,)`.
-
-    Raises:
-        DataError: They are not integers, or too large.
-    """
+    """Ids as int64 `(n,)`."""
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise DataError(f"ids must be integers (n,); given: {array.dtype} {array.shape}")
@@ -73,11 +69,7 @@ def as_ids(ids: Any) -> np.ndarray:
 
 
 def as_matrix(vectors: Any) -> np.ndarray:
-    """Vectors as float32 `(n, dim)`, C-contiguous; other numbers and layouts are converted.
-
-    Raises:
-        DataError: Not a matrix of numbers.
-    """
+    """Vectors as float32 `(n, dim)`, C-contiguous; other numbers and layouts are converted."""
     try:
         array = np.asarray(vectors)
     except ValueError as error:
@@ -93,11 +85,7 @@ def as_matrix(vectors: Any) -> np.ndarray:
 
 
 def check_finite(matrix: np.ndarray, names: np.ndarray, kind: str) -> None:
-    """Refuse vectors with NaN or infinity.
-
-    Raises:
-        DataError: The message names the first of them.
-    """
+    """Refuse vectors with NaN or infinity; the message names the first of them."""
     bad = ~np.isfinite(matrix).all(axis=1)
     if bad.any():
         raise DataError(
@@ -108,10 +96,6 @@ def check_finite(matrix: np.ndarray, names: np.ndarray, kind: str) -> None:
 
 def split_rows(table: pa.Table, metric: Metric) -> tuple[np.ndarray, np.ndarray, pa.Table]:
     """Validate a table and split it into ids, vectors and attributes.
-
-    Args:
-        table: Columns `id` and `vector`, and attributes.
-        metric: Metric of the index.
 
     Returns:
         Ids int64 `(n,)`, vectors float32 `(n, dim)` C-contiguous (normalized for "cosine"), and
@@ -179,11 +163,7 @@ def _type_list(schema: pa.Schema) -> str:
 
 
 def check_ids(ids: np.ndarray) -> None:
-    """Refuse duplicate ids, and -1.
-
-    Raises:
-        DataError: The message names the first of them.
-    """
+    """Refuse duplicate ids, and -1; the message names the first of them."""
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) < len(ids):
         raise DataError(
@@ -195,11 +175,7 @@ def check_ids(ids: np.ndarray) -> None:
 
 
 def check_attributes(attributes: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Attribute columns in the index's order and types.
-
-    Raises:
-        DataError: Columns are missing or unknown, or a value does not fit its type.
-    """
+    """Attribute columns in the index's order and types."""
     missing = [name for name in schema.names if name not in attributes.column_names]
     unknown = [name for name in attributes.column_names if name not in schema.names]
     if missing or unknown:

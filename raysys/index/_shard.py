@@ -15,8 +15,7 @@ from raysys.index._hnsw_graph import HnswGraph, insertion_order
 from raysys.index._query_plan import QueryPlanner, group_by_filter
 from raysys.index._query_result import merge, padding
 from raysys.index._rows import normalized
-from raysys.index._slot_rows import NEVER, SlotRows
-from raysys.index._version_history import VersionHistory
+from raysys.index._slot_rows import NEVER, SlotRows, VersionHistory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,27 +32,16 @@ _MIN_TOMBSTONES = 100
 
 @dataclasses.dataclass(frozen=True)
 class ShardCapture:
-    """State of a shard at a version, ready to be written.
-
-    Attributes:
-        version: Version of the rows.
-        ids: int64 `(slots,)`.
-        vectors: float32 `(slots, dim)`.
-        table: `id` and the attributes.
-        deleted: Slots of deleted rows.
-        merged: Number of slots that have entered the graph, unless they ended before.
-        graph: Graph; further rows may be marked as deleted while it is written.
-        ended_since: Function that returns the slots of rows deleted since the capture.
-    """
+    """State of a shard at a version, ready to be written."""
 
     version: int
-    ids: np.ndarray
-    vectors: np.ndarray
-    table: pa.Table
-    deleted: np.ndarray
-    merged: int
-    graph: HnswGraph
-    ended_since: Callable[[], np.ndarray]
+    ids: np.ndarray  # int64 `(slots,)`
+    vectors: np.ndarray  # float32 `(slots, dim)`
+    table: pa.Table  # `id` and the attributes
+    deleted: np.ndarray  # slots of deleted rows
+    merged: int  # number of slots that have entered the graph, unless they ended before
+    graph: HnswGraph  # further rows may be marked as deleted while it is written
+    ended_since: Callable[[], np.ndarray]  # slots of rows deleted since the capture
 
 
 class Shard:
@@ -95,15 +83,9 @@ class Shard:
         cls, settings: IndexSettings, ids: np.ndarray, vectors: np.ndarray, attributes: pa.Table,
         version: int, progress: Callable[[int], None] | None = None,
     ) -> Shard:  # fmt: skip
-        """A shard with all rows in its graph.
+        """A shard with all rows, which are validated, in its graph.
 
-        Args:
-            settings: Settings of the index.
-            ids: int64 `(n,)`, validated.
-            vectors: float32 `(n, dim)`, validated.
-            attributes: Columns in the index's schema.
-            version: Version of the rows.
-            progress: Callback for the number of rows in the graph.
+        `progress` is called with the number of rows in the graph.
         """
         order = insertion_order(vectors, settings.seed)
         rows = SlotRows(settings.dim, attributes.schema, int(len(ids) * 1.1))
@@ -123,7 +105,7 @@ class Shard:
         """Version, rows, pending rows and tombstones."""
         return {
             "version": self.version, "rows": self.size, "pending": self.pending,
-            "tombstones": self.tombstones,
+            "tombstones": self._graph.tombstones,
         }  # fmt: skip
 
     @property
@@ -135,11 +117,6 @@ class Shard:
     def pending(self) -> int:
         """Number of rows beside the graph."""
         return self._rows.length - self._merged
-
-    @property
-    def tombstones(self) -> int:
-        """Number of deleted rows in the graph."""
-        return self._graph.tombstones
 
     @property
     def needs_compaction(self) -> bool:
@@ -360,15 +337,14 @@ class Shard:
             ids[open_queries[complete]] = rows.ids[slots[complete[:, None], first]]
             distances[open_queries[complete]] = far[complete[:, None], first]
             open_queries = open_queries[~is_complete]
-            candidates = plan.more_candidates(len(open_queries), candidates)
+            candidates = plan.unless_exact_is_cheaper(len(open_queries), 4 * candidates)
         if len(open_queries) < len(vectors) and len(aside := self._aside(version)):
             aside = aside[rows.mask(predicate, aside)]
             ids, distances = merge([(ids, distances), self._exact(vectors, k, aside)], k)
         if len(open_queries):
             slots = self._matching_slots(predicate, version)
-            ids[open_queries], distances[open_queries] = self._exact(
-                vectors[open_queries], k, slots
-            )
+            exact = self._exact(vectors[open_queries], k, slots)
+            ids[open_queries], distances[open_queries] = exact
         return ids, distances
 
     def _matching_slots(self, predicate: Filter, version: int) -> np.ndarray:

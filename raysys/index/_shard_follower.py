@@ -12,7 +12,7 @@ from raysys.errors import StorageError
 from raysys.index._change_record import decode
 
 if TYPE_CHECKING:
-    from raysys.index._persistence import IndexFiles, Manifest
+    from raysys.index._persistence import IndexFiles
     from raysys.index._shard import Shard
 
 _IDLE_S = 0.2
@@ -46,42 +46,39 @@ class ShardFollower:
         """End the maintenance, so that the shard can be freed."""
         self._is_closed = True
 
-    def apply(self, version: int, record: bytes) -> None:
-        """Apply a record of the log, after those before it that were not received."""
+    def apply(self, version: int, record: bytes | None = None) -> None:
+        """Apply the log up to a version; `record` is that of the version, if it is at hand."""
         with self._order:
-            if version > self.shard.version + 1:
-                self._catch_up(version - 1)
-            if version == self.shard.version + 1:
-                batch = decode(record)
+            upto = version if record is None else version - 1
+            if self.shard.version < upto:
+                self._follow_log(self.shard, upto)
+            if self.shard.version < upto:
+                # Only an index that was rebuilt under this name leaves such a gap.
+                self.shard = self._load()
+            if record is not None and self.shard.version == upto:
                 shards = self.shard.settings.shards
-                self.shard.apply(version, batch.of_shard(self._number, shards))
-            self._check(version)
+                self.shard.apply(version, decode(record).of_shard(self._number, shards))
+            if self.shard.version < version:
+                raise StorageError(
+                    f"the log of {self._files.uri} ends at version {self.shard.version} on this "
+                    f"node, and at {version} elsewhere"
+                )
         self._changed.set()
-
-    def catch_up(self, upto: int) -> None:
-        """Apply the log up to a version."""
-        with self._order:
-            self._catch_up(upto)
-            self._check(upto)
-        self._changed.set()
-
-    def _check(self, version: int) -> None:
-        if self.shard.version < version:
-            raise StorageError(
-                f"the log of {self._files.uri} ends at version {self.shard.version} on this "
-                f"node, and at {version} elsewhere"
-            )
-
-    def _catch_up(self, upto: int) -> None:
-        self._follow_log(self.shard, upto)
-        if self.shard.version < upto:
-            # Only an index that was rebuilt under this name leaves such a gap.
-            self.shard = self._load()
 
     def _load(self) -> Shard:
         while True:
             manifest = self._files.manifest()
-            shard = self._read(manifest)
+            if manifest is None:
+                raise StorageError(
+                    f"no complete snapshot of an index at {self._files.uri}: build it again"
+                )
+            self._shards = self._shards or manifest.settings.shards
+            if manifest.settings.shards != self._shards:
+                raise StorageError(
+                    f"the index was rebuilt with {manifest.settings.shards} shards instead of "
+                    f"{self._shards}: connect to it again"
+                )
+            shard = self._files.read_shard(manifest, self._number)
             gap = self._follow_log(shard)
             if gap is None:
                 return shard
@@ -98,19 +95,6 @@ class ShardFollower:
                 return shard.version + 1
             shard.apply(version, batch.of_shard(self._number, shard.settings.shards))
         return None
-
-    def _read(self, manifest: Manifest | None) -> Shard:
-        if manifest is None:
-            raise StorageError(
-                f"no complete snapshot of an index at {self._files.uri}: build it again"
-            )
-        self._shards = self._shards or manifest.settings.shards
-        if manifest.settings.shards != self._shards:
-            raise StorageError(
-                f"the index was rebuilt with {manifest.settings.shards} shards instead of "
-                f"{self._shards}: connect to it again"
-            )
-        return self._files.read_shard(manifest, self._number)
 
     def _maintain(self) -> None:
         """Move rows into the graph, a few at a time; rebuild it when too many rows are deleted."""

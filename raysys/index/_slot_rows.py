@@ -1,7 +1,9 @@
-"""Rows of a shard by slot: append-only, so that a view of them stays valid."""
+"""Rows of a shard by slot, append-only, so that a view of them stays valid; recent versions."""
 
 from __future__ import annotations
 
+import collections
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from raysys.index._filter import Filter
 
 NEVER = np.iinfo(np.int64).max
+# How long a shard can answer as of an earlier version: a client that got answers of different
+# versions from its shards asks for the lowest.
+HORIZON_S = 10.0
 
 
 class SlotRows:
@@ -133,3 +138,33 @@ class SlotRows:
             new = np.empty((capacity, *old.shape[1:]), old.dtype)
             new[: self.length] = old[: self.length]
             setattr(self, name, new)
+
+
+class VersionExpiredError(Exception):
+    """The requested version is older than the shard remembers: request the present one."""
+
+
+class VersionHistory:
+    """Slots of the rows that ended within the last seconds, by version."""
+
+    def __init__(self, version: int) -> None:
+        self._oldest = version
+        self._deaths: collections.deque[tuple[float, int, np.ndarray]] = collections.deque()
+
+    def record(self, version: int, slots: np.ndarray) -> None:
+        """Add the slots that a version ended, and forget old versions."""
+        now = time.monotonic()
+        self._deaths.append((now, version, slots))
+        while self._deaths and self._deaths[0][0] < now - HORIZON_S:
+            self._oldest = self._deaths.popleft()[1]
+
+    def ended_after(self, version: int) -> list[np.ndarray]:
+        """Slots that later versions ended."""
+        return [slots for _, when, slots in self._deaths if when > version]
+
+    def check(self, version: int) -> None:
+        """Refuse a version that is older than the history: `VersionExpiredError`."""
+        if version < self._oldest:
+            raise VersionExpiredError(
+                f"version {version} has expired, the oldest available is {self._oldest}"
+            )

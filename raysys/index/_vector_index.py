@@ -15,17 +15,12 @@ from raysys.console import html_table
 from raysys.errors import UnavailableError
 from raysys.index import _actor_names as _names
 from raysys.index import _build
+from raysys.index import _query_result as _result
 from raysys.index import _recall_tuning as _tuning
 from raysys.index._change_record import ChangeBatch, encode
 from raysys.index._local_index import LocalIndex
 from raysys.index._persistence import IndexFiles, IndexSnapshot, Manifest
-from raysys.index._query_result import (
-    QueryResult,
-    check_queries,
-    check_query_arguments,
-    dimension_error,
-    merge,
-)
+from raysys.index._query_result import QueryResult
 from raysys.index._query_router import QueryRouter
 from raysys.index._rows import as_ids, check_attributes, split_rows, with_id, with_vector
 
@@ -220,16 +215,12 @@ class VectorIndex:
                 waiting for it.
             timeout_s: Timeout for a shard that is being restored.
 
-        Returns:
-            Ids int64 `(n, k)` and distances float32 `(n, k)`, nearest first, padded with -1 and
-            infinity where fewer than k rows exist or match; and the missing shards.
-
         Raises:
             DataError: Vectors or filters do not fit the index.
             UnavailableError: A shard did not answer in time.
         """
-        matrix = check_queries(vectors, self.settings)
-        filters = check_query_arguments(matrix, k, ef_search, filters)
+        matrix = _result.check_queries(vectors, self.settings)
+        filters = _result.check_query_arguments(matrix, k, ef_search, filters)
         parts = []
         for start in range(0, max(1, len(matrix)), _CHUNK_QUERIES):
             chunk = slice(start, start + _CHUNK_QUERIES)
@@ -237,12 +228,9 @@ class VectorIndex:
             parts.append(self._router.query(*question, allow_partial, timeout_s))
         if len(parts) == 1:
             return parts[0]
-        missing = {shard for part in parts for shard in part.missing_shards}
-        return QueryResult(
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.distances for part in parts]),
-            tuple(sorted(missing)),
-        )
+        ids, distances, shards = zip(*parts, strict=True)
+        missing = tuple(sorted(set[int]().union(*shards)))
+        return QueryResult(np.concatenate(ids), np.concatenate(distances), missing)
 
     def matching(self, filter: str | None = None, limit: int = 1000) -> np.ndarray:
         """Ids of up to `limit` rows that satisfy a filter (all by default), int64, ascending."""
@@ -252,18 +240,16 @@ class VectorIndex:
     def get(self, ids: Any) -> pa.Table:
         """The existing rows among these ids, unordered, with columns `id`, `vector`, attributes."""
         answers = self._router.ask("get", as_ids(ids), timeout_s=30.0).values()
-        return pa.concat_tables(
-            [
-                with_vector(with_id(keys, attributes), vectors)
-                for keys, vectors, attributes in answers
-            ]
-        )
+        tables = [
+            with_vector(with_id(keys, columns), vectors) for keys, vectors, columns in answers
+        ]
+        return pa.concat_tables(tables)
 
     def exact(self, vectors: Any, k: int) -> QueryResult:
         """The true k nearest, by comparison with every row: the reference of recall."""
-        matrix = check_queries(vectors, self.settings)
+        matrix = _result.check_queries(vectors, self.settings)
         parts = self._router.ask("exact", matrix, k, timeout_s=600.0)
-        return QueryResult(*merge([part for _, part in sorted(parts.items())], k))
+        return QueryResult(*_result.merge([part for _, part in sorted(parts.items())], k))
 
     def sample(self, rows: int, seed: int = 0) -> np.ndarray:
         """Vectors of about `rows` random rows, float32 `(n, dim)`."""
@@ -291,10 +277,9 @@ class VectorIndex:
                 send the same again.
         """
         ids, vectors, attributes = split_rows(rows, self.settings.metric)
-        if vectors.shape[1] != self.settings.dim:
-            raise dimension_error(vectors, self.settings)
+        _result.check_dimension(vectors, self.settings)
         attributes = check_attributes(attributes, self.schema)
-        return self._commit(ChangeBatch(ids, vectors, attributes, np.empty(0, np.int64)), timeout_s)
+        return self._commit(ChangeBatch(ids, vectors, attributes, _NO_IDS), timeout_s)
 
     def delete(self, ids: Any, *, timeout_s: float | None = None) -> int:
         """Delete rows; unknown ids are ignored.
@@ -351,7 +336,7 @@ class VectorIndex:
         """
         if queries is None:
             queries = _tuning.sample_queries(self, sample_size)
-        queries = check_queries(queries, self.settings)
+        queries = _result.check_queries(queries, self.settings)
         result = _tuning.smallest_ef_search(self, queries, recall, k)
         self._call_writer("set_ef_search", result.ef_search)
         return result

@@ -147,7 +147,10 @@ class IndexWriter:
         """Apply an encoded batch; return its version, once it is durable and visible."""
         await self._opened()
         async with self._recovering:
-            await self._recover()
+            if not self._is_recovered:
+                # A writer that died may have sent its last record to some replicas only.
+                await self._broadcast(self._version)
+                self._is_recovered = True
         done = self._underway.get(token)
         if done is None:
             version = self._recent.version_of(token)
@@ -240,12 +243,6 @@ class IndexWriter:
 
     # --- commits ---
 
-    async def _recover(self) -> None:
-        """Send the last record of a writer that died to the replicas that may lack it."""
-        if not self._is_recovered:
-            await self._broadcast("catch_up", self._version)
-            self._is_recovered = True
-
     async def _commit_all(self) -> None:
         try:
             while self._waiting:
@@ -267,7 +264,7 @@ class IndexWriter:
                 )
             return
         self._add(version, record)  # from here on a joining replica must have it
-        pending = await self._broadcast("apply", version, record)
+        pending = await self._broadcast(version, record)
         metrics.INDEX_CHANGES.inc(1, {"index": self._name})
         for done in waiting:
             done.set_result(version)
@@ -285,14 +282,14 @@ class IndexWriter:
                        self._name, version)  # fmt: skip
             os._exit(1)
 
-    async def _broadcast(self, method: str, *args: Any) -> int:
+    async def _broadcast(self, version: int, record: bytes | None = None) -> int:
         """Bring all live replicas to a version; return the maximum of their pending rows."""
         pending = await asyncio.gather(
-            *(self._deliver(key, method, *args) for key in sorted(self._live))
+            *(self._deliver(key, version, record) for key in sorted(self._live))
         )
         return max(pending, default=0)
 
-    async def _deliver(self, key: tuple[int, int], method: str, *args: Any) -> int:
+    async def _deliver(self, key: tuple[int, int], version: int, record: bytes | None) -> int:
         """Bring a replica to a version; on failure it is left out until it joins again.
 
         Ray reports a dead process only a second later, when its successor may have joined: that
@@ -304,14 +301,13 @@ class IndexWriter:
             incarnation = self._incarnations.get(key)
             try:
                 if self._is_redundant(key):
-                    size = len(args[-1]) if method == "apply" else 0
-                    timeout_s = _REDUNDANT_TIMEOUT_S + size / _BYTES_PER_S
+                    timeout_s = _REDUNDANT_TIMEOUT_S + len(record or b"") / _BYTES_PER_S
                     try:
-                        return await self._call(key, method, *args, timeout_s=timeout_s)
+                        return await self._call(key, "apply", version, record, timeout_s=timeout_s)
                     except TimeoutError:
                         if self._is_redundant(key):
                             raise
-                return await self._call(key, method, *args)
+                return await self._call(key, "apply", version, record)
             except RayActorError as error:
                 failure = error
                 if self._incarnations.get(key) != incarnation:

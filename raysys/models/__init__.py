@@ -1,6 +1,6 @@
 """Model store on MLflow, scikit-learn estimators in it, and ensembles of stored models."""
 
-from raysys.models._blend_weights import LogisticBlend
+from raysys.models._combiners import LogisticBlend
 from raysys.models._ensemble import Ensemble, EnsembleMember, StoredEnsemble
 from raysys.models._model_store import ModelStore, StoredModel
 from raysys.models._predict import predict

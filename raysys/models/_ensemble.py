@@ -12,7 +12,7 @@ import numpy as np
 
 from raysys.errors import DataError
 from raysys.imports import lazy_import
-from raysys.models import _blend_weights as _blend
+from raysys.models import _combiners
 from raysys.models._combiners import Combiner, columns_of, load_combiner, to_signature
 from raysys.models._predict import array_of, predict, signature_of
 
@@ -230,17 +230,19 @@ def _fit_blend(
         for table, name in zip(tables, names, strict=True)
     ]
     if classes is None:
-        weights = _blend.convex_squared_error_weights(columns_of(predictions), labels.to_numpy())
+        weights = _combiners.convex_squared_error_weights(
+            columns_of(predictions), labels.to_numpy()
+        )
         return Combiner("mean", tuple(map(float, weights)))
     codes = pandas.Index(classes).get_indexer(labels.to_pandas())
     if (codes < 0).any():
         unknown = labels[int(np.argmax(codes < 0))].as_py()
         raise DataError(f"{label!r} has a class unknown to the members: {unknown!r}, not {classes}")
     if method == "logistic":
-        log_odds = _blend.log_odds(columns_of(predictions))
-        return Combiner("logistic", _blend.LogisticBlend.fit(log_odds, codes))
+        log_odds = _combiners.log_odds(columns_of(predictions))
+        return Combiner("logistic", _combiners.LogisticBlend.fit(log_odds, codes))
     of_label = np.stack([p[np.arange(len(codes)), codes] for p in predictions], axis=1)
-    return Combiner("mean", tuple(map(float, _blend.convex_log_loss_weights(of_label))))
+    return Combiner("mean", tuple(map(float, _combiners.convex_log_loss_weights(of_label))))
 
 
 def _qualified_name(model_class: type) -> str:

@@ -6,11 +6,11 @@ import pyarrow as pa
 import pytest
 
 from raysys.errors import DataError
-from raysys.index import _query_plan, _shard, _version_history
+from raysys.index import _query_plan, _shard, _slot_rows
 from raysys.index._change_record import ChangeBatch
 from raysys.index._settings import IndexSettings, Metric
 from raysys.index._shard import Shard, ShardCapture
-from raysys.index._version_history import VersionExpiredError
+from raysys.index._slot_rows import VersionExpiredError
 from tests.index._exact import (
     SCHEMA,
     Model,
@@ -28,7 +28,7 @@ QUERIES = queries_of(exact_settings())
 @pytest.fixture(autouse=True)
 def _long_horizon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Versions expire by the clock in the test of expiry alone."""
-    monkeypatch.setattr(_version_history, "HORIZON_S", 1e9)
+    monkeypatch.setattr(_slot_rows, "HORIZON_S", 1e9)
 
 
 def _merge_all(shard: Shard) -> None:
@@ -222,7 +222,7 @@ def test_changes_are_visible_at_once_and_after_each_merge(metric: Metric) -> Non
     while moved := pair.shard.merge(4):
         assert moved <= 4
         pair.check()
-    assert (pair.shard.pending, pair.shard.tombstones) == (0, 10)
+    assert (pair.shard.pending, pair.shard.counts()["tombstones"]) == (0, 10)
     # The slot of id 50 ended before it came into the graph: it is no tombstone.
     assert pair.shard.size == len(pair.model.rows)
 
@@ -287,9 +287,9 @@ def test_compaction_drops_ended_rows_and_keeps_the_answers(metric: Metric) -> No
     pair.apply(range(30, 60), deleted=range(10))
     _merge_all(pair.shard)
     pair.apply(range(55, 65))
-    assert pair.shard.tombstones > 0
+    assert pair.shard.counts()["tombstones"] > 0
     pair.shard.compact()
-    assert (pair.shard.tombstones, pair.shard.pending) == (0, 0)
+    assert (pair.shard.counts()["tombstones"], pair.shard.pending) == (0, 0)
     assert pair.shard._rows.length == pair.shard.size
     pair.check()
     pair.apply([1, 64], deleted=[63])
@@ -321,7 +321,7 @@ def test_changes_during_a_compaction_are_kept(metric: Metric) -> None:
     _merge_all(pair.shard)
     pair.check()
     pair.check_history(start)
-    assert pair.shard.tombstones == 4
+    assert pair.shard.counts()["tombstones"] == 4
     pair.apply(range(20), deleted=[202])
     pair.check()
     pair.shard.compact()
@@ -369,8 +369,8 @@ def test_a_query_as_of_a_future_version_answers_for_the_present() -> None:
 
 def test_versions_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(_version_history, "HORIZON_S", 10.0)
-    monkeypatch.setattr(_version_history.time, "monotonic", lambda: now)
+    monkeypatch.setattr(_slot_rows, "HORIZON_S", 10.0)
+    monkeypatch.setattr(_slot_rows.time, "monotonic", lambda: now)
     pair = Pair()
     for _ in range(5):
         now += 4.0
@@ -408,7 +408,7 @@ def test_compaction_is_needed_when_too_many_rows_have_ended(
     for _ in range(30):
         pair.apply([99])
     _merge_all(pair.shard)
-    assert pair.shard.tombstones == 0
+    assert pair.shard.counts()["tombstones"] == 0
     assert pair.shard.needs_compaction
     pair.shard.compact()
     assert pair.shard._rows.length == pair.shard.size == 30

@@ -37,7 +37,7 @@ class Index(RuleBasedStateMachine):
         self.patches = contextlib.ExitStack()
         # Flushing would take most of the time; versions must not expire on a slow machine.
         self.patches.enter_context(mock.patch("raysys.storage._storage._flush"))
-        self.patches.enter_context(mock.patch("raysys.index._version_history.HORIZON_S", 1e9))
+        self.patches.enter_context(mock.patch("raysys.index._slot_rows.HORIZON_S", 1e9))
         self.history: dict[int, Model] = {}
         self.files = IndexFiles(Storage(self.root), "index")
         self.settings = exact_settings(metric, shards=shards)
