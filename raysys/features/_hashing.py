@@ -52,11 +52,7 @@ def words(text: str) -> list[str]:
 
 
 def word_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of the words of texts, one text after the other.
-
-    Returns:
-        uint64 hashes of all words, and the number of words of each text, int64 `(n,)`.
-    """
+    """uint64 hashes of the words of texts in their order; number of words of each, int64 `(n,)`."""
     # Arrow splits ASCII just as Python does, and much faster; its tables of non-ASCII letters
     # differ, so texts with any are left to Python.
     ascii_only = np.array([text.isascii() for text in texts], bool)

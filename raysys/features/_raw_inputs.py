@@ -36,15 +36,10 @@ _ENCODED_FROM = 64
 
 
 class CodedColumn(NamedTuple):
-    """A column of texts.
+    """A column of texts."""
 
-    Attributes:
-        values: Occurring texts, mostly once each.
-        codes: Place of each row's text in `values`, int64 `(n,)`; -1 where missing.
-    """
-
-    values: list[str]
-    codes: np.ndarray
+    values: list[str]  # occurring texts, mostly once each
+    codes: np.ndarray  # place of each row's text in `values`, int64 `(n,)`; -1 where missing
 
 
 def number_of(name: str, value: Any) -> float:

@@ -25,14 +25,11 @@ ROW = "_raysys_row"
 class TargetCounts(NamedTuple):
     """Rows with a target and the sum of the targets, by category and fold.
 
-    Attributes:
-        values: Categories. The arrays have two more rows: missing categories, then unreported
-            ones.
-        rows: Number of rows, float64 `(categories + 2, folds + 1)`; the last column is the total.
-        sums: Sum of the targets, shaped as `rows`.
+    float64 `(categories + 2, folds + 1)`: the last rows are of missing, then unreported
+    categories, the last column is the total.
     """
 
-    values: list[str]
+    values: list[str]  # categories
     rows: np.ndarray
     sums: np.ndarray
 
@@ -124,13 +121,11 @@ def means(counts: TargetCounts, transform: TargetEncoded) -> State:
 class OutOfFold(NamedTuple):
     """Means over the rows outside each fold.
 
-    Attributes:
-        places: Row of each category in `means`.
-        means: Means by category and fold, float64 `(categories + 2, folds)`; the last row is for
-            categories without a row of their own, the one before for missing ones.
+    float64 `(categories + 2, folds)`: the last row is for categories without a row of their own,
+    the one before for missing ones.
     """
 
-    places: dict[str, int]
+    places: dict[str, int]  # row of each category in `means`
     means: np.ndarray
 
 

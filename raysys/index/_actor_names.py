@@ -28,11 +28,7 @@ def replica_name(index: str, shard: int, replica: int) -> str:
 
 
 def actor(name: str) -> ActorHandle:
-    """A running actor.
-
-    Raises:
-        ValueError: No actor has the name.
-    """
+    """A running actor; a `ValueError` if no actor has the name."""
     return ray.get_actor(name, namespace=NAMESPACE)
 
 

@@ -18,19 +18,12 @@ _TOKEN = b"token"
 
 @dataclass(frozen=True)
 class ChangeBatch:
-    """Changes that become visible together.
+    """Changes that become visible together."""
 
-    Attributes:
-        ids: int64 `(n,)`, ids of new and replaced rows.
-        vectors: float32 `(n, dim)`.
-        attributes: Columns in the index's schema.
-        deleted: int64, ids to delete, disjoint from `ids`.
-    """
-
-    ids: np.ndarray
-    vectors: np.ndarray
-    attributes: pa.Table
-    deleted: np.ndarray
+    ids: np.ndarray  # int64 `(n,)`, of new and replaced rows
+    vectors: np.ndarray  # float32 `(n, dim)`
+    attributes: pa.Table  # columns in the index's schema
+    deleted: np.ndarray  # int64, ids to delete, disjoint from `ids`
 
     def of_shard(self, shard: int, shards: int) -> ChangeBatch:
         """The changes of a shard."""

@@ -18,14 +18,8 @@ def exact_search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of each query, by comparison with every row.
 
-    Args:
-        queries: float32 `(q, dim)`, normalized under "cosine".
-        rows: float32 `(n, dim)`, n > 0, normalized under "cosine".
-        k: Number of neighbours.
-        metric: Metric of the distances.
-
-    Returns:
-        Positions int64 and distances float32 `(q, min(k, n))`, nearest first.
+    From float32 `(q, dim)` and `(n, dim)`, n > 0, normalized under "cosine", to positions int64
+    and distances float32 `(q, min(k, n))`, nearest first.
     """
     if metric == "l2":
         queries, rows = _centred(queries, rows)

@@ -43,15 +43,7 @@ class Filter:
     """
 
     def __init__(self, text: str, schema: pa.Schema) -> None:
-        """Parse a predicate and check its types.
-
-        Args:
-            text: The predicate, see `raysys.index.FILTER_GRAMMAR`.
-            schema: Schema of `id` and the attributes.
-
-        Raises:
-            DataError: A syntax error, an unknown column, or a comparison of unlike types.
-        """
+        """Parse a predicate, see `raysys.index.FILTER_GRAMMAR`, and check its types."""
         self._text, self._schema = text, schema
         # Numbers without nulls are compared by NumPy: for few rows the overhead of Arrow's calls
         # dominates. `is_numeric` stays true if only numbers are compared.
@@ -76,8 +68,7 @@ class Filter:
     def mask(self, rows: pa.Table | Mapping[str, np.ndarray]) -> np.ndarray:
         """Whether each row satisfies the predicate, bool `(n,)`.
 
-        Args:
-            rows: `id` and the attributes; arrays without nulls if the filter `is_numeric`.
+        Columns are `id` and the attributes; arrays without nulls if the filter `is_numeric`.
         """
         with np.errstate(over="ignore"):  # a constant too large for float32 is infinite
             result = self._evaluate(rows)

@@ -27,11 +27,7 @@ _log = logging.getLogger("raysys.index")
 
 
 def listen(answer: Callable[[bytes], bytes]) -> str | None:
-    """Answer requests, in a thread per client.
-
-    Returns:
-        The address, or None where the system lacks abstract sockets.
-    """
+    """Answer requests, in a thread per client, at this address; None without abstract sockets."""
     address = f"\0raysys-{uuid.uuid4().hex}"
     listening = socket.socket(socket.AF_UNIX)
     try:
@@ -73,11 +69,6 @@ class Channel:
     """A connection to a replica, for one request at a time."""
 
     def __init__(self, address: str) -> None:
-        """Connect.
-
-        Raises:
-            OSError: The address has no listener.
-        """
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.connect(address)
@@ -98,12 +89,7 @@ class Channel:
         return bool(poll.poll(1000 * max(0.0, timeout_s)))
 
     def receive(self, timeout_s: float) -> bytes:
-        """The answer; raises the exception of the replica.
-
-        Raises:
-            TimeoutError: The answer did not arrive in time.
-            OSError: The replica has ended.
-        """
+        """The answer, or the replica's exception; an `OSError` if the replica has ended."""
         if not self.is_ready(timeout_s):
             raise TimeoutError
         kind, data = _receive(self._socket)

@@ -192,9 +192,7 @@ class QueryRouter:
     ) -> Any:
         """The answer of a replica; in a hurry, wait only as long as it answers probes.
 
-        Raises:
-            OSError: A channel's replica has ended, or does not answer.
-            GetTimeoutError: A Ray call's replica does not answer.
+        Of a replica that does not answer, an `OSError` or, from a Ray call, `GetTimeoutError`.
         """
         while True:
             left = max(0.0, deadline - time.monotonic())

@@ -36,11 +36,7 @@ class RecallTuningResult:
 def smallest_ef_search(
     index: VectorIndex, queries: np.ndarray, recall: float, k: int
 ) -> RecallTuningResult:
-    """Double `ef_search` until it reaches the recall, then bisect.
-
-    Raises:
-        DataError: No value reaches it.
-    """
+    """Double `ef_search` until it reaches the recall, then bisect."""
     if not 0 < recall <= 1 or not len(queries):
         raise DataError(
             f"recall must be in (0, 1] and queries not empty; given: {recall}, "

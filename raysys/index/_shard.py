@@ -221,13 +221,10 @@ class Shard:
             k: Number of neighbours.
             ef_search: Size of the candidate list; the settings' by default.
             filters: A predicate for each vector, or None for none at all.
-            as_of: Version to answer for; the present by default.
+            as_of: Version to answer for, unless it has expired; the present by default.
 
         Returns:
             The version, and ids int64 and distances float32 `(n, k)`, padded.
-
-        Raises:
-            VersionExpiredError: The version is older than the shard remembers.
         """
         if self.settings.metric == "cosine":
             vectors = normalized(vectors)[0]

@@ -29,11 +29,7 @@ class ShardFollower:
     """
 
     def __init__(self, files: IndexFiles, number: int, shard: Shard | None = None) -> None:
-        """Adopt a shard that was just written, or load the last snapshot and the log since.
-
-        Raises:
-            StorageError: The folder has no snapshot.
-        """
+        """Adopt a shard that was just written, or load the last snapshot and the log since."""
         self._files, self._number = files, number
         self._shards = 0
         self._order = threading.Lock()

@@ -67,27 +67,16 @@ def apply_labelers(table: Table, labelers: Mapping[str, pl.Expr]) -> Table:
 
 @dataclass(frozen=True)
 class VotePatterns:
-    """Distinct patterns of votes with their counts, the sufficient statistic of a label model.
+    """Distinct patterns of votes with their counts, the sufficient statistic of a label model."""
 
-    Attributes:
-        labelers: Names of the vote columns.
-        votes: int8 `(patterns, labelers)`, -1 for abstaining; ascending.
-        rows: int64 `(patterns,)`, number of rows.
-        gold: int8 `(patterns,)`, gold label of these rows, -1 if unknown.
-    """
-
-    labelers: tuple[str, ...]
-    votes: np.ndarray
-    rows: np.ndarray
-    gold: np.ndarray
+    labelers: tuple[str, ...]  # names of the vote columns
+    votes: np.ndarray  # int8 `(patterns, labelers)`, -1 for abstaining; ascending
+    rows: np.ndarray  # int64 `(patterns,)`, number of rows
+    gold: np.ndarray  # int8 `(patterns,)`, gold label of these rows, -1 if unknown
 
 
 def count_patterns(votes: Table, labelers: Iterable[str], gold: str | None = None) -> VotePatterns:
-    """Count the patterns of votes in tasks; distinct patterns reach this process.
-
-    Raises:
-        DataError: A column is missing or does not hold votes, or the patterns are too many.
-    """
+    """Count the patterns of votes in tasks; distinct patterns reach this process."""
     names = names_of(labelers)
     by = names_of([*names, *([gold] if gold else [])])
     check_columns(votes, by)
@@ -132,11 +121,7 @@ def check_columns(votes: Table, names: Iterable[str]) -> None:
 
 
 def codes_of(block: pa.Table, names: Iterable[str]) -> np.ndarray:
-    """Votes of a block, int8 `(rows, labelers)`, -1 for abstaining.
-
-    Raises:
-        DataError: A value is not a class number.
-    """
+    """Votes of a block, int8 `(rows, labelers)`, -1 for abstaining."""
     votes = []
     for name in names:
         column = pc.cast(block[name], pa.int64())

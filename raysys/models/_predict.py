@@ -50,11 +50,7 @@ def predict(
 
 
 def signature_of(storage: Storage, model: StoredModel) -> dict[str, Any]:
-    """Signature of a model.
-
-    Raises:
-        DataError: The signature does not name the inputs.
-    """
+    """Signature of a model, which names the inputs."""
     signature = model.manifest(storage).get("signature")
     if not isinstance(signature, dict) or not isinstance(signature.get("inputs"), list):
         raise DataError(
