@@ -72,11 +72,7 @@ class Moments(NamedTuple):
 
 
 def moments(values: np.ndarray, name: str = "") -> Moments:
-    """Moments of float64 `(n,)`; values that are not finite count as missing.
-
-    Raises:
-        DataError: A value is too large to be squared.
-    """
+    """Moments of float64 `(n,)`; values that are not finite count as missing."""
     finite = values[np.isfinite(values)]
     missing = len(values) - len(finite)
     if not len(finite):

@@ -58,11 +58,7 @@ def fit(
 
 
 def check_columns(schema: pa.Schema, transforms: Sequence[Transform]) -> dict[str, str]:
-    """Arrow types of the input columns, by name.
-
-    Raises:
-        DataError: The table lacks a column that a transform needs.
-    """
+    """Arrow types of the input columns, by name; refuses a table that lacks a column."""
     kinds: dict[str, str] = {}
     for transform in transforms:
         for name in transform.required_columns():

@@ -137,10 +137,17 @@ def texts(name: str, column: Any) -> CodedColumn:
 
 def times(name: str, column: Any) -> np.ndarray:
     """A column of times, int64 `(n,)`, in microseconds since 1970-01-01; `NO_TIME` if missing."""
-    if is_arrow(column):
-        return _arrow_times(name, column)
     if isinstance(column, np.ndarray) and column.dtype.kind == "M":
         return _ticks(column)
+    if is_arrow(column):
+        kind, t = column.type, pa.types
+        if t.is_timestamp(kind) or t.is_date(kind):
+            return _arrow_times(column)
+        if t.is_string(kind) or t.is_large_string(kind):
+            coded = texts(name, column)
+            ticks = [time_of(name, value) for value in coded.values]
+            return np.array([*ticks, NO_TIME], np.int64)[coded.codes]
+        column = column.to_pylist()
     return np.array([time_of(name, value) for value in column], np.int64)
 
 
@@ -148,21 +155,14 @@ def _ticks(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values.astype("datetime64[us]").view(np.int64))
 
 
-def _arrow_times(name: str, column: Any) -> np.ndarray:
+def _arrow_times(column: Any) -> np.ndarray:
     kind, t = column.type, pa.types
-    if t.is_timestamp(kind) or t.is_date(kind):
-        if t.is_date32(kind):
-            column = column.cast(pa.int32())
-        ticks = pc.fill_null(_chunk(column).cast(pa.int64()), NO_TIME).to_numpy()
-        if t.is_timestamp(kind) and kind.unit == "ns":
-            return np.where(ticks == NO_TIME, NO_TIME, ticks // 1000)
-        factor = DAY_US if t.is_date32(kind) else _TICKS_US["ms" if t.is_date(kind) else kind.unit]
-        return np.where(ticks == NO_TIME, NO_TIME, ticks * factor)
-    if t.is_string(kind) or t.is_large_string(kind):
-        coded = texts(name, column)
-        ticks = [time_of(name, value) for value in coded.values]
-        return np.array([*ticks, NO_TIME], np.int64)[coded.codes]
-    return np.array([time_of(name, value) for value in column.to_pylist()], np.int64)
+    ticks = _chunk(column.cast(pa.int32()) if t.is_date32(kind) else column).cast(pa.int64())
+    ticks = pc.fill_null(ticks, NO_TIME).to_numpy()
+    if t.is_timestamp(kind) and kind.unit == "ns":
+        return np.where(ticks == NO_TIME, NO_TIME, ticks // 1000)
+    factor = DAY_US if t.is_date32(kind) else _TICKS_US["ms" if t.is_date(kind) else kind.unit]
+    return np.where(ticks == NO_TIME, NO_TIME, ticks * factor)
 
 
 def _coded(name: str, column: Any, convert: Callable[[str, Any], str | None]) -> CodedColumn:

@@ -122,13 +122,6 @@ class IndexFiles:
                 manifests.append(Manifest.from_json(folder, data))
         return manifests
 
-    def snapshots(self) -> list[IndexSnapshot]:
-        """The complete snapshots, oldest first."""
-        return [
-            IndexSnapshot(manifest.version, manifest.rows, manifest.settings.shards)
-            for manifest in self.manifests()
-        ]
-
     def manifest(self, version: int | None = None) -> Manifest | None:
         """The manifest of a version, the last by default, or None."""
         manifests = [item for item in self.manifests() if version in (None, item.version)]

@@ -88,17 +88,10 @@ class QueryRouter:
         self, method: str, *args: Any, shards: Iterable[int] | None = None, timeout_s: float,
         allow_partial: bool = False,
     ) -> dict[int, Any]:  # fmt: skip
-        """The answer of each shard.
+        """The answer of each shard, all by default, to "query" or a reading method of `Shard`.
 
-        Args:
-            method: "query", or a reading method of `Shard`.
-            args: Arguments of the call.
-            shards: All by default.
-            timeout_s: Timeout for a shard without a replica that answers.
-            allow_partial: Leave such shards out, after less than a second, instead of waiting.
-
-        Raises:
-            UnavailableError: A shard did not answer in time.
+        A shard without a replica that answers is waited for until `timeout_s`, which raises
+        `UnavailableError`; or, to `allow_partial`, left out after less than a second.
         """
         deadline = time.monotonic() + timeout_s
         missing = set(self._replicas if shards is None else shards)

@@ -348,7 +348,8 @@ class VectorIndex:
     @staticmethod
     def snapshots(name: str, storage: Storage, path: str | None = None) -> list[IndexSnapshot]:
         """The snapshots of an index's folder, oldest first."""
-        return _files(name, storage, path).snapshots()
+        manifests = _files(name, storage, path).manifests()
+        return [IndexSnapshot(item.version, item.rows, item.settings.shards) for item in manifests]
 
     def compact(self) -> None:
         """Rebuild the graphs without deleted rows; automatic at `max_tombstone_ratio`."""

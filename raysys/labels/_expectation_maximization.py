@@ -25,20 +25,12 @@ _MAX_ITER, _TOLERANCE = 2000, 1e-7
 def estimate(
     votes: np.ndarray, rows: np.ndarray, kind: Kind, classes: int, balance: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, int, bool]:
-    """Estimate the model's parameters.
+    """Balance, vote probabilities, iterations and convergence, as in `FittedLabelModel`.
 
-    Args:
-        votes: int8 `(patterns, labelers)`, -1 for abstaining.
-        rows: int64 `(patterns,)`, rows of each pattern.
-        kind: "accuracies": one accuracy a labeler, with errors uniform over the other classes and
-            uninformative abstentions (Ratner et al., "Data programming", 2016). "confusions": a
-            distribution over abstaining and votes for each true class.
-        classes: Number of classes.
-        balance: Known shares of the classes, or None to estimate them.
-
-    Returns:
-        Balance, vote probabilities, number of iterations and whether they converged, as in
-        `FittedLabelModel`.
+    Estimated from votes and rows as in `VotePatterns`; with a `balance` the shares of the classes
+    are known. Kind "accuracies": one accuracy a labeler, with errors uniform over the other classes
+    and uninformative abstentions (Ratner et al., "Data programming", 2016). "confusions": a
+    distribution over abstaining and votes for each true class.
     """
     count, labelers = votes.shape
     columns = (np.arange(labelers) * (classes + 1) + votes.astype(np.int64) + 1).ravel()
@@ -52,7 +44,8 @@ def estimate(
     n_iter, change = 0, np.inf
     while change >= _TOLERANCE and n_iter < _MAX_ITER:
         n_iter += 1
-        weights = posterior(indicators @ _flat(likelihoods), shares) * rows[:, None]
+        logs = np.log(likelihoods).transpose(0, 2, 1).reshape(-1, classes)
+        weights = posterior(indicators @ logs, shares) * rows[:, None]
         counts = (indicators.T @ weights).reshape(labelers, classes + 1, classes).transpose(0, 2, 1)
         previous, previous_shares = likelihoods, shares
         likelihoods = _accuracies(counts) if kind == "accuracies" else _confusions(counts)
@@ -85,10 +78,6 @@ def symmetric_errors(accuracies: np.ndarray, classes: int) -> np.ndarray:
     accuracy = accuracies[:, None, None]
     voted = right * accuracy + (1 - right) * (1 - accuracy) / (classes - 1)
     return np.concatenate([np.ones((len(accuracies), classes, 1)), voted], axis=2)
-
-
-def _flat(vote_probabilities: np.ndarray) -> np.ndarray:
-    return np.log(vote_probabilities).transpose(0, 2, 1).reshape(-1, vote_probabilities.shape[1])
 
 
 def _accuracies(counts: np.ndarray) -> np.ndarray:
