@@ -8,12 +8,10 @@ import posixpath
 import re
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from raysys.imports import lazy_import
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
 
 mlflow = lazy_import("mlflow")
 

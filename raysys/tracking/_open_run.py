@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raysys.errors import StorageError
@@ -15,8 +16,6 @@ from raysys.tracking._tracked_run import SYSTEM, TrackedRun, text
 from raysys.tracking._tracking_server import connect, locked, target_of, unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from raysys.storage import Storage
 
 mlflow = lazy_import("mlflow")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +20,6 @@ from raysys.tracking._tracked_run import RESULTS, SYSTEM
 from raysys.tracking._tracking_server import connect, shown_uri, tracking_uri, unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from raysys.storage import Storage
 
 mlflow = lazy_import("mlflow")

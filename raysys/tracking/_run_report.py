@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from raysys.console import text_table
@@ -10,8 +11,6 @@ from raysys.tracking import plots
 from raysys.tracking._tracked_run import SYSTEM
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from raysys.tracking._run_records import RunRecord, Runs
 
 _LISTED_METRICS = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,6 @@ from raysys.tracking._curves import Curves, Point, log, safe_name
 from raysys.tracking._tracking_server import TrackingTarget, connect, write_pointer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     import pyarrow as pa
 
     from raysys.storage import Storage

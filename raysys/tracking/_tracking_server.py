@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,6 @@ from raysys.imports import lazy_import
 from raysys.secrets import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from raysys.storage import Storage
 
 mlflow = lazy_import("mlflow")

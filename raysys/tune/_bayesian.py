@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,8 +13,6 @@ from raysys.imports import lazy_import
 from raysys.tune._space import Choice, Domain, Float, Space, n_startup_trials, random_params
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from raysys.tune._objectives import Objectives
     from raysys.tune._trial import Trial
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -9,8 +10,6 @@ from raysys.errors import RaysysError
 from raysys.tune._pareto_front import pareto_front
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from raysys.tune._trial import Trial
 
 Direction = Literal["maximize", "minimize"]

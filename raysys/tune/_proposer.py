@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,8 +17,6 @@ from raysys.tune._space import Space, grid, n_startup_trials, random_params, sob
 from raysys.tune._successive_halving import SuccessiveHalving, TrialScheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from raysys.tune._objectives import Objectives
     from raysys.tune._trial import Trial
 

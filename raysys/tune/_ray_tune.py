@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -16,8 +17,6 @@ from ray.tune.stopper import Stopper
 from raysys.tune._trial_process import run_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from raysys.data import Table
     from raysys.tune._search_settings import TrialResources
     from raysys.tune._trial_ledger import TrialLedger

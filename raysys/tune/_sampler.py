@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from raysys.errors import RaysysError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from raysys.tune._search_result import SearchResult
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,6 @@ from raysys.tune._trial_ledger import TrialLedger
 from raysys.tune._warm_start import FOLDER, warm_start_trials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from raysys.data import Table
     from raysys.tune._trial import Trial
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from raysys.errors import RaysysError
 from raysys.imports import lazy_import
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 qmc = lazy_import("scipy.stats.qmc")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,6 @@ from raysys import tracking
 from raysys.tune._trial import CPU_SECONDS, SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from raysys.data import Table
     from raysys.storage import Storage
     from raysys.tune._objectives import Objectives

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysys.identity import RunIdentity
@@ -13,8 +14,6 @@ from raysys.tune._trial import Trial
 from raysys.tune._trial_process import saved_path, saved_rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from raysys.storage import Storage
     from raysys.tune._proposer import Proposer
     from raysys.tune._search_settings import SearchLimits, TrialResources

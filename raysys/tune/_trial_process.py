@@ -6,6 +6,8 @@ import json
 import math
 import time
 import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raysys import cluster
@@ -15,9 +17,6 @@ from raysys.ray_internals import process
 from raysys.tune._trial import CPU_SECONDS, SECONDS, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
     import pyarrow as pa
 
     from raysys.data import Table

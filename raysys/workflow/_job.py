@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,8 +25,6 @@ from raysys.workflow._step_results import StepResult, load
 from raysys.workflow._step_task import Costs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from pydantic import BaseModel
 
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 import io
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from raysys.ray_internals import key_value
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class _LineSender(io.TextIOBase):

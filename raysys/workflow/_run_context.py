@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys.console import say, text_table
@@ -11,9 +13,6 @@ from raysys.storage import Storage
 from raysys.tracking import plots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
     from raysys.data import Table, ValidationResult
     from raysys.tracking import TrackedRun
 

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +20,6 @@ from raysys import audit
 from raysys.errors import RaysysError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from raysys.storage import Storage
 
 _FOLDER = "schedules"

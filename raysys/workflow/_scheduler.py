@@ -6,6 +6,7 @@ import logging
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,6 @@ from raysys.ray_internals import key_value
 from raysys.workflow import _schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from raysys.storage import Storage
     from raysys.workflow._schedule import Schedule
 

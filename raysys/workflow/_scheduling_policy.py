@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,6 @@ from raysys.cluster import HEADROOM_CPUS, Resources
 from raysys.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from raysys.workflow._step import Step
 
 _BACKOFF_S, _MAX_BACKOFF_S = 1.0, 30.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,6 @@ from raysys.tune.throughput._decisions import faster, needs_another_round, speed
 from raysys.tune.throughput._trial import ThroughputTrial, with_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from raysys.train import PreparedTrial, TrialSession
 
 SEEDS = 3

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from raysys.train import Machine, TrainSettings
 
 # In the order of trials, by likely gain. Workers and threads are one choice, since they share the

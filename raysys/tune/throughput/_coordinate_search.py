@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raysys.tune.throughput._bench import ROUND_S, SEEDS, Contender, ThroughputBench
@@ -9,8 +10,6 @@ from raysys.tune.throughput._candidates import has_no_effect, moves
 from raysys.tune.throughput._decisions import MIN_SPEEDUP, loss_acceptable, promising_batches, rank
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from raysys.train import TrainSettings
 
     SettingsSpace = Mapping[str, Sequence[Any]]

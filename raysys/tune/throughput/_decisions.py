@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from raysys.tune.throughput._trial import ThroughputTrial
 
 MIN_SPEEDUP = 1.03  # smaller gains are rarely more than a machine's noise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -21,8 +22,6 @@ from raysys.tune.throughput._result import ThroughputResult
 from raysys.tune.throughput._tracking import log_result
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from raysys.data import Table
     from raysys.storage import Storage
     from raysys.train import TrainingTask, TrainSettings

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from raysys import tracking
 from raysys.storage import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from raysys.data import Table
     from raysys.train import TrainSettings
     from raysys.tune.throughput._result import ThroughputResult

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from raysys.tune._pareto_front import pareto_front
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from raysys.train import TrainSettings
 
 
