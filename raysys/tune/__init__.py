@@ -7,9 +7,8 @@ from raysys.tune._search_result import SearchResult
 from raysys.tune._search_settings import SearchLimits, TrialResources
 from raysys.tune._space import Choice, Float, Integer, Space
 from raysys.tune._successive_halving import TrialScheduler
-from raysys.tune._training_objective import training
 from raysys.tune._trial import Trial
-from raysys.tune._trial_process import TrialReporter
+from raysys.tune._trial_process import TrialReporter, training
 from raysys.tune.throughput._result import ThroughputResult
 from raysys.tune.throughput._throughput import tune_throughput
 from raysys.tune.throughput._trial import ThroughputTrial

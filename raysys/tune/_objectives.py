@@ -1,4 +1,4 @@
-"""Metrics that a search optimizes, and the order of trials by them."""
+"""Metrics that a search optimizes, and the order and Pareto front of trials by them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from raysys.errors import RaysysError
-from raysys.tune._pareto_front import pareto_front
 
 if TYPE_CHECKING:
     from raysys.tune._trial import Trial
 
 Direction = Literal["maximize", "minimize"]
+
+
+def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Indices of the points that no other point dominates, ascending.
+
+    Larger is better in every coordinate. A point dominates another if it is at least as good in
+    all coordinates and better in one; of equal points the first is on the front.
+    """
+    # A dominating point is larger in lexicographic order, so one pass meets it first.
+    order = sorted(range(len(points)), key=lambda index: (tuple(points[index]), -index))
+    front: list[int] = []
+    for index in reversed(order):
+        if not any(
+            all(a >= b for a, b in zip(points[best], points[index], strict=True)) for best in front
+        ):
+            front.append(index)
+    return sorted(front)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raysys.tune._space import Choice, Domain, Integer, Space, random_params
+from raysys.tune._space import Choice, Domain, Integer, random_params
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from raysys.tune._objectives import Objectives
+    from raysys.tune._proposer import Proposer
     from raysys.tune._trial import Trial
 
 _QUANTILE = 0.25
@@ -27,15 +27,9 @@ class Proposal(NamedTuple):
 
 
 def propose(
-    number: int,
-    size: int,
-    trials: Mapping[int, Trial],
-    earlier: Sequence[Trial],
-    space: Space,
-    objectives: Objectives,
-    enqueue: Mapping[str, Any],
-    rng: np.random.Generator,
-) -> Proposal | None:
+    proposer: Proposer, size: int, number: int, trials: Mapping[int, Trial],
+    earlier: Sequence[Trial], rng: np.random.Generator,
+) -> Proposal | None:  # fmt: skip
     """The next stretch of a member of the population.
 
     Trial `g * size + m` is stretch `g` of member `m`; stretches of one generation are compared
@@ -45,14 +39,15 @@ def propose(
     Returns:
         None while the preceding generation is incomplete.
     """
+    space, objectives = proposer.space, proposer.objectives
     if number < size:
         ranked = sorted(
             (trial for trial in earlier if trial.rounds),
             key=lambda trial: objectives.best_score(trial) or -math.inf,
             reverse=True,
         )
-        starts = [dict(enqueue)] if enqueue else []
-        starts += [trial.params for trial in ranked]
+        enqueue = proposer.sampler.enqueue
+        starts = [*([enqueue] if enqueue else []), *(trial.params for trial in ranked)]
         params = random_params(space, rng)
         return Proposal({**params, **(starts[number] if number < len(starts) else {})})
     generation = number // size

@@ -70,18 +70,11 @@ class Proposer:
     def propose(
         self, number: int, trials: Mapping[int, Trial], earlier: Sequence[Trial]
     ) -> Proposal | None:
-        """Parameters of a trial, and the trial that it continues.
+        """Parameters of the next trial, and the trial that it continues.
 
-        The same trials give the same proposal, so that a resumed search continues as it would
-        have uninterrupted.
-
-        Args:
-            number: Number of the trial, one more than the last one's.
-            trials: Trials of this search, by number.
-            earlier: Trials of earlier searches.
-
-        Returns:
-            None if the proposal depends on trials that are running.
+        The same trials, of this search by number and of earlier ones, give the same proposal, so
+        that a resumed search continues as it would have uninterrupted. None if the proposal
+        depends on trials that are running.
         """
         sampler, space = self.sampler, self.space
         rng = np.random.default_rng([sampler.seed, number])
@@ -90,10 +83,8 @@ class Proposer:
             cells = grid(space, sampler.method.points)
             return Proposal(next(itertools.islice(cells, int(order[number]), None)))
         if isinstance(sampler.method, Population):
-            return _population_based.propose(
-                number, sampler.method.size, trials, earlier, space, self.objectives,
-                sampler.enqueue, rng,
-            )  # fmt: skip
+            size = sampler.method.size
+            return _population_based.propose(self, size, number, trials, earlier, rng)
         if sampler.method == "random":
             params = random_params(space, rng)
         elif len(trials) + len(earlier) < n_startup_trials(space):

@@ -19,8 +19,7 @@ from raysys.tune._search_settings import SearchLimits, TrialResources
 from raysys.tune._space import Space, check_params
 from raysys.tune._successive_halving import TrialScheduler
 from raysys.tune._tracking import SearchTracker
-from raysys.tune._trial_ledger import TrialLedger
-from raysys.tune._warm_start import FOLDER, warm_start_trials
+from raysys.tune._trial_ledger import FOLDER, TrialLedger, warm_start_trials
 
 if TYPE_CHECKING:
     from raysys.data import Table

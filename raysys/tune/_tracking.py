@@ -1,4 +1,4 @@
-"""A search's record in MLflow: one run, with a child for each trial."""
+"""Searches' records in MLflow: one run each, with a child for each trial."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from raysys import tracking
+from raysys.storage import Storage
 from raysys.tune._trial import CPU_SECONDS, SECONDS
 
 if TYPE_CHECKING:
     from raysys.data import Table
-    from raysys.storage import Storage
+    from raysys.train import TrainSettings
     from raysys.tune._objectives import Objectives
     from raysys.tune._trial import Trial
+    from raysys.tune.throughput._result import ThroughputResult
 
 _STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 
 
 class SearchTracker:
-    """Records trials from a thread of its own, so that no trial waits for it."""
+    """Records the trials of a search from a thread of its own, so that no trial waits for it."""
 
     def __init__(
         self, storage: Storage, folder: Storage, name: str, objectives: Objectives,
@@ -40,16 +42,35 @@ class SearchTracker:
         self._run.end(status, results)
 
     def _record(self, trial: Trial) -> None:
-        tags = {"state": trial.state, "reason": trial.reason, "parent": trial.parent}
-        child = tracking.open_run(
-            self._folder,
-            "search",
-            f"trial {trial.number}",
-            settings=trial.params,
-            tags={name: value for name, value in tags.items() if value is not None},
-        )
+        facts = {"state": trial.state, "reason": trial.reason, "parent": trial.parent}
+        tags = {key: value for key, value in facts.items() if value is not None}
+        name = f"trial {trial.number}"
+        child = tracking.open_run(self._folder, "search", name, settings=trial.params, tags=tags)
         for step, metrics in enumerate(trial.rounds, trial.start_round + 1):
             child.log(metrics, step)
         final = self._objectives.metrics(trial) if trial.rounds else {}
         names = (*self._objectives.directions, SECONDS, CPU_SECONDS)
         child.end(_STATUS[trial.state], {f"best {n}": final[n] for n in names if n in final})
+
+
+def log_throughput(
+    result: ThroughputResult, storage: Storage, settings: TrainSettings, tables: Mapping[str, Table]
+) -> None:
+    """Record a throughput search."""
+    run = tracking.open_run(
+        storage, "throughput", result.name, settings=settings.model_dump(), tables=tables
+    )
+    folder = Storage(storage.uri(f"throughput/{result.name}"))
+    run.nest(folder)
+    front = result.pareto_front
+    for number, trial in enumerate(result.trials):
+        name, values = f"{result.name} {number}", trial.settings.model_dump()
+        tags = {"changed": trial.label, "front": trial in front}
+        tags |= {"failed": trial.error} if trial.error else {}
+        child = tracking.open_run(
+            folder, "throughput", name, settings=values, tags=tags, fresh=True
+        )
+        figures = {key: float(value) for key, value in trial.figures.items() if value is not None}
+        child.end("FAILED" if trial.error else "FINISHED", figures)
+    run.log_tags({"recommended": result.best_trial.label, "reason": result.reason})
+    run.end("FINISHED", {"samples_per_s_ratio": result.speedup, "seconds": result.duration_s})

@@ -7,17 +7,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from raysys.console import say
+from raysys.errors import RaysysError
 from raysys.identity import RunIdentity
+from raysys.storage import Storage
 from raysys.tune._sampler import Population
 from raysys.tune._space import Space, params_from_json
 from raysys.tune._trial import Trial
 from raysys.tune._trial_process import saved_path, saved_rounds
 
 if TYPE_CHECKING:
-    from raysys.storage import Storage
     from raysys.tune._proposer import Proposer
     from raysys.tune._search_settings import SearchLimits, TrialResources
 
+FOLDER = "searches"
 _WARM_START = "warm_start.json"
 BUDGET_SPENT = "the budget is spent"
 
@@ -38,20 +41,10 @@ class TrialLedger:
         resources: TrialResources,
         on_end: Callable[[Trial], None],
     ) -> None:
-        """Read the trials in the folder.
-
-        Args:
-            folder: Folder of the search.
-            proposer: Proposals and lengths of trials.
-            n_trials: Number of trials after which the search ends.
-            limits: Further limits.
-            resources: Resources of a trial, and trials at a time.
-            on_end: Called with each trial that ends.
-        """
+        """Read the trials in the folder of the search; `on_end` is called with each that ends."""
         self.folder, self.proposer = folder, proposer
         self.warm_start: list[Trial] = []
-        self._limits, self._resources = limits, resources
-        self._on_end = on_end
+        self._limits, self._resources, self._on_end = limits, resources, on_end
         counts = [count for count in (n_trials, proposer.max_trials) if count is not None]
         self.max_trials = min(counts, default=None)
         fifth = max(1, (n_trials or proposer.max_trials or 15) // 5)
@@ -198,10 +191,7 @@ class TrialLedger:
     ) -> None:
         """Record what defines a new search, or check that a resumed one is the same.
 
-        Args:
-            name: Name of the search.
-            identity: Facts that must not change between calls.
-            warm_start: Trials of earlier searches; a resumed search keeps those of its first call.
+        A resumed search keeps the `warm_start`, trials of earlier searches, of its first call.
 
         Raises:
             RaysysError: The name belongs to a search with another identity.
@@ -213,9 +203,8 @@ class TrialLedger:
             self.folder.write_json(_WARM_START, [trial.as_dict() for trial in warm_start])
             self.warm_start = list(warm_start)
         else:
-            self.warm_start = [
-                _decoded(fields, self.proposer.space) for fields in json.loads(written)
-            ]
+            space = self.proposer.space
+            self.warm_start = [_decoded(fields, space) for fields in json.loads(written)]
 
 
 def read_trials(folder: Storage, space: Space) -> list[Trial]:
@@ -225,6 +214,43 @@ def read_trials(folder: Storage, space: Space) -> list[Trial]:
         for name in folder.names("trials")
         if name.endswith(".json")
     ]
+
+
+def warm_start_trials(name: str, proposer: Proposer, storage: Storage) -> list[Trial]:
+    """Usable trials of the searches that the sampler's `warm_start` names.
+
+    Raises:
+        RaysysError: A search has no trials.
+    """
+    usable = []
+    for source in proposer.sampler.warm_start:
+        if isinstance(source, str):
+            label, is_uri = source, "://" in source or source.startswith("/")
+            folder = Storage(source if is_uri else storage.uri(f"{FOLDER}/{source}"))
+            trials = read_trials(folder, proposer.space)
+            if not trials:
+                raise RaysysError(
+                    f"warm_start={source!r}: no trials in {folder.root}; check the name"
+                )
+        else:
+            label, trials = source.name, source.trials
+        fitting = [trial for trial in trials if _fits(trial, proposer)]
+        say(
+            f"[{name}] learns from {len(fitting)} of {len(trials)} trials of {label}; the rest "
+            "failed, or have parameters or metrics outside this search"
+        )
+        usable += fitting
+    return usable
+
+
+def _fits(trial: Trial, proposer: Proposer) -> bool:
+    return (
+        trial.state in ("finished", "stopped")
+        and bool(trial.rounds)
+        and trial.params.keys() == proposer.space.keys()
+        and all(value in proposer.space[key] for key, value in trial.params.items())
+        and all(metric in trial.rounds[-1] for metric in proposer.objectives.directions)
+    )
 
 
 def _decoded(fields: dict[str, Any], space: Space) -> Trial:

@@ -1,6 +1,6 @@
 import numpy as np
 
-from raysys.tune._pareto_front import pareto_front
+from raysys.tune._objectives import pareto_front
 
 
 def test_the_front_matches_brute_force() -> None:

@@ -14,12 +14,12 @@ from raysys import cluster, train
 from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.tune._objectives import Objectives
+from raysys.tune._tracking import log_throughput
 from raysys.tune.throughput._bench import ThroughputBench
 from raysys.tune.throughput._candidates import check_space, default_space, demand
 from raysys.tune.throughput._coordinate_search import coordinate_search
 from raysys.tune.throughput._decisions import recommend
 from raysys.tune.throughput._result import ThroughputResult
-from raysys.tune.throughput._tracking import log_result
 
 if TYPE_CHECKING:
     from raysys.data import Table
@@ -122,7 +122,7 @@ def tune_throughput(
         notes=bench.notes,
     )
     say(f"[{name}] {reason}")
-    log_result(result, storage, settings, tables)
+    log_throughput(result, storage, settings, tables)
     return result
 
 

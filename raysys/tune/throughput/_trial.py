@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from raysys.tune._pareto_front import pareto_front
+from raysys.tune._objectives import pareto_front
 
 if TYPE_CHECKING:
     from raysys.train import TrainSettings
