@@ -17,57 +17,68 @@ qmc = lazy_import("scipy.stats.qmc")
 
 
 @dataclass(frozen=True)
-class Float:
-    """A real number from `low` to `high`, uniform or log-uniform."""
+class _Range:
+    """Numbers from `low` to `high`, uniform or log-uniform."""
 
     low: float
     high: float
     log: bool = False
 
     def __post_init__(self) -> None:
-        _check_range(self)
+        if not self.low <= self.high:
+            raise RaysysError(f"{self} is empty: give low <= high")
+        if self.log and self.low <= 0:
+            raise RaysysError(f"{self} has no logarithm at its low end: give low > 0, or log=False")
+
+    def _points(self, count: int) -> list[float]:
+        """Evenly spaced values that include both ends exactly; the middle for a count of 1."""
+        shares = [place / (count - 1) for place in range(count)] if count > 1 else [0.5]
+        values = [self._at(share, self.low, self.high) for share in shares]
+        # The logarithm is inexact.
+        return [self.low, *values[1:-1], self.high] if count > 1 else values
+
+    def _at(self, share: float, low: float, high: float) -> float:
+        """The value at a share of the way from one number to another."""
+        if not self.log:
+            return low + (high - low) * share
+        return math.exp(math.log(low) + (math.log(high) - math.log(low)) * share)
+
+
+@dataclass(frozen=True)
+class Float(_Range):
+    """A real number from `low` to `high`, uniform or log-uniform."""
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, float | int | np.number) and bool(self.low <= value <= self.high)
 
     def points(self, count: int) -> list[float]:
         """`count` evenly spaced values from `low` to `high`."""
-        return [float(value) for value in _points(self, count)]
+        return [float(value) for value in self._points(count)]
 
     def quantile(self, share: float) -> float:
         """The value below which a share of the domain lies, 0 to 1."""
-        if not self.log:
-            return self.low + (self.high - self.low) * share
-        low, high = math.log(self.low), math.log(self.high)
-        return min(max(math.exp(low + (high - low) * share), self.low), self.high)
+        value = self._at(share, self.low, self.high)
+        return min(max(value, self.low), self.high) if self.log else value
 
 
 @dataclass(frozen=True)
-class Integer:
+class Integer(_Range):
     """An integer from `low` to `high`, both included, uniform or log-uniform."""
 
     low: int
     high: int
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        _check_range(self)
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, int | np.integer) and bool(self.low <= value <= self.high)
 
     def points(self, count: int) -> list[int]:
         """At most `count` evenly spaced values from `low` to `high`."""
-        return sorted({round(value) for value in _points(self, count)})
+        return sorted({round(value) for value in self._points(count)})
 
     def quantile(self, share: float) -> int:
         """The value below which a share of the domain lies, 0 to 1."""
-        low, high = self.low - 0.5, self.high + 0.5
-        if self.log:
-            low, high = math.log(low), math.log(high)
-        value = low + (high - low) * share
-        value = math.exp(value) if self.log else value
-        return min(max(round(value), self.low), self.high)
+        value = round(self._at(share, self.low - 0.5, self.high + 0.5))
+        return min(max(value, self.low), self.high)
 
 
 @dataclass(frozen=True)
@@ -152,22 +163,3 @@ def _typed(domain: Domain | None, value: Any) -> Any:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
-
-
-def _check_range(domain: Float | Integer) -> None:
-    if not domain.low <= domain.high:
-        raise RaysysError(f"{domain} is empty: give low <= high")
-    if domain.log and domain.low <= 0:
-        raise RaysysError(f"{domain} has no logarithm at its low end: give low > 0, or log=False")
-
-
-def _points(domain: Float | Integer, count: int) -> list[float]:
-    """Evenly spaced values that include both ends exactly; the middle for a count of 1."""
-    low, high = float(domain.low), float(domain.high)
-    if domain.log:
-        low, high = math.log(low), math.log(high)
-    shares = [place / (count - 1) for place in range(count)] if count > 1 else [0.5]
-    values = [low + (high - low) * share for share in shares]
-    values = [math.exp(value) for value in values] if domain.log else values
-    # The logarithm is inexact.
-    return [domain.low, *values[1:-1], domain.high] if count > 1 else values
