@@ -80,8 +80,8 @@ class Objectives:
         return trial.start_round + scores.index(max(scores)) + 1
 
     def metrics(self, trial: Trial) -> dict[str, float]:
-        """All metrics of the round that represents a trial."""
-        return trial.rounds[self.best_round(trial) - trial.start_round - 1]
+        """All metrics of the round that represents a trial; empty without rounds."""
+        return trial.rounds[self.best_round(trial) - trial.start_round - 1] if trial.rounds else {}
 
     def best_trial(self, trials: Sequence[Trial]) -> Trial | None:
         """The trial with the best score, the earliest of equals; None without rounds."""

@@ -90,8 +90,7 @@ class SearchResult:
         """A flat row a trial: parameters, metrics of its best round, rounds, state."""
         rows = []
         for trial in self.trials:
-            metrics = self.objectives.metrics(trial) if trial.rounds else {}
-            row = {"trial": trial.number, **trial.params, **metrics}
+            row = {"trial": trial.number, **trial.params, **self.objectives.metrics(trial)}
             row |= {"round": trial.last_round, "state": trial.state}
             rows.append(row | ({"reason": trial.reason} if trial.reason else {}))
         return rows
@@ -103,7 +102,7 @@ class SearchResult:
     def plot(self, x: str, y: str) -> bytes:
         """The trials by two metrics, with the Pareto front, as PNG."""
         points, front = (
-            [self.objectives.metrics(trial) for trial in trials if trial.rounds]
+            [self.objectives.metrics(trial) for trial in trials]
             for trials in (self.trials, self.pareto_front)
         )
         return plots.front(f"{self.name}: {y} against {x}", points, x, y, front)
@@ -114,7 +113,7 @@ class SearchResult:
         params = list(dict.fromkeys(key for trial in self.trials for key in trial.params))
         rows = []
         for trial in sorted(self.trials, key=lambda t: (t.number not in front, t.number)):
-            values = self.objectives.metrics(trial) if trial.rounds else {}
+            values = self.objectives.metrics(trial)
             star = "*" if trial.number in front else ""
             cells = [f"{trial.number}{star}", trial.state, str(trial.last_round)]
             cells += [format_value(values.get(metric), 5) for metric in metrics]

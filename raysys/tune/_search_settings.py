@@ -33,13 +33,7 @@ class SearchLimits:
         return (self.timeout_s, self.cpu_hours, self.gpu_hours) != (None, None, None)
 
     def reached(self, seconds: float, trial_seconds: float, per_trial: cluster.Resources) -> bool:
-        """Whether the budget is spent.
-
-        Args:
-            seconds: Wall clock of the search.
-            trial_seconds: Wall clock of all its trials, summed.
-            per_trial: Resources held by a trial.
-        """
+        """Whether the budget is spent, by the wall clock of the search and of all its trials."""
         hours = trial_seconds / 3600
         return (
             (self.timeout_s is not None and seconds >= self.timeout_s)

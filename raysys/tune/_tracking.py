@@ -48,7 +48,7 @@ class SearchTracker:
         child = tracking.open_run(self._folder, "search", name, settings=trial.params, tags=tags)
         for step, metrics in enumerate(trial.rounds, trial.start_round + 1):
             child.log(metrics, step)
-        final = self._objectives.metrics(trial) if trial.rounds else {}
+        final = self._objectives.metrics(trial)
         names = (*self._objectives.directions, SECONDS, CPU_SECONDS)
         child.end(_STATUS[trial.state], {f"best {n}": final[n] for n in names if n in final})
 

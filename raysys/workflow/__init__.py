@@ -4,9 +4,9 @@ from raysys.identity import InputFiles
 from raysys.workflow._diagram import draw_record
 from raysys.workflow._job import Job, StepProgress
 from raysys.workflow._job_command import parse, run_job
-from raysys.workflow._prune import prune
 from raysys.workflow._run_context import Run
 from raysys.workflow._step import Step, StepOptions
+from raysys.workflow._step_results import prune
 
 __all__ = [
     "InputFiles",

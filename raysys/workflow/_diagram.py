@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 _MARKS = {"waiting": "·", "running": "▶", "done": "✓", "skipped": "=", "failed": "✗"}
@@ -13,55 +12,38 @@ _COLOURS = {
     "failed": "fill:#ffc9c9",
 }  # fmt: skip
 
-
-@dataclass(frozen=True)
-class _DiagramStep:
-    """A step in a diagram.
-
-    Attributes:
-        name: Name of the step.
-        inputs: Names of the steps whose results it takes.
-        state: State, see `StepProgress`.
-        seconds: Duration, if it is known.
-    """
-
-    name: str
-    inputs: Sequence[str]
-    state: str
-    seconds: float | None = None
+_Steps = Sequence[Mapping[str, Any]]  # of a run's record
 
 
 def draw_record(record: Mapping[str, Any], kind: str = "text") -> str:
     """The steps of a run's record, `run.json`; `kind` is "text" or "mermaid"."""
-    steps = [
-        _DiagramStep(step["name"], step["inputs"], step["state"], step.get("seconds"))
-        for step in record["steps"]
-    ]
-    return _mermaid(steps) if kind == "mermaid" else _text(steps)
+    return _mermaid(record["steps"]) if kind == "mermaid" else _text(record["steps"])
 
 
-def _text(steps: Sequence[_DiagramStep]) -> str:
+def _text(steps: _Steps) -> str:
     """A line per step: mark, name, state, seconds, inputs."""
-    width = max((len(step.name) for step in steps), default=0)
+    width = max((len(step["name"]) for step in steps), default=0)
     lines = []
     for step in steps:
-        duration = "" if step.seconds is None else f"{step.seconds:.1f} s"
-        inputs = f"  <- {', '.join(step.inputs)}" if step.inputs else ""
-        line = f"{_MARKS[step.state]} {step.name:<{width}}  {step.state:<7} {duration:>9}{inputs}"
+        duration = f"{step['seconds']:.1f} s" if "seconds" in step else ""
+        inputs = f"  <- {', '.join(step['inputs'])}" if step["inputs"] else ""
+        name, state = step["name"], step["state"]
+        line = f"{_MARKS[state]} {name:<{width}}  {state:<7} {duration:>9}{inputs}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 
 
-def _mermaid(steps: Sequence[_DiagramStep]) -> str:
+def _mermaid(steps: _Steps) -> str:
     """A flow chart for a Markdown page."""
-    ids = {step.name: f"s{number}" for number, step in enumerate(steps)}
+    ids = {step["name"]: f"s{number}" for number, step in enumerate(steps)}
     lines = ["flowchart TD"]
     for step in steps:
-        duration = "" if step.seconds is None else f", {step.seconds:.1f} s"
-        text = re.sub(r"[\"<>]", "", f"{step.name}")
-        lines.append(f'    {ids[step.name]}["{text}<br/>{step.state}{duration}"]')
-    lines += [f"    {ids[name]} --> {ids[step.name]}" for step in steps for name in step.inputs]
+        duration = f", {step['seconds']:.1f} s" if "seconds" in step else ""
+        text = re.sub(r"[\"<>]", "", step["name"])
+        lines.append(f'    {ids[step["name"]]}["{text}<br/>{step["state"]}{duration}"]')
+    arrows = [(name, step["name"]) for step in steps for name in step["inputs"]]
+    lines += [f"    {ids[source]} --> {ids[target]}" for source, target in arrows]
     for state, style in _COLOURS.items():
-        if members := [ids[step.name] for step in steps if step.state == state]:
+        if members := [ids[step["name"]] for step in steps if step["state"] == state]:
             lines += [f"    classDef {state} {style}", f"    class {','.join(members)} {state}"]
     return "\n".join(lines)

@@ -14,11 +14,11 @@ from raysys import cluster
 from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.secrets import shown
-from raysys.workflow import _metrics
+from raysys.telemetry import metrics
 from raysys.workflow import _output_relay as _relay
 from raysys.workflow import _scheduling_policy as _policy
 from raysys.workflow._lease import Lease
-from raysys.workflow._step_task import StepCall, StepInput, StepOutcome, start
+from raysys.workflow._step_task import Costs, StepCall, StepInput, StepOutcome, start
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -119,7 +119,7 @@ class Execution:
         assert earlier.costs is not None
         seconds = f"{earlier.costs.seconds:.1f} s"
         say(f"[{step.name}] unchanged since run {earlier.run}, which took {seconds}")
-        _metrics.record(self._job.name, step.name, "skipped")
+        self._count(step, "skipped")
         self._job.write("RUNNING")
         return True
 
@@ -149,7 +149,7 @@ class Execution:
         self._attempts[step.name] = _Attempt(step, outcome, channel, time.monotonic(), failures)
         if progress.state != "running":
             progress.state, progress.run = "running", job.run_id
-            _metrics.record(job.name, step.name, "running")
+            self._count(step, "running")
             job.write("RUNNING")
 
     def _wait(self) -> None:
@@ -190,7 +190,7 @@ class Execution:
         number = list(job.steps).index(step.name) + 1
         measured = {name: cost for name, cost in asdict(costs).items() if cost is not None}
         self._tracked.log({f"step/{step.name}/{name}": measured[name] for name in measured}, number)
-        _metrics.record(job.name, step.name, "done", costs.seconds, costs.driver_table_bytes)
+        self._count(step, "done", costs)
         text = f"[{step.name}] {costs.seconds:.1f} s"
         if costs.put_bytes is not None:
             text += (
@@ -209,7 +209,7 @@ class Execution:
         retry = _policy.retry_of(step, error, failures, duration_s)
         if retry is not None:
             say(f"[{step.name}] retried in {retry.delay_s:g} s: {retry.reason}")
-            _metrics.record(job.name, step.name, "retried")
+            self._count(step, "retried")
             attempt.outcome, attempt.failures = None, failures
             attempt.next_s = time.monotonic() + retry.delay_s
             return
@@ -219,10 +219,21 @@ class Execution:
         message = shown(f"{type(cause).__name__}: {cause}")
         job.progress[step.name].state = "failed"
         job.progress[step.name].error = message
-        _metrics.record(job.name, step.name, "failed")
+        self._count(step, "failed")
         say(f"[{step.name}] failed: {message.splitlines()[0][:300]}")
         job.write("RUNNING")
         self._errors.append(cause)
+
+    def _count(self, step: Step, state: str, costs: Costs | None = None) -> None:
+        """Count in Ray's metrics that a step reached a state, and record its costs."""
+        tags = {"job": self._job.name, "step": step.name}
+        metrics.STEPS.inc(1, {**tags, "state": state})
+        if state != "retried":
+            metrics.STEP_RUNNING.set(float(state == "running"), tags)
+        if costs is not None:
+            metrics.STEP_SECONDS.set(costs.seconds, tags)
+            if costs.driver_table_bytes is not None:
+                metrics.STEP_TABLE_BYTES.set(costs.driver_table_bytes, tags)
 
 
 def _mebibytes(count: Any) -> str:

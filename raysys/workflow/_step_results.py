@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import pickle
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import ray
 from ray import ObjectRef
 
+from raysys import audit
 from raysys.data import Table
 from raysys.errors import StorageError
 
@@ -35,15 +38,10 @@ class StepResult:
 
 
 def save(storage: Storage, path: str, value: Any) -> StepResult:
-    """Write a value.
+    """Write a picklable value into a folder, which appears when it is complete.
 
     Tables in it, at any depth, are written by tasks, a file per block; objects of Ray's store
     (`ray.put`) are written by this process. They come back as Tables and references.
-
-    Args:
-        storage: The storage root.
-        path: Storage path of the folder, which appears when it is complete.
-        value: Any picklable value.
     """
     contents: list[str] = []
     # With the object itself, so that its id is not reused.
@@ -102,3 +100,37 @@ def load(storage: Storage, result: StepResult) -> Any:
             return loaded[number]
 
     return Unpickler(io.BytesIO(data)).load()
+
+
+def prune(storage: Storage, older_than: timedelta, now: datetime | None = None) -> list[str]:
+    """Remove step results of a minimum age; a later run computes them again.
+
+    Models, indexes and records of runs stay. Each removal has an audit entry.
+
+    Args:
+        storage: The storage root.
+        older_than: Minimum age.
+        now: Current time with a time zone; the system clock by default.
+
+    Returns:
+        Storage paths of the removed folders.
+    """
+    oldest, removed = (now or datetime.now(UTC)) - older_than, []
+    for job in storage.names("steps"):
+        for step in storage.names(f"steps/{job}"):
+            for key in storage.names(f"steps/{job}/{step}"):
+                path = f"steps/{job}/{step}/{key}"
+                record = storage.read_bytes(f"{path}/step.json")
+                if record is None or _start_of(json.loads(record)["run"]) >= oldest:
+                    continue  # unfinished: a run may be computing it
+                audit.record(storage, "result.delete", path)
+                storage.remove(f"{path}/step.json")  # first, so that no run takes a part of it
+                storage.remove(path)
+                removed.append(path)
+    return removed
+
+
+def _start_of(run: str) -> datetime:
+    """Start of a run, from its name: JOB-YYYYmmdd-HHMMSS-xxxx."""
+    day, moment = run.split("-")[-3:-1]
+    return datetime.strptime(f"{day}{moment}", "%Y%m%d%H%M%S").replace(tzinfo=UTC)

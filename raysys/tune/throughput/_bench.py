@@ -27,13 +27,7 @@ _MIN_STEPS, _MAX_STEPS = 4, 200
 
 @dataclass(frozen=True)
 class Contender:
-    """A configuration that is ready to take steps.
-
-    Attributes:
-        index: Index of its trial.
-        opened: Handle of the session.
-        faster: Whether it was faster than the incumbent.
-    """
+    """A configuration that is ready to take steps, and whether it was faster than the incumbent."""
 
     index: int
     opened: PreparedTrial
@@ -45,8 +39,6 @@ class ThroughputBench:
     """Measures configurations in a session, within a time limit.
 
     Attributes:
-        name: Name of the search, for progress lines.
-        session: Worker processes of the measurements.
         deadline: End of the search, by `time.monotonic`.
         metric: Metric of the task's `evaluate`; None for the training loss.
         sign: -1 for a metric that is maximized.
@@ -88,14 +80,9 @@ class ThroughputBench:
         self.say(f"defaults: {speed:,.0f} samples/s")
 
     def measure(self, move: Mapping[str, Any], incumbent: Contender) -> Contender | None:
-        """Take steps in turns with the incumbent.
+        """A changed configuration, which takes steps in turns with the incumbent.
 
-        Args:
-            move: Settings to change.
-            incumbent: The fastest configuration so far.
-
-        Returns:
-            The changed configuration; None if it fails, or was measured before.
+        None if it fails, or was measured before.
         """
         values = self.trials[incumbent.index].settings.model_dump() | dict(move)
         if values["strategy"] != "ddp":
@@ -165,10 +152,7 @@ class ThroughputBench:
         return batch / measured.step_s, measured.cpu_s / batch * 1e6
 
     def add_loss(self, index: int) -> bool:
-        """Train a trial with its next seed and record the loss.
-
-        Returns:
-            False if the training failed.
+        """Train a trial with its next seed and record the loss; False if the training failed.
 
         Raises:
             TrainError: The training of the defaults failed.
@@ -199,13 +183,11 @@ class ThroughputBench:
         return True
 
     def _trial(self, opened: PreparedTrial, speed: float, cpu_s: float) -> ThroughputTrial:
+        changes = self._changes(opened.settings.model_dump())
         trial = ThroughputTrial(
-            opened.settings,
-            self._changes(opened.settings.model_dump()),
-            cpu_s=cpu_s,
-            memory_bytes=opened.memory_bytes,
+            opened.settings, changes, cpu_s=cpu_s, memory_bytes=opened.memory_bytes,
             start_s=opened.start_s,
-        )
+        )  # fmt: skip
         return self._at_speed(trial, speed)
 
     def _changes(self, values: Mapping[str, Any]) -> dict[str, Any]:

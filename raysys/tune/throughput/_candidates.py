@@ -72,10 +72,7 @@ def moves(
 ) -> list[dict[str, Any]]:
     """Changes to try one by one, without those of the batch size and of compile.
 
-    Args:
-        space: Values by name.
-        machine: Machine with the cores that workers and threads share.
-        settings: Values of the names that the space lacks.
+    Names that the space lacks have the values of the settings.
     """
     changes: list[dict[str, Any]] = []
     if "num_workers" in space or "threads_per_worker" in space:
@@ -119,14 +116,7 @@ def has_no_effect(move: Mapping[str, Any], settings: TrainSettings, machine: Mac
 def demand(
     space: Mapping[str, Sequence[Any]] | None, settings: TrainSettings, cpus: int, gpus: int
 ) -> tuple[int, int]:
-    """CPUs and workers of the largest configuration.
-
-    Args:
-        space: The user's space, if any.
-        settings: Default settings.
-        cpus: CPUs available for training.
-        gpus: GPUs of the cluster.
-    """
+    """CPUs and workers of the largest configuration of a user's space, or of the default one."""
     own = settings.num_workers * (settings.threads_per_worker or 1)
     if space is None:
         slots = gpus or cpus

@@ -20,13 +20,7 @@ _MAX_COMPILE_SPEEDUP = 2.0
 
 
 def coordinate_search(bench: ThroughputBench, space: SettingsSpace, run_samples: int) -> None:
-    """Measure changes of the defaults, one setting after another.
-
-    Args:
-        bench: Bench that has measured the defaults' speed.
-        space: Values by the setting's name.
-        run_samples: Samples of the run that is tuned.
-    """
+    """Measure changes of the defaults, one setting after another; `bench` has their speed."""
     for _ in range(SEEDS):
         bench.add_loss(0)
     incumbent = _try_moves(bench, space, Contender(0, bench.defaults))
@@ -101,8 +95,7 @@ def _try_batches(bench: ThroughputBench, space: SettingsSpace, incumbent: Conten
 def _try_batch(bench: ThroughputBench, batch: int, incumbent: Contender) -> Contender | None:
     """The better of the incumbent and a batch size, by both rules for its learning rate.
 
-    Returns:
-        None if the batch size fails or the loss is higher.
+    None if the batch size fails or the loss is higher.
     """
     for other_rule in (False, True):
         move = _scaled(bench.defaults.settings, batch, other_rule=other_rule)

@@ -23,10 +23,6 @@ def tolerance(defaults: Sequence[float], losses: Sequence[float]) -> float:
     The one-sided 95 % bound of Student's t for the mean paired difference: under one seed both see
     the same examples in the same order. With a single seed, twice the standard deviation of the
     defaults' losses. Never less than a thousandth of the defaults' mean.
-
-    Args:
-        defaults: Losses of the defaults, one for each seed.
-        losses: Losses to compare, of the same seeds or the first of them.
     """
     floor = _NEGLIGIBLE * abs(statistics.fmean(defaults))
     if len(losses) > 1:
@@ -46,30 +42,17 @@ def loss_acceptable(trial: ThroughputTrial, defaults: ThroughputTrial) -> bool:
 
 
 def rank(trial: ThroughputTrial, n_samples: float) -> tuple[float, int, float]:
-    """Sort key: shorter runs first; of indistinguishable ones, the fewest changes.
-
-    Args:
-        trial: Trial to rank.
-        n_samples: Samples of the run that is tuned.
-    """
+    """Sort key: shorter runs first; of indistinguishable ones, the fewest changes."""
     seconds = trial.run_s(n_samples)
-    steps = (
-        math.floor(math.log(seconds) / math.log(MIN_SPEEDUP))
-        if 0 < seconds < math.inf
-        else math.inf
-    )
+    steps = math.floor(math.log(seconds, MIN_SPEEDUP)) if 0 < seconds < math.inf else math.inf
     return steps, len(trial.changed), seconds
 
 
 def recommend(trials: Sequence[ThroughputTrial], n_samples: float) -> tuple[ThroughputTrial, str]:
     """The trial with the shortest run at an acceptable loss, and the reason.
 
-    It is on the Pareto front, unless a trial that dominates it takes too long to start.
-
-    Args:
-        trials: Measured configurations, the defaults first.
-        n_samples: Samples of the run that is tuned. The start counts, so that the time to compile
-            has to pay off.
+    It is on the Pareto front, unless a trial that dominates it takes too long to start: the start
+    counts, so that the time to compile has to pay off. The first trial is that of the defaults.
     """
     defaults = trials[0]
     sound = [
@@ -92,11 +75,7 @@ def recommend(trials: Sequence[ThroughputTrial], n_samples: float) -> tuple[Thro
 
 
 def speed_ratio(pairs: Sequence[tuple[float, float]]) -> float:
-    """Median ratio of a challenger's speed to that of the incumbent.
-
-    Args:
-        pairs: Samples per second of both, round by round.
-    """
+    """Median ratio of a challenger's speed to that of the incumbent, from both by round."""
     return statistics.median(challenger / incumbent for challenger, incumbent in pairs)
 
 
@@ -127,11 +106,8 @@ def promising_batches(
     """Batch sizes predicted to bring more samples per second, with the predicted speed-up.
 
     A step takes a + b * batch, where a is the cost of every step (the optimizer, the exchange of
-    gradients) and b that of an example.
-
-    Args:
-        batches: Batch sizes to judge.
-        step_times: Two batch sizes or more with the seconds of a step, the present one first.
+    gradients) and b that of an example; `step_times` are two batch sizes or more with the seconds
+    of a step, the present one first.
     """
     base, base_s = step_times[0]
     far, far_s = max(step_times[1:])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysys.console import html_table, text_table
 from raysys.tracking import plots
+from raysys.tune._search_result import format_value
 from raysys.tune.throughput._trial import ThroughputTrial, throughput_front
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ class ThroughputResult:
                 continue
             mib = (trial.memory_bytes or 0) / 2**20
             rows.append([
-                mark, _format(trial.samples_per_s, ",.0f"), _format(trial.cost, ".4g"),
-                _format(trial.cpu_s, ".4g"), _format(trial.loss, ".5g"), f"{mib:,.0f}",
+                mark, f"{trial.samples_per_s:,.0f}", format_value(trial.cost),
+                format_value(trial.cpu_s), format_value(trial.loss, 5), f"{mib:,.0f}",
                 f"{trial.start_s:.1f}", trial.label,
             ])  # fmt: skip
         numbers = ("", "samples/s", "cost", "CPU-s", self.metric, "MiB", "start s")
@@ -106,7 +107,3 @@ class ThroughputResult:
 
 def _row(trial: ThroughputTrial) -> dict[str, Any]:
     return {**trial.changed, **trial.figures, "error": trial.error}
-
-
-def _format(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
