@@ -14,7 +14,6 @@ import ast
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import inspect
 import sys
 import types
@@ -23,6 +22,7 @@ from typing import Any
 
 from raysys.identity._module_source import (
     ModuleSource,
+    find_spec,
     is_installed,
     module_source,
     without_docs,
@@ -57,9 +57,7 @@ def forget_sources() -> None:
 def _unit_digest(name: str, unit: str | None) -> str:
     source = module_source(name)
     assert source is not None
-    reach = _Reach(source.root)
-    reach.visit(name, unit)
-    return _hash(reach.content())
+    return _hash(_Reach(source.root).content(name, unit))
 
 
 def _source(function: Any) -> ModuleSource | None:
@@ -84,24 +82,20 @@ class _Reach:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._seen: set[_Unit] = set()
         self._texts: dict[tuple[str, str], str] = {}
         self._packages: set[str] = set()
 
-    def content(self) -> Any:
-        """Texts of the definitions and versions of the packages."""
+    def content(self, name: str, unit: str | None) -> Any:
+        """Texts of a definition, or a whole module, and all that it reaches; package versions."""
+        waiting, seen = [(name, unit)], set()
+        while waiting:
+            reached = waiting.pop()
+            if reached not in seen:
+                seen.add(reached)
+                waiting += self._add(*reached)
         texts = sorted((*key, text) for key, text in self._texts.items())
         versions = sorted((package, _version(package)) for package in self._packages)
         return sys.version_info[:2], texts, versions
-
-    def visit(self, name: str, unit: str | None) -> None:
-        """Add a definition of a module, or the whole module, with all that it reaches."""
-        waiting = [(name, unit)]
-        while waiting:
-            reached = waiting.pop()
-            if reached not in self._seen:
-                self._seen.add(reached)
-                waiting += self._add(*reached)
 
     def _add(self, name: str, unit: str | None) -> list[_Unit]:
         module = self._project_module(name)
@@ -133,9 +127,7 @@ class _Reach:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 imports |= module.imported(node)
         reached: list[_Unit] = []
-        attributes = {
-            id(node.value): node.attr for node in nodes if isinstance(node, ast.Attribute)
-        }
+        attributes = {id(n.value): n.attr for n in nodes if isinstance(n, ast.Attribute)}
         for node in nodes:
             if not isinstance(node, ast.Name):
                 continue
@@ -214,10 +206,7 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         # A distribution of another name, such as scikit-learn's: finding it reads all RECORDs.
-        try:
-            spec = importlib.util.find_spec(package)
-        except ValueError:  # a module without a spec, such as Cython's runtime
-            spec = None
+        spec = find_spec(package)
         places = spec.submodule_search_locations or [] if spec else []
         names = ("__init__.py", "_version.py", "version.py")
         files = [Path(place) / name for place in places for name in names]

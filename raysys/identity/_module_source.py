@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 _STANDARD_LIBRARY = Path(ast.__file__).resolve().parent
@@ -66,10 +67,7 @@ def module_source(name: str) -> ModuleSource | None:
     if name == "__main__":
         file = getattr(sys.modules[name], "__file__", None)
         return ModuleSource(name, Path(file).resolve(), False) if file else None
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
-        return None
+    spec = find_spec(name)
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         return None
     path = Path(spec.origin).resolve()
@@ -83,10 +81,15 @@ def is_installed(name: str) -> bool:
     """Whether a module belongs to an installed package or the standard library."""
     if name == "__main__" or module_source(name) is not None:
         return False
+    return find_spec(name) is not None or name in sys.modules
+
+
+def find_spec(name: str) -> ModuleSpec | None:
+    """Spec of a module; None if it is not there or has none, as Cython's runtime."""
     try:
-        return importlib.util.find_spec(name) is not None
+        return importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
-        return name in sys.modules
+        return None
 
 
 def is_text(statement: ast.stmt) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raysys.errors import StorageError
+from raysys.identity import digest
 from raysys.imports import lazy_import
 from raysys.tracking._code_version import git_commit, package_versions
 from raysys.tracking._curves import safe_name
@@ -78,8 +77,8 @@ def open_run(
     }
     code = {COMMIT: git_commit()}
     code |= {f"package.{package}": version for package, version in package_versions().items()}
-    content = _digest([params, text_tags, code])
-    identity = _digest([experiment, name, place.parent])
+    content = digest(*(sorted(part.items()) for part in (params, text_tags, code)))
+    identity = digest(experiment, name, place.parent)
     own = {IDENTITY: identity, _CONTENT: content, "raysys.kind": experiment}
     if place.parent:
         own[PARENT] = place.parent
@@ -125,10 +124,9 @@ def _of_tables(tables: Mapping[str, TracedTable | str]) -> dict[str, str]:
         if isinstance(table, str):
             tags[f"data.{name}.fingerprint"] = table
             continue
-        for fact in ("id", "rows", "fingerprint"):
-            value = getattr(table.lineage, fact)
-            if value is not None:
-                tags[f"data.{name}.{'lineage' if fact == 'id' else fact}"] = str(value)
+        lineage = table.lineage
+        facts = {"lineage": lineage.id, "rows": lineage.rows, "fingerprint": lineage.fingerprint}
+        tags |= {f"data.{name}.{k}": str(v) for k, v in facts.items() if v is not None}
     return tags
 
 
@@ -154,12 +152,9 @@ def _experiment(client: Any, name: str, parent: str | None, artifacts: str | Non
 
 def _earlier(client: Any, where: str, identity: str, content: str, fresh: bool) -> Any:
     """The run to continue, or None."""
-    runs = client.search_runs(
-        [where],
-        f"tags.`{IDENTITY}` = '{identity}'",
-        max_results=1,
-        order_by=["attributes.start_time DESC"],
-    )
+    query = f"tags.`{IDENTITY}` = '{identity}'"
+    newest_first = ["attributes.start_time DESC"]
+    runs = client.search_runs([where], query, max_results=1, order_by=newest_first)
     if not runs:
         return None
     run = runs[0]
@@ -175,8 +170,3 @@ def _log_settings(client: Any, run_id: str, settings: Mapping[str, str]) -> None
     params = [mlflow.entities.Param(key, value) for key, value in settings.items()]
     for start in range(0, len(params), _MAX_PARAMS):
         client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
-
-
-def _digest(value: Any) -> str:
-    text_value = json.dumps(value, sort_keys=True)
-    return hashlib.blake2b(text_value.encode(), digest_size=16).hexdigest()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,10 +35,8 @@ class RunRecord:
 
     Attributes:
         id: MLflow's run id.
-        name: Name of the run.
         experiment: MLflow experiment; a child's is that of its parent.
         status: RUNNING, FINISHED, FAILED or KILLED; RUNNING also after the driver died.
-        started: Start time.
         seconds: Duration; None before the end.
         settings: Parameters, as text by name.
         tags: Tags, as text by name, without MLflow's and raysys' own.
@@ -86,12 +85,7 @@ class Runs:
         """
         self.uri = tracking_uri(storage)
         self._client = connect(self.uri)
-        try:
-            experiments = _all_pages(
-                lambda token: self._client.search_experiments(page_token=token)
-            )
-        except mlflow.exceptions.MlflowException as error:
-            raise unavailable(self.uri, error) from error
+        experiments = self._pages(self._client.search_experiments)
         self._experiments = {e.experiment_id: e.name for e in experiments}
 
     def newest(self, limit: int) -> list[RunRecord]:
@@ -179,20 +173,25 @@ class Runs:
         return matches
 
     def _search(self, query: str, limit: int | None = None) -> list[RunRecord]:
+        page = functools.partial(
+            self._client.search_runs, list(self._experiments), query,
+            max_results=min(limit or _PAGE, _PAGE), order_by=["attributes.start_time DESC"],
+        )  # fmt: skip
+        return [self._record(run) for run in self._pages(page, limit)]
+
+    def _pages(self, page: Callable[..., Any], limit: int | None = None) -> list[Any]:
+        """Entries of all pages of a search, at most `limit`."""
+        entries: list[Any] = []
+        token = None
         try:
-            runs = _all_pages(
-                lambda token: self._client.search_runs(
-                    list(self._experiments),
-                    query,
-                    max_results=min(limit or _PAGE, _PAGE),
-                    order_by=["attributes.start_time DESC"],
-                    page_token=token,
-                ),
-                limit,
-            )
+            while True:
+                batch = page(page_token=token)
+                entries += batch
+                token = batch.token
+                if not token or (limit is not None and len(entries) >= limit):
+                    return entries[:limit]
         except mlflow.exceptions.MlflowException as error:
             raise unavailable(self.uri, error) from error
-        return [self._record(run) for run in runs]
 
     def _record(self, run: Any) -> RunRecord:
         info, data = run.info, run.data
@@ -220,14 +219,3 @@ def _matching(records: Sequence[RunRecord], name: str) -> list[RunRecord]:
     """Records of that name, else those whose names start with it."""
     exact = [record for record in records if record.name == name]
     return exact or [record for record in records if record.name.startswith(name)]
-
-
-def _all_pages(page: Any, limit: int | None = None) -> list[Any]:
-    entries: list[Any] = []
-    token = None
-    while True:
-        batch = page(token)
-        entries += batch
-        token = batch.token
-        if not token or (limit is not None and len(entries) >= limit):
-            return entries[:limit]

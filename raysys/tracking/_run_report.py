@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from raysys.console import text_table
@@ -44,20 +44,15 @@ def details(runs: Runs, record: RunRecord) -> str:
         f"{record.name}: {record.status}, experiment {record.experiment}\n"
         f"started {_moment(record)}, took {took}, MLflow run id {record.id}"
     ]
-    results = {name: _number(record.metrics[name]) for name in record.results}
-    curves = {name: _number(record.metrics[name]) for name in record.curves}
-    meters = {
-        name: _number(value)
-        for name, value in sorted(record.metrics.items())
-        if name.startswith(SYSTEM)
-    }
+
+    def numbers(names: Iterable[str]) -> dict[str, str]:
+        return {name: _number(record.metrics[name]) for name in names}
+
+    meters = sorted(name for name in record.metrics if name.startswith(SYSTEM))
     for title, values in (
-        ("settings", record.settings),
-        ("tags", record.tags),
-        ("results", results),
-        ("curves, last values", curves),
-        ("meters, last values", meters),
-    ):
+        ("settings", record.settings), ("tags", record.tags), ("results", numbers(record.results)),
+        ("curves, last values", numbers(record.curves)), ("meters, last values", numbers(meters)),
+    ):  # fmt: skip
         if values:
             rows = text_table(["", ""], [[f"  {key}", value] for key, value in values.items()])
             parts.append("\n".join([title, *rows.splitlines()[1:]]))
@@ -77,10 +72,11 @@ def comparison(records: Sequence[RunRecord], metric: str | None) -> str:
     """
     _check_metric(records, metric)
     header = [record.name for record in records]
+    blank = [""] * (len(header) + 1)
     lines = _differing([record.settings for record in records])
-    lines += [["", *[""] * len(header)], ["code and data that differ", *header]]
+    lines += [blank, ["code and data that differ", *header]]
     lines += _differing([record.tags for record in records])
-    lines += [["", *[""] * len(header)], ["metrics", *header]]
+    lines += [blank, ["metrics", *header]]
     names = [metric] if metric else sorted({name for record in records for name in record.metrics})
     for name in sorted(names, key=lambda name: name.startswith(SYSTEM)):
         values = [record.metrics.get(name) for record in records]
@@ -154,6 +150,6 @@ def _duration(seconds: float | None) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, remainder = divmod(round(seconds), 60)
-    return (
-        f"{minutes} min {remainder} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-    )
+    if minutes < 60:
+        return f"{minutes} min {remainder} s"
+    return f"{minutes // 60} h {minutes % 60} min"

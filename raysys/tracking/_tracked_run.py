@@ -45,10 +45,7 @@ class TrackedRun:
     def __init__(self, place: TrackingTarget, run_id: str, *, new: bool = False) -> None:
         """Open a handle; the server is first contacted when something is logged.
 
-        Args:
-            place: The server or database.
-            run_id: MLflow's run id.
-            new: Whether the run has no curves yet, so that none is looked up.
+        Of a `new` run, which has no curves yet, none is looked up.
         """
         self.run_id, self.uri = run_id, place.uri
         self._place = place
@@ -81,7 +78,7 @@ class TrackedRun:
         ]
         for start in range(0, len(entries), _MAX_TAGS):
             part = entries[start : start + _MAX_TAGS]
-            self._try(partial(_log_tags, run_id=self.run_id, tags=part))
+            self._try(partial(mlflow.MlflowClient.log_batch, run_id=self.run_id, tags=part))
 
     def log_rows(self, name: str, rows: pa.Table) -> None:
         """Record a sample of rows, such as predictions, shown on MLflow's page of the run.
@@ -131,8 +128,7 @@ class TrackedRun:
             metrics: Results by name. A result named as a curve whose last value differs is recorded
                 as `NAME result`.
         """
-        lost = self._curves.close()
-        if lost:
+        if lost := self._curves.close():
             log.warning("%d points of curves of run %s are lost", lost, self.run_id)
         self._try(lambda client: self._end(client, status, metrics or {}))
 
@@ -160,10 +156,6 @@ class TrackedRun:
             action(connect(self.uri))
         except Exception as error:  # any failure of the server: the run itself goes on
             log.warning("MLflow did not record part of run %s: %s", self.run_id, error)
-
-
-def _log_tags(client: Any, run_id: str, tags: list[Any]) -> None:
-    client.log_batch(run_id, tags=tags)
 
 
 def text(value: object) -> str:

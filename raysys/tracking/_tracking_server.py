@@ -82,6 +82,7 @@ def tracking_uri(storage: Storage) -> str:
     return target_of(storage).uri
 
 
+@functools.cache
 def connect(uri: str) -> Any:
     """An `mlflow.MlflowClient`; the first of a process takes a second or two.
 
@@ -90,8 +91,11 @@ def connect(uri: str) -> Any:
     Raises:
         UnavailableError: The server or database does not answer.
     """
+    for library in ("mlflow", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
-        return _connected(uri)
+        with locked(uri):
+            return mlflow.MlflowClient(_without_login(uri))
     except (mlflow.exceptions.MlflowException, ImportError, OSError) as error:
         raise unavailable(uri, error) from error
 
@@ -102,14 +106,6 @@ def unavailable(uri: str, error: Exception) -> UnavailableError:
         f"MLflow at {shown_uri(uri)} does not answer ({shown(str(error))}): start the server, or "
         f"name another with {TRACKING_VARIABLE}"
     )
-
-
-@functools.cache
-def _connected(uri: str) -> Any:
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    with locked(uri):
-        return mlflow.MlflowClient(_without_login(uri))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from raysys.telemetry import metrics
 from raysys.workflow import _output_relay as _relay
 from raysys.workflow import _scheduling_policy as _policy
 from raysys.workflow._lease import Lease
-from raysys.workflow._step_task import Costs, StepCall, StepInput, StepOutcome, start
+from raysys.workflow._step_task import Costs, StepCall, StepOutcome, start
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from raysys.tracking import TrackedRun
     from raysys.workflow._job import Job
     from raysys.workflow._step import Step
+    from raysys.workflow._step_results import StepResult
 
 _POLL_S = 0.2
 
@@ -125,25 +126,19 @@ class Execution:
 
     def _start(self, step: Step, failures: int) -> None:
         job, progress = self._job, self._job.progress[step.name]
-        inputs = {}
+        inputs: dict[str, StepResult | list[ObjectRef]] = {}
         for source in step.inputs:
             result = job.progress[source.name].result
             assert result is not None
             value = self._values.get(source.name)
             # A value lost with its node is lost in memory only: a retry reads the stored result.
-            in_memory = [value] if value is not None and not failures else []
-            inputs[source.name] = StepInput(result, in_memory)
+            inputs[source.name] = [value] if value is not None and not failures else result
         channel = f"output:{job.run_id}:{step.name}:{failures}"
         record = {**job.record("RUNNING"), "notes": asdict(job.notes())}
         call = StepCall(
-            step=step,
-            inputs=inputs,
-            path=job.folder_of(step, progress.key),
-            channel=channel,
-            record=record,
-            storage=job.storage,
-            tracked=self._tracked,
-        )
+            step=step, inputs=inputs, path=job.folder_of(step, progress.key), channel=channel,
+            record=record, storage=job.storage, tracked=self._tracked,
+        )  # fmt: skip
         value, outcome = start(call)
         self._values[step.name] = value
         self._attempts[step.name] = _Attempt(step, outcome, channel, time.monotonic(), failures)

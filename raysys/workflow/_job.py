@@ -182,9 +182,7 @@ class Job:
             name: _InputContent(result.content) for name, result in results.items() if result
         }
         try:
-            arguments = digest(
-                with_results(step.args, contents), with_results(step.kwargs, contents)
-            )
+            arguments = digest(*with_results((step.args, step.kwargs), contents))
             code = digest(step.function)
         except RaysysError as error:
             raise RaysysError(f"step {step.name!r}: {error}") from None

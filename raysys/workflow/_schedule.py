@@ -49,11 +49,8 @@ class Schedule:
         """The time for which a run is due now; None if no run is due.
 
         Of several missed runs, as while the cluster was down, only the last is due: an hourly job
-        on the current data gains nothing from three runs in a row.
-
-        Args:
-            last_s: Unix time in seconds for which the last run was started.
-            now_s: Current Unix time in seconds.
+        on the current data gains nothing from three runs in a row. `last_s` is the time for which
+        the last run was started; all are Unix times in seconds.
         """
         latest = next(_moments(self.cron, self.timezone, now_s, reverse=True))
         return latest if latest > max(last_s or 0.0, self.start_s) else None
@@ -74,17 +71,7 @@ def add(
     timezone: str = "UTC",
     now_s: float | None = None,
 ) -> Schedule:
-    """Store a schedule and a copy of the folder, replacing a schedule of the same name.
-
-    Args:
-        storage: The storage root.
-        name: Name of the schedule.
-        cron: Cron expression, see `Schedule`.
-        command: Command line of the job.
-        folder: Working directory of the job, packed with all its files.
-        env: Environment variables of the job.
-        timezone: Time zone, such as Europe/Berlin.
-        now_s: Current Unix time in seconds; the system clock by default.
+    """Store a `Schedule` and all files of the job's folder, replacing one of the same name.
 
     Raises:
         RaysysError: The name, the expression or the time zone is invalid.

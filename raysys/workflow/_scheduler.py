@@ -37,12 +37,7 @@ class Scheduler:
     """
 
     def __init__(self, storage: Storage, clock: Callable[[], float] = time.time) -> None:
-        """Create a scheduler; `tick` acts on the cluster that this process is connected to.
-
-        Args:
-            storage: The storage root.
-            clock: Returns Unix time in seconds.
-        """
+        """Create a scheduler for this process's cluster; `clock` returns Unix time in seconds."""
         self._storage, self._clock = storage, clock
 
     def tick(self) -> list[str]:
@@ -76,12 +71,9 @@ class Scheduler:
             with tempfile.TemporaryDirectory(prefix="raysys-") as folder:
                 _schedule.unpack_code(self._storage, schedule.name, Path(folder))
                 jobs.submit(
-                    schedule.command,
-                    working_dir=Path(folder),
-                    storage=self._storage,
-                    job=job,
+                    schedule.command, working_dir=Path(folder), storage=self._storage, job=job,
                     env=schedule.env,
-                )
+                )  # fmt: skip
         _schedule.record_run(self._storage, schedule.name, for_s, job)
         return job
 
@@ -128,11 +120,7 @@ def start(storage: Storage) -> Any:
 
 
 def _dashboard_url() -> str:
-    """The dashboard's current address; it changes when the head restarts.
-
-    Raises:
-        RaysysError: The cluster has no dashboard.
-    """
+    """The dashboard's current address; it changes when the head restarts."""
     address = key_value.dashboard_address()
     if address is None:
         raise RaysysError("this cluster has no dashboard to submit jobs to: start it with one")

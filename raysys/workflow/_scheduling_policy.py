@@ -25,11 +25,7 @@ def steps_to_start(
 
     Steps run in parallel only if all declare their resources, and these fit beside the CPU reserved
     for tasks: two steps that both use the complete cluster would wait for each other forever.
-
-    Args:
-        ready: Steps whose inputs are computed, in the job's order.
-        running: Steps that are running.
-        available: Resources of the cluster.
+    `ready` are the steps whose inputs are computed.
     """
     busy: list[Step] = list(running)
     starting: list[Step] = []
@@ -50,12 +46,7 @@ def _fits(steps: list[Step], available: Resources) -> bool:
 
 @dataclass(frozen=True)
 class Retry:
-    """Another attempt of a step.
-
-    Attributes:
-        delay_s: Delay in seconds.
-        reason: The loss, and the setting that permits another attempt.
-    """
+    """Another attempt of a step; the reason names the loss and the setting that permits it."""
 
     delay_s: float
     reason: str
@@ -64,11 +55,7 @@ class Retry:
 def retry_of(step: Step, error: BaseException, failures: int, duration_s: float) -> Retry | None:
     """The next attempt of a failed step; None if its error is final.
 
-    Args:
-        step: The step.
-        error: Error of the last attempt.
-        failures: Number of failed attempts, including the last.
-        duration_s: Duration of the last attempt in seconds.
+    `error` and `duration_s` are those of the last attempt, which `failures` includes.
     """
     settings, lost = step.settings, _lost(error)
     if lost is None or failures > settings.max_retries:

@@ -48,8 +48,6 @@ class Step:
     Attributes:
         name: Name in the dashboard, in the record and for `--from`.
         function: Called as `function(run, *args, **kwargs)` with a `Run`, in a Ray task.
-        args: Positional arguments.
-        kwargs: Keyword arguments.
         settings: Options of its task.
     """
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -49,34 +49,19 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class StepInput:
-    """The result of a step, as the input of another.
-
-    Attributes:
-        result: The stored result.
-        value: The result, if it is in memory; in a list, so that Ray does not fetch it.
-    """
-
-    result: StepResult
-    value: list[ObjectRef] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class StepCall:
     """Arguments of a step's task.
 
     Attributes:
-        step: The step; steps in its arguments stand for their results.
-        inputs: Results by step name.
+        inputs: Results by step name, for which the steps in the step's arguments stand: stored, or
+            in memory, then in a list, so that Ray does not fetch them.
         path: Storage path of the step's folder.
         channel: Channel of its output.
         record: Record of the run so far.
-        storage: The storage root.
-        tracked: The run in MLflow.
     """
 
     step: Step
-    inputs: Mapping[str, StepInput]
+    inputs: Mapping[str, StepResult | list[ObjectRef]]
     path: str
     channel: str
     record: Mapping[str, Any]
@@ -119,21 +104,20 @@ def _run(call: StepCall) -> tuple[Any, StepOutcome]:
         stack.enter_context(_relay.relayed(call.channel))
         if settings.timeout_s is not None:
             stack.enter_context(_time_limit(settings.timeout_s))
-        if settings.resources is not None:
-            stack.enter_context(
-                cluster.share(
-                    settings.resources, f"the step {step.name!r}", ".options(resources={})"
-                )
-            )
+        if demand := settings.resources:
+            purpose = f"the step {step.name!r}"
+            stack.enter_context(cluster.share(demand, purpose, ".options(resources={})"))
         cluster.connect()
         stack.enter_context(logs.log_context(run=run.id, step=step.name))
         call.tracked.nest(work)
         traffic = stack.enter_context(_measured_traffic(step.name))
         started = time.perf_counter()
-        inputs = {name: _value(call.storage, source) for name, source in call.inputs.items()}
-        value = step.function(
-            run, *with_results(step.args, inputs), **with_results(step.kwargs, inputs)
-        )
+        inputs = {
+            name: ray.get(source[0]) if isinstance(source, list) else load(call.storage, source)
+            for name, source in call.inputs.items()
+        }
+        args, kwargs = with_results((step.args, step.kwargs), inputs)
+        value = step.function(run, *args, **kwargs)
         result = save(call.storage, f"{call.path}/result", value)
         costs = Costs(time.perf_counter() - started, **traffic())
         return value, StepOutcome(result, run.notes, costs)
@@ -164,10 +148,6 @@ def _measured_traffic(step: str) -> Iterator[Callable[[], dict[str, int]]]:
         yield traffic
     finally:
         meter.uninstall()
-
-
-def _value(storage: Storage, step_input: StepInput) -> Any:
-    return ray.get(step_input.value[0]) if step_input.value else load(storage, step_input.result)
 
 
 @contextmanager
