@@ -8,8 +8,6 @@ counts by its bytecode and that of the functions it names. Code reached only thr
 (`getattr`, `importlib`) or an instance passed as an argument is not seen.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib

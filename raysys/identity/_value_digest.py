@@ -1,7 +1,5 @@
 """Digest of values: equal for equal content, in every process."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import functools

@@ -1,7 +1,6 @@
 """Runs in MLflow: parameters, code and data versions, curves, results, row samples."""
 
-from raysys.tracking._code_version import git_commit, package_versions
-from raysys.tracking._open_run import open_run
+from raysys.tracking._open_run import git_commit, open_run, package_versions
 from raysys.tracking._run_records import RunRecord, Runs
 from raysys.tracking._run_report import comparison, comparison_plot, details, listing
 from raysys.tracking._tracked_run import TrackedRun

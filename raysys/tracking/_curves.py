@@ -1,7 +1,5 @@
 """Buffered curves, written to MLflow by a thread."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 import posixpath

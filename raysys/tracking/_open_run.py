@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.metadata
+import os
+import subprocess
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raysys.errors import StorageError
 from raysys.identity import digest
 from raysys.imports import lazy_import
-from raysys.tracking._code_version import git_commit, package_versions
 from raysys.tracking._curves import safe_name
 from raysys.tracking._tracked_run import SYSTEM, TrackedRun, text
 from raysys.tracking._tracking_server import connect, locked, target_of, unavailable
@@ -25,6 +28,10 @@ IDENTITY = "raysys.identity"
 _CONTENT = "raysys.content"
 _OPENED = "raysys.opened"
 _MAX_PARAMS = 100  # of one request
+_PACKAGES = (
+    "deepspeed", "hnswlib", "modin", "optuna", "polars", "pyarrow", "ray", "raysys",
+    "scikit-learn", "torch", "xgboost", "xgboost-ray",
+)  # fmt: skip
 
 
 class TracedTable(Protocol):
@@ -170,3 +177,22 @@ def _log_settings(client: Any, run_id: str, settings: Mapping[str, str]) -> None
     params = [mlflow.entities.Param(key, value) for key, value in settings.items()]
     for start in range(0, len(params), _MAX_PARAMS):
         client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
+
+
+@functools.cache
+def git_commit() -> str:
+    """Commit of the code: RAYSYS_GIT_COMMIT, else of the checkout; "unknown" without either."""
+    if commit := os.environ.get("RAYSYS_GIT_COMMIT"):
+        return commit
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return answer.stdout.strip()
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a run's results depend on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Curve = tuple[Sequence[int], Sequence[float]]  # steps, values
+Points = Sequence[Mapping[str, Any]]
 
 
 def curves(title: str, lines: Mapping[str, Sequence[float]]) -> bytes:
@@ -13,7 +14,6 @@ def curves(title: str, lines: Mapping[str, Sequence[float]]) -> bytes:
     for name, values in lines.items():
         axes.plot(range(1, len(values) + 1), values, marker="o", label=name)
     axes.set_xlabel("epoch")
-    axes.legend()
     return _png(figure)
 
 
@@ -27,7 +27,6 @@ def bars(title: str, groups: Mapping[str, Mapping[str, float]]) -> bytes:
         axes.bar(at, [values[measure] for measure in measures], width, label=name)
     middle = width * (len(groups) - 1) / 2
     axes.set_xticks([group + middle for group in range(len(measures))], measures)
-    axes.legend()
     return _png(figure)
 
 
@@ -38,26 +37,14 @@ def panels(title: str, lines: Mapping[str, Mapping[str, Curve]]) -> bytes:
         for name, (steps, values) in curves_by_name.items():
             axes.plot(steps, values, marker="." if len(steps) < 50 else None, label=name)
         axes.set_ylabel(measure)
-        axes.legend()
     all_axes[-1].set_xlabel("step")
     return _png(figure)
 
 
-def front(
-    title: str,
-    points: Sequence[Mapping[str, Any]],
-    x: str,
-    y: str,
-    chosen: Sequence[Mapping[str, Any]],
-) -> bytes:
-    """A scatter plot of all points, with the Pareto front as a marked line.
+def front(title: str, points: Points, x: str, y: str, chosen: Points) -> bytes:
+    """A scatter plot of all points, with those chosen, the Pareto front, as a marked line.
 
-    Args:
-        title: Title of the plot.
-        points: Points with numbers named `x` and `y`; points without both are skipped.
-        x: Key of the horizontal axis.
-        y: Key of the vertical axis.
-        chosen: Points on the front.
+    Points without both numbers, `x` and `y`, are skipped.
     """
     figure, (axes,) = _figure(title)
     tried, best = (
@@ -69,7 +56,6 @@ def front(
     axes.plot([a for a, _ in best], [b for _, b in best], "o-", color="tab:red", label="front")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.legend()
     return _png(figure)
 
 
@@ -83,6 +69,8 @@ def _figure(title: str, panels: int = 1) -> tuple[Any, list[Any]]:
 
 
 def _png(figure: Any) -> bytes:
+    for axes in figure.axes:
+        axes.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

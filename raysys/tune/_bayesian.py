@@ -22,12 +22,9 @@ _RANDOM_SHARE = 1 / 3
 
 
 def bayesian(
-    kind: Literal["tpe", "gp"],
-    space: Space,
-    objectives: Objectives,
-    trials: Sequence[Trial],
+    kind: Literal["tpe", "gp"], space: Space, objectives: Objectives, trials: Sequence[Trial],
     seed: int,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Parameters by the tree-structured Parzen estimator or by a Gaussian process.
 
     (Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011; Snoek et al., "Practical
@@ -90,13 +87,9 @@ def _extrapolated(
 
 
 def _ask(
-    kind: Literal["tpe", "gp"],
-    space: Space,
-    n_objectives: int,
-    scored: Sequence[tuple[Trial, tuple[float, ...]]],
-    running: Sequence[Trial],
-    seed: int,
-) -> dict[str, Any]:
+    kind: Literal["tpe", "gp"], space: Space, n_objectives: int,
+    scored: Sequence[tuple[Trial, tuple[float, ...]]], running: Sequence[Trial], seed: int,
+) -> dict[str, Any]:  # fmt: skip
     """Proposal of a sampler that has seen all trials, in their order."""
     optuna.logging.set_verbosity(logging.ERROR)
     domains = {name: _distribution(domain) for name, domain in space.items()}

@@ -12,7 +12,7 @@ import numpy as np
 from raysys.errors import RaysysError
 from raysys.tune import _bayesian, _population_based
 from raysys.tune._population_based import Proposal
-from raysys.tune._sampler import Grid, Population, Sampler
+from raysys.tune._search_settings import Grid, Population, Sampler
 from raysys.tune._space import Space, grid, n_startup_trials, random_params, sobol_params
 from raysys.tune._successive_halving import SuccessiveHalving, TrialScheduler
 

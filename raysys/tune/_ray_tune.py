@@ -30,12 +30,9 @@ _QUIET = {
 
 
 def run(
-    name: str,
-    ledger: TrialLedger,
-    objective: Callable[..., None],
-    tables: Mapping[str, Table],
+    name: str, ledger: TrialLedger, objective: Callable[..., None], tables: Mapping[str, Table],
     resources: TrialResources,
-) -> None:
+) -> None:  # fmt: skip
     """Run trials until the ledger has no more, or until Ctrl-C."""
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
@@ -46,13 +43,9 @@ def run(
     numbers: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="raysys-") as scratch:
         trainable = tune.with_parameters(
-            run_trial,
-            objective=objective,
-            tables=dict(tables),
-            folder=ledger.folder,
-            objectives=ledger.proposer.objectives,
-            nested=resources.nested,
-        )
+            run_trial, objective=objective, tables=dict(tables), folder=ledger.folder,
+            objectives=ledger.proposer.objectives, nested=resources.nested,
+        )  # fmt: skip
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
             tune_config=tune.TuneConfig(

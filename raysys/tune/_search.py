@@ -13,9 +13,15 @@ from raysys.storage import Storage
 from raysys.telemetry import metrics
 from raysys.tune._objectives import Direction, Objectives
 from raysys.tune._proposer import Proposer
-from raysys.tune._sampler import Grid, Population, Sampler, SamplerName
 from raysys.tune._search_result import SearchResult, format_value
-from raysys.tune._search_settings import SearchLimits, TrialResources
+from raysys.tune._search_settings import (
+    Grid,
+    Population,
+    Sampler,
+    SamplerName,
+    SearchLimits,
+    TrialResources,
+)
 from raysys.tune._space import Space, check_params
 from raysys.tune._successive_halving import TrialScheduler
 from raysys.tune._tracking import SearchTracker

@@ -27,7 +27,6 @@ class SearchResult:
     """Trials of a search, and the best of them.
 
     Attributes:
-        name: Name of the search.
         objectives: Metrics that it optimized.
         trials: All trials, by number.
         folder: Storage of the trials and their checkpoints.

@@ -1,7 +1,5 @@
 """Search spaces."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The record of a trial."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 

@@ -11,7 +11,7 @@ from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.identity import RunIdentity
 from raysys.storage import Storage
-from raysys.tune._sampler import Population
+from raysys.tune._search_settings import Population
 from raysys.tune._space import Space, params_from_json
 from raysys.tune._trial import Trial
 from raysys.tune._trial_process import saved_path, saved_rounds
@@ -33,14 +33,9 @@ class TrialLedger:
     """
 
     def __init__(
-        self,
-        folder: Storage,
-        proposer: Proposer,
-        n_trials: int | None,
-        limits: SearchLimits,
-        resources: TrialResources,
-        on_end: Callable[[Trial], None],
-    ) -> None:
+        self, folder: Storage, proposer: Proposer, n_trials: int | None, limits: SearchLimits,
+        resources: TrialResources, on_end: Callable[[Trial], None],
+    ) -> None:  # fmt: skip
         """Read the trials in the folder of the search; `on_end` is called with each that ends."""
         self.folder, self.proposer = folder, proposer
         self.warm_start: list[Trial] = []
@@ -120,12 +115,9 @@ class TrialLedger:
         return trial
 
     def record(self, number: int, report: Mapping[str, Any]) -> bool:
-        """Record a trial's report: `rounds` and `last_round`, or `failed`.
+        """Record a report, `rounds` and `last_round` or `failed`; whether to stop the trial.
 
         Rounds already recorded are ignored: Ray Tune repeats a trial's last report at its end.
-
-        Returns:
-            Whether the trial is to be stopped.
         """
         trial = self.trials[number]
         if trial.state != "running":

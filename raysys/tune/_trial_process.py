@@ -177,13 +177,9 @@ def training(make: Callable[[dict[str, Any]], tuple[TrainingTask, TrainSettings]
 
 
 def run_trial(
-    config: dict[str, Any],
-    objective: Objective,
-    tables: Mapping[str, Table],
-    folder: Storage,
-    objectives: Objectives,
-    nested: cluster.Resources,
-) -> None:
+    config: dict[str, Any], objective: Objective, tables: Mapping[str, Table], folder: Storage,
+    objectives: Objectives, nested: cluster.Resources,
+) -> None:  # fmt: skip
     """Run one trial; called by Ray Tune in a worker."""
     trial = Trial(**config["trial"])
     report = TrialReporter(trial, folder, objectives)

@@ -1,7 +1,5 @@
 """Diagrams of a job's steps and their states, as text and as Mermaid."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

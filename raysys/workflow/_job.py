@@ -73,7 +73,6 @@ class Job:
     Attributes:
         name: Name of the job and of its MLflow experiment.
         config: Settings of the job, recorded with each run.
-        storage: The storage root.
         steps: Steps by name, in the order in which they were added.
         progress: Progress of the steps by name.
         run_id: Name of the run, once it has started.
@@ -166,11 +165,7 @@ class Job:
                 execution.close()
 
     def diagram(self, kind: str = "text") -> str:
-        """Diagram of the steps, their inputs and progress.
-
-        Args:
-            kind: "text" or "mermaid".
-        """
+        """Diagram of the steps, their inputs and progress; `kind` is "text" or "mermaid"."""
         return draw_record({"steps": [self._step_record(name) for name in self.steps]}, kind)
 
     # --- called by Execution ---

@@ -37,13 +37,9 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
 
     class JobSettings(config, BaseSettings):  # type: ignore[misc, valid-type]
         model_config = SettingsConfigDict(
-            cli_parse_args=arguments,
-            cli_prog_name=program,
-            cli_kebab_case=True,
-            cli_implicit_flags=True,
-            cli_exit_on_error=True,
-            extra="forbid",
-        )
+            cli_parse_args=arguments, cli_prog_name=program, cli_kebab_case=True,
+            cli_implicit_flags=True, cli_exit_on_error=True, extra="forbid",
+        )  # fmt: skip
 
         @classmethod
         def settings_customise_sources(  # type: ignore[override]

@@ -1,7 +1,5 @@
 """Lease on a step's result: one run at a time computes it, since they share its folder."""
 
-from __future__ import annotations
-
 import ray
 
 from raysys.ray_internals import key_value, process

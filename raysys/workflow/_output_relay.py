@@ -3,8 +3,6 @@
 Ray itself streams the output of all workers; a job shows that of its steps only.
 """
 
-from __future__ import annotations
-
 import io
 import sys
 import threading

@@ -33,13 +33,13 @@ class Notes:
     tags: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, other: Notes) -> None:
+    def add(self, notes: Notes) -> None:
         """Add the records of another step."""
-        tables = {**self.facts.get("tables", {}), **other.facts.get("tables", {})}
-        self.metrics |= other.metrics
-        self.facts |= other.facts | ({"tables": tables} if tables else {})
-        self.tags |= other.tags
-        self.curves |= other.curves
+        tables = {**self.facts.get("tables", {}), **notes.facts.get("tables", {})}
+        self.metrics |= notes.metrics
+        self.facts |= notes.facts | ({"tables": tables} if tables else {})
+        self.tags |= notes.tags
+        self.curves |= notes.curves
 
 
 class Run:
@@ -47,8 +47,6 @@ class Run:
 
     Attributes:
         id: Name of the run.
-        job: Name of the job.
-        storage: The storage root.
         folder: `runs/<id>` under it: plots, rows in quarantine, the record.
         work: The step's own folder, the same in every run in which the step has the same code,
             parameters and inputs: training and searches that have it as their storage resume
@@ -87,9 +85,7 @@ class Run:
     def log_quarantine(self, result: ValidationResult, table: str | None = None) -> None:
         """Store the rows in quarantine, and print the number of rows per reason.
 
-        Args:
-            result: Result of the validation.
-            table: Name of the Table, for runs that validate several.
+        A run that validates several Tables gives the name of each.
         """
         of, after = (f"{table} ", f"_{table}") if table else ("", "")
         result.quarantine.write_parquet(self.folder, f"quarantine{after}")

@@ -61,16 +61,9 @@ class Schedule:
 
 
 def add(
-    storage: Storage,
-    name: str,
-    cron: str,
-    command: str,
-    folder: Path,
-    *,
-    env: Mapping[str, str] | None = None,
-    timezone: str = "UTC",
-    now_s: float | None = None,
-) -> Schedule:
+    storage: Storage, name: str, cron: str, command: str, folder: Path, *,
+    env: Mapping[str, str] | None = None, timezone: str = "UTC", now_s: float | None = None,
+) -> Schedule:  # fmt: skip
     """Store a `Schedule` and all files of the job's folder, replacing one of the same name.
 
     Raises:

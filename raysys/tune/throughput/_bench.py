@@ -15,7 +15,7 @@ from raysys.console import say
 from raysys.errors import RaysysError, TrainError
 from raysys.train import TrainSettings
 from raysys.tune.throughput._decisions import faster, needs_another_round, speed_ratio
-from raysys.tune.throughput._trial import ThroughputTrial, with_losses
+from raysys.tune.throughput._result import ThroughputTrial, with_losses
 
 if TYPE_CHECKING:
     from raysys.train import PreparedTrial, TrialSession

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from raysys.tune.throughput._trial import ThroughputTrial
+    from raysys.tune.throughput._result import ThroughputTrial
 
 MIN_SPEEDUP = 1.03  # smaller gains are rarely more than a machine's noise
 _HOPELESS_SPEEDUP = 0.85

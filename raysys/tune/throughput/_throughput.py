@@ -93,14 +93,10 @@ def tune_throughput(
     cpus, workers = demand(space, settings, _usable_cores(), gpus)
     with train.TrialSession(task, tables, settings, max_cpus=cpus, max_workers=workers) as session:
         bench = ThroughputBench(
-            name=name,
-            session=session,
-            deadline=time.monotonic() + timeout_s,
-            metric=metric,
-            sign=1.0 if direction == "minimize" else -1.0,
-            price_per_hour=price_per_hour,
+            name=name, session=session, deadline=time.monotonic() + timeout_s, metric=metric,
+            sign=1.0 if direction == "minimize" else -1.0, price_per_hour=price_per_hour,
             plan=lambda: train.plan(task, tables, settings).settings,
-        )
+        )  # fmt: skip
         bench.start(settings)
         run_samples = settings.epochs * session.machine.examples
         if settings.max_steps:
@@ -112,15 +108,10 @@ def tune_throughput(
         coordinate_search(bench, space or default_space(settings, session.machine), run_samples)
     best, reason = recommend(bench.trials, run_samples)
     result = ThroughputResult(
-        name=name,
-        trials=bench.trials,
-        best_trial=best,
-        reason=reason,
-        metric=metric or "train_loss",
-        loss_samples=bench.loss_samples,
-        duration_s=time.monotonic() - started,
-        notes=bench.notes,
-    )
+        name=name, trials=bench.trials, best_trial=best, reason=reason,
+        metric=metric or "train_loss", loss_samples=bench.loss_samples,
+        duration_s=time.monotonic() - started, notes=bench.notes,
+    )  # fmt: skip
     say(f"[{name}] {reason}")
     log_throughput(result, storage, settings, tables)
     return result

@@ -22,7 +22,7 @@ from raysys.tune.throughput._decisions import (
     promising_batches,
     recommend,
 )
-from raysys.tune.throughput._trial import throughput_front, with_losses
+from raysys.tune.throughput._result import throughput_front, with_losses
 from tests.train.tasks import Regression, rows
 
 DEFAULTS = TrainSettings(batch_size=100, epochs=2, learning_rate=0.02, optimizer="adamw")
