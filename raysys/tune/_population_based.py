@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,17 +32,14 @@ def propose(
     """The next stretch of a member of the population.
 
     Trial `g * size + m` is stretch `g` of member `m`; stretches of one generation are compared
-    when all have ended. The first members start from the enqueued parameters and from the best of
-    earlier searches.
-
-    Returns:
-        None while the preceding generation is incomplete.
+    when all have ended, and until then there is no proposal. The first members start from the
+    enqueued parameters and from the best of earlier searches.
     """
     space, objectives = proposer.space, proposer.objectives
     if number < size:
         ranked = sorted(
             (trial for trial in earlier if trial.rounds),
-            key=lambda trial: objectives.best_score(trial) or -math.inf,
+            key=lambda trial: objectives.scores(objectives.metrics(trial)),
             reverse=True,
         )
         enqueue = proposer.sampler.enqueue
