@@ -102,7 +102,9 @@ def open_run(
             changed = {f"now.{key}": v for key, v in params.items() if before.get(key, v) != v}
             own |= {_OPENED: str(int(run.data.tags.get(_OPENED, 1)) + 1), **changed}
             params = {key: value for key, value in params.items() if key not in before}
-        _log_settings(client, run.info.run_id, params)
+        entries = [mlflow.entities.Param(key, value) for key, value in params.items()]
+        for start in range(0, len(entries), _MAX_PARAMS):
+            client.log_batch(run.info.run_id, params=entries[start : start + _MAX_PARAMS])
         tracked.log_tags({**own, **text_tags, **code})
     except (mlflow.exceptions.MlflowException, OSError) as error:
         raise unavailable(place.uri, error) from error
@@ -171,12 +173,6 @@ def _earlier(client: Any, where: str, identity: str, content: str, fresh: bool) 
             client.set_terminated(run.info.run_id, "KILLED")
         return None
     return None if ended and run.data.tags.get(_CONTENT) != content else run
-
-
-def _log_settings(client: Any, run_id: str, settings: Mapping[str, str]) -> None:
-    params = [mlflow.entities.Param(key, value) for key, value in settings.items()]
-    for start in range(0, len(params), _MAX_PARAMS):
-        client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
 
 
 @functools.cache

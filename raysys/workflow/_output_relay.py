@@ -7,7 +7,7 @@ import io
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from raysys.ray_internals import key_value
 
@@ -39,12 +39,11 @@ class _LineSender(io.TextIOBase):
 @contextmanager
 def relayed(channel: str) -> Iterator[None]:
     """Send this process's standard output to the reader of a channel."""
-    sender, before = _LineSender(channel), sys.stdout
-    sys.stdout = sender
+    sender = _LineSender(channel)
     try:
-        yield
+        with redirect_stdout(sender):
+            yield
     finally:
-        sys.stdout = before
         if sender._incomplete:
             sender.write("\n")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,14 +103,14 @@ def _run(call: StepCall) -> tuple[Any, StepOutcome]:
     with ExitStack() as stack:
         stack.enter_context(_relay.relayed(call.channel))
         if settings.timeout_s is not None:
-            stack.enter_context(_time_limit(settings.timeout_s))
+            stack.callback(_end_process_after(settings.timeout_s).cancel)
         if demand := settings.resources:
             purpose = f"the step {step.name!r}"
             stack.enter_context(cluster.share(demand, purpose, ".options(resources={})"))
         cluster.connect()
         stack.enter_context(logs.log_context(run=run.id, step=step.name))
         call.tracked.nest(work)
-        traffic = stack.enter_context(_measured_traffic(step.name))
+        traffic = _measure_traffic(step.name, stack)
         started = time.perf_counter()
         inputs = {
             name: ray.get(source[0]) if isinstance(source, list) else load(call.storage, source)
@@ -123,12 +123,10 @@ def _run(call: StepCall) -> tuple[Any, StepOutcome]:
         return value, StepOutcome(result, run.notes, costs)
 
 
-@contextmanager
-def _measured_traffic(step: str) -> Iterator[Callable[[], dict[str, int]]]:
-    """A function that returns the traffic so far, as fields of `Costs`; empty if not measured."""
+def _measure_traffic(step: str, stack: ExitStack) -> Callable[[], dict[str, int]]:
+    """Measure, if the job does, until the stack is closed; the traffic so far, for `Costs`."""
     if not counts_reads():
-        yield dict
-        return
+        return dict
     meter, before = DriverMeter(), store_bytes()
 
     def traffic() -> dict[str, int]:
@@ -144,20 +142,14 @@ def _measured_traffic(step: str) -> Iterator[Callable[[], dict[str, int]]]:
         }
 
     meter.install()
-    try:
-        yield traffic
-    finally:
-        meter.uninstall()
+    stack.callback(meter.uninstall)
+    return traffic
 
 
-@contextmanager
-def _time_limit(timeout_s: float) -> Iterator[None]:
-    """End this process after a time, with everything it started."""
+def _end_process_after(timeout_s: float) -> threading.Timer:
+    """A timer that has started and ends this process, with everything it started."""
     # A step may block in C++ of Ray or of a library, where it receives no exceptions.
     timer = threading.Timer(timeout_s, os._exit, (1,))
     timer.daemon = True
     timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    return timer
