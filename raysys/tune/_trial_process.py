@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -48,7 +48,7 @@ def checkpoint_path(number: int, round_: int) -> str:
     return f"{saved_path(number, round_)}/{_FILES}"
 
 
-class TrialReporter:
+class TrialReporter(Protocol):
     """Third argument of an objective; called after each round of training.
 
     A trial whose objective calls `resume` before its first round resumes from its last saved
@@ -62,6 +62,78 @@ class TrialReporter:
                 report({"loss": model.train()}, save=model.save)
     """
 
+    @property
+    def last_round(self) -> int:
+        """Number of rounds that the trial has completed."""
+
+    def resume(self) -> Path | None:
+        """Folder last written by `save`; None for a trial that starts anew.
+
+        Raises:
+            RaysysError: A round was reported before, or the parent saved nothing.
+        """
+
+    def __call__(
+        self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None
+    ) -> None:
+        """Report the metrics of a round and, by `save`, write a checkpoint.
+
+        `save` is called in the rounds that are the trial's best so far, and in all rounds of an
+        objective that calls `resume` or of a search for several metrics. The files of the best
+        round are the trial's checkpoint.
+
+        Raises:
+            RaysysError: A metric of the search is missing or not finite.
+        """
+
+
+Objective = Callable[[dict[str, Any], Mapping[str, pa.Table], TrialReporter], None]
+
+
+def training(make: Callable[[dict[str, Any]], tuple[TrainingTask, TrainSettings]]) -> Objective:
+    """Objective for `search` that trains a task in the trial's process.
+
+    Each epoch is a round; the weights of the best one are the trial's checkpoint, for
+    `raysys.train.load_state_dict`.
+
+    Args:
+        make: Function from proposed parameters to a task and its training settings.
+    """
+
+    def objective(
+        params: dict[str, Any], tables: Mapping[str, pa.Table], report: TrialReporter
+    ) -> None:
+        def on_epoch(metrics: EpochMetrics, parameters: StateDict) -> None:
+            report(metrics, save=functools.partial(save_state_dict, parameters))
+
+        task, settings = make(params)
+        train_in_process(task, tables, settings, on_epoch)
+
+    return objective
+
+
+def run_trial(
+    config: dict[str, Any], objective: Objective, tables: Mapping[str, Table], folder: Storage,
+    objectives: Objectives, nested: cluster.Resources,
+) -> None:  # fmt: skip
+    """Run one trial; called by Ray Tune in a worker."""
+    trial = Trial(**config["trial"])
+    report = _WorkerReporter(trial, folder, objectives)
+    process.leave_placement_group()
+    try:
+        arrays = {name: table.to_arrow() for name, table in tables.items()}
+        remedy = "search(..., resources=TrialResources(nested={}))"
+        with cluster.share(nested, "the search", remedy):
+            objective(dict(trial.params), arrays, report)
+        report.send()
+    except Exception as error:
+        traceback.print_exc()  # for the worker's log; the driver gets the last line
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{place.filename.rpartition('/')[2]}, line {place.lineno}"
+        ray_tune.report({"failed": f"{type(error).__name__}: {error} ({where})"})
+
+
+class _WorkerReporter:
     def __init__(self, trial: Trial, folder: Storage, objectives: Objectives) -> None:
         self._trial, self._folder, self._objectives = trial, folder, objectives
         self._resumes = False
@@ -71,15 +143,9 @@ class TrialReporter:
 
     @property
     def last_round(self) -> int:
-        """Number of rounds that the trial has completed."""
         return self._trial.last_round
 
     def resume(self) -> Path | None:
-        """Folder last written by `save`; None for a trial that starts anew.
-
-        Raises:
-            RaysysError: A round was reported before, or the parent saved nothing.
-        """
         trial = self._trial
         if trial.rounds:
             raise RaysysError("report.resume() comes too late: call it before the first round")
@@ -101,15 +167,6 @@ class TrialReporter:
     def __call__(
         self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None
     ) -> None:
-        """Report the metrics of a round and, by `save`, write a checkpoint.
-
-        `save` is called in the rounds that are the trial's best so far, and in all rounds of an
-        objective that calls `resume` or of a search for several metrics. The files of the best
-        round are the trial's checkpoint.
-
-        Raises:
-            RaysysError: A metric of the search is missing or not finite.
-        """
         trial = self._trial
         if trial.parent is not None and not self._resumes:
             raise RaysysError(
@@ -149,49 +206,3 @@ class TrialReporter:
         for old in saved_rounds(self._folder, number):
             if old not in keep:
                 self._folder.remove(saved_path(number, old))
-
-
-Objective = Callable[[dict[str, Any], Mapping[str, pa.Table], TrialReporter], None]
-
-
-def training(make: Callable[[dict[str, Any]], tuple[TrainingTask, TrainSettings]]) -> Objective:
-    """Objective for `search` that trains a task in the trial's process.
-
-    Each epoch is a round; the weights of the best one are the trial's checkpoint, for
-    `raysys.train.load_state_dict`.
-
-    Args:
-        make: Function from proposed parameters to a task and its training settings.
-    """
-
-    def objective(
-        params: dict[str, Any], tables: Mapping[str, pa.Table], report: TrialReporter
-    ) -> None:
-        def on_epoch(metrics: EpochMetrics, parameters: StateDict) -> None:
-            report(metrics, save=functools.partial(save_state_dict, parameters))
-
-        task, settings = make(params)
-        train_in_process(task, tables, settings, on_epoch)
-
-    return objective
-
-
-def run_trial(
-    config: dict[str, Any], objective: Objective, tables: Mapping[str, Table], folder: Storage,
-    objectives: Objectives, nested: cluster.Resources,
-) -> None:  # fmt: skip
-    """Run one trial; called by Ray Tune in a worker."""
-    trial = Trial(**config["trial"])
-    report = TrialReporter(trial, folder, objectives)
-    process.leave_placement_group()
-    try:
-        arrays = {name: table.to_arrow() for name, table in tables.items()}
-        remedy = "search(..., resources=TrialResources(nested={}))"
-        with cluster.share(nested, "the search", remedy):
-            objective(dict(trial.params), arrays, report)
-        report.send()
-    except Exception as error:
-        traceback.print_exc()  # for the worker's log; the driver gets the last line
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{place.filename.rpartition('/')[2]}, line {place.lineno}"
-        ray_tune.report({"failed": f"{type(error).__name__}: {error} ({where})"})
