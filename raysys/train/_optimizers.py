@@ -56,10 +56,8 @@ class _LayerWise(Optimizer):
             weights = [at for at, p in enumerate(parameters) if p.ndim > 1]
             # All at once, since norms of sharded tensors cross the network.
             norms = _norms([parameters[at] for at in weights] + [updates[at] for at in weights])
-            ratios = [1.0] * len(parameters)
-            for at, norm, update_norm in zip(
-                weights, norms[: len(weights)], norms[len(weights) :], strict=True
-            ):
+            ratios, count = [1.0] * len(parameters), len(weights)
+            for at, norm, update_norm in zip(weights, norms[:count], norms[count:], strict=True):
                 if norm > 0 and update_norm > 0:
                     ratios[at] = self._ratio(norm, update_norm, group)
             for parameter, update, ratio in zip(parameters, updates, ratios, strict=True):

@@ -99,14 +99,11 @@ class StrategyPlan:
         columns = ("strategy", ">memory a worker", ">traffic a step", "fits", ">waiting")
         rows = [
             (
-                estimate.strategy,
-                _gib(estimate.memory_bytes),
-                f"{estimate.traffic_bytes / 2**20:,.1f} MiB",
-                "yes" if estimate.fits else "no",
-                f"{estimate.bubble_fraction:.0%}",
+                e.strategy, _gib(e.memory_bytes), f"{e.traffic_bytes / 2**20:,.1f} MiB",
+                "yes" if e.fits else "no", f"{e.bubble_fraction:.0%}",
             )
-            for estimate in self.estimates
-        ]
+            for e in self.estimates
+        ]  # fmt: skip
         return f"{head}\n{text_table(columns, rows)}"
 
 

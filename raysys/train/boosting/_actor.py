@@ -1,9 +1,8 @@
 """Actors that turn their shard of the rows into bins and train trees together.
 
-xgboost-ray's own actor makes pandas frames of its rows, keeps them in the object store a second
-time and builds a DMatrix, which every start of a training sketches anew (its RayQuantileDMatrix is
-one in name only). It also asks another process after each round whether to stop. `BoostActor` has
-the same methods, and does not import xgboost-ray, which takes longer than XGBoost itself.
+xgboost-ray's own actor keeps its rows twice, sketches them anew at every start, and asks another
+process after each round whether to stop. `BoostActor` has the same methods, and does not import
+xgboost-ray, which takes longer than XGBoost itself.
 """
 
 from __future__ import annotations

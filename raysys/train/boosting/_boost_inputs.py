@@ -8,21 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysys.errors import DataError
-from raysys.train.boosting._feature_columns import (
-    FeatureColumns,
-    FeatureEncoding,
-    is_classification,
-)
-from raysys.train.boosting._table_summary import (
-    ClassWeights,
-    TableSummary,
-    check_classes,
-    summarize,
-    weights_by_class,
-)
+from raysys.train.boosting._feature_columns import FeatureEncoding, is_classification
+from raysys.train.boosting._table_summary import check_classes, summarize, weights_by_class
 
 if TYPE_CHECKING:
     from raysys.data import Table
+    from raysys.train.boosting._feature_columns import FeatureColumns
+    from raysys.train.boosting._table_summary import ClassWeights, TableSummary
 
 
 class ShardSource(NamedTuple):

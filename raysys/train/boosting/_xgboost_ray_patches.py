@@ -1,16 +1,8 @@
-"""Changes to xgboost-ray's internals, all of them.
+"""Changes to xgboost-ray's internals, all of them: of 0.1.19, with XGBoost 3.x and Ray 2.60.
 
-Checked against xgboost-ray 0.1.19 (the last release), XGBoost 3.x and Ray 2.60.
-
-- XGBoost 2.1 moved the Rabit tracker into C++: `RabitTracker` takes its arguments in another order,
-  `worker_envs()` became `worker_args()`, and `accept_workers()`, which xgboost-ray runs in a forked
-  process, is gone.
-- The actors are ours (`BoostActor`): xgboost-ray's copies its rows twice and sketches them anew at
-  every start.
-- xgboost-ray sleeps ten seconds after a failure, and leaves its placement group behind.
-
-Boosting drives a private copy of xgboost-ray's driver, so that the package's own modules, and with
-them every other use of xgboost-ray in this process, stay as they were imported.
+They are made in a private copy of its driver, so that other uses of xgboost-ray in this process
+stay as they were imported. XGBoost 2.1 moved the Rabit tracker into C++, with other arguments and
+without the `accept_workers()` that xgboost-ray runs in a forked process.
 """
 
 from __future__ import annotations

@@ -51,11 +51,8 @@ class ZeroStrategy(Strategy):
         if stage == 3 and not settings.cpu_offload:
             # DeepSpeed keeps float32 masters beside 16-bit parameters. Ours have 32: one copy.
             wrapper = self.engine.optimizer
-            for low, master in zip(
-                wrapper.fp16_partitioned_groups_flat,
-                wrapper.fp32_partitioned_groups_flat,
-                strict=True,
-            ):
+            parts = wrapper.fp16_partitioned_groups_flat, wrapper.fp32_partitioned_groups_flat
+            for low, master in zip(*parts, strict=True):
                 master.data = low.data
         self.module = self.engine
         self.inner = self.engine.module
@@ -63,10 +60,8 @@ class ZeroStrategy(Strategy):
     def _config(self, bucket: int) -> dict[str, Any]:
         settings = self.settings
         zero: dict[str, Any] = {
-            "stage": self._stage,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        }
+            "stage": self._stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
+        }  # fmt: skip
         if self._stage == 3:
             zero |= {
                 "stage3_prefetch_bucket_size": bucket,
@@ -171,9 +166,8 @@ class ZeroStrategy(Strategy):
             else wrapper.single_partition_of_fp32_groups
         )
         for flat in flats:
-            wrapper.optimizer.state[flat] = {"step": torch.tensor(float(steps))} | {
-                key: torch.zeros_like(flat) for key in keys
-            }
+            zeros = {key: torch.zeros_like(flat) for key in keys}
+            wrapper.optimizer.state[flat] = {"step": torch.tensor(float(steps)), **zeros}
         if self._stage < 3:
             # As after a first step, each parameter is linked to its part of the state.
             wrapper._lazy_init_hp_params_optimizer_state()
