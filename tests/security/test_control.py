@@ -305,7 +305,7 @@ def test_what_was_done_is_written_down_with_the_job_and_the_tokens_fingerprint(
     by_action = {line.action: line for line in audit.read(target.storage)}
     assert {"up", "job.submit", "job.start", "deploy", "key.add", "key.revoke"} <= set(by_action)
     submitted, deployed = by_action["job.submit"], by_action["deploy"]
-    assert (deployed.subject, deployed.facts["version"]) == ("guarded", 1)
+    assert (deployed.subject, deployed.details["version"]) == ("guarded", 1)
     assert deployed.origin["job"] == submitted.subject == by_action["job.start"].subject
     assert submitted.origin["host"] in deployed.origin["submitted_from"]
     assert deployed.actor["user"] == submitted.actor["user"]

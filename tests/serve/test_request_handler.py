@@ -102,8 +102,8 @@ def test_one_document_shows_all_actions(shelf: Endpoint) -> None:
         "putRequest": ["number", "title"],
         "findRequest": ["number"],
         "go-farRequest": ["number"],
-        "findAnswer": ["pid", "title"],
-        "go-farAnswer": ["far"],
+        "findResponse": ["pid", "title"],
+        "go-farResponse": ["far"],
         "Error": ["detail", "error"],
     }
 

@@ -133,7 +133,7 @@ def test_triton_is_told_what_is_wrong(triton: Triton) -> None:
     refused("weight", "INT64", inputs=[good[0], wrong, *good[2:]])
     short = triton.module.InferInput("weight", [2], "INT64")
     short.set_data_from_numpy(np.arange(2))
-    refused("number of rows", inputs=[good[0], short, *good[2:]])
+    refused("equal lengths", inputs=[good[0], short, *good[2:]])
 
 
 # --- Arrow ---
