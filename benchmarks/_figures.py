@@ -2,9 +2,16 @@
 
 import argparse
 import json
+import os
+import platform
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,23 @@ class Report:
     def write(self, path: Path | None) -> None:
         """Write the figures as JSON; a bar that does not hold ends the program with status 1."""
         if path:
-            path.write_text(json.dumps({"figures": [asdict(f) for f in self.figures]}, indent=2))
+            result = {**_circumstances(), "figures": [asdict(f) for f in self.figures]}
+            path.write_text(json.dumps(result, indent=2) + "\n")
         if any(figure.holds is False for figure in self.figures):
             raise SystemExit(1)
+
+
+def _circumstances() -> dict[str, Any]:
+    """Date, commit and machine of a measurement."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    memory = psutil.virtual_memory().total / 2**30
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit.stdout.strip() or None,
+        "machine": f"{os.cpu_count()} {platform.machine()} cores, {memory:.0f} GiB, "
+        f"Python {platform.python_version()}",
+    }
 
 
 def arguments(description: str, *, full: str | None = None) -> argparse.Namespace:
