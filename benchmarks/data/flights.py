@@ -23,13 +23,13 @@ def run(report: Report, quick: bool) -> None:
         results = json.loads((folder / "test months.json").read_text())
         steps = json.loads((folder / "run.json").read_text())["steps"]
     for name, label in MEASURES.items():
-        for contestant in (*PEERS, *ALONE):
-            report.add(f"{contestant}: {label}", results[contestant][name], "share")
+        for model in (*PEERS, *ALONE):
+            report.add(f"{model}: {label}", results[model][name], "share")
         best = max(results[peer][name] for peer in PEERS)
         report.add(f"raysys: {label}", results["raysys"][name], "share", above=best)
-    for contestant in (*PEERS, *ALONE):
-        error = results[contestant]["calibration_error"]
-        report.add(f"{contestant}: calibration error", error, "share")
+    for model in (*PEERS, *ALONE):
+        error = results[model]["calibration_error"]
+        report.add(f"{model}: calibration error", error, "share")
     error = results["raysys"]["calibration_error"]
     report.add("raysys: calibration error", error, "share", below=0.02)
     report.add("flight job without its endpoint", sum(s["seconds"] for s in steps), "s")

@@ -66,7 +66,7 @@ def main() -> None:
 
 def speed(report: Report, folder: Path, rounds: int, seconds: float) -> None:
     """Requests a second and the time of a lone one; every round measures all, one at a time."""
-    contestants: dict[str, Callable[[], AbstractContextManager[Peer]]] = {
+    libraries: dict[str, Callable[[], AbstractContextManager[Peer]]] = {
         "FastAPI, 1 process": lambda: peers.fastapi(folder),
         "FastAPI, 2 processes": lambda: peers.fastapi(folder, processes=2),
         "LitServe": lambda: peers.litserve(folder),
@@ -86,7 +86,7 @@ def speed(report: Report, folder: Path, rounds: int, seconds: float) -> None:
         lone_ms.setdefault(name, []).append(lone.ok.p50)
 
     for _ in range(rounds):
-        for name, start in contestants.items():
+        for name, start in libraries.items():
             with start() as peer:
                 measure(name, peer.url, [peer.body(row) for row in rows], peer.key)
         with ours.ray_cluster():

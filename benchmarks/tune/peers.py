@@ -24,7 +24,7 @@ _ROUNDS = TRIAL_ROUNDS // ROUNDS_PER_REPORT
 
 @dataclass(frozen=True)
 class Target:
-    """Score or CPU time at which a contestant stops."""
+    """Score or CPU time at which a library stops."""
 
     score: float
     cpu_seconds: float

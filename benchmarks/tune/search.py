@@ -1,6 +1,6 @@
 """CPU time of a search to match a full grid: the flight job's booster, five parameters.
 
-Every contestant gets the same trials, which report their scores and the CPU-seconds of their
+Every library gets the same trials, which report their scores and the CPU-seconds of their
 process. Its figure is the CPU time until one of its trials reaches the grid's best score.
 """
 
@@ -41,12 +41,12 @@ CELLS = {
     "learning_rate": 2,
 }
 ROUNDS = TRIAL_ROUNDS // ROUNDS_PER_REPORT
-CAP, BAR = 0.3, 0.2  # shares of the grid's CPU-seconds: a contestant's limit, the bar
+CAP, BAR = 0.3, 0.2  # shares of the grid's CPU-seconds: a library's limit, the bar
 _TRIALS_A_CALL = 6
 
 
 def measure(report: Report, quick: bool) -> None:
-    """Run the grid once, then each contestant from several seeds."""
+    """Run the grid once, then each library from several seeds."""
     cluster.connect()
     tables = flights(every=8 if quick else 1)
     middles: tune.Space = {
@@ -66,7 +66,7 @@ def measure(report: Report, quick: bool) -> None:
         target = peers.Target(grid.best_value, CAP * spent)
         arrays = {name: table.to_arrow() for name, table in tables.items()}
         seeds = range(1 if quick else 3)
-        contestants = {
+        libraries = {
             "random search": [peers.optuna_alone(arrays, "random", target, s) for s in seeds],
             "Optuna alone, TPE and its pruner": [
                 peers.optuna_alone(arrays, "tpe", target, s) for s in seeds
@@ -76,7 +76,7 @@ def measure(report: Report, quick: bool) -> None:
             ],
             "raysys": [ours(tables, target, s, storage) for s in seeds],
         }
-    for name, runs in contestants.items():
+    for name, runs in libraries.items():
         shares = [until(target, trials) / spent for trials in runs]
         reached = sum(share < CAP for share in shares)
         text = f"search: {name}: until the grid's best ({reached} of {len(runs)} seeds)"

@@ -25,7 +25,9 @@ DATA_ROWS = Counter(
 DATA_BYTES = Counter(
     "raysys_data_bytes_total", "Size of blocks created, by operation", ("operation",), "bytes"
 )
-DATA_CHECKED_ROWS = Counter("raysys_data_checked_rows_total", "Rows validated", ("schema",), "rows")
+DATA_VALIDATED_ROWS = Counter(
+    "raysys_data_validated_rows_total", "Rows validated", ("schema",), "rows"
+)
 DATA_QUARANTINED_ROWS = Counter(
     "raysys_data_quarantined_rows_total", "Rows that failed validation", ("schema",), "rows"
 )

@@ -109,14 +109,14 @@ class Run:
         say(f"search {name}: best of {len(trials)} trials {score:.4f}")
 
     def log_comparison(self, name: str, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Record measures by contestant, plot them, and print them as a table."""
-        for contestant, values in results.items():
-            self.log_metrics({f"{contestant}: {key}": value for key, value in values.items()})
+        """Record measures by model, plot them, and print them as a table."""
+        for model, values in results.items():
+            self.log_metrics({f"{model}: {key}": value for key, value in values.items()})
         self.folder.write_json(f"{name}.json", results)
         self.folder.write_bytes(f"{name}.png", plots.bars(name, results))
         measures = list(next(iter(results.values())))
-        rows = [(contestant, *(f"{values[measure]:.4f}" for measure in measures))
-                for contestant, values in results.items()]  # fmt: skip
+        rows = [(model, *(f"{values[measure]:.4f}" for measure in measures))
+                for model, values in results.items()]  # fmt: skip
         say("\n" + text_table([name, *(f">{measure}" for measure in measures)], rows))
 
     def store_model(

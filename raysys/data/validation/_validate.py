@@ -160,7 +160,7 @@ def validate(
             examples.setdefault(kind, place)
     reasons = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
     result = ValidationResult(valid, Table(blocks, metas, bad.lineage), reasons, examples)
-    metrics.DATA_CHECKED_ROWS.inc(result.rows, {"schema": schema.name})
+    metrics.DATA_VALIDATED_ROWS.inc(result.rows, {"schema": schema.name})
     metrics.DATA_QUARANTINED_ROWS.inc(len(result.quarantine), {"schema": schema.name})
     if len(valid) == 0:
         most_frequent = "; ".join(f"{count} x {kind}" for kind, count in [*reasons.items()][:5])
