@@ -39,6 +39,8 @@ class ZeroStrategy(Strategy):
     ) -> None:
         # DeepSpeed chooses its accelerator once, on import: at its first use below.
         os.environ["DS_ACCELERATOR"] = "cuda" if device.startswith("cuda") else "cpu"
+        # Without it, DeepSpeed compiles an all-reduce in C++ on first use, for inference only.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         super().__init__(settings, device)
         self._stage = stage
         self.data_shard = (dist.get_rank(), dist.get_world_size())
