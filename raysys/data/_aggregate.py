@@ -112,11 +112,7 @@ def aggregate(
 def _checked(
     aggregates: Mapping[str, Aggregation], by: Sequence[str], names: Sequence[str]
 ) -> dict[str, tuple[str, str]]:
-    """Aggregates as (column, function) by name.
-
-    Raises:
-        DataError: An unknown function or column, or a name that `by` has too.
-    """
+    """Aggregates as (column, function) by name, checked."""
     results = {}
     for name, of in aggregates.items():
         if of == ROWS:

@@ -37,9 +37,7 @@ class StoredBlock:
     schema: pa.Schema
 
     def read(
-        self,
-        columns: Sequence[str] | None = None,
-        predicate: pl.Expr | None = None,
+        self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
     ) -> pa.Table:
         """The rows; a local file is mapped, so that only these columns are read."""
         if self.storage.is_local:

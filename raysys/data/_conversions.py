@@ -28,7 +28,7 @@ def to_modin(table: Table) -> Any:
     names, task = table.schema.names, value_task("to_pandas")
     # With lengths from the blocks' metadata, Modin does not fetch row labels to the driver.
     return modin_partitioning.from_partitions(
-        [task.remote(_to_pandas, block) for block in table.blocks()],
+        [task.remote(pa.Table.to_pandas, block) for block in table.blocks()],
         axis=0,
         index=pd.RangeIndex(len(table)),
         columns=pd.Index(names),
@@ -39,8 +39,7 @@ def to_modin(table: Table) -> Any:
 
 def modin_partitions(frame: Any) -> list[Any]:
     """References to the row partitions of a Modin frame, pandas frames."""
-    partitions = modin_partitioning.unwrap_partitions(frame, axis=0)
-    return list(partitions)
+    return list(modin_partitioning.unwrap_partitions(frame, axis=0))
 
 
 def to_dmatrix(table: Table, *, label: str, **options: Any) -> Any:
@@ -64,11 +63,7 @@ def to_dmatrix(table: Table, *, label: str, **options: Any) -> Any:
 
 def _get_pandas(refs: Any) -> Any:
     blocks = ray.get(refs)
-    return [_to_pandas(b) for b in blocks] if isinstance(refs, list) else _to_pandas(blocks)
-
-
-def _to_pandas(block: pa.Table) -> Any:
-    return block.to_pandas()
+    return [b.to_pandas() for b in blocks] if isinstance(refs, list) else blocks.to_pandas()
 
 
 def from_pandas(frame: Any) -> pa.Table:

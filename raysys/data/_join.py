@@ -27,11 +27,7 @@ How = Literal["inner", "left", "semi", "anti", "full"]
 def keys_of(
     on: str | Sequence[str] | Mapping[str, str], left: pa.Schema, right: pa.Schema
 ) -> dict[str, str]:
-    """Key columns, left to right.
-
-    Raises:
-        DataError: A key is missing on a side, or its types differ.
-    """
+    """Key columns, left to right, checked."""
     if isinstance(on, str):
         on = [on]
     keys = dict(on) if isinstance(on, Mapping) else {name: name for name in on}
@@ -82,14 +78,9 @@ def join_rows(
     left, right = _widened(left, right, keys)
     order: Any = "left_right" if how == "full" else "left"
     return left.join(
-        right,
-        left_on=list(keys),
-        right_on=list(keys.values()),
-        how=how,
-        suffix=suffix,
-        coalesce=True if how in ("left", "inner", "full") else None,
-        maintain_order=order,
-    )
+        right, left_on=list(keys), right_on=list(keys.values()), how=how, suffix=suffix,
+        coalesce=True if how in ("left", "inner", "full") else None, maintain_order=order,
+    )  # fmt: skip
 
 
 def join_by_hash(

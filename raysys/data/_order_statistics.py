@@ -64,11 +64,7 @@ class RankedKey:
 
 
 def ordered(column: Any, name: str) -> np.ndarray:
-    """Numbers or times as uint64 that sort as they do.
-
-    Args:
-        column: Arrow array of integers, floats, or times.
-        name: The column's name, for errors.
+    """An Arrow array of numbers or times as uint64 that sort as they do.
 
     Raises:
         DataError: A value is missing, or of a type without such an order.
@@ -136,12 +132,7 @@ def locate(
     Each round counts the keys of a narrowing range in up to 4096 bins, until the keys that are
     left are few enough to be fetched: three or four passes, whatever the number of rows.
 
-    Args:
-        each: Calls a function for each block.
-        key: The rows' keys.
-        ranks: Pairs of a group and a rank in it, from 1.
-        groups: Result of `count_groups`.
-        by: Columns that make the groups.
+    `ranks` are pairs of a group and a rank in it, from 1; `groups` is the result of `count_groups`.
     """
     return _locate(each, functools.partial(_row_keys, key=key, by=by), ranks, groups)
 
@@ -190,11 +181,8 @@ def values_at_ranks(
 ) -> dict[str, list[Any]]:
     """Values of given ranks, from 0, in the order of each column's values.
 
-    Args:
-        gather: Calls `function(block, *args)` for each block, see `Table.gather`.
-        values: Maps (block, column) to its values `(n,)` without missing ones.
-        ranks: The ranks of each column.
-        kinds: Arrow type of each column's values: int64, uint64 or float64.
+    `values` maps (block, column) to its values `(n,)` without missing ones, which are of the
+    Arrow types `kinds`: int64, uint64 or float64. On `gather` see `Table.gather`.
     """
     keys = functools.partial(_column_keys, columns=list(ranks), values=values)
     pairs = [(n, rank + 1) for n, column in enumerate(ranks.values()) for rank in column]
@@ -226,10 +214,7 @@ def _row_keys(block: pa.Table, first: int, key: Key, by: Sequence[str]) -> Itera
 
 
 def _column_keys(
-    block: pa.Table,
-    _: int,
-    columns: Sequence[str],
-    values: Callable[[pa.Table, str], np.ndarray],
+    block: pa.Table, _: int, columns: Sequence[str], values: Callable[[pa.Table, str], np.ndarray]
 ) -> Iterator[_Piece]:
     """Keys of each column; a column's number is its group."""
     for number, name in enumerate(columns):
@@ -251,10 +236,7 @@ def _count_groups(each: Each, grouped: _GroupedKeys) -> dict[int, Group]:
 
 
 def _locate(
-    each: Each,
-    grouped: _GroupedKeys,
-    ranks: Sequence[tuple[int, int]],
-    groups: Mapping[int, Group],
+    each: Each, grouped: _GroupedKeys, ranks: Sequence[tuple[int, int]], groups: Mapping[int, Group]
 ) -> list[RankedKey]:
     if not ranks:
         return []

@@ -104,10 +104,7 @@ def _hash_array(array: Any, seed: int) -> np.ndarray:
     if pa.types.is_null(kind):
         return np.full(len(array), np.uint64(_NULL))
     if pa.types.is_dictionary(kind):
-        values = _hash_array(array.dictionary, seed)
-        missing = array.indices.is_null().to_numpy(zero_copy_only=False)
-        hashes = values[np.where(missing, 0, array.indices.fill_null(0).to_numpy())]
-        return np.where(missing, np.uint64(_NULL), hashes)
+        return _hash_codes(array, _hash_array(array.dictionary, seed))
     if pa.types.is_struct(kind):
         flat = pa.Table.from_arrays(array.flatten(), [f.name for f in kind])
         hashes = hash_rows(flat, seed=seed)
@@ -115,7 +112,7 @@ def _hash_array(array: Any, seed: int) -> np.ndarray:
         hashes = _hash_lists(array, seed)
     elif _is_text(kind):
         encoded = array.cast(pa.large_binary()).dictionary_encode()
-        return _hash_array_of_codes(encoded, seed)
+        return _hash_codes(encoded, _hash_bytes(encoded.dictionary, seed))
     else:
         hashes = mix(_bits(array), seed)
     if array.null_count:
@@ -159,8 +156,8 @@ def _bits(array: Any) -> np.ndarray:
             ticks = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
             micros = np.floor_divide(ticks, 1000)
             # Equal to the hash of microseconds, with the remainder in the upper bits.
-            rest = (ticks - micros * 1000).view(np.uint64)
-            return micros.view(np.uint64) ^ (rest << np.uint64(54))
+            remainder = (ticks - micros * 1000).view(np.uint64)
+            return micros.view(np.uint64) ^ (remainder << np.uint64(54))
     array = pc.fill_null(array, False if pa.types.is_boolean(kind) else 0)
     wide = pa.uint64() if pa.types.is_unsigned_integer(kind) else pa.int64()
     return array.cast(wide).to_numpy(zero_copy_only=False).view(np.uint64)
@@ -198,8 +195,8 @@ def _hash_lists(array: Any, seed: int) -> np.ndarray:
     return mix(sums[ends] - sums[ends - lengths] + lengths.astype(np.uint64), seed)
 
 
-def _hash_array_of_codes(encoded: Any, seed: int) -> np.ndarray:
-    values = _hash_bytes(encoded.dictionary, seed)
+def _hash_codes(encoded: Any, values: np.ndarray) -> np.ndarray:
+    """Hashes of a dictionary array, from those of its dictionary."""
     if not len(values):
         return np.full(len(encoded), np.uint64(_NULL))
     if not encoded.null_count:

@@ -40,15 +40,9 @@ def deal(
     name: str,
     how: Mapping[str, Any],
 ) -> list[Table]:
-    """Tables of the parts that `function(block, number of its first row, *args)` returns.
+    """Tables of the parts, by name, that `function(block, its first row, *args)` returns.
 
-    Args:
-        table: Any rows.
-        parts: Names of the resulting tables.
-        function: Returns a tuple with a table for each part.
-        args: Further arguments.
-        name: Operation in the dashboard and the lineage.
-        how: Parameters in the lineage.
+    `name` is the operation in the dashboard and the lineage, `how` its parameters in the lineage.
     """
     task = table_task(name, tables=len(parts))
     calls = [task.remote(function, block, n, *args) for block, n in numbered(table)]

@@ -119,11 +119,7 @@ def predictive_power(counts: np.ndarray, numeric_label: bool, ordered: bool) -> 
 
     Each half of the rows is predicted from the bins of the second half, so a column of unique
     values has no power. For two classes, the order of numbers is used too.
-
-    Args:
-        counts: Result of `joint_counts` for the column.
-        numeric_label: Whether the label is a number.
-        ordered: Whether the bins are ordered, as for numbers.
+    `counts` is the column's result of `joint_counts`; the bins of numbers are `ordered`.
     """
     halves = [_predict(counts[1 - half], counts[half], numeric_label) for half in (0, 1)]
     scores = np.mean([score for score, _ in halves], axis=0)
@@ -143,9 +139,7 @@ def transferred_power(train: np.ndarray, test: np.ndarray, numeric_label: bool) 
 def kolmogorov_smirnov(train: np.ndarray, test: np.ndarray) -> float:
     """The largest distance of two cumulative distributions at the edges of their bins.
 
-    Args:
-        train: Rows in each bin of a numeric column, without missing values, `(bins,)`.
-        test: Rows of the evaluation split in the same bins.
+    Both are rows in each bin of a numeric column, without missing values, `(bins,)`.
     """
     both = [np.cumsum(counts) / max(counts.sum(), 1) for counts in (train, test)]
     return float(np.abs(both[0] - both[1]).max(initial=0))

@@ -25,12 +25,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class RowComparison:
-    """Columns by which rows of splits are compared.
-
-    Attributes:
-        columns: Columns in which rows must be equal.
-        missing: Whether missing values equal each other; otherwise rows with one are ignored.
-    """
+    """Columns by which rows are compared; without `missing`, rows with a null are ignored."""
 
     columns: tuple[str, ...]
     missing: bool = False
@@ -49,11 +44,7 @@ def shared_rows(
 ) -> dict[tuple[int, str, str], SharedRows]:
     """Rows of a split that are in another one, by comparison and ordered pair of splits.
 
-    Each block sends its distinct keys, as two hashes of 64 bits, to the task of their range.
-
-    Args:
-        tables: The splits.
-        comparisons: Comparisons of the rows.
+    Each block sends its distinct keys, as two hashes of 64 bits, to the task of their part.
     """
     names = list(tables)
     rows = sum(len(table) for table in tables.values()) * len(comparisons)

@@ -226,14 +226,9 @@ def parse(
     types: pa.Schema | None = None,
     handler: Any = None,
 ) -> pa.Table:
-    """Columns of records in UTF-8.
+    """Some or all columns of records in UTF-8, with inferred types unless they are given.
 
-    Args:
-        text: The records.
-        part: Part with the header and the options.
-        names: Columns to convert; all by default.
-        types: Types of the columns; inferred by default.
-        handler: Arrow's handler of records with more or fewer fields; an error by default.
+    `handler` is Arrow's, of records with more or fewer fields; an error by default.
     """
     names = part.header if names is None else names
     return pc.read_csv(

@@ -39,14 +39,7 @@ def quote_error(part: CsvPart, text: bytes) -> DataError:
 
 
 def parse_error(part: CsvPart, text: bytes, names: Sequence[str], message: str) -> DataError:
-    """Error of a record with more or fewer fields than the header, or with an invalid value.
-
-    Args:
-        part: Part that was read.
-        text: Records of the part in UTF-8.
-        names: Selected columns.
-        message: Arrow's message.
-    """
+    """Error of a record with more or fewer fields than the header, or with an invalid value."""
     ends, _ = record_ends(text, part.options.delimiter)
     starts = [0, *(int(end) for end in ends)]
     if starts[-1] < len(text):
@@ -54,10 +47,8 @@ def parse_error(part: CsvPart, text: bytes, names: Sequence[str], message: str) 
     good, bad = 0, len(starts) - 1  # records before `good` parse, those before `bad` fail
     while bad - good > 1:
         middle = (good + bad) // 2
-        if _fails(text[starts[good] : starts[middle]], part, names):
-            bad = middle
-        else:
-            good = middle
+        fails = _fails(text[starts[good] : starts[middle]], part, names)
+        good, bad = (good, middle) if fails else (middle, bad)
     problem = _problem(text[starts[good] : starts[bad]], part, names)
     line = _lines_before(part) + text.count(b"\n", 0, starts[good]) + 1
     return DataError(f"{part.file.name}: line {line}: {problem or message}")

@@ -65,10 +65,7 @@ def read_typed(part: CsvPart, types: Mapping[str, pa.DataType]) -> TypedRows | N
         except UnicodeDecodeError:
             return None
     kinds = {name: types.get(name, pa.large_string()) for name in part.header}
-    pieces = [
-        text[: text.rfind(b"\n", 0, _PIECE_BYTES) + 1],
-        text,
-    ]  # most failures are early
+    pieces = [text[: text.rfind(b"\n", 0, _PIECE_BYTES) + 1], text]  # most failures are early
     while pieces:
         try:
             if pieces[0]:

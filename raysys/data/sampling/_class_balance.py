@@ -14,8 +14,6 @@ from raysys.data.sampling._split import Splits
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
     import pyarrow as pa
 
     from raysys.data._table import Table
@@ -39,10 +37,7 @@ def oversample(
     Raises:
         DataError: Given a Table instead of Splits, rows without a class, or one class only.
     """
-    return _balance(
-        "oversample", splits, label, sampling_strategy, seed, max,
-        lambda sizes: max(sizes) * sampling_strategy,
-    )  # fmt: skip
+    return _balance("oversample", splits, label, sampling_strategy, seed)
 
 
 def undersample(
@@ -53,10 +48,7 @@ def undersample(
     Each class keeps at most the rows of the smallest class divided by `sampling_strategy`, drawn
     at random; rows stay in their order. Arguments and errors as for `oversample`.
     """
-    return _balance(
-        "undersample", splits, label, sampling_strategy, seed, min,
-        lambda sizes: min(sizes) / sampling_strategy,
-    )  # fmt: skip
+    return _balance("undersample", splits, label, sampling_strategy, seed)
 
 
 def class_weights(splits: Splits, label: str) -> dict[Any, float]:
@@ -111,15 +103,9 @@ def training_of(splits: Any, action: str) -> Table:
 
 
 def _balance(
-    action: str,
-    splits: Splits,
-    label: str,
-    sampling_strategy: float,
-    seed: int,
-    bound: Callable[..., int],
-    target_of: Callable[[Collection[int]], float],
+    action: str, splits: Splits, label: str, sampling_strategy: float, seed: int
 ) -> Splits:
-    """Splits with at least (`max`) or at most (`min`) a target number of rows of each class."""
+    """Splits with at least or at most a target number of rows of each class."""
     if not 0 < sampling_strategy <= 1:
         raise DataError(
             f"sampling_strategy={sampling_strategy}: give the ratio of the smallest class to the "
@@ -134,8 +120,12 @@ def _balance(
         )
     map_blocks, key = each_block(table, "count_classes"), random_key(seed)
     groups = strata(map_blocks, key, [label])
-    target = int(target_of(classes.values()) + 0.5)
-    sizes = {group: bound(counted.rows, target) for group, counted in groups.items()}
+    bound: Any
+    if action == "oversample":
+        bound, target = max, max(classes.values()) * sampling_strategy
+    else:
+        bound, target = min, min(classes.values()) / sampling_strategy
+    sizes = {group: bound(counted.rows, int(target + 0.5)) for group, counted in groups.items()}
     changed = sum(size != groups[group].rows for group, size in sizes.items())
     copies = {group: size // groups[group].rows for group, size in sizes.items()}
     extra = {group: size % groups[group].rows for group, size in sizes.items()}

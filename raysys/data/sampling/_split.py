@@ -83,10 +83,8 @@ class Splits(Mapping[str, Table]):
     @property
     def original(self) -> dict[str, Table]:
         """All splits, the training split before it was balanced."""
-        return {**self.tables, self.training: self._unbalanced()}
-
-    def _unbalanced(self) -> Table:
-        return self.train if self.unbalanced is None else self.unbalanced
+        train = self.train if self.unbalanced is None else self.unbalanced
+        return {**self.tables, self.training: train}
 
     def with_train(self, table: Table, description: str) -> Splits:
         """The same evaluation splits beside a balanced training split."""
@@ -94,7 +92,7 @@ class Splits(Mapping[str, Table]):
             self,
             tables={**self.tables, self.training: table},
             description=f"{self.description}; {description}",
-            unbalanced=self._unbalanced(),
+            unbalanced=self.original[self.training],
         )
 
 
@@ -138,17 +136,8 @@ def split_by_group(
     """Split so that no group is in two splits.
 
     Like `split_by_hash`, but cut where the fractions are met to half of a group's rows; the cuts
-    move when rows are added, and groups beside a cut change their split.
-
-    Args:
-        table: The rows.
-        fractions: Fraction of the rows of each split; they sum to 1.
-        columns: Columns of the groups; rows equal in them are of one group.
-        seed: Seed of the hash.
-        training: Name of the training split.
-
-    Raises:
-        DataError: Invalid fractions, a missing column, or an empty split.
+    move when rows are added, and groups beside a cut change their split. Arguments and errors as
+    for `split_by_hash`.
     """
     need(table, columns)
     key = hash_key(columns, seed)
@@ -167,16 +156,8 @@ def split_stratified(
 ) -> Splits:
     """Split at random so that every class is split by the fractions, to less than a row.
 
-    Args:
-        table: The rows.
-        fractions: Fraction of the rows of each split; they sum to 1.
-        stratify: Columns of the classes; an empty list gives a plain random split.
-        seed: Seed of the draw.
-        training: Name of the training split.
-
-    Raises:
-        DataError: Invalid fractions, a missing column, more than 100,000 classes, or an empty
-            split.
+    `stratify` are the columns of the classes; an empty list gives a plain random split. Arguments
+    and errors are otherwise as for `split_by_hash`; more than 100,000 classes are refused.
     """
     need(table, stratify)
     map_blocks = each_block(table, "split_stratified")

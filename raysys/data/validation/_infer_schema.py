@@ -11,13 +11,7 @@ import pyarrow as pa
 from raysys.data.readers._column_types import MALFORMED
 from raysys.data.validation._column_statistics import order_statistics, statistics
 from raysys.data.validation._row_rules import as_time, polars_column, to_arrow
-from raysys.data.validation._schema import (
-    RESERVED,
-    Column,
-    DistributionBounds,
-    RowBounds,
-    Schema,
-)
+from raysys.data.validation._schema import RESERVED, Column, DistributionBounds, RowBounds, Schema
 from raysys.data.validation._uniqueness import find_suspects
 from raysys.data.validation._value_types import is_temporal, polars_type, read_values
 from raysys.errors import DataError

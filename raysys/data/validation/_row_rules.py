@@ -121,13 +121,7 @@ def split_block(
 def compile_rules(
     schema: Schema, unreadable: Sequence[str], keys: Mapping[str, pa.Array]
 ) -> list[RowRule]:
-    """Row rules of a schema, in the order of its columns, `rules` last.
-
-    Args:
-        schema: Columns and rules.
-        unreadable: Columns with unreadable values.
-        keys: Values of each foreign key.
-    """
+    """Row rules of a schema, in the order of its columns, `rules` last."""
     rules = []
     for name, column in schema.columns.items():
         value, wrong = pl.col(name), pl.col(_UNREADABLE + name)

@@ -38,14 +38,9 @@ def split_repeated(
     a row that one removes is not an earlier row for the next. Rows with a missing value in a
     group are never duplicates by it.
 
-    Args:
-        table: Rows, with `_row` and, if they come from files, `_file`.
-        groups: Names of columns.
-        columns: Columns of the quarantine in order; those that the table lacks are left empty.
-
     Returns:
         Rows without duplicates; and the duplicates as text with the reason, which may be a Table
-        without blocks.
+        without blocks, with these columns: those that the table lacks are left empty.
     """
     blocks, metas = list(table.blocks()), list(table.metas())
     firsts, suspects, is_suspect = find_suspects(table, groups)
