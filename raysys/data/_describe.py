@@ -91,9 +91,6 @@ def describe(table: Table) -> pl.DataFrame:
     for name, kind in kinds.items():
         count, *values = (row.get(f"{name}/{f}") for f in ("count", "mean", "std", "min", "max"))
         values = [count, row["size"] - count, *values]
-        if not (kind.is_numeric() or kind == pl.Boolean):
-            values = [None if value is None else str(value) for value in values]
-        else:
-            values = [None if value is None else float(value) for value in values]
-        columns[name] = values
+        shown: Any = float if kind.is_numeric() or kind == pl.Boolean else str
+        columns[name] = [None if value is None else shown(value) for value in values]
     return pl.DataFrame(columns, strict=False)

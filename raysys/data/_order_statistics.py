@@ -154,7 +154,7 @@ def quantiles(
     """
     finite = functools.partial(_finite, values=values)
     keys = functools.partial(_column_keys, columns=list(levels), values=finite)
-    groups = _count_groups(_each_of(gather), keys) if levels else {}
+    groups = _count_groups(functools.partial(gather, _from_first_row), keys) if levels else {}
     places = {
         name: (groups[number].rows - 1) * np.asarray(levels[name], np.float64)
         for number, name in enumerate(levels)
@@ -186,19 +186,12 @@ def values_at_ranks(
     """
     keys = functools.partial(_column_keys, columns=list(ranks), values=values)
     pairs = [(n, rank + 1) for n, column in enumerate(ranks.values()) for rank in column]
-    each = _each_of(gather)
+    each = functools.partial(gather, _from_first_row)
     located = iter(_locate(each, keys, pairs, _count_groups(each, keys)) if pairs else [])
     return {
         name: [value_of(next(located).key, kinds[name]) for _ in column]
         for name, column in ranks.items()
     }
-
-
-def _each_of(gather: Callable[..., Sequence[Any]]) -> Each:
-    def each(function: Callable[..., Any], *args: Any) -> Sequence[Any]:
-        return gather(_from_first_row, function, *args)
-
-    return each
 
 
 def _finite(

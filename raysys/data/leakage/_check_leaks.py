@@ -83,8 +83,8 @@ def _look(
     for table in tables.values():
         need(table, [*named, *columns])
         _same_clock(schema, table.schema, [*named, *columns])
-    flat = [name for name in columns if _is_flat(schema.field(name).type)]
-    nested = [name for name in columns if name not in flat]
+    nested = [name for name in columns if pa.types.is_nested(schema.field(name).type)]
+    flat = [name for name in columns if name not in nested]
     target, skipped = label_of(tables[splits.training], label)
     findings, done = checks.rows_and_categories(
         splits, keys, columns, [name for name in flat if not is_number(schema.field(name).type)],
@@ -151,7 +151,3 @@ def _same_clock(training: pa.Schema, evaluation: pa.Schema, columns: Sequence[st
                 f"{name} is {ours} in the training split and {theirs} in another one, but "
                 "times are compared in one unit. Cast the column to one type before the split"
             )
-
-
-def _is_flat(kind: Any) -> bool:
-    return not pa.types.is_nested(kind)

@@ -98,13 +98,9 @@ def in_order(
     names: Sequence[str] | None,
     keys: Mapping[str, str] | None = None,
 ) -> pa.Table:
-    """Columns of a table in the order and the types of a schema.
+    """Some or all columns of a schema, with the values of a table or, by `keys`, of its path.
 
-    Args:
-        table: Rows that were read.
-        schema: Schema of all columns.
-        names: Columns to select; all by default.
-        keys: Values of columns from the file's path. All other missing columns are null.
+    All other columns are null.
     """
     present, keys = set(table.column_names), keys or {}
     selected = schema.names if names is None else list(names)

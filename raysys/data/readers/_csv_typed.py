@@ -46,15 +46,10 @@ class TypedRows(NamedTuple):
 
 
 def read_typed(part: CsvPart, types: Mapping[str, pa.DataType]) -> TypedRows | None:
-    """Rows of a raw part with typed columns.
+    """Rows of a raw part with columns of these types, all other columns as text.
 
-    Args:
-        part: A raw part.
-        types: Types by column; all other columns are text.
-
-    Returns:
-        The rows; None if lines and records may differ (the text has quotes or empty lines), or if
-        the text cannot be decoded.
+    None if lines and records may differ (the text has quotes or empty lines), or if the text
+    cannot be decoded.
     """
     text = content(part.file, part.start, part.stop, part.options)
     if b'"' in text or not has_records(text):

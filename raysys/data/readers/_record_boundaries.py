@@ -20,11 +20,7 @@ def record_ends(data: bytes, delimiter: str | None) -> tuple[np.ndarray, bool]:
     """Places after the line ends that end a record, and whether a quote is open at the end.
 
     A quote opens a value only at the value's start, as for Arrow's parser: in `5" pipe` it is a
-    character.
-
-    Args:
-        data: Bytes from the start of a record on.
-        delimiter: Delimiter of CSV; None for lines without quoting.
+    character. `data` starts with a record; `delimiter` is None for lines without quoting.
     """
     ends = _line_ends(data)
     if delimiter is None or b'"' not in data:
@@ -126,13 +122,8 @@ def scan(file: File, start: int, stop: int, delimiter: str | None, numbered: boo
 def cut(part: Any, scans: Sequence[tuple[int, Scan]]) -> tuple[list[Any], bool] | None:
     """A file's part split into several that start where records do.
 
-    Args:
-        part: A part of all records, with `start`, `stop` and `first_row`.
-        scans: Start and scan of consecutive ranges of the part.
-
-    Returns:
-        The parts, and whether their `first_row` is correct. None if quotes are irregular, see
-        `walk`.
+    `scans` are start and scan of consecutive ranges of the part. The result has the parts and
+    whether their `first_row` is correct; it is None if quotes are irregular, see `walk`.
     """
     starts, rows, inside, lines = [part.start], [0], 0, 0
     for number, (begin, scanned) in enumerate(scans):
