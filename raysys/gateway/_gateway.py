@@ -21,11 +21,15 @@ import ray
 from raysys.cluster import NAMESPACE, raise_priority
 from raysys.errors import RaysysError
 from raysys.gateway._api_keys import read_keys
-from raysys.gateway._gateway_state import Announcement, GatewayState, ReplicaState
+from raysys.gateway._gateway_state import (
+    Announcement,
+    GatewayMetrics,
+    GatewayState,
+    ReplicaState,
+)  # fmt: skip
 from raysys.gateway._haproxy_config import SLOTS, ApiKey, Backend, HAProxySettings
 from raysys.gateway._haproxy_process import HAProxy
 from raysys.gateway._holding_proxy import HoldingProxy
-from raysys.gateway._metrics import GatewayMetrics
 from raysys.gateway._wire import GATEWAY_NAME
 from raysys.telemetry.metrics import SERVE_REPLICAS
 
@@ -325,16 +329,10 @@ class Gateway:
 def start_gateway(host: str, port: int, grpc_port: int | None, storage: Storage) -> Any:
     """The cluster's gateway, started if necessary; a running one keeps its address."""
     actor = ray.remote(Gateway).options(
-        name=GATEWAY_NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        num_cpus=0,
-        resources={"node:__internal_head__": 0.001},
-        max_restarts=-1,
-        max_task_retries=-1,
-        max_concurrency=1000,
-    )
+        name=GATEWAY_NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
+        num_cpus=0, resources={"node:__internal_head__": 0.001},
+        max_restarts=-1, max_task_retries=-1, max_concurrency=1000,
+    )  # fmt: skip
     return actor.remote(host, port, grpc_port, storage)
 
 

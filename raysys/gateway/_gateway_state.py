@@ -1,13 +1,15 @@
-"""State of the gateway: announced replicas, and what survives its process."""
+"""State of the gateway: announced replicas, counted responses, and what survives its process."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from raysys.gateway._haproxy_config import Backend
 from raysys.ray_internals import key_value
+from raysys.telemetry.metrics import SERVE_REQUESTS, SERVE_SHED
 
 _KEY = b"gateway"
 
@@ -67,3 +69,30 @@ class GatewayState:
     def delete() -> None:
         """Delete the saved state."""
         key_value.delete(_KEY)
+
+
+class GatewayMetrics:
+    """Counts responses from HAProxy's counters, which restart at 0 when it is reloaded.
+
+    The gateway reads them once a second, so counting costs requests nothing.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[tuple[str, str], int] = {}
+
+    def requests(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Record HAProxy's counters so far, by application and status class."""
+        for (application, code), count in counts.items():
+            if new := self._since((application, code), count):
+                SERVE_REQUESTS.inc(new, {"application": application, "code": code})
+
+    def shed(self, counts: Mapping[str, int]) -> None:
+        """Record the requests that the gateway has refused so far, by application."""
+        for application, count in counts.items():
+            if new := self._since((application, "shed"), count):
+                SERVE_SHED.inc(new, {"application": application, "by": "gateway"})
+
+    def _since(self, key: tuple[str, str], count: int) -> int:
+        before = self._before.get(key, 0)
+        self._before[key] = count
+        return count - before if count >= before else count

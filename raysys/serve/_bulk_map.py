@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -78,80 +80,68 @@ def map_table(
         identity = RunIdentity({"graph": graph.fingerprint})
         identity.claim(storage, path, f"map {name!r}", error=DataError)
     actor = ray.remote(_Mapper).options(num_cpus=cpus, num_gpus=gpus)
-    pool = _MapperPool(actor, (ray.put(graph), batch_size, cache), name)
+    start = functools.partial(actor.remote, ray.put(graph), batch_size, cache)
     return Table.from_blocks(
-        pool.run(inputs, max_actors), Lineage(name, {}, (table.lineage,), graph.fingerprint)
+        _map_blocks(inputs.blocks(), start, max_actors, name),
+        Lineage(name, {}, (table.lineage,), graph.fingerprint),
     )
 
 
-class _MapperPool:
-    """Distributes blocks over actors."""
-
-    def __init__(self, actor: Any, arguments: tuple[Any, ...], name: str) -> None:
-        self._actor, self._arguments, self._name = actor, arguments, name
-        self._deaths = 0
-
-    def run(self, table: Table, actors: int) -> list[tuple[Any, Any]]:
-        """(block, meta) references, in the order of the table's blocks."""
-        blocks = table.blocks()
-        pending = deque(range(len(blocks)))
-        starting: dict[Any, Any] = {}
-        for _ in range(max(1, min(actors, len(pending)))):
-            self._start(starting)
-        running: dict[Any, tuple[int, Any]] = {}
-        load: dict[Any, int] = {}
-        results: dict[int, tuple[Any, Any]] = {}
-        reported = started = time.monotonic()
-        try:
-            while len(results) < len(blocks):
-                for worker in load:
-                    while pending and load[worker] < _IN_FLIGHT:
-                        number = pending.popleft()
-                        run = worker.run.options(num_returns=2)
-                        block, meta = run.remote(blocks[number])
-                        running[meta] = (number, (worker, block))
-                        load[worker] += 1
-                (ready, *_), _ = ray.wait([*starting, *running], num_returns=1)
-                try:
-                    ray.get(ready)
-                except ray.exceptions.RayTaskError as error:
-                    raise cluster.task_error_cause(error) from None
-                except ray.exceptions.RayActorError as error:
-                    if ready in starting:
-                        raise
-                    number, (worker, _) = running.pop(ready)
-                    pending.appendleft(number)
-                    if load.pop(worker, None) is not None:
-                        self._on_death(error)
-                        self._start(starting)
-                    continue
+def _map_blocks(
+    blocks: Sequence[Any], start: Callable[[], Any], max_actors: int, name: str
+) -> list[tuple[Any, Any]]:
+    """(block, meta) references of the blocks' outputs, from actors that `start` returns."""
+    pending = deque(range(len(blocks)))
+    workers = [start() for _ in range(max(1, min(max_actors, len(pending))))]
+    starting = {worker.ready.remote(): worker for worker in workers}
+    running: dict[Any, tuple[int, Any]] = {}
+    load: dict[Any, int] = {}
+    results: dict[int, tuple[Any, Any]] = {}
+    deaths = 0
+    reported = started = time.monotonic()
+    try:
+        while len(results) < len(blocks):
+            for worker in load:
+                while pending and load[worker] < _IN_FLIGHT:
+                    number = pending.popleft()
+                    block, meta = worker.run.options(num_returns=2).remote(blocks[number])
+                    running[meta] = (number, (worker, block))
+                    load[worker] += 1
+            (ready, *_), _ = ray.wait([*starting, *running], num_returns=1)
+            try:
+                ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                raise cluster.task_error_cause(error) from None
+            except ray.exceptions.RayActorError as error:
                 if ready in starting:
-                    load[starting.pop(ready)] = 0
-                    continue
-                number, (worker, block) = running.pop(ready)
-                results[number] = (block, ready)
-                load[worker] -= 1
-                if time.monotonic() - reported > _PROGRESS_S:
-                    reported = time.monotonic()
-                    progress = f"{len(results)} of {len(blocks)} blocks"
-                    say(f"{self._name}: {progress} in {reported - started:.0f} s")
-        finally:
-            for worker in [*load, *starting.values()]:
-                ray.kill(worker)
-        return [results[number] for number in range(len(blocks))]
-
-    def _start(self, starting: dict[Any, Any]) -> None:
-        worker = self._actor.remote(*self._arguments)
-        starting[worker.ready.remote()] = worker
-
-    def _on_death(self, error: Exception) -> None:
-        self._deaths += 1
-        say(
-            f"{self._name}: an actor died ({type(error).__name__}), death {self._deaths} of at "
-            f"most {_MAX_DEATHS}; its blocks are retried"
-        )
-        if self._deaths >= _MAX_DEATHS:
-            raise error
+                    raise
+                number, (worker, _) = running.pop(ready)
+                pending.appendleft(number)
+                if load.pop(worker, None) is not None:
+                    deaths += 1
+                    say(
+                        f"{name}: an actor died ({type(error).__name__}), death {deaths} of at "
+                        f"most {_MAX_DEATHS}; its blocks are retried"
+                    )
+                    if deaths >= _MAX_DEATHS:
+                        raise
+                    worker = start()
+                    starting[worker.ready.remote()] = worker
+                continue
+            if ready in starting:
+                load[starting.pop(ready)] = 0
+                continue
+            number, (worker, block) = running.pop(ready)
+            results[number] = (block, ready)
+            load[worker] -= 1
+            if time.monotonic() - reported > _PROGRESS_S:
+                reported = time.monotonic()
+                progress = f"{len(results)} of {len(blocks)} blocks"
+                say(f"{name}: {progress} in {reported - started:.0f} s")
+    finally:
+        for worker in [*load, *starting.values()]:
+            ray.kill(worker)
+    return [results[number] for number in range(len(blocks))]
 
 
 class _Mapper:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,6 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from raysys.errors import DataError, GraphError
-
-if typing.TYPE_CHECKING:
-    from collections.abc import Mapping
 
 Columns = dict[str, Any]
 """Values by name, each of n rows: NumPy arrays `(n, ...)`, or lists of n."""
@@ -45,7 +43,7 @@ class Array:
             raise GraphError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
 
     def __str__(self) -> str:
-        sides = ", ".join("any" if side is None else str(side) for side in (*self.shape,))
+        sides = ", ".join("any" if side is None else str(side) for side in self.shape)
         return f"{self.dtype}[n{', ' + sides if sides else ''}]"
 
     @property

@@ -16,6 +16,7 @@ import numpy as np
 from raysys.console import html_table
 from raysys.errors import DataError, GraphError
 from raysys.identity import digest
+from raysys.serve import _compiler
 from raysys.serve._column_types import Array, Columns, mismatch, of_field, rows_of
 from raysys.serve._nodes import BoundNode, Placement, content_of, function_of, load
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from raysys.data import Table
-    from raysys.serve._compiler import ServingPlan
 
 
 @dataclass(frozen=True)
@@ -189,16 +189,12 @@ class Graph:
         return digest(self.explain(), nodes)
 
     @functools.cached_property
-    def plan(self) -> ServingPlan:
+    def plan(self) -> _compiler.ServingPlan:
         """The deployments and the steps of a batch."""
-        from raysys.serve._compiler import compile_plan
-
-        return compile_plan(self)
+        return _compiler.compile_plan(self)
 
     def explain(self, form: typing.Literal["text", "mermaid"] = "text") -> str:
         """The plan with its reasons, as text or as a Mermaid flowchart."""
-        from raysys.serve import _compiler
-
         return _compiler.as_mermaid(self) if form == "mermaid" else _compiler.as_text(self)
 
 

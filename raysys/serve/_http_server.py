@@ -41,7 +41,10 @@ _MALFORMED = b'{"error": "the request cannot be read as HTTP"}'
 
 
 class Connection(asyncio.Protocol):
-    """One connection, without pipelining: a request follows the response to the previous one."""
+    """One connection, without pipelining: a request follows the response to the previous one.
+
+    asyncio calls `connection_made` and `data_received`, httptools the methods `on_*`.
+    """
 
     def __init__(self, handle: Handle, max_body_bytes: int) -> None:
         """Call `handle` with each request; larger bodies get 413, and the connection is closed."""
@@ -56,37 +59,30 @@ class Connection(asyncio.Protocol):
         self._size, self._is_open = 0, False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by asyncio when a client has connected."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Called by asyncio with received bytes."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self._end(400, _MALFORMED)
 
     def on_url(self, url: bytes) -> None:
-        """Called by httptools with part of a request's target."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by httptools with a header."""
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        """Called by httptools after the last header."""
         if self._headers.get(b"expect", b"").lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        """Called by httptools with part of the body."""
         self._size += len(body)
         if self._size <= self._max_body_bytes:
             self._parts.append(body)
 
     def on_message_complete(self) -> None:
-        """Called by httptools when the request is complete."""
         if self._is_open:  # pipelining, which neither HAProxy nor the holding proxy does
             self._end(400, _MALFORMED)
             return

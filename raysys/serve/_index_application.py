@@ -92,22 +92,15 @@ def index_graphs(index: VectorIndex, *, read_only: bool = False) -> dict[str, Gr
     vector: Any = (list[float], Field(min_length=dim, max_length=dim))
     text: Any = (str, Field("", description=f"filter expression, or empty: {FILTER_GRAMMAR}"))
     reader, name = LazyObject(_IndexReader, index.name), index.name
+    search = create_model(
+        "SearchRequest", vector=vector, k=(int, Field(10, ge=1, le=_LARGEST_K)), filter=text,
+        with_attributes=(bool, Field(False, description="return the rows' attributes")),
+    )  # fmt: skip
+    limit: Any = (int, Field(100, ge=1, le=100_000))
     graphs = {
-        "search": _graph(
-            create_model(
-                "SearchRequest",
-                vector=vector,
-                k=(int, Field(10, ge=1, le=_LARGEST_K)),
-                filter=text,
-                with_attributes=(bool, Field(False, description="return the rows' attributes")),
-            ),
-            reader.search,
-            SearchResponse,
-        ),
+        "search": _graph(search, reader.search, SearchResponse),
         "filter": _graph(
-            create_model("FilterRequest", filter=text, limit=(int, Field(100, ge=1, le=100_000))),
-            reader.filter,
-            FilterResponse,
+            create_model("FilterRequest", filter=text, limit=limit), reader.filter, FilterResponse
         ),
     }
     if not read_only:

@@ -1,6 +1,6 @@
 """Metrics of replicas, `raysys_serve_*`: one observation per batch.
 
-Requests are counted by the gateway, see `raysys.gateway._metrics`.
+Requests are counted by the gateway, see `GatewayMetrics`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import collections
 import re
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,6 @@ from raysys.models import ModelStore
 from raysys.serve._nodes import LazyObject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from raysys.models import StoredModel
     from raysys.storage import Storage
 

@@ -16,36 +16,30 @@ Outputs = dict[str, Any] | list[Any]
 
 
 def as_outputs(output: str, value: Any, rows: int) -> Outputs:
-    """The output node's value in one of the two forms.
-
-    Args:
-        output: Name of the node; also of the column, if the value is a single array.
-        value: The node's value.
-        rows: Number of rows of the batch.
+    """The output node's value in one of the two forms; a single array is named after the node.
 
     Raises:
         GraphError: An unsupported type, or a different number of rows.
     """
     outputs: Outputs
-    lengths: dict[str, Any]
     if isinstance(value, Mapping):
         outputs = {
             name: column if isinstance(column, list) else np.asarray(column)
             for name, column in value.items()
         }
-        lengths = {
-            name: len(column) if isinstance(column, list) or column.ndim else "no"
-            for name, column in outputs.items()
-        }
     elif isinstance(value, np.ndarray) and value.ndim:
-        outputs, lengths = {output: value}, {output: len(value)}
+        outputs = {output: value}
     elif isinstance(value, list):
-        outputs, lengths = value, {output: len(value)}
+        outputs = value
     else:
         raise GraphError(
             f"the output node {output!r} returned a {type(value).__name__}: return an array of n "
             "rows, a dict of such columns, or a list of n dicts"
         )
+    lengths = {
+        name: len(column) if isinstance(column, list) or column.ndim else "no"
+        for name, column in output_columns(output, outputs).items()
+    }
     if set(lengths.values()) != {rows}:
         raise GraphError(f"the output node {output!r} returned {lengths} rows for {rows}")
     return outputs

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from raysys.gateway._metrics import GatewayMetrics
+from raysys.gateway._gateway_state import GatewayMetrics
 from raysys.serve._metrics import Metrics
 from raysys.telemetry import Counter
 

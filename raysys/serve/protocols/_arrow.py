@@ -38,13 +38,8 @@ def decode(
 ) -> dict[str, np.ndarray]:
     """Read columns from an Arrow IPC stream, as views of the body where the types allow.
 
-    Args:
-        body: The stream; its buffers may be compressed.
-        inputs: Column types; the stream must have exactly these columns.
-        max_bytes: Maximum total size of decompressed buffers.
-
-    Returns:
-        Read-only arrays `(n, ...)` by name, with n at least 1.
+    The stream must have exactly the columns of `inputs`; its buffers may be compressed, from at
+    most `max_bytes`. The arrays `(n, ...)` are read-only, with n at least 1.
 
     Raises:
         DataError: The body is malformed or does not match the inputs.
@@ -76,9 +71,7 @@ def from_table(table: pa.Table, inputs: Mapping[str, Array]) -> dict[str, np.nda
     FixedSizeLists (nested for more sides), fixed-shape tensors (Arrow's or Ray's), or Lists of
     equal length.
 
-    Args:
-        table: Trusted or fully validated table.
-        inputs: Column types; the table must have exactly these columns.
+    The table must be trusted or fully validated, and have exactly the columns of `inputs`.
 
     Raises:
         DataError: The table does not match the inputs, or has nulls.
@@ -145,10 +138,22 @@ def _check_type(name: str, kind: pa.DataType, array: Array) -> None:
 
 
 def _from_chunks(name: str, column: pa.ChunkedArray, array: Array) -> np.ndarray:
-    if pa.types.is_dictionary(column.type):
-        return _from_dictionaries(name, column, array)
-    merged = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    return _from_arrow(name, merged, array)
+    if not pa.types.is_dictionary(column.type):
+        merged = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        return _from_arrow(name, merged, array)
+    # One string object per entry, shared by all rows and batches.
+    entries: dict[tuple[int, ...], np.ndarray] = {}
+    parts = []
+    for chunk in column.chunks:
+        if chunk.null_count:
+            raise DataError(f"{name}: {chunk.null_count} nulls: fill them or drop their rows")
+        words = chunk.dictionary
+        addresses = (buffer.address if buffer else 0 for buffer in words.buffers())
+        key = (*addresses, words.offset, len(words))
+        if key not in entries:
+            entries[key] = _from_arrow(name, words, array)
+        parts.append(entries[key][chunk.indices.to_numpy()])
+    return np.concatenate(parts)
 
 
 def _from_arrow(name: str, column: pa.Array, array: Array) -> np.ndarray:
@@ -174,22 +179,6 @@ def _from_arrow(name: str, column: pa.Array, array: Array) -> np.ndarray:
             )
     inner = _from_arrow(name, column.flatten(), array)
     return inner.reshape(rows, side, *inner.shape[1:])
-
-
-def _from_dictionaries(name: str, column: pa.ChunkedArray, array: Array) -> np.ndarray:
-    # One string object per entry, shared by all rows and batches.
-    entries: dict[tuple[int, ...], np.ndarray] = {}
-    parts = []
-    for chunk in column.chunks:
-        if chunk.null_count:
-            raise DataError(f"{name}: {chunk.null_count} nulls: fill them or drop their rows")
-        words = chunk.dictionary
-        addresses = (buffer.address if buffer else 0 for buffer in words.buffers())
-        key = (*addresses, words.offset, len(words))
-        if key not in entries:
-            entries[key] = _from_arrow(name, words, array)
-        parts.append(entries[key][chunk.indices.to_numpy()])
-    return np.concatenate(parts)
 
 
 def _to_arrow(name: str, values: np.ndarray | list) -> pa.Array:
@@ -235,15 +224,18 @@ def _scan(body: bytes, max_bytes: int) -> int:
                 _check_extension(metadata, field)
             continue
         if message.type == "dictionary":
-            data, delta = metadata.slot(header, 1), metadata.slot(header, 2)
+            batch, delta = metadata.slot(header, 1), metadata.slot(header, 2)
             # Each batch after a delta keeps its own copy of the dictionary so far.
-            if data is None or delta is not None:
+            if batch is None or delta is not None:
                 raise ValueError("a dictionary in parts (delta); send it whole")
-            header = metadata.target(data)
+            header = metadata.target(batch)
         if message.metadata_version != pa.MetadataVersion.V5 and metadata.slot(root, 4) is not None:
             raise ValueError("metadata of a version before 1.0, which may hide compression")
         if metadata.slot(header, 3) is not None:
-            expanded += sum(_expanded(metadata, header, memoryview(message.body)))
+            # A compressed buffer starts with its uncompressed length; -1 means uncompressed.
+            starts = [start for start, length in metadata.pairs(header, 2) if length]
+            data = memoryview(message.body)
+            expanded += sum(max(0, *struct.unpack_from("<q", data, start)) for start in starts)
         if expanded > max_bytes:
             raise ValueError(f"it decompresses to more than {max_bytes} bytes; send it in parts")
     if source.tell() != len(body):
@@ -260,13 +252,6 @@ def _check_extension(metadata: _Flatbuffer, field: int | None) -> None:
         if len(children) > 1:
             raise ValueError("a column has a struct or another nested type")
         field = children[0] if children else None
-
-
-def _expanded(metadata: _Flatbuffer, batch: int, body: memoryview) -> Iterator[int]:
-    for offset, length in metadata.pairs(batch, 2):
-        # A compressed buffer starts with its uncompressed length; -1 means uncompressed.
-        if length:
-            yield max(0, *struct.unpack_from("<q", body, offset))
 
 
 class _Flatbuffer:

@@ -63,15 +63,10 @@ def datatype(array: Array) -> str:
 
 
 def decode(body: bytes, json_length: int | None, inputs: Mapping[str, Array]) -> InferRequest:
-    """Parse an inference request.
+    """Parse an inference request, which must have exactly the columns of `inputs`.
 
     Binary numbers are a view of the body unless they are misaligned; memory use is proportional to
-    the body.
-
-    Args:
-        body: HTTP request body.
-        json_length: The header `Inference-Header-Content-Length`; None if it is absent.
-        inputs: Column types; the request must have exactly these columns.
+    the body. `json_length` is the header `Inference-Header-Content-Length`.
 
     Raises:
         DataError: The body violates the protocol or does not match the inputs.
@@ -118,13 +113,7 @@ def encode(
     """Serialize a response: the body, and the length of its JSON if bytes follow.
 
     Lists and arrays of objects become BYTES: strings unchanged, other values as JSON. In JSON,
-    float16 is sent as FP32, and numbers that are not finite as null.
-
-    Args:
-        request: The request.
-        model: Name of the model.
-        version: Version of the model; omitted if empty.
-        columns: Outputs by name: arrays `(rows, ...)`, or lists.
+    float16 is sent as FP32, and numbers that are not finite as null. An empty version is omitted.
 
     Raises:
         DataError: Unknown output.
