@@ -21,13 +21,9 @@ _PATH = "serve/keys.json"
 
 
 def create_key(
-    storage: Storage,
-    name: str,
-    *,
-    rate_per_s: int = 100,
-    max_body_bytes: int = 1 << 20,
-    expires_s: float | None = None,
-) -> str:
+    storage: Storage, name: str, *,
+    rate_per_s: int = 100, max_body_bytes: int = 1 << 20, expires_s: float | None = None,
+) -> str:  # fmt: skip
     """Create an API key for protected applications.
 
     A running gateway accepts it within seconds. The key has 256 random bits, so its SHA-256 needs
@@ -36,7 +32,7 @@ def create_key(
 
     Args:
         storage: Storage of its hash and limits; the one of the deployed applications.
-        name: Name of the key.
+        name: Up to 64 letters, digits, `_`, `.` and `-`.
         rate_per_s: Maximum number of requests per second; 429 beyond.
         max_body_bytes: Maximum size of a request body; 413 beyond.
         expires_s: Seconds until it expires; None for never.

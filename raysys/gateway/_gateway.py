@@ -26,7 +26,7 @@ from raysys.gateway._gateway_state import (
     GatewayMetrics,
     GatewayState,
     ReplicaState,
-)  # fmt: skip
+)
 from raysys.gateway._haproxy_config import SLOTS, ApiKey, Backend, HAProxySettings
 from raysys.gateway._haproxy_process import HAProxy
 from raysys.gateway._holding_proxy import HoldingProxy

@@ -80,13 +80,10 @@ async def serve_grpc(host: str, port: int, http_url: str) -> tuple[grpc.aio.Serv
         ) from error
     translation = _Translation(http_url)
     methods = {
-        "ServerLive": translation.server_live,
-        "ServerReady": translation.server_ready,
-        "ModelReady": translation.model_ready,
-        "ServerMetadata": translation.server_metadata,
-        "ModelMetadata": translation.model_metadata,
-        "ModelInfer": translation.infer,
-    }
+        "ServerLive": translation.server_live, "ServerReady": translation.server_ready,
+        "ModelReady": translation.model_ready, "ModelMetadata": translation.model_metadata,
+        "ModelInfer": translation.infer, "ServerMetadata": translation.server_metadata,
+    }  # fmt: skip
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
             method,
@@ -120,12 +117,10 @@ class _Translation:
             await server.wait_for_termination()
 
     async def server_live(self, request: Any, context: ServicerContext) -> Any:
-        ready = await self._ready("/v2/health/live", context)
-        return messages.ServerLiveResponse(live=ready)
+        return messages.ServerLiveResponse(live=await self._ready("/v2/health/live", context))
 
     async def server_ready(self, request: Any, context: ServicerContext) -> Any:
-        ready = await self._ready("/v2/health/ready", context)
-        return messages.ServerReadyResponse(ready=ready)
+        return messages.ServerReadyResponse(ready=await self._ready("/v2/health/ready", context))
 
     async def model_ready(self, request: Any, context: ServicerContext) -> Any:
         path = f"{_model_path(request.name, request.version)}/ready"

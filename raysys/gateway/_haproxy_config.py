@@ -93,21 +93,13 @@ def render(
 ) -> str:
     """The text of the configuration; `listen` is bound instead of host and port."""
     return _template().render(
-        settings=settings,
-        listen=listen or f"{settings.host}:{settings.port}",
+        settings=settings, listen=listen or f"{settings.host}:{settings.port}",
         threads=max(1, min(4, (os.cpu_count() or 1) // 4)),
         applications=sorted(backends, key=lambda backend: -len(backend.route)),
-        declared=backends,
-        replicas=servers,
-        slots=SLOTS,
-        errors=_ERRORS,
-        server=server_metadata(),
-        ready=READY,
-        alive_path=ALIVE_PATH,
-        app_header=APP_HEADER,
-        token_header=TOKEN_HEADER.decode(),
-        max_expiry=_MAX_EXPIRY,
-    )
+        declared=backends, replicas=servers, slots=SLOTS, errors=_ERRORS, max_expiry=_MAX_EXPIRY,
+        server=server_metadata(), ready=READY, alive_path=ALIVE_PATH,
+        app_header=APP_HEADER, token_header=TOKEN_HEADER.decode(),
+    )  # fmt: skip
 
 
 @functools.cache

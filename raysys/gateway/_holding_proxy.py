@@ -26,11 +26,9 @@ class HoldingProxy:
     """HAProxy's fallback server; forwards requests as soon as a replica is available."""
 
     def __init__(
-        self,
-        live: Callable[[str], list[tuple[str, int]]],
-        deadline_s: Callable[[str], float],
+        self, live: Callable[[str], list[tuple[str, int]]], deadline_s: Callable[[str], float],
         is_ready: Callable[[], bool],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Prepare with an application's replicas, its timeout, and whether all have a replica."""
         self._live, self._deadline_s, self._is_ready = live, deadline_s, is_ready
         self._waiting = 0

@@ -18,17 +18,14 @@ _RESERVED_PATHS = ("docs", "healthz", "openapi.json")
 
 @dataclass(frozen=True)
 class Application:
-    """Graphs and their serving options.
+    """Graphs and their serving options; see `deploy` and `HTTPOptions`.
 
     Attributes:
         version: Version number, counted by the gateway.
         route: Common prefix of the application's paths.
         graphs: Graphs by action; the action of a single graph is "".
         batching: Batching options; each action has a batcher of its own.
-        deadline_s: Request timeout; a request may ask for less.
-        cache_ttl_s: Lifetime of a cached response; 0 disables the cache.
         examples: Warm-up batches by action: zeros if the action is missing, no warm-up if None.
-        protected: Whether requests require an API key.
         token: Secret shared by gateway and replicas, so that clients cannot bypass the gateway.
     """
 

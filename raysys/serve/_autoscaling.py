@@ -147,16 +147,13 @@ def deployment_options(replicas: int | Autoscaling, running: int) -> dict[str, A
         # Its successor is an environment variable of every replica.
         warnings.simplefilter("ignore", DeprecationWarning)
         config = serve_config.AutoscalingConfig(
-            min_replicas=replicas.min_replicas,
-            max_replicas=replicas.max_replicas,
+            min_replicas=replicas.min_replicas, max_replicas=replicas.max_replicas,
             initial_replicas=initial_replicas(replicas, running),
-            metrics_interval_s=_REPORT_S,
-            look_back_period_s=_LOOK_BACK_S,
-            upscale_delay_s=replicas.upscale_delay_s,
-            downscale_delay_s=replicas.downscale_delay_s,
+            metrics_interval_s=_REPORT_S, look_back_period_s=_LOOK_BACK_S,
+            upscale_delay_s=replicas.upscale_delay_s, downscale_delay_s=replicas.downscale_delay_s,
             policy=serve_config.AutoscalingPolicy(
                 policy_function=LoadPolicy,
                 policy_kwargs={"target_utilization": replicas.target_utilization},
             ),
-        )
+        )  # fmt: skip
     return {"num_replicas": "auto", "autoscaling_config": config}

@@ -97,14 +97,10 @@ class Batcher:
     """
 
     def __init__(
-        self,
-        run: Callable[[Columns, tuple[RequestContext, ...]], Awaitable[Outputs]],
-        inputs: Mapping[str, Array],
-        batching: Batching,
-        *,
-        in_flight: int = 1,
+        self, run: Callable[[Columns, tuple[RequestContext, ...]], Awaitable[Outputs]],
+        inputs: Mapping[str, Array], batching: Batching, *, in_flight: int = 1,
         observe: Callable[[int, float, float], None] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Start with an empty queue.
 
         Args:

@@ -29,15 +29,9 @@ _PROGRESS_S = 5.0
 
 
 def map_table(
-    graph: Graph,
-    table: Table,
-    *,
-    name: str = "map",
-    batch_size: int = 2048,
-    max_actors: int | None = None,
-    storage: Storage | None = None,
-    path: str | None = None,
-) -> Table:
+    graph: Graph, table: Table, *, name: str = "map", batch_size: int = 2048,
+    max_actors: int | None = None, storage: Storage | None = None, path: str | None = None,
+) -> Table:  # fmt: skip
     """Run a graph over the rows of a Table, on actors of the whole cluster.
 
     All nodes run in each actor, which requests the largest of their placements. Actors are
@@ -72,8 +66,8 @@ def map_table(
         max_actors = int((limits.cpus - cluster.HEADROOM_CPUS) / cpus)
         if gpus:
             max_actors = min(max_actors, int(limits.gpus / gpus))
-    unused = set(table.schema.names) - set(graph.inputs)
-    inputs = table.select(list(graph.inputs)) if unused else table
+    has_unused = len(table.schema.names) > len(graph.inputs)
+    inputs = table.select(list(graph.inputs)) if has_unused else table
     cache = None
     if storage is not None and path:
         cache = storage, path

@@ -17,10 +17,12 @@ Columns = dict[str, Any]
 """Values by name, each of n rows: NumPy arrays `(n, ...)`, or lists of n."""
 
 _TEXT = "str"
-_DTYPES = (
-    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
-    "float16", "float32", "float64", _TEXT,
-)  # fmt: skip
+# NumPy dtypes and their names in the Open Inference Protocol.
+DATATYPES = {
+    "bool": "BOOL", "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
+    "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
+    "float16": "FP16", "float32": "FP32", "float64": "FP64", _TEXT: "BYTES",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Array:
     shape: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise GraphError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
+        if self.dtype not in DATATYPES:
+            raise GraphError(f"dtype {self.dtype!r} is not one of {', '.join(DATATYPES)}")
 
     def __str__(self) -> str:
         sides = ", ".join("any" if side is None else str(side) for side in self.shape)

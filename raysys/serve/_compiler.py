@@ -54,14 +54,9 @@ class ServingPlan:
     steps: tuple[BatchStep, ...]
 
     @property
-    def hops(self) -> int:
-        """Number of calls of other deployments per batch."""
-        return sum(step.stage != ENTRY for step in self.steps)
-
-    @property
     def in_flight(self) -> int:
-        """Number of concurrent batches that keeps all deployments busy."""
-        return 1 + self.hops
+        """Number of batches that keeps all deployments busy: one, and one per call of another."""
+        return 1 + sum(step.stage != ENTRY for step in self.steps)
 
     @property
     def placed(self) -> list[GraphStage]:

@@ -48,13 +48,9 @@ class Endpoint:
         return f"{self.url}/docs"
 
     def predict(
-        self,
-        request: dict[str, Any],
-        *,
-        action: str = "",
-        api_key: str | None = None,
-        timeout_s: float = 30.0,
-    ) -> dict[str, Any]:
+        self, request: dict[str, Any], *,
+        action: str = "", api_key: str | None = None, timeout_s: float = 30.0,
+    ) -> dict[str, Any]:  # fmt: skip
         """Post one request, values of the graph's inputs, and return its response.
 
         An action is given if the application has several, an API key if it requires one.

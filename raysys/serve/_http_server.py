@@ -26,7 +26,6 @@ class Respond(Protocol):
         self, status: int, kind: str, body: bytes, headers: Mapping[str, str] | None = None
     ) -> None:
         """Send status, content type, body and additional headers."""
-        ...
 
 
 Handle = Callable[[str, str, Headers, bytes, Respond], None]
@@ -92,11 +91,7 @@ class Connection(asyncio.Protocol):
         method = self._parser.get_method().decode("latin-1")
         keep_alive, headers = self._parser.should_keep_alive(), self._headers
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        try:
-            path = (httptools.parse_url(self._url).path or b"/").decode("latin-1")
-        except httptools.HttpParserError:
-            self._end(400, _MALFORMED)
-            return
+        path = (httptools.parse_url(self._url).path or b"/").decode("latin-1")
         if "%" in path:
             path = urllib.parse.unquote(path)
         self._begin()

@@ -157,6 +157,7 @@ class _IndexReader:
             requested = np.concatenate([nearest[row] for row in np.flatnonzero(with_attributes)])
             table = self._index.get(np.unique(requested)).drop_columns("vector")
             attributes = {row.pop("id"): row for row in table.to_pylist()}
+        rows = zip(nearest, result.distances, with_attributes, strict=True)
         return [
             {
                 "ids": ids,
@@ -164,9 +165,7 @@ class _IndexReader:
                 # A row may have been deleted since the search.
                 "attributes": [attributes.get(id, {}) for id in ids.tolist()] if asked else [],
             }
-            for ids, distances, asked in zip(
-                nearest, result.distances, with_attributes, strict=True
-            )
+            for ids, distances, asked in rows
         ]
 
     def filter(self, filter: np.ndarray, limit: np.ndarray) -> list[dict[str, Any]]:

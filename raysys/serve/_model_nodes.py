@@ -27,15 +27,9 @@ class LazyModel(LazyObject):
     """A LazyObject over a stored model: each replica fetches its files and checks their hashes."""
 
     def __init__(
-        self,
-        cls: type,
-        storage: Storage,
-        model: StoredModel | str,
-        /,
-        *args: Any,
-        alias: str = "champion",
-        **kwargs: Any,
-    ) -> None:
+        self, cls: type, storage: Storage, model: StoredModel | str, /, *args: Any,
+        alias: str = "champion", **kwargs: Any,
+    ) -> None:  # fmt: skip
         """Describe the object.
 
         Args:
@@ -68,14 +62,9 @@ class ModelPool:
     """
 
     def __init__(
-        self,
-        factory: Callable[..., Any],
-        storage: Storage,
-        family: str,
-        *,
-        max_loaded: int = 16,
-        alias: str = "champion",
-    ) -> None:
+        self, factory: Callable[..., Any], storage: Storage, family: str, *,
+        max_loaded: int = 16, alias: str = "champion",
+    ) -> None:  # fmt: skip
         """Start with no model loaded.
 
         Args:

@@ -189,11 +189,8 @@ class EntryReplica:
 
     async def _announce(self) -> None:
         """Report to the gateway every second, so that a restarted gateway learns its replicas."""
-        application = self._application
-        announcement = Announcement(
-            application.name, application.version, self._id,
-            self._host, self._socket.getsockname()[1],
-        )  # fmt: skip
+        app, port = self._application, self._socket.getsockname()[1]
+        announcement = Announcement(app.name, app.version, self._id, self._host, port)
         is_crowded, worked_s = False, time.thread_time()
         refused = dict.fromkeys(self._batchers, 0)
         while True:
@@ -206,13 +203,13 @@ class EntryReplica:
             for action, batcher in self._batchers.items():
                 self._metrics[action].queue(batcher.rows_queued, batcher.refused)
                 self._executors[action].is_crowded = batcher.is_crowded = is_crowded
-                capacity += batcher.capacity(application.deadline_s)
+                capacity += batcher.capacity(app.deadline_s)
                 if batcher.refused > refused[action]:
                     _log.warning(
                         "%d requests refused: they would exceed deadline_s=%g, or the queue holds "
                         "max_queued_rows=%d",
-                        batcher.refused - refused[action], application.deadline_s,
-                        application.batching.queue_limit,
+                        batcher.refused - refused[action], app.deadline_s,
+                        app.batching.queue_limit,
                     )  # fmt: skip
                     refused[action] = batcher.refused
             if not self._stopping:

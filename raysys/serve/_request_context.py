@@ -10,12 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RequestContext:
-    """The identity of a request.
-
-    Attributes:
-        request_id: Value of the header `x-request-id`.
-        traceparent: W3C trace context.
-    """
+    """The identity of a request: its header `x-request-id`, and its W3C trace context."""
 
     request_id: str
     traceparent: str

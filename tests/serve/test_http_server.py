@@ -86,6 +86,7 @@ def test_who_asks_whether_to_send_a_body_is_told_to() -> None:
     ("request_", "status"),
     [
         (b"nonsense\r\n\r\n", b"400"),
+        (b"GET http://[ HTTP/1.1\r\n\r\n", b"400"),
         (b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"400"),
         (b"POST / HTTP/1.1\r\nContent-Length: 11\r\n\r\n" + b"x" * 11, b"413"),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n" + b"x" * 11

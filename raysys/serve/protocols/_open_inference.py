@@ -20,14 +20,9 @@ import orjson
 
 from raysys.errors import DataError, GraphError
 from raysys.gateway import JSON_LENGTH_HEADER
-from raysys.serve._column_types import Array, rows_of
+from raysys.serve._column_types import DATATYPES, Array, rows_of
 from raysys.serve._outputs import json_bytes
 
-_DATATYPES = {
-    "bool": "BOOL", "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
-    "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
-    "float16": "FP16", "float32": "FP32", "float64": "FP64", "str": "BYTES",
-}  # fmt: skip
 # Python types of a column's JSON values, by the kind of its dtype.
 _JSON_TYPES: dict[str, set[type]] = {
     "b": {bool}, "i": {int}, "u": {int}, "f": {int, float}, "O": {str},
@@ -59,7 +54,7 @@ class InferRequest:
 
 def datatype(array: Array) -> str:
     """The protocol's name of a dtype."""
-    return _DATATYPES[array.dtype]
+    return DATATYPES[array.dtype]
 
 
 def decode(body: bytes, json_length: int | None, inputs: Mapping[str, Array]) -> InferRequest:
@@ -302,14 +297,14 @@ def _tensor(name: str, column: np.ndarray | list, binary: bool) -> tuple[dict[st
         values = values.astype(np.float32)
     tensor: dict[str, Any] = {"name": name, "shape": values.shape}
     if values.dtype == object:
-        tensor["datatype"] = _DATATYPES["str"]
+        tensor["datatype"] = DATATYPES["str"]
         texts = _texts(name, values)
         if not binary:
             return {**tensor, "data": texts}, None
         parts = [text.encode() for text in texts]
         raw = b"".join(struct.pack("<I", len(part)) + part for part in parts)
         return {**tensor, "parameters": {"binary_data_size": len(raw)}}, raw
-    tensor["datatype"] = _DATATYPES[values.dtype.name]
+    tensor["datatype"] = DATATYPES[values.dtype.name]
     flat = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).ravel()
     if not binary:
         return {**tensor, "data": flat}, None
@@ -322,7 +317,7 @@ def _as_array(name: str, column: np.ndarray | list) -> np.ndarray:
         return np.fromiter(column, object, len(column))
     if column.dtype.kind in "OUT":
         return column.astype(object, copy=False)
-    if column.dtype.name not in _DATATYPES:
+    if column.dtype.name not in DATATYPES:
         raise GraphError(f"output {name!r}: protocol v2 has no datatype for {column.dtype}")
     return column
 
