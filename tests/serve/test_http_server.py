@@ -92,7 +92,7 @@ def test_who_asks_whether_to_send_a_body_is_told_to() -> None:
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n" + b"x" * 11
          + b"\r\n0\r\n\r\n", b"413"),
     ],
-    ids=["not http", "length", "too large", "too large in chunks"],
+    ids=["not http", "not a url", "length", "too large", "too large in chunks"],
 )  # fmt: skip
 def test_what_cannot_be_taken_is_refused_and_the_connection_ends(
     request_: bytes, status: bytes
