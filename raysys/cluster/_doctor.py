@@ -78,9 +78,8 @@ def _head_checks(url: str, storage: Storage, folder: Path) -> Iterator[Check]:
         facts = _probe(Jobs(url), storage, folder)
     except RaysysError as error:
         yield checks.check_versions(versions(), cluster)
-        fact = f"the probe job failed on the head: {error}"
         remedy = "install raysys on the head (requirements.lock), and see Jobs in the dashboard"
-        yield Check("jobs", "fail", fact, remedy)
+        yield Check("jobs", "fail", f"the probe job failed on the head: {error}", remedy)
         return
     yield Check("jobs", "ok", "the probe job ran on the head")
     yield checks.check_versions(versions(), {**cluster, "raysys": facts.versions["raysys"]})

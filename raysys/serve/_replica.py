@@ -41,7 +41,7 @@ _log = logging.getLogger("raysys.serve")
 
 def _set_up_process() -> None:
     raise_priority()
-    logs.start()
+    logs.set_up()
     logs.add_source("request_ids", lambda: [request.request_id for request in current_requests()])
 
 

@@ -89,11 +89,17 @@ def ray_ids() -> dict[str, str]:
     return {key: value for key, value in ids.items() if value}
 
 
-def start() -> None:
+def set_up(*, measure_traffic: bool = False) -> None:
     """Write the lines of loggers below `raysys`, from INFO up; a no-op when already started.
 
-    A driver's warnings also go to its terminal, as without this.
+    A driver's warnings also go to its terminal, as without this. Drivers call it, and each worker
+    by its hook: a worker that cannot import raysys then fails to start.
+
+    Args:
+        measure_traffic: Count what this process reads from the object store.
     """
+    if measure_traffic:
+        count_reads()
     logger = logging.getLogger("raysys")
     file = None
     if not process.is_worker():
@@ -114,17 +120,6 @@ def start() -> None:
     logger.addHandler(handler)
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
-
-
-def set_up(*, measure_traffic: bool = False) -> None:
-    """Start this process's logs and, if asked for, the count of what it reads.
-
-    Drivers call it; workers call one of the hooks below. A worker that cannot import raysys then
-    fails to start.
-    """
-    if measure_traffic:
-        count_reads()
-    start()
 
 
 def set_up_measuring() -> None:

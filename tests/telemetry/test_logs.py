@@ -130,7 +130,7 @@ def test_a_drivers_lines_are_in_a_file_and_not_on_its_terminal(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_starting_twice_writes_each_line_once() -> None:
-    logs.start()
+    logs.set_up()
     logger = logging.getLogger("raysys")
 
     assert sum(isinstance(one.formatter, logs.JsonFormatter) for one in logger.handlers) == 1
