@@ -35,11 +35,8 @@ def actor(name: str) -> ActorHandle:
 def names() -> list[str]:
     """Names of all actors of all indexes on the cluster."""
     actors: list[dict[str, Any]] = list_named_actors(all_namespaces=True)
-    return [
-        entry["name"]
-        for entry in actors
-        if entry["namespace"] == NAMESPACE and entry["name"].startswith(_PREFIX)
-    ]
+    own = [entry["name"] for entry in actors if entry["namespace"] == NAMESPACE]
+    return [name for name in own if name.startswith(_PREFIX)]
 
 
 def of(index: str) -> list[str]:

@@ -55,8 +55,7 @@ def build(
         raise DataError("an index requires at least one vector; the table has no rows")
     # The rows are validated where they are; only the dimension is needed now.
     dim = _rows.split_rows(rows.schema.empty_table(), "ip")[1].shape[1]
-    defaults = {"shards": _default_shards(total), "replicas": 2 if _nodes() > 1 else 1}
-    settings = _settings(name, defaults, {**options, "dim": dim})
+    settings = _settings(name, _default_partition(total), {**options, "dim": dim})
     schema = pa.schema([field for field in rows.schema if field.name not in ("id", "vector")])
     schema = schema.remove_metadata()
     _check_memory(name, total, settings)
@@ -152,13 +151,11 @@ def _settings(name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]
         raise DataError(f"invalid settings of index {name!r}: {error}") from error
 
 
-def _default_shards(rows: int) -> int:
-    cores = int(min(ray.cluster_resources().get("CPU", 1), _nodes() * (os.cpu_count() or 1)))
-    return max(1, min(cores, rows // _ROWS_PER_SHARD))
-
-
-def _nodes() -> int:
-    return sum(node["Alive"] for node in ray.nodes())
+def _default_partition(rows: int) -> dict[str, int]:
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    cores = int(min(ray.cluster_resources().get("CPU", 1), nodes * (os.cpu_count() or 1)))
+    shards = max(1, min(cores, rows // _ROWS_PER_SHARD))
+    return {"shards": shards, "replicas": 2 if nodes > 1 else 1}
 
 
 def _check_memory(name: str, rows: int, settings: IndexSettings) -> None:

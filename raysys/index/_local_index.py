@@ -49,7 +49,6 @@ class LocalIndex:
                 "a single one. Query the actors, or restore the index with shards=1"
             )
         self._follower = ShardFollower(self._files, 0)
-        self._is_closed = False
         threading.Thread(target=self._follow, name="follow", daemon=True).start()
 
     def __repr__(self) -> str:
@@ -58,7 +57,6 @@ class LocalIndex:
     def close(self) -> None:
         """Stop following and free the copy, at the next change or within 20 s."""
         self._follower.close()
-        self._is_closed = True
 
     @property
     def version(self) -> int:
@@ -82,7 +80,7 @@ class LocalIndex:
         raise UnavailableError(f"index {self._name!r} changes too fast: query fewer vectors")
 
     def _follow(self) -> None:
-        while not self._is_closed:
+        while not self._follower.is_closed:
             if not ray.is_initialized():  # a lookup of an actor would start another Ray
                 time.sleep(_RETRY_S)
                 continue

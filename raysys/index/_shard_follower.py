@@ -26,6 +26,7 @@ class ShardFollower:
 
     Attributes:
         shard: The present shard.
+        is_closed: Whether the maintenance ends.
     """
 
     def __init__(self, files: IndexFiles, number: int, shard: Shard | None = None) -> None:
@@ -35,12 +36,12 @@ class ShardFollower:
         self._order = threading.Lock()
         self._changed = threading.Event()
         self.shard = shard or self._load()
-        self._is_closed = False
+        self.is_closed = False
         threading.Thread(target=self._maintain, name="maintenance", daemon=True).start()
 
     def close(self) -> None:
         """End the maintenance, so that the shard can be freed."""
-        self._is_closed = True
+        self.is_closed = True
 
     def apply(self, version: int, record: bytes | None = None) -> None:
         """Apply the log up to a version; `record` is that of the version, if it is at hand."""
@@ -94,7 +95,7 @@ class ShardFollower:
 
     def _maintain(self) -> None:
         """Move rows into the graph, a few at a time; rebuild it when too many rows are deleted."""
-        while not self._is_closed:
+        while not self.is_closed:
             shard = self.shard
             try:
                 started = time.monotonic()

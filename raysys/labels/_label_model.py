@@ -164,8 +164,8 @@ class FittedLabelModel:
             DataError: A vote column is missing, or the table has a column of these names.
         """
         check_columns(votes, self.labelers)
-        if taken := [name for name in (*self.columns, LABEL) if name in votes.schema.names]:
-            raise DataError(f"the table already has columns {taken}: rename or drop them")
+        if duplicates := [name for name in (*self.columns, LABEL) if name in votes.schema.names]:
+            raise DataError(f"the table already has columns {duplicates}: rename or drop them")
         return votes.map_blocks(predict_block, self, name="predict_labels")
 
     def score(self, votes: Table, gold: str) -> LabelModelScore:

@@ -48,9 +48,9 @@ def apply_labelers(table: Table, labelers: Mapping[str, pl.Expr]) -> Table:
         }
         votes = apply_labelers(table, labelers)
     """
-    if taken := [name for name in labelers if name in table.schema.names]:
+    if duplicates := [name for name in labelers if name in table.schema.names]:
         raise DataError(
-            f"labelers {taken}: the table already has these columns; rename the labelers"
+            f"labelers {duplicates}: the table already has these columns; rename the labelers"
         )
     if not labelers:
         raise DataError("labelers={}: give at least one, as {name: expression}")

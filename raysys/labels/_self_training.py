@@ -166,8 +166,8 @@ def _features(labelled: Table, unlabelled: Table, label: str) -> list[str]:
     names = labelled.schema.names
     if label not in names:
         raise DataError(f"the labelled rows have no column {label!r}; they have {names[:20]}")
-    if taken := [name for name in (WEIGHT, ROUND) if name in names]:
-        raise DataError(f"the labelled rows already have columns {taken}: rename or drop them")
+    if duplicates := [name for name in (WEIGHT, ROUND) if name in names]:
+        raise DataError(f"the labelled rows already have columns {duplicates}: rename or drop them")
     features = [name for name in names if name != label]
     if label in unlabelled.schema.names:
         raise DataError(

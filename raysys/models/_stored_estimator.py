@@ -86,11 +86,11 @@ class StoredEstimator:
             StorageError: The estimator was written by another release of scikit-learn.
         """
         metadata = json.loads((folder / _METADATA).read_text())
-        if _release(metadata["scikit_learn"]) != _release(sklearn.__version__):
+        stored, present = metadata["scikit_learn"], sklearn.__version__
+        if stored.split(".")[:2] != present.split(".")[:2]:  # major and minor version
             raise StorageError(
-                f"the estimator at {folder} was stored by scikit-learn {metadata['scikit_learn']}, "
-                f"and {sklearn.__version__} may predict differently: install the former, or fit "
-                "and register it again"
+                f"the estimator at {folder} was stored by scikit-learn {stored}, and {present} may "
+                "predict differently: install the former, or fit and register it again"
             )
         self._estimator = joblib.load(folder / _FILE)
         self.inputs: list[str] = metadata["signature"]["inputs"]
@@ -122,8 +122,3 @@ class StoredEstimator:
             )
         has_names = hasattr(self._estimator, "feature_names_in_")
         return pandas.DataFrame(matrix, columns=self.inputs) if has_names else matrix
-
-
-def _release(version: str) -> list[str]:
-    """Major and minor version."""
-    return version.split(".")[:2]
