@@ -118,19 +118,17 @@ class Curves:
 
     def _write(self, points: list[Point]) -> None:
         fresh = dict(self._last)
-        metrics = []
+        batch = []
         for point in points:
             name = safe_name(point.name)
             if name not in fresh:
                 fresh[name] = self.last(name)
             reached = fresh[name]
             if reached is None or point.step > reached[0]:
-                metrics.append(
-                    mlflow.entities.Metric(name, point.value, point.moment_ms, point.step)
-                )
+                batch.append(mlflow.entities.Metric(name, point.value, point.moment_ms, point.step))
                 fresh[name] = (point.step, point.value)
-        if metrics:
-            self._connect().log_batch(self._run_id, metrics=metrics)
+        if batch:
+            self._connect().log_batch(self._run_id, metrics=batch)
         self._last = fresh
 
 

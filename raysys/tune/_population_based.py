@@ -60,10 +60,8 @@ def propose(
     if own.number in {trial.number for trial in survivors}:
         return Proposal(own.params, own.number)
     model = survivors[int(rng.integers(min(count, len(survivors))))]
-    perturbed = {
-        name: _perturbed(domain, model.params[name], rng) for name, domain in space.items()
-    }
-    return Proposal(perturbed, model.number)
+    params = {name: _perturbed(domain, model.params[name], rng) for name, domain in space.items()}
+    return Proposal(params, model.number)
 
 
 def _perturbed(domain: Domain, value: Any, rng: np.random.Generator) -> Any:

@@ -138,12 +138,9 @@ def search(
 def _count(name: str, trial: Trial, ledger: TrialLedger, objectives: Objectives) -> None:
     """Update the metrics for a trial that has ended."""
     metrics.TUNE_TRIALS.inc(1, {"search": name, "state": trial.state})
-    best = objectives.best_trial([*ledger.trials.values()]) if objectives.single else None
-    if best:
-        metrics.TUNE_BEST_SCORE.set(
-            objectives.metrics(best)[objectives.metric],
-            {"search": name, "metric": objectives.metric},
-        )
+    if objectives.single and (best := objectives.best_trial([*ledger.trials.values()])):
+        tags = {"search": name, "metric": objectives.metric}
+        metrics.TUNE_BEST_SCORE.set(objectives.metrics(best)[objectives.metric], tags)
 
 
 def _outcome(ledger: TrialLedger, objectives: Objectives) -> tuple[str, dict[str, float]]:

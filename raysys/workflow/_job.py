@@ -173,11 +173,9 @@ class Job:
     def key_of(self, step: Step) -> str:
         """Digest of a step's code, parameters and inputs; the inputs must have results."""
         results = {source.name: self.progress[source.name].result for source in step.inputs}
-        contents = {
-            name: _InputContent(result.content) for name, result in results.items() if result
-        }
+        inputs = {name: _InputContent(result.content) for name, result in results.items() if result}
         try:
-            arguments = digest(*with_results((step.args, step.kwargs), contents))
+            arguments = digest(*with_results((step.args, step.kwargs), inputs))
             code = digest(step.function)
         except RaysysError as error:
             raise RaysysError(f"step {step.name!r}: {error}") from None

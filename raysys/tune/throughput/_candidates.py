@@ -51,9 +51,8 @@ def default_space(settings: TrainSettings, machine: Machine) -> dict[str, list[A
     workers = [2**power for power in range(slots.bit_length()) if 2**power <= slots]
     space: dict[str, list[Any]] = {"num_workers": workers}
     if not machine.gpus:
-        space["threads_per_worker"] = sorted(
-            {max(1, machine.cpus // count) for count in workers} | {1}
-        )
+        threads = {max(1, machine.cpus // count) for count in workers}
+        space["threads_per_worker"] = sorted({1, *threads})
     if machine.bf16:
         space["precision"] = ["fp32", "bf16"]
     space["prefetch_batches"] = [0, 2]
