@@ -32,7 +32,7 @@ def propose(
     """The next stretch of a member of the population.
 
     Trial `g * size + m` is stretch `g` of member `m`; stretches of one generation are compared
-    when all have ended, and until then there is no proposal. The first members start from the
+    when all have ended; until then nothing is proposed. The first members start from the
     enqueued parameters and from the best of earlier searches.
     """
     space, objectives = proposer.space, proposer.objectives
