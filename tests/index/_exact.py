@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raysys.index import IndexSettings, Metric
 from raysys.index._change_record import ChangeBatch
 from raysys.index._rows import NO_ID
-from raysys.index._settings import IndexSettings, Metric
 from raysys.index._shard import Shard
 
 SCHEMA = pa.schema({"year": pa.int16(), "name": pa.string()})

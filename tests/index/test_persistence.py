@@ -6,10 +6,10 @@ import pyarrow as pa
 import pytest
 
 from raysys.errors import StorageError
+from raysys.index import IndexSettings, Metric
 from raysys.index._change_record import ChangeBatch, decode, encode
 from raysys.index._hnsw_graph import HnswGraph
 from raysys.index._persistence import IndexFiles, Manifest
-from raysys.index._settings import IndexSettings, Metric
 from raysys.index._shard import Shard, ShardCapture
 from raysys.storage import Storage
 from tests.index._exact import (

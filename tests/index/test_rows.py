@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 
 from raysys.errors import DataError
+from raysys.index import IndexSettings
 from raysys.index._query_result import check_queries, merge
 from raysys.index._rows import (
     NO_ID,
@@ -12,7 +13,6 @@ from raysys.index._rows import (
     split_rows,
     vector_table,
 )
-from raysys.index._settings import IndexSettings
 
 SETTINGS = IndexSettings(dim=2)
 ONES = np.ones((2, 2), np.float32)

@@ -6,9 +6,8 @@ import pyarrow as pa
 import pytest
 
 from raysys.errors import DataError
-from raysys.index import _query_plan, _shard, _slot_rows
+from raysys.index import IndexSettings, Metric, _query_plan, _shard, _slot_rows
 from raysys.index._change_record import ChangeBatch
-from raysys.index._settings import IndexSettings, Metric
 from raysys.index._shard import Shard, ShardCapture
 from raysys.index._slot_rows import VersionExpiredError
 from tests.index._exact import (

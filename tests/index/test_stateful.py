@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from raysys.index import vector_table
 from raysys.index._change_record import ChangeBatch, decode, encode
 from raysys.index._persistence import IndexFiles, Manifest
 from raysys.index._query_result import merge
-from raysys.index._rows import shard_of, split_rows, vector_table
+from raysys.index._rows import shard_of, split_rows
 from raysys.index._shard import Shard
 from raysys.storage import Storage
 from tests.index._exact import FILTERS, SCHEMA, Model, batch_of, exact_settings, queries_of

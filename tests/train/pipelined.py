@@ -13,9 +13,8 @@ from torch.nn import functional
 
 from jobs.two_tower import HISTORY, Towers
 from raysys.errors import TrainError
+from raysys.train import Batch, TrainSettings
 from raysys.train._divergence import divergence_error
-from raysys.train._settings import TrainSettings
-from raysys.train._task import Batch
 from raysys.train.pipeline._pipeline_strategy import PipelineStrategy
 from raysys.train.strategies._strategy import (
     MicroBatch,

@@ -7,8 +7,8 @@ from ray import exceptions
 
 from raysys.cluster import Resources
 from raysys.errors import DataError, UnavailableError
+from raysys.workflow import Step, StepOptions
 from raysys.workflow._scheduling_policy import retry_of, steps_to_start
-from raysys.workflow._step import Step, StepOptions
 
 HAVE = Resources(cpus=5, gpus=1)
 

@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
-from raysys.data import LeakReport, Splits, Table, check_leaks, oversample, split_stratified
-from raysys.data._row_hash import hash_rows
+from raysys.data import (
+    LeakReport,
+    Splits,
+    Table,
+    check_leaks,
+    hash_rows,
+    oversample,
+    split_stratified,
+)
 from raysys.data.leakage._bins import LeakBins, edges_of
 from raysys.data.leakage._column_power import (
     Label,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.errors import DataError, GraphError
-from raysys.serve._column_types import Array
+from raysys.serve import Array
 from raysys.serve.protocols import _arrow
 
 FUZZ = settings(deadline=None, derandomize=True, max_examples=500)

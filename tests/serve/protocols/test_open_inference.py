@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from raysys.errors import DataError, GraphError
 from raysys.gateway import server_metadata
-from raysys.serve._column_types import Array, rows_of
+from raysys.serve import Array
+from raysys.serve._column_types import rows_of
 from raysys.serve.protocols import _open_inference as _v2
 
 NUMBERS = [

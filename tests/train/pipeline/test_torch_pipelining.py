@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.distributed.pipelining import Pipe, Schedule1F1B, SplitPoint, pipeline
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from raysys.train._task import Batch
+from raysys.train import Batch
 from tests.train.pipelined import CASES, MICRO
 
 CPU = torch.device("cpu")
