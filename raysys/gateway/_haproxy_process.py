@@ -179,7 +179,7 @@ class HAProxy:
         try:
             pid, _, starts = (folder / f"{name}.pid").read_text().partition(" ")
             # The id may have been reused by a process of another folder.
-            is_ours = str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+            is_ours = str(folder).encode() in _command_line(Path(f"/proc/{pid}/cmdline"))
             return int(pid) if is_ours else 0, int(starts or 0)
         except (OSError, ValueError):
             return 0, 0
@@ -239,6 +239,15 @@ class HAProxy:
         for name, pairs in columns.items():
             lines = "".join(f"{left} {right}\n" for left, right in pairs)
             (self._settings.folder / f"{name}.map").write_text(lines)
+
+
+def _command_line(file: Path) -> bytes:
+    """Command line of a process, from its file below /proc."""
+    for _ in range(50):
+        if command := file.read_bytes():
+            return command
+        time.sleep(0.002)  # empty for a moment while the process executes a program
+    return b""
 
 
 def _binary() -> str:

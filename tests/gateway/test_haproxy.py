@@ -884,6 +884,20 @@ def test_a_new_owner_takes_over_what_runs(start: Starter, replica: Maker) -> Non
     assert not front.proxy.is_running
 
 
+def test_a_master_that_executes_its_program_again_counts_as_running(tmp_path: Path) -> None:
+    script = tmp_path / "again.sh"
+    script.write_text('[ $1 -gt 0 ] && exec sh "$0" $(($1 - 1))')
+    process = subprocess.Popen(["sh", script, "300"])
+    (tmp_path / "haproxy.pid").write_text(f"{process.pid} 1")
+    proxy = HAProxy(HAProxySettings(tmp_path, "127.0.0.1", free_port(), 1, TOKEN))
+    masters = set()
+    while process.poll() is None:
+        master = proxy.master
+        if process.poll() is None:
+            masters.add(master)
+    assert masters == {process.pid}
+
+
 def test_it_starts_anew_if_its_supervisor_was_killed(start: Starter, replica: Maker) -> None:
     servers = {"a": {0: replica("one").address}}
     front = start([app("a")], servers, [])
