@@ -19,7 +19,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "clusters" / "monitoring"
-TIMEOUT_S, LOOK_BACK_S = 240.0, 600.0
+TIMEOUT_S, LOOK_BACK_S = 480.0, 900.0
 SCRAPE = "1s"
 # Shorter windows of panels and alerts, for a run of a minute.
 SHORTER = [(r"for: \w+", "for: 1s"), (r"\[5m\]", "[20s]"), (r"offset \w+", "offset 8s")]
