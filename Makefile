@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH := $(VENV)/.bench
+# Tests without a cluster share the cores; a file's tests stay in one process.
+FAST := $(BIN)/pytest -m "not cluster" --numprocesses logical --maxprocesses 4 --dist loadfile
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
 .PHONY: demo stop test test-fast bench lint format clean
@@ -16,10 +18,10 @@ stop: $(READY)
 
 test: lint
 	@.ci/debian-tools
-	$(BIN)/pytest
+	$(FAST); fast=$$?; $(BIN)/pytest -m cluster && exit $$fast
 
 test-fast: $(READY)
-	$(BIN)/pytest -m "not cluster"
+	$(FAST)
 
 bench: $(BENCH)
 	$(BIN)/python -m benchmarks.recommender
