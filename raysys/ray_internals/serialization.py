@@ -46,6 +46,7 @@ def _patch_deserialiser() -> None:
     context: Any = serialization.SerializationContext
     original = context.deserialize_objects
 
+    @functools.wraps(original)
     def deserialize_objects(self: Any, serialized: Any, refs: Any, rdt_objects: Any) -> Any:
         values = original(self, serialized, refs, rdt_objects)
         if _read_observers:
@@ -62,6 +63,7 @@ def _patch_pickler() -> None:
     pickler: Any = cloudpickle.Pickler
     dumps, reduce = cloudpickle.dumps, pickler.reducer_override
 
+    @functools.wraps(reduce)
     def reducer_override(self: Any, value: Any) -> Any:
         # Called for each object, however deep, except plain builtins.
         for selected, (selects, _) in zip(
@@ -71,6 +73,7 @@ def _patch_pickler() -> None:
                 selected.append(value)
         return reduce(self, value)
 
+    @functools.wraps(dumps)
     def observed_dumps(value: Any, protocol: Any = None, buffer_callback: Any = None) -> bytes:
         observers = [*_pickle_observers]
         if not observers:
