@@ -8,13 +8,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import aiohttp
-
 from raysys.gateway._haproxy_config import READY
 from raysys.gateway._wire import APP_HEADER, TIMEOUT_HEADER
 from raysys.imports import lazy_import
 
-web = lazy_import("aiohttp.web")
+aiohttp, web = lazy_import("aiohttp"), lazy_import("aiohttp.web")
 
 _POLL_S = 0.05
 _MAX_WAITING = 2048
