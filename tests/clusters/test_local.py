@@ -57,6 +57,6 @@ def test_tasks_run_on_the_machines_that_they_request(
         [sys.executable, "-c", _DRIVER.format(on_demand=ON_DEMAND_ONLY), address],
         env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.stdout.splitlines() == [
-        "head 0", "spot", "on-demand", "spot",
-    ], done.stderr  # fmt: skip
+    # On a slow machine Ray warns there that nothing has room yet.
+    lines = [line for line in done.stdout.splitlines() if "(raylet)" not in line]
+    assert lines == ["head 0", "spot", "on-demand", "spot"], done.stderr
