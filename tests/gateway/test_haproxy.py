@@ -870,6 +870,17 @@ def test_it_starts_again_with_what_was_last_left_for_it(start: Starter, replica:
     assert front.ask("/a").server == "two"
 
 
+def test_a_kept_connection_reaches_an_application_that_is_new(
+    start: Starter, replica: Maker
+) -> None:
+    servers = {name: {0: replica(name).address} for name in ("a", "b")}
+    front = start([app("a")], servers, [])
+    connection = front.connect()
+    assert front.ask("/a", connection=connection).server == "a"
+    front.proxy.apply([app("a"), app("b")], servers, [])
+    assert front.ask("/b", connection=connection).server == "b"
+
+
 def test_a_new_owner_takes_over_what_runs(start: Starter, replica: Maker) -> None:
     servers = {"a": {0: replica("one").address}}
     front = start([app("a")], servers, [])
