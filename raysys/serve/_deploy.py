@@ -142,8 +142,9 @@ def deploy(
         raise cluster.task_error_cause(error) from None
     version, limits = ray.get(actor.next_version.remote(name)), batching or Batching()
     application = Application(
-        name, version, route, graphs, limits, deadline_s, http.max_body_bytes, http.cache_ttl_s,
-        examples, protected=protected, token=address["token"],
+        name=name, version=version, route=route, graphs=graphs, batching=limits,
+        deadline_s=deadline_s, max_body_bytes=http.max_body_bytes, cache_ttl_s=http.cache_ttl_s,
+        examples=examples, protected=protected, token=address["token"],
     )  # fmt: skip
     audit.record(gateway.storage, "deploy", name, version=version, route=route, protected=protected)
     try:

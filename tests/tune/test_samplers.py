@@ -154,6 +154,22 @@ def test_trials_of_earlier_searches_count_like_own_ones(storage: Storage) -> Non
     assert statistics.median(warm_scores) > statistics.median(cold_scores)
 
 
+def test_a_population_starts_from_the_best_earlier_trials(storage: Storage) -> None:
+    space: Space = {"x": Integer(-5, 0)}
+    earlier = run(
+        open_ledger(Storage(storage.uri("a")), space, method=Grid(points=6)), best_is_zero
+    )
+    assert max(trial.rounds[-1]["y"] for trial in earlier) == 0.0
+    ledger = open_ledger(Storage(storage.uri("b")), space, method=Population(4), max_rounds=1)
+    ledger.warm_start = earlier
+    starts = [trial.params["x"] for trial in run(ledger, best_is_zero)[:4]]
+    assert starts == [0, -1, -2, -3]
+
+
+def best_is_zero(params: dict[str, Any], _: int) -> float:
+    return float(params["x"])
+
+
 def test_methods_that_need_an_order_refuse_several_metrics(storage: Storage) -> None:
     several = Objectives({"a": "maximize", "b": "minimize"})
     for method in ("bohb", Population()):

@@ -167,7 +167,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]
         plan.append({"name": f"normalised-{name}", "settings": changes, "normalised": True, **rest})
     # ZeRO 3 leaves a patched PyTorch behind, which a pipeline's trace does not see through.
     plan.sort(key=lambda item: "zero" in item["settings"]["strategy"] + item.get("load", ""))
-    return spawned(folder, 2, plan), folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(folder / "extensions"))
+        return spawned(folder, 2, plan), folder
+
+
+def test_no_strategy_compiles_an_extension(two: tuple[dict[str, Any], Path]) -> None:
+    assert not (two[1] / "extensions").exists()
 
 
 @pytest.fixture(scope="module")
