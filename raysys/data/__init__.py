@@ -4,7 +4,6 @@ from raysys.data._blocks import BlockMeta, described
 from raysys.data._lineage import Lineage, lineage_text, read_lineage
 from raysys.data._order_statistics import quantiles
 from raysys.data._row_hash import block_digest, hash_rows, hash_text
-from raysys.data._splitmix import splitmix64, splitmix64_int
 from raysys.data._table import Table
 from raysys.data.leakage._check_leaks import check_leaks
 from raysys.data.leakage._report import LeakFinding, LeakLimits, LeakReport
@@ -57,8 +56,6 @@ __all__ = [
     "split_by_hash",
     "split_by_time",
     "split_stratified",
-    "splitmix64",
-    "splitmix64_int",
     "undersample",
     "validate",
 ]

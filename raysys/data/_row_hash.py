@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysys.data._splitmix import GOLDEN_GAMMA, splitmix64, splitmix64_int
 from raysys.errors import DataError
+from raysys.splitmix import GOLDEN_GAMMA, splitmix64, splitmix64_int
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysys.data import splitmix64, splitmix64_int
+from raysys.splitmix import splitmix64, splitmix64_int
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,10 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import jinja2
+from typing import Any
 
 from raysys.gateway._wire import ALIVE_PATH, APP_HEADER, TOKEN_HEADER, server_metadata
+from raysys.imports import lazy_import
+
+jinja2 = lazy_import("jinja2")
 
 # The second is KubeRay's readiness probe of the head.
 READY = "/v2/health/ready /-/healthz"
@@ -103,7 +105,7 @@ def render(
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _template() -> Any:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("raysys.gateway", "."),
         undefined=jinja2.StrictUndefined,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from raysys.data import splitmix64
 from raysys.errors import DataError
+from raysys.splitmix import splitmix64
 
 if TYPE_CHECKING:
     from raysys.index._settings import Metric

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import joblib
 import numpy as np
 
 from raysys.errors import DataError, StorageError
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+joblib = lazy_import("joblib")
 pandas = lazy_import("pandas")
 sklearn = lazy_import("sklearn")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from raysys.data import splitmix64, splitmix64_int
+from raysys.splitmix import splitmix64, splitmix64_int
 
 
 def test_first_outputs_are_those_of_the_reference_implementation() -> None:
