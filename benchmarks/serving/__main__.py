@@ -128,7 +128,10 @@ def batching(report: Report, folder: Path, seconds: float) -> None:
         rates = {}
         for size in (1, 64):
             endpoint = ours.deploy(
-                name, graph, batching=serve.Batching(max_batch_size=size, max_queued_rows=4096)
+                name,
+                graph,
+                deadline_s=60,  # a slow machine would refuse what waits for 10 s
+                batching=serve.Batching(max_batch_size=size, max_queued_rows=4096),
             )
             load = run_load(endpoint.url, bodies, clients=_MANY, seconds=seconds, key=key)
             if load.failed or load.status.get("503"):
