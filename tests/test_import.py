@@ -65,6 +65,7 @@ def _imports() -> Iterator[tuple[str, Path, str]]:
     ("module", "also"),
     [("raysys", {"ray"}), ("raysys.tracking", set()),
      # What each shard and replica loads when it starts, or starts again.
+     ("raysys.data", {"polars"}), ("raysys.train", {"polars"}),
      ("raysys.index", {"polars"}), ("raysys.serve", {"jinja2", "joblib", "polars"})],
 )  # fmt: skip
 def test_import_loads_nothing_heavy(module: str, also: set[str]) -> None:

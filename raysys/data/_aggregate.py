@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from raysys.data._blocks import block_count
 from raysys.data._lazy_plan import LazyOperation
+from raysys.data._polars import pl
 from raysys.data._shuffle import by_hash, merge
 from raysys.errors import DataError
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from raysys.data._blocks import results, value_task
 from raysys.data._lazy_plan import evaluate, frame_of
+from raysys.data._polars import pl
 from raysys.data._shuffle import concat
 from raysys.errors import DataError
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import polars as pl
 import pyarrow as pa
 
 from raysys.data._blocks import block_count, table_task
 from raysys.data._conversions import kind_of
 from raysys.data._lazy_plan import collect, lazy
+from raysys.data._polars import pl
 from raysys.data._shuffle import by_hash, concat
 from raysys.errors import DataError
 

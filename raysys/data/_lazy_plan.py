@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import polars as pl
 import pyarrow as pa
-from polars.io.plugins import register_io_source
 
+from raysys.data._polars import pl
 from raysys.errors import DataError
+from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+plugins = lazy_import("polars.io.plugins")
 
 
 class Part(Protocol):
@@ -126,7 +128,7 @@ def _scan(part: Part) -> pl.LazyFrame:
             frame = frame.filter(predicate)
         yield frame if rows is None else frame.head(rows)
 
-    return register_io_source(read, schema=frame_of(part.schema.empty_table()).schema)
+    return plugins.register_io_source(read, schema=frame_of(part.schema.empty_table()).schema)
 
 
 def _listed(schema: pa.Schema) -> str:

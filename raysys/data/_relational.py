@@ -7,13 +7,13 @@ import itertools
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import polars as pl
 
 from raysys.data import _aggregate, _join, _shuffle
 from raysys.data._blocks import block_count, table_task
 from raysys.data._lazy_plan import LazyOperation
 from raysys.data._lineage import Lineage, plain
 from raysys.data._planned_blocks import PlannedBlocks
+from raysys.data._polars import pl
 from raysys.errors import DataError
 
 if TYPE_CHECKING:

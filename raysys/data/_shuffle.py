@@ -6,11 +6,11 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
 from raysys.data._blocks import scatter, table_task, value_task
 from raysys.data._lazy_plan import collect, evaluate, lazy
+from raysys.data._polars import pl
 from raysys.data._row_hash import hash_rows
 from raysys.errors import DataError
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, overload
 
-import polars as pl
 import pyarrow as pa
 import ray
 
@@ -16,6 +15,7 @@ from raysys.data._blocks import coordinate, described, results, run_in_turn, tab
 from raysys.data._lazy_plan import evaluate
 from raysys.data._lineage import Lineage, code_of, plain
 from raysys.data._planned_blocks import evaluate_and_call
+from raysys.data._polars import pl
 from raysys.data._relational import RelationalTable
 from raysys.data._row_hash import block_digest
 from raysys.data._shuffle import common_schema, concat

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
 from raysys.data._blocks import results, scatter, value_task
 from raysys.data._lazy_plan import frame_of
+from raysys.data._polars import pl
 from raysys.data._row_hash import hash_rows
 from raysys.data._row_numbers import numbered
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import pyarrow as pa
 
 from raysys.data._order_statistics import values_at_ranks
+from raysys.data._polars import pl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

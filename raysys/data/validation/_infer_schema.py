@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import pyarrow as pa
 
+from raysys.data._polars import pl
 from raysys.data.readers._column_types import MALFORMED
 from raysys.data.validation._column_statistics import order_statistics, statistics
 from raysys.data.validation._row_rules import as_time, polars_column, to_arrow

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import polars as pl
-
+from raysys.data._polars import pl
 from raysys.data.readers._column_types import FILE, MALFORMED, ROW
 from raysys.data.validation._schema import REASON
 from raysys.data.validation._value_types import polars_type, read_values

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any
 
-import polars as pl
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from raysys.data._polars import pl
 from raysys.data.readers._column_types import FILE, MALFORMED, ROW
 from raysys.data.validation._value_types import is_temporal, polars_type
 from raysys.errors import DataError

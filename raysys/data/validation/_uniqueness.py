@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
 from raysys.data._blocks import BlockMeta, results, scatter, table_task, value_task
+from raysys.data._polars import pl
 from raysys.data._row_hash import hash_rows
 from raysys.data._table import Table
 from raysys.data.readers._column_types import FILE, ROW

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysys.console import html_table
 from raysys.data._lazy_plan import LazyOperation, evaluate
+from raysys.data._polars import pl
 from raysys.data._shuffle import concat
 from raysys.data._table import Table
 from raysys.data.readers._column_types import ROW

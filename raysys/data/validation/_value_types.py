@@ -6,14 +6,16 @@ import functools
 import re
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 
-_SIMPLE_TYPES: dict[str, Any] = {
-    "int8": pl.Int8, "int16": pl.Int16, "int32": pl.Int32, "int64": pl.Int64,
-    "uint8": pl.UInt8, "uint16": pl.UInt16, "uint32": pl.UInt32, "uint64": pl.UInt64,
-    "float32": pl.Float32, "float64": pl.Float64, "string": pl.String, "bool": pl.Boolean,
-    "date": pl.Date,
+from raysys.data._polars import pl
+
+# Schema types and the names of polars' types.
+_SIMPLE_TYPES = {
+    "int8": "Int8", "int16": "Int16", "int32": "Int32", "int64": "Int64",
+    "uint8": "UInt8", "uint16": "UInt16", "uint32": "UInt32", "uint64": "UInt64",
+    "float32": "Float32", "float64": "Float64", "string": "String", "bool": "Boolean",
+    "date": "Date",
 }  # fmt: skip
 _TIMESTAMP = re.compile(r"timestamp(?:\[(ms|us|ns)(?:, *([A-Za-z0-9_+:/-]+))?\])?")
 _BLANKS = " \t"
@@ -43,7 +45,7 @@ def polars_type(name: str) -> Any:
     if name not in _SIMPLE_TYPES:
         types = ", ".join([*_SIMPLE_TYPES, "timestamp[UNIT]", "timestamp[UNIT, ZONE]"])
         raise ValueError(f"unknown type {name!r}; types are {types} with the units ms, us, ns")
-    return _SIMPLE_TYPES[name]
+    return getattr(pl, _SIMPLE_TYPES[name])
 
 
 def read_values(values: pl.Series, kind: Any) -> tuple[pl.Series, pl.Series | None]:
