@@ -1,5 +1,7 @@
 """Errors shown to users: each message has the fact, the value given and the remedy."""
 
+from collections.abc import Iterable
+
 __all__ = [
     "DataError",
     "GraphError",
@@ -8,6 +10,7 @@ __all__ = [
     "StorageError",
     "TrainError",
     "UnavailableError",
+    "unknown_names",
 ]
 
 
@@ -46,3 +49,18 @@ class TrainError(RaysysError):
 
 class UnavailableError(RaysysError):
     """A service that is not running now."""
+
+
+def unknown_names(names: Iterable[str], known: Iterable[str]) -> str:
+    """Unknown names for a message, each with the nearest known one.
+
+    Example:
+        >>> unknown_names(["carrat", "x"], ["carat", "cut"])
+        "'carrat' (did you mean 'carat'?), 'x'"
+    """
+    from difflib import get_close_matches
+
+    known = list(known)
+    near = {name: get_close_matches(str(name), known, 1) for name in names}
+    shown = [f"{n!r} (did you mean {c[0]!r}?)" if c else repr(n) for n, c in near.items()]
+    return ", ".join(shown)
