@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raysys.cluster import task_error_cause
+from raysys.data._supported_types import supported
 from raysys.errors import RaysysError
 from raysys.telemetry import metrics
 
@@ -34,7 +35,12 @@ class BlockMeta:
 
 
 def described(table: pa.Table) -> tuple[pa.Table, BlockMeta]:
-    """A block and its metadata: the result of a task for `Table.from_blocks`."""
+    """A block and its metadata: the result of a task for `Table.from_blocks`.
+
+    Raises:
+        DataError: A column has an unsupported type.
+    """
+    table = supported(table)
     # A filter that drops all rows leaves columns without a chunk, which many readers reject.
     block = table.combine_chunks() if len(table) else table.schema.empty_table()
     return block, BlockMeta(len(block), block.nbytes, block.schema)

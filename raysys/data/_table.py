@@ -78,6 +78,8 @@ class Table(RelationalTable):
     @classmethod
     def from_arrow(cls, table: pa.Table, rows_per_block: int = 1_000_000) -> Table:
         """A Table of rows in this process; for small ones, and tests."""
+        if rows_per_block < 1:
+            raise DataError(f"from_arrow: rows_per_block={rows_per_block}; give at least 1")
         starts = range(0, max(1, len(table)), rows_per_block)
         pairs = [described(table.slice(start, rows_per_block)) for start in starts]
         return cls(

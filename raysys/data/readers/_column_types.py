@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from raysys.data._supported_types import convert
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from raysys.data.readers._files import File
 
@@ -51,7 +52,7 @@ class FormatPart:
         """Rows that were read, with their origin if `raw`, as the schema's columns."""
         if self.raw:
             table = with_rows(table, self.file.name, self.first_row, malformed)
-        return in_order(table, self.schema, names, self.file.keys())
+        return in_order(table, self.schema, names, self.file)
 
 
 def normal_type(kind: pa.DataType) -> pa.DataType:
@@ -67,6 +68,11 @@ def normal_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_struct(kind):
         return pa.struct([pa.field(f.name, normal_type(f.type)) for f in kind])
     return kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type is one of text."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def as_lists(kinds: Sequence[pa.DataType]) -> list[pa.DataType]:
@@ -93,16 +99,16 @@ def with_origin(schema: pa.Schema) -> pa.Schema:
 
 
 def in_order(
-    table: pa.Table,
-    schema: pa.Schema,
-    names: Sequence[str] | None,
-    keys: Mapping[str, str] | None = None,
+    table: pa.Table, schema: pa.Schema, names: Sequence[str] | None, file: File | None = None
 ) -> pa.Table:
-    """Some or all columns of a schema, with the values of a table or, by `keys`, of its path.
+    """Some or all columns of a schema, with the values of a table or of its file's folders.
 
     All other columns are null.
+
+    Raises:
+        DataError: A value does not fit the column's type, which files share.
     """
-    present, keys = set(table.column_names), keys or {}
+    present, keys = set(table.column_names), file.keys() if file else {}
     selected = schema.names if names is None else list(names)
     if not selected:
         return table.select([])  # keeps the number of rows
@@ -110,7 +116,8 @@ def in_order(
     for name in selected:
         kind = schema.field(name).type
         if name in present:
-            columns.append(table[name].cast(kind))
+            where = f"{file.name}: " if file else ""
+            columns.append(convert(table[name], kind, f"{where}column {name!r}"))
         elif keys.get(name, NO_VALUE) == NO_VALUE:
             columns.append(pa.nulls(len(table), kind))
         else:

@@ -7,9 +7,7 @@ the flights of 2013, one thread).
 from __future__ import annotations
 
 import codecs
-import csv
-import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +16,7 @@ import pyarrow.csv as pc
 
 from raysys.data.readers._column_types import (
     in_order,
-    normal_type,
-    require_unique,
+    is_text,
     text_schema,
     with_origin,
     with_rows,
@@ -35,8 +32,6 @@ if TYPE_CHECKING:
     from raysys.data.readers._files import File
 
 PART_BYTES = 32 << 20
-_HEAD_BYTES, _PIECES, _PIECE_BYTES = 4 << 20, 8, 256 << 10  # sample to guess types from
-_MARK = codecs.BOM_UTF8
 
 
 @dataclass(frozen=True)
@@ -66,6 +61,7 @@ class CsvPart:
         start: First byte.
         stop: Byte after the last one; -1 for the end of a file that cannot be split.
         first_row: Number of the part's first record in the file, for `raw`.
+        given: Columns whose types were given, not inferred.
     """
 
     file: File
@@ -75,6 +71,7 @@ class CsvPart:
     start: int
     stop: int
     first_row: int = 0
+    given: frozenset[str] = frozenset()
 
     @property
     def schema(self) -> pa.Schema:
@@ -90,10 +87,14 @@ class CsvPart:
             DataError: A line is malformed or a value invalid; with the file and the line.
         """
         data = content(self.file, self.start, self.stop, self.options)
-        keys = self.file.keys()
         if self.options.raw:
-            return in_order(_read_raw(self, data), self.schema, columns, keys)
-        from raysys.data.readers._csv_errors import line_error, parse_error, quote_error
+            return in_order(_read_raw(self, data), self.schema, columns, self.file)
+        from raysys.data.readers._csv_errors import (
+            line_error,
+            parse_error,
+            quote_error,
+            require_exact,
+        )
 
         names = self.columns.names if columns is None else columns
         header = set(self.header)
@@ -111,7 +112,8 @@ class CsvPart:
             raise parse_error(self, text, converted, str(error)) from None
         if text.count(b'"') % 2 and record_ends(text, self.options.delimiter)[1]:
             raise quote_error(self, text)
-        return in_order(table, self.columns, names, keys)
+        require_exact(self, text, table)
+        return in_order(table, self.columns, names, self.file)
 
 
 def content(file: File, start: int, stop: int, options: CsvOptions) -> bytes:
@@ -152,73 +154,6 @@ def splittable(file: File, options: CsvOptions) -> bool:
     return not file.is_compressed and not options.is_wide
 
 
-def inspect(file: File, options: CsvOptions) -> CsvPart:
-    """A file as one part, with the types of a sample of its values.
-
-    The sample is the first 4 MiB and eight pieces of the remainder. A column without a value has
-    the type null.
-
-    Raises:
-        DataError: The file has no header, or duplicate columns.
-    """
-    can_split = splittable(file, options)
-    head = content(file, 0, min(_HEAD_BYTES, file.size) if can_split else -1, options)
-    mark = len(_MARK) if head.startswith(_MARK) else 0
-    ends = mark + record_ends(head[mark:], options.delimiter)[0]
-    start = int(ends[0]) if len(ends) else len(head)
-    names = _header(file, head[mark:start], options)
-    stop = file.size if can_split else -1
-    schema = pa.schema([pa.field(name, pa.null()) for name in names])
-    part = CsvPart(file, tuple(names), schema, options, start, stop)
-    if options.raw:
-        return part
-    body = head[start:]
-    if len(head) < file.size and can_split:
-        body = head[start : int(ends[-1]) if len(ends) else start] + b"".join(_pieces(file))
-    return _typed(part, body)
-
-
-def _header(file: File, record: bytes, options: CsvOptions) -> list[str]:
-    if not record.strip():
-        raise DataError(f"{file.name}: empty file or first line. Give a file with a header")
-    try:
-        text = decoded(record, options).decode()
-        names = next(csv.reader(io.StringIO(text, newline=""), delimiter=options.delimiter))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file.name}: line 1: invalid header: {error}. Give the file's encoding"
-        ) from None
-    require_unique(file, names)
-    return names
-
-
-def _typed(part: CsvPart, body: bytes) -> CsvPart:
-    """A part with the types of a sample's values."""
-    from raysys.data.readers._csv_errors import line_error, parse_error
-
-    try:
-        text = decoded(body, part.options)
-    except UnicodeDecodeError as error:
-        raise line_error(part, body, error) from None
-    if not has_records(text):
-        return part
-    try:
-        guessed = parse(text, part, handler=lambda _: "skip").schema
-    except pa.ArrowInvalid as error:
-        raise parse_error(part, text, part.header, str(error)) from None
-    fields = [f if pa.types.is_null(f.type) else f.with_type(normal_type(f.type)) for f in guessed]
-    return replace(part, columns=pa.schema(fields))
-
-
-def _pieces(file: File) -> list[bytes]:
-    """Lines from places all over a file; none if a line end may be within a value."""
-    step = max(1, (file.size - _HEAD_BYTES) // _PIECES)
-    starts = [_HEAD_BYTES + number * step for number in range(_PIECES)]
-    pieces = [file.read_range(s, min(s + _PIECE_BYTES, file.size)) for s in starts if s < file.size]
-    lines = [data[data.find(b"\n") + 1 : data.rfind(b"\n") + 1] for data in pieces]
-    return [] if any(b'"' in data for data in lines) else lines
-
-
 def parse(
     text: bytes,
     part: CsvPart,
@@ -228,9 +163,34 @@ def parse(
 ) -> pa.Table:
     """Some or all columns of records in UTF-8, with inferred types unless they are given.
 
-    `handler` is Arrow's, of records with more or fewer fields; an error by default.
+    The texts of missing values may be quoted in columns whose type is not text, as in files that
+    quote all values. `handler` is Arrow's, of records with more or fewer fields; an error by
+    default.
     """
-    names = part.header if names is None else names
+    names = list(part.header if names is None else names)
+    try:
+        return parse_columns(text, part, names, types, handler)
+    except pa.ArrowInvalid:
+        numbers = [n for n in names if types is not None and not is_text(types.field(n).type)]
+        if not numbers or b'"' not in text:
+            raise
+    table = parse_columns(text, part, numbers, types, handler, quoted_nulls=True)
+    if texts := [name for name in names if name not in numbers]:
+        others = parse_columns(text, part, texts, types, handler)
+        table = pa.table({n: (table if n in numbers else others)[n] for n in names})
+    return table
+
+
+def parse_columns(
+    text: bytes,
+    part: CsvPart,
+    names: Sequence[str],
+    types: pa.Schema | None = None,
+    handler: Any = None,
+    *,
+    quoted_nulls: bool = False,
+) -> pa.Table:
+    """`parse` with one rule for quoted texts of missing values in all columns."""
     return pc.read_csv(
         pa.BufferReader(text),
         # A record must fit into a block of the parser, so all of them do.
@@ -245,7 +205,7 @@ def parse(
         convert_options=pc.ConvertOptions(
             null_values=list(part.options.null_values),
             strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
+            quoted_strings_can_be_null=quoted_nulls,
             column_types=types and {name: types.field(name).type for name in names},
             include_columns=list(names),
         ),
@@ -254,13 +214,13 @@ def parse(
 
 def parse_leniently(text: bytes, part: CsvPart, types: pa.Schema) -> tuple[pa.Table, list[Any]]:
     """All columns of the records in UTF-8, and Arrow's rows of those that are malformed."""
-    malformed: list[Any] = []
+    malformed: dict[int, Any] = {}  # by number, since the text may be parsed twice
 
     def skip(row: Any) -> str:
-        malformed.append(row)
+        malformed[row.number] = row
         return "skip"
 
-    return parse(text, part, types=types, handler=skip), malformed
+    return parse(text, part, types=types, handler=skip), list(malformed.values())
 
 
 def _read_raw(part: CsvPart, data: bytes) -> pa.Table:

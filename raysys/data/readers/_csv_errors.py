@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.data.readers._column_types import text_schema
 from raysys.data.readers._csv import CsvPart, content, parse, parse_leniently, splittable
+from raysys.data.readers._exact_values import inexact_row, is_number, may_lose_digits
 from raysys.data.readers._record_boundaries import record_ends
 from raysys.errors import DataError
 
@@ -52,6 +57,40 @@ def parse_error(part: CsvPart, text: bytes, names: Sequence[str], message: str) 
     problem = _problem(text[starts[good] : starts[bad]], part, names)
     line = _lines_before(part) + text.count(b"\n", 0, starts[good]) + 1
     return DataError(f"{part.file.name}: line {line}: {problem or message}")
+
+
+def require_exact(part: CsvPart, text: bytes, table: pa.Table) -> None:
+    """Raise a DataError if a column of an inferred type has a value that the type changes."""
+    numbers = [f for f in table.schema if is_number(f.type) and f.name not in part.given]
+    if not (numbers and _may_have_codes(text, part.options.delimiter)):
+        numbers = [f for f in numbers if may_lose_digits(table[f.name])]
+    for field in numbers:
+        texts = parse(text, part, [field.name], text_schema([field.name]))[field.name]
+        row = inexact_row(field.type, pc.utf8_trim_whitespace(texts))
+        if row is not None:
+            raise DataError(
+                f"{part.file.name}: line {_line(part, text, row)}: {field.name}: "
+                f"{texts[row].as_py()!r} is not kept as written by the inferred type {field.type}. "
+                f"Give the column's type, types={{{field.name!r}: pa.string()}}"
+            )
+
+
+def _line(part: CsvPart, text: bytes, row: int) -> int:
+    """Line number, from 1, of a record of a part."""
+    ends, _ = record_ends(text, part.options.delimiter)
+    starts = np.concatenate([[0], ends])
+    filled = [s for s, e in itertools.pairwise([*starts, len(text)]) if text[s:e].strip(b"\r\n")]
+    return _lines_before(part) + text.count(b"\n", 0, int(filled[row])) + 1
+
+
+def _may_have_codes(text: bytes, delimiter: str) -> bool:
+    """Whether a number may start with 0 or `+`: a scan that costs a fifth of the parsing."""
+    whole = pa.LargeStringArray.from_buffers(
+        1, pa.py_buffer(np.array([0, len(text)], np.int64)), pa.py_buffer(text)
+    )
+    start = rf'(?:^|[\n{re.escape(delimiter)}])\s*"?\s*'
+    code = rf'{start}(?:-?0[0-9]+["\s.{re.escape(delimiter)}]|-?0[xX]|\+[0-9]{{7}})'
+    return bool(pc.match_substring_regex(whole, code)[0].as_py())
 
 
 def _lines_before(part: CsvPart) -> int:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from raysys.data.readers._column_types import FormatPart
+from raysys.data.readers._column_types import FormatPart, is_text
+from raysys.data.readers._exact_values import loses_digits, may_lose_digits
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import polars as pl
 
     from raysys.data.readers._files import File
 
 _SAMPLE_BYTES = 4 << 20
+_LONG = re.compile(rb"[0-9]{16}")
+_TIMES = (
+    pa.date32(), pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns"),
+    pa.timestamp("ns", "UTC"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,58 @@ def inspect_json(file: File, raw: bool) -> JsonPart:
         schema = columns(data)
     except pa.ArrowInvalid as error:
         schema = _schema_by_line(file, data, columns, str(error), raw)
+    schema = _exact_schema(file, data, schema, raw)
     return JsonPart(file, schema, raw, tuple(schema.names), 0, stop)
+
+
+def _exact_schema(file: File, data: bytes, schema: pa.Schema, raw: bool) -> pa.Schema:
+    """Types that keep the times and integers of a sample as written, where Arrow's do not."""
+    try:
+        table = _arrow_json(data, schema)
+    except pa.ArrowInvalid:
+        data, _ = _without_bad_lines(data, schema, _arrow_json)
+        table = _arrow_json(data, schema)
+    kinds = {f.name: _with_times(f.type, table[f.name]) for f in schema}
+    for name in [name for name in schema.names if may_lose_digits(table[name])]:
+        wider = _with_uint64(kinds[name])
+        try:
+            _arrow_json(data, pa.schema([(name, wider)]), "ignore")
+            kinds[name] = wider
+        except pa.ArrowInvalid:
+            if not raw and (number := _inexact_number(data, [name])):
+                raise DataError(
+                    f"{file.name}: {name}: {number} has more digits than the other numbers of its "
+                    "column allow. Write the column as text, in quotes"
+                ) from None
+    return pa.schema(list(kinds.items()))
+
+
+def _with_times(kind: pa.DataType, column: pa.ChunkedArray) -> pa.DataType:
+    """A type with the types of times where all texts are times."""
+    if pa.types.is_list(kind):
+        return pa.list_(_with_times(kind.value_type, pc.list_flatten(column)))
+    if pa.types.is_struct(kind):
+        fields = [(f.name, _with_times(f.type, pc.struct_field(column, f.name))) for f in kind]
+        return pa.struct(fields)
+    texts = column.drop_null()
+    if not is_text(texts.type) or not len(texts):
+        return kind
+    for time in _TIMES:
+        try:
+            texts.cast(time)
+            return time
+        except pa.ArrowInvalid:
+            continue
+    return pa.large_string()
+
+
+def _with_uint64(kind: pa.DataType) -> pa.DataType:
+    """A type with uint64 in place of float64."""
+    if pa.types.is_list(kind):
+        return pa.list_(_with_uint64(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(f.name, _with_uint64(f.type)) for f in kind])
+    return pa.uint64() if pa.types.is_float64(kind) else kind
 
 
 def _schema_by_line(
@@ -105,33 +165,78 @@ def _schema_by_line(
 
 
 def _parse_json(data: bytes, schema: pa.Schema) -> pa.Table:
+    """Lines as the columns of a schema.
+
+    Raises:
+        pa.ArrowInvalid: A value has another type, or is an integer that its column of floats does
+            not keep.
+    """
     if not data.strip():
         return schema.empty_table()
+    table = _arrow_json(data, schema)
+    large = [name for name in schema.names if may_lose_digits(table[name])]
+    if large and (number := _inexact_number(data, large)):
+        raise pa.ArrowInvalid(f"{number} has more digits than float64")
+    return table.cast(schema)
+
+
+def _arrow_json(data: bytes, schema: pa.Schema, other_fields: str = "error") -> pa.Table:
     types = pa.schema([pa.field(field.name, _readable(field.type)) for field in schema])
     return pj.read_json(
         pa.BufferReader(data),
         pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
-        pj.ParseOptions(explicit_schema=types, unexpected_field_behavior="error"),
+        pj.ParseOptions(explicit_schema=types, unexpected_field_behavior=other_fields),
     )
 
 
+def _inexact_number(data: bytes, names: Sequence[str]) -> str | None:
+    """The first integer of some columns, nested ones too, that float64 does not keep."""
+
+    def inexact(value: Any) -> Iterator[str]:
+        if isinstance(value, _Integer):
+            if loses_digits(value):
+                yield value
+        elif isinstance(value, (list, dict)):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from inexact(item)
+
+    for line in data.split(b"\n"):
+        if _LONG.search(line):
+            record = json.loads(line, parse_int=_Integer)
+            if number := next(inexact([record.get(name) for name in names]), None):
+                return number
+    return None
+
+
+class _Integer(str):
+    """An integer as written."""
+
+
 def _readable(kind: pa.DataType) -> pa.DataType:
-    """A type of Arrow's JSON reader, which does not support large lists."""
-    if pa.types.is_large_list(kind):
+    """A type of Arrow's JSON reader.
+
+    It has no large lists, and drops the offset of a time: times are read as text, of which a cast
+    requires an offset if the type has a time zone, and no offset otherwise.
+    """
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.list_(_readable(kind.value_type))
     if pa.types.is_struct(kind):
         return pa.struct([pa.field(f.name, _readable(f.type)) for f in kind])
-    return kind
+    return pa.string() if pa.types.is_temporal(kind) else kind
 
 
-def _without_bad_lines(data: bytes, schema: pa.Schema) -> tuple[bytes, list[tuple[int, str]]]:
+def _without_bad_lines(
+    data: bytes,
+    schema: pa.Schema,
+    parse: Callable[[bytes, pa.Schema], pa.Table] = _parse_json,
+) -> tuple[bytes, list[tuple[int, str]]]:
     """Lines that parse, and malformed lines with their row numbers, by bisection."""
     lines = [line for line in data.split(b"\n") if line.strip()]
     bad: list[int] = []
 
     def bisect(first: int, last: int) -> None:
         try:
-            _parse_json(b"\n".join(lines[first:last]), schema)
+            parse(b"\n".join(lines[first:last]), schema)
         except pa.ArrowInvalid:
             if last - first == 1:
                 bad.append(first)

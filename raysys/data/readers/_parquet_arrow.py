@@ -59,7 +59,7 @@ class ParquetPart(FormatPart):
         chosen = [name for name in names if name in self.columns.names]
         inside = [name for name in chosen if name in source.schema_arrow.names]
         table = source.read_row_groups(list(groups), columns=inside, use_threads=False)
-        return in_order(table, self.columns, chosen, self.file.keys())
+        return in_order(table, self.columns, chosen, self.file)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from raysys.data._blocks import results, value_task
 from raysys.data._lineage import Lineage
+from raysys.data._supported_types import supported_type
 from raysys.data._table import Table
-from raysys.data.readers import _csv
+from raysys.data.readers import _csv, _csv_inspect
 from raysys.data.readers import _json_lines as _json
 from raysys.data.readers import _parquet_arrow as _formats
 from raysys.data.readers import _record_boundaries as _records
@@ -89,13 +90,14 @@ def read(
         [task.remote(_parts, kind, files[n : n + 32], options) for n in range(0, len(files), 32)]
     )
     parts = list(itertools.chain.from_iterable(inspected))
-    schema = _common_schema(parts, {} if raw else types or {})
+    schema = _common_schema(parts, {} if raw else types or {}, columns)
     names = set(schema.names)
     if unknown := [name for name in types or {} if name not in names]:
         raise DataError(f"{path}: unknown columns {unknown} in types; it has {schema.names[:20]}")
     if raw and (reserved := sorted(names & {FILE, ROW, MALFORMED})):
         raise DataError(f"{path}: has the columns {reserved}, which raw=True adds: rename them")
-    parts = [replace(part, columns=schema) for part in parts]
+    given = {"given": frozenset(types or {})} if kind == "csv" else {}
+    parts = [replace(part, columns=schema, **given) for part in parts]
     if all(part.file.size == 0 or _rowless(part) for part in parts):
         raise DataError(f"{path}: columns without rows. Give a file with at least one row")
     if kind in ("csv", "json"):
@@ -137,7 +139,7 @@ def _parts(kind: Format, files: Sequence[File], options: _csv.CsvOptions) -> lis
     parts: list[Any] = []
     for file in files:
         if kind == "csv":
-            parts.append(_csv.inspect(file, options))
+            parts.append(_csv_inspect.inspect(file, options))
         elif kind == "json":
             parts.append(_json.inspect_json(file, options.raw))
         elif kind == "parquet":
@@ -153,11 +155,16 @@ def _rowless(part: Any) -> bool:
     return not (part.groups if isinstance(part, _formats.ParquetPart) else part.batches)
 
 
-def _common_schema(parts: Sequence[Any], types: Mapping[str, pa.DataType]) -> pa.Schema:
+def _common_schema(
+    parts: Sequence[Any], types: Mapping[str, pa.DataType], selected: Sequence[str] | None = None
+) -> pa.Schema:
     """The common schema of all files, with the widest type of numbers.
 
+    Columns of an unsupported type are left out unless they are selected.
+
     Raises:
-        DataError: A file has columns that the first does not have, or an incompatible type.
+        DataError: A file has columns that the first does not have, or an incompatible type; a
+            selected column, of all by default, has an unsupported type.
     """
     first, schemas = parts[0], {part.file: part.columns for part in parts}
     names, kinds = first.columns.names, {field.name: field.type for field in first.columns}
@@ -174,18 +181,32 @@ def _common_schema(parts: Sequence[Any], types: Mapping[str, pa.DataType]) -> pa
             name, kind = field.name, kinds[field.name]
             if field.type == kind or name in types:
                 continue
-            schemas_of_both = [pa.schema([("x", t)]) for t in as_lists([kind, field.type])]
             try:
-                both = pa.unify_schemas(schemas_of_both, promote_options="permissive")
+                kinds[name] = _wider(kind, field.type)
             except pa.ArrowException:
                 raise DataError(
                     f"{file.name}: column {name!r} is {field.type}, but {kind} in "
                     f"{first.file.name}. Convert one, or give types={{{name!r}: ...}} for CSV"
                 ) from None
-            kinds[name] = both.field("x").type
     kinds = {**kinds, **_key_types(list(schemas), kinds)}
     kinds.update({name: kind for name, kind in types.items() if name in kinds})
-    return pa.schema([pa.field(name, normal_type(kind)) for name, kind in kinds.items()])
+    fields = []
+    for name, kind in kinds.items():
+        try:
+            fields.append(pa.field(name, supported_type(name, normal_type(kind))))
+        except DataError as error:
+            if selected is None or name in selected:
+                raise DataError(f"{first.file.name}: {error}") from None
+    return pa.schema(fields)
+
+
+def _wider(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type of both; values that do not fit it are an error when they are read."""
+    kinds = as_lists([kind, other])
+    if pa.uint64() in kinds and all(map(pa.types.is_integer, kinds)):
+        return pa.uint64()  # Arrow has int64, beyond which its values are
+    schemas = [pa.schema([("x", kind)]) for kind in kinds]
+    return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
 
 
 def _key_types(files: Sequence[File], columns: Mapping[str, Any]) -> dict[str, pa.DataType]:

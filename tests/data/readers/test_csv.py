@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.data.readers._csv import CsvOptions, CsvPart, inspect
+from raysys.data.readers._csv import CsvOptions, CsvPart
+from raysys.data.readers._csv_inspect import inspect
 from raysys.data.readers._files import find
 from raysys.data.readers._record_boundaries import count_records, cut, record_ends, scan, walk
 from raysys.errors import DataError

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.data import Schema
-from raysys.data.readers._csv import CsvOptions, CsvPart, inspect
+from raysys.data.readers._csv import CsvOptions, CsvPart
+from raysys.data.readers._csv_inspect import inspect
 from raysys.data.readers._csv_typed import read_typed
 from raysys.data.readers._files import find
 from raysys.data.validation import _validate
