@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysys.data._blocks import block_count
-from raysys.data._lazy_plan import LazyOperation
+from raysys.data._lazy_plan import LazyOperation, frame_of
 from raysys.data._polars import pl
 from raysys.data._shuffle import by_hash, merge
 from raysys.errors import DataError
@@ -29,10 +29,16 @@ class _Function:
     Attributes:
         parts: Maps a column to the parts of a block's group, by name.
         merged: The result, from a function that maps a part's name to its column.
+        narrow: The type of the parts and the result, if they are computed in a wider one.
     """
 
     parts: Callable[[pl.Expr], dict[str, pl.Expr]]
     merged: Callable[[Callable[[str], pl.Expr]], pl.Expr]
+    narrow: pl.DataType | None = None
+
+
+def _count(column: pl.Expr) -> pl.Expr:
+    return column.count().cast(pl.Int64)
 
 
 def _moments(column: pl.Expr) -> dict[str, pl.Expr]:
@@ -63,9 +69,9 @@ def _repeated(name: str) -> _Function:
 
 
 _FUNCTIONS: dict[str, _Function] = {
-    "count": _Function(lambda c: {"count": c.count()}, lambda p: p("count").sum()),
-    "sum": _repeated("sum"),
-    "mean": _Function(lambda c: {"total": c.sum(), "count": c.count()}, _mean),
+    "count": _Function(lambda c: {"count": _count(c)}, lambda p: p("count").sum()),
+    "sum": _Function(lambda c: {"sum": c.sum()}, lambda p: p("sum").sum()),
+    "mean": _Function(lambda c: {"total": c.sum(), "count": _count(c)}, _mean),
     "min": _repeated("min"),
     "max": _repeated("max"),
     "var": _Function(_moments, _variance),
@@ -80,12 +86,54 @@ _FUNCTIONS: dict[str, _Function] = {
     "all": _repeated("all"),
     "median": _Function(lambda c: {"median": c.median()}, lambda p: p("median").first()),
     "n_unique": _Function(
-        lambda c: {"n_unique": c.drop_nulls().n_unique()}, lambda p: p("n_unique").first()
+        lambda c: {"n_unique": c.drop_nulls().n_unique().cast(pl.Int64)},
+        lambda p: p("n_unique").first(),
     ),
     "list": _Function(lambda c: {"list": c.implode()}, lambda p: p("list").first()),
 }
+
+
+def _function(name: str, kind: pl.DataType) -> _Function:
+    """An aggregate of a column of some type."""
+    if name == "sum" and (kind.is_integer() or kind == pl.Boolean):
+        return _integer_sum(pl.UInt64() if kind.is_unsigned_integer() else pl.Int64())
+    if name == "mean" and kind.is_temporal():
+        return _time_mean(kind)
+    return _FUNCTIONS[name]
+
+
+def _integer_sum(kind: pl.DataType) -> _Function:
+    """A sum of which an overflow is an error: polars' own wraps around."""
+    return _Function(
+        lambda c: {"sum": c.cast(pl.Int128).sum()}, lambda p: p("sum").cast(pl.Int128).sum(), kind
+    )
+
+
+def _time_mean(kind: pl.DataType) -> _Function:
+    """A mean of dates as times, or of times, exact to their unit."""
+    if kind == pl.Date:
+        kind = pl.Datetime("us")
+
+    def parts(column: pl.Expr) -> dict[str, pl.Expr]:
+        units = column.cast(kind).to_physical().cast(pl.Int64)
+        # Two sums, since one of all units would overflow after some thousand rows.
+        return {
+            "high": (units // _UNITS).sum(),
+            "low": (units % _UNITS).sum(),
+            "count": _count(column),
+        }
+
+    def merged(part: Callable[[str], pl.Expr]) -> pl.Expr:
+        high, low, count = (part(name).sum().cast(pl.Int128) for name in ("high", "low", "count"))
+        mean = pl.when(count > 0).then((high * _UNITS + low) // count)
+        return mean.cast(pl.Int64).cast(kind)
+
+    return _Function(parts, merged)
+
+
 _UNMERGEABLE = ("median", "n_unique", "list")  # need all values of a group in one part
 ROWS = "rows"
+_UNITS = 1_000_000_000
 
 
 def aggregate(
@@ -96,8 +144,10 @@ def aggregate(
     results = _checked(aggregates, groups, names)
     if missing := [name for name in groups if name not in names]:
         raise DataError(f"aggregate: no such columns in `by`: {missing}; there are {names[:20]}")
+    kinds = dict(frame_of(table.schema.empty_table()).schema)
     partial, merged = (
-        LazyOperation("aggregate", function, (groups, results)) for function in (_partial, _merged)
+        LazyOperation("aggregate", function, (groups, results, kinds))
+        for function in (_partial, _merged)
     )
     if mergeable := all(function not in _UNMERGEABLE for _, function in results.values()):
         rows = table._planned(partial)
@@ -131,53 +181,59 @@ def _checked(
 
 
 def _partial(
-    frame: pl.LazyFrame, by: Sequence[str], results: Mapping[str, tuple[str, str]]
+    frame: pl.LazyFrame,
+    by: Sequence[str],
+    results: Mapping[str, tuple[str, str]],
+    kinds: Mapping[str, pl.DataType],
 ) -> pl.LazyFrame:
     """One row for each group, with the parts of its results."""
-    kinds = frame.collect_schema()
     parts: dict[str, pl.Expr] = {}
+    narrow: dict[str, pl.DataType] = {}
     for column, function in dict.fromkeys(results.values()):
         if function == ROWS:
-            parts[_part("", ROWS)] = pl.len()
+            parts[_part("", ROWS)] = pl.len().cast(pl.Int64)
             continue
         wide = _wide(column, kinds[column], function)
-        for name, expression in _FUNCTIONS[function].parts(wide).items():
+        of = _function(function, kinds[column])
+        for name, expression in of.parts(wide).items():
             parts[_part(column, name)] = expression
+            if of.narrow is not None:
+                narrow[_part(column, name)] = of.narrow
     if not by:
-        return frame.select(**parts)
-    return frame.group_by(by, maintain_order=True).agg(**parts)
+        return frame.select(**parts).cast(narrow)  # type: ignore[arg-type]
+    return frame.group_by(by, maintain_order=True).agg(**parts).cast(narrow)  # type: ignore[arg-type]
 
 
 def _merged(
-    frame: pl.LazyFrame, by: Sequence[str], results: Mapping[str, tuple[str, str]]
+    frame: pl.LazyFrame,
+    by: Sequence[str],
+    results: Mapping[str, tuple[str, str]],
+    kinds: Mapping[str, pl.DataType],
 ) -> pl.LazyFrame:
     """The results, from rows of parts; ascending by group."""
-    columns = {}
+    columns: dict[str, pl.Expr] = {}
+    narrow: dict[str, pl.DataType] = {}
     for name, (column, function) in results.items():
         if function == ROWS:
             columns[name] = pl.col(_part("", ROWS)).sum()
-        else:
-            columns[name] = _FUNCTIONS[function].merged(
-                lambda part, column=column: pl.col(_part(column, part))  # type: ignore[misc]
-            )
+            continue
+        of = _function(function, kinds[column])
+        columns[name] = of.merged(
+            lambda part, column=column: pl.col(_part(column, part))  # type: ignore[misc]
+        )
+        if of.narrow is not None:
+            narrow[name] = of.narrow
     if not by:
-        return frame.select(**columns)
-    return frame.group_by(by, maintain_order=True).agg(**columns).sort(by)
+        return frame.select(**columns).cast(narrow)  # type: ignore[arg-type]
+    rows = frame.group_by(by, maintain_order=True).agg(**columns)
+    return rows.cast(narrow).sort(by)  # type: ignore[arg-type]
 
 
 def _wide(column: str, kind: Any, function: str) -> pl.Expr:
     """A column cast to a type in which its sums do not overflow."""
-    wide: Any = None
-    if function in ("mean", "var", "std") and (kind.is_numeric() or kind == pl.Boolean):
-        wide = pl.Float64
-    elif function == "sum":
-        if kind.is_unsigned_integer():
-            wide = pl.UInt64
-        elif kind.is_integer() or kind == pl.Boolean:
-            wide = pl.Int64
-        elif kind.is_float():
-            wide = pl.Float64
-    return pl.col(column) if wide is None else pl.col(column).cast(wide)
+    is_mean = function in ("mean", "var", "std") and (kind.is_numeric() or kind == pl.Boolean)
+    is_sum = function == "sum" and kind.is_float()
+    return pl.col(column).cast(pl.Float64) if is_mean or is_sum else pl.col(column)
 
 
 def _part(column: str, name: str) -> str:
@@ -186,28 +242,59 @@ def _part(column: str, name: str) -> str:
 
 def windows(frame: pl.LazyFrame, time: str, every: str, period: str | None) -> pl.LazyFrame:
     """Rows with `window`, the start of each window that contains them."""
-    _split(every)
-    start = pl.col(time).dt.truncate(every)
+    _, unit = _split(every)
+    kind = frame.collect_schema()[time]
+    if not isinstance(kind, (pl.Date, pl.Datetime)):
+        raise DataError(f"window: {time!r} is {kind}; give a column of dates or times")
+    zone, step = getattr(kind, "time_zone", None) or "UTC", _seconds(every)
+    moment = pl.col(time)
+    # At a change of clocks, windows of whole hours start at the same local times as on other days,
+    # so that one is longer or shorter; those of an hour or less keep their length.
+    is_local = zone != "UTC" and step > _UNIT_S["h"] and step % _UNIT_S["h"] == 0
+    is_uneven = zone != "UTC" and not is_local and _UNIT_S["h"] % step > 0
+    if is_local:
+        moment = moment.dt.replace_time_zone(None)
+    elif is_uneven:
+        moment = moment.dt.convert_time_zone("UTC")
+    start = moment.dt.truncate(every)
     if period is None:
-        return frame.with_columns(window=start)
-    count = _windows_a_row(every, period)
-    starts = pl.concat_list([start.dt.offset_by(f"-{n}{_split(every)[1]}") for n in count])
-    # A row without a time falls into the window without a start, once.
-    starts = pl.when(pl.col(time).is_null()).then(pl.concat_list(start)).otherwise(starts)
-    frame = frame.with_columns(window=starts).explode("window")
-    within = pl.col("window").dt.offset_by(period) > pl.col(time)
-    return frame.filter(within | pl.col(time).is_null())
+        frame = frame.with_columns(window=start)
+    else:
+        count = _windows_a_row(every, period)
+        starts = pl.concat_list([start.dt.offset_by(f"-{n}{unit}") for n in count])
+        # A row without a time falls into the window without a start, once.
+        starts = pl.when(moment.is_null()).then(pl.concat_list(start)).otherwise(starts)
+        frame = frame.with_columns(window=starts).explode("window")
+        if _seconds(period) % step:
+            within = pl.col("window").dt.offset_by(period) > moment
+            frame = frame.filter(within | moment.is_null())
+    if is_local:
+        frame = frame.with_columns(window=_instant(pl.col("window"), zone))
+    return frame.with_columns(pl.col("window").dt.convert_time_zone(zone)) if is_uneven else frame
+
+
+def _instant(local: pl.Expr, zone: str) -> pl.Expr:
+    """The first instant that is not before a local time."""
+    first: Any = {"ambiguous": "earliest", "non_existent": "null"}
+    hours = pl.duration(hours=3)  # before it, the clocks have not been changed yet
+    skipped = (local - hours).dt.replace_time_zone(zone, **first) + hours
+    return local.dt.replace_time_zone(zone, **first).fill_null(skipped)
 
 
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def _windows_a_row(every: str, period: str) -> range:
-    (step, unit), (length, period_unit) = _split(every), _split(period)
-    step_s, period_s = step * _UNIT_S[unit], length * _UNIT_S[period_unit]
+    step_s, period_s = _seconds(every), _seconds(period)
     if period_s < step_s:
         raise DataError(f"window: a period of {period} is shorter than a step of {every}")
+    step, _ = _split(every)
     return range(0, -(-period_s // step_s) * step, step)
+
+
+def _seconds(duration: str) -> int:
+    number, unit = _split(duration)
+    return number * _UNIT_S[unit]
 
 
 def _split(duration: str) -> tuple[int, str]:

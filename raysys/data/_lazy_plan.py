@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 plugins = lazy_import("polars.io.plugins")
+
+
+# polars' message of a sum in 128 bits that does not fit the result; \x1f: see `_aggregate`.
+_OVERFLOW = re.compile(r"conversion from `i128` to `([iu]64)` failed in column '([^'\x1f]*)")
 
 
 class Part(Protocol):
@@ -114,6 +119,11 @@ def collect(frame: pl.LazyFrame, what: str) -> pa.Table:
     try:
         return frame.collect().to_arrow()
     except pl.exceptions.PolarsError as error:
+        if overflow := _OVERFLOW.search(str(error)):
+            kind, column = overflow.groups()
+            raise DataError(
+                f"{what}: the sum {column!r} is beyond {kind}. Convert the column to float64 before"
+            ) from None
         raise DataError(f"{what}: {error}") from None
 
 

@@ -133,6 +133,7 @@ class RelationalTable(PlannedBlocks):
             by: Further columns that make a group.
             aggregates: As for `aggregate`.
         """
+        self._names("window", time)
         operation = LazyOperation("window", _aggregate.windows, (time, every, period))
         planned = self._planned(operation, time=time, every=every, period=period)
         return planned.aggregate(["window", *by], **aggregates)
@@ -186,6 +187,8 @@ class RelationalTable(PlannedBlocks):
 
     def repartition(self, blocks: int) -> Self:
         """The same rows in the same order, in this many blocks of about equal numbers of rows."""
+        if blocks < 1:
+            raise DataError(f"repartition: blocks={blocks}; give at least 1")
         pairs = _shuffle.evenly(self.blocks(), [meta.rows for meta in self.metas()], blocks)
         return self._computed("repartition", pairs, {"blocks": blocks})
 

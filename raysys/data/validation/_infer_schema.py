@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -26,6 +27,10 @@ _GUESSES = ("int64", "float64", "bool", "date", "timestamp[us]", "timestamp[us, 
 _MAX_ALLOWED = 20  # distinct texts of a column with a list of allowed values
 _MIN_ROWS_PER_VALUE = 10  # rows per allowed value
 _MIN_ROWS = 100  # rows from which unique columns and distributions are inferred
+# Names of columns that identify: `id`, `user_id`, `userId`, `ID`, `zip code`, `order_no`.
+_ID_NAME = re.compile(
+    r"(?i:(^|[_\s.-])(id|ids|key|code|no|nr|number|uid|zip|index))$|[a-z0-9](Id|ID|Key|Code|No|Nr)$"
+)
 _MARGIN = 0.1  # fraction of the range by which it is widened on each side
 _NULL_MARGIN = 0.05  # tolerance of the fraction of missing values
 
@@ -38,7 +43,8 @@ def infer_schema(table: Table, name: str) -> Schema:
       zeros are not numbers. Columns of other types (lists, structs, bytes) are left out.
     - A column is nullable if a value is missing.
     - Numbers get their range, widened by a tenth on each side but not across zero; dates and
-      times their first day.
+      times their first day. Integers that are ids by their name (`id`, `user_id`, `zip_code`) get
+      the lower bound 0 if none is negative, and no other: the next file has new ones.
     - Texts with up to 20 distinct values, and ten rows for each, get the list of allowed values.
     - From 100 rows on, columns without missing and repeated values are unique, but not floats.
       Unique numbers get the lower bound 0 if none is negative, and no other.
@@ -59,16 +65,17 @@ def infer_schema(table: Table, name: str) -> Schema:
     stats, many = statistics(typed, list(types)), len(typed) >= _MIN_ROWS
     texts = _allowed(typed, [column for column, kind in types.items() if kind == "string"])
     keys = _keys(typed, types, stats) if many else set()
+    ids = keys | {c for c, kind in types.items() if "int" in kind and _ID_NAME.search(c)}
     ranges = [
         column
         for column, kind in types.items()
-        if column not in keys and _is_number(kind) and stats[column]["min"] != stats[column]["max"]
+        if column not in ids and _is_number(kind) and stats[column]["min"] != stats[column]["max"]
     ]
     quartiles = _quartiles(typed, stats, ranges) if many else {}
     columns, distributions = {}, {}
     for column, kind in types.items():
         column_stats = stats[column]
-        low, high = _range(column_stats, kind, column in keys)
+        low, high = _range(column_stats, kind, column in ids)
         columns[column] = Column(
             type=kind,
             nullable=column_stats["nulls"] > 0,
@@ -196,7 +203,7 @@ def _quartiles(
     return order_statistics(typed, ranks)
 
 
-def _range(stats: Mapping[str, Any], kind: str, is_key: bool) -> tuple[Any, Any]:
+def _range(stats: Mapping[str, Any], kind: str, is_id: bool) -> tuple[Any, Any]:
     """Bounds of a column's values."""
     low, high = stats["min"], stats["max"]
     if low is None or not (_is_number(kind) or is_temporal(kind)):
@@ -206,7 +213,7 @@ def _range(stats: Mapping[str, Any], kind: str, is_key: bool) -> tuple[Any, Any]
         return (first if kind == "date" else first.date()), None
     zero = 0 if low >= 0 else None
     span = high - low
-    if is_key or not 0 < span < math.inf:
+    if is_id or not 0 < span < math.inf:
         return zero, None
     if not kind.startswith("float"):
         margin = math.ceil(span * _MARGIN)

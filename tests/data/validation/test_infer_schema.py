@@ -129,3 +129,17 @@ def test_all_values_read_as_each_guess(texts: list[str | None]) -> None:
 def test_the_schema_does_not_depend_on_blocks(raw: Table, schema: Schema, tmp_path: Path) -> None:
     rows = raw.to_arrow()
     assert infer_schema(Table.from_arrow(rows, 70), "flights") == schema
+
+
+def test_ids_have_no_bound_that_refuses_the_next_file() -> None:
+    rows = np.arange(200)
+    names = ["user_id", "userId", "id", "ID", "zip_code", "order no"]
+    columns = dict.fromkeys(names, rows // 2 + 7) | {"price": rows // 2, "valid": rows // 3}
+    schema = infer_schema(Table.from_arrow(pa.table(columns)), "orders")
+    for name in names:
+        assert (schema.columns[name].min, schema.columns[name].max) == (0, None)
+        assert name not in schema.distributions
+    assert schema.columns["price"].max == 109
+    assert schema.columns["valid"].max is not None
+    later = pa.table({name: values + 10_000 * (name in names) for name, values in columns.items()})
+    assert len(validate(Table.from_arrow(later), schema).quarantine) == 0
