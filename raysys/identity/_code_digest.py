@@ -4,15 +4,20 @@ The project is the folder from which the function's module was imported. Source 
 a definition counts with every definition that its text names, across modules, so that an edit
 elsewhere in a module changes nothing. Comments, layout and docstrings do not count. Installed
 packages count by version, raysys by content. A function without a source file (a notebook, exec)
-counts by its bytecode and that of the functions it names. Code reached only through a string
-(`getattr`, `importlib`) or an instance passed as an argument is not seen.
+counts by its bytecode and that of the functions it names. A name that no source defines has no
+digest: its code counts as changed in every process. Code reached only through a string (`getattr`,
+`importlib`) or an instance passed as an argument is not seen.
 """
 
 import ast
+import builtins
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import inspect
+import logging
+import secrets
 import sys
 import types
 from pathlib import Path
@@ -20,12 +25,15 @@ from typing import Any
 
 from raysys.identity._module_source import (
     ModuleSource,
+    bound_names,
     find_spec,
     is_installed,
     module_source,
     without_docs,
 )
 
+_log = logging.getLogger("raysys.identity")
+_BUILTINS = frozenset(dir(builtins)) | {"__file__", "__path__", "__class__"}
 # Module and top-level name; None for all of the module.
 _Unit = tuple[str, str | None]
 
@@ -107,7 +115,9 @@ class _Reach:
             reached = self._named(name, module, unit, module.units[unit])
             return reached + self._named(name, module, "", module.always)
         if unit in module.imports:
-            return [module.imports[unit]]
+            return list(module.imports[unit])
+        if stars := self._through_stars(module, unit):
+            return stars
         submodule = f"{name}.{unit}"
         if unit != "*" and self._project_module(submodule) is not None:
             return [(submodule, None)]
@@ -118,27 +128,47 @@ class _Reach:
     ) -> list[_Unit]:
         """Record the text of statements; return the definitions that it names."""
         bare = [without_docs(statement) for statement in statements]
-        self._texts[name, unit] = "\n".join(ast.unparse(statement) for statement in bare)
+        self._texts[module.name, unit] = "\n".join(ast.unparse(statement) for statement in bare)
         nodes = [node for statement in bare for node in ast.walk(statement)]
-        imports = dict(module.imports)
+        imports = {name: list(sources) for name, sources in module.imports.items()}
         for node in nodes:
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                imports |= module.imported(node)
+            module.add_imports(imports, node)
+        local = {name for statement in bare for name in bound_names(statement)}
         reached: list[_Unit] = []
         attributes = {id(n.value): n.attr for n in nodes if isinstance(n, ast.Attribute)}
         for node in nodes:
             if not isinstance(node, ast.Name):
                 continue
             if node.id in imports:
-                source, attribute = imports[node.id]
                 inner = attributes.get(id(node))
-                as_module = source if attribute is None else f"{source}.{attribute}"
-                if inner is not None and self._project_module(as_module) is not None:
-                    reached.append((as_module, inner))  # film_etl.etl: that definition only
+                for source, attribute in imports[node.id]:
+                    as_module = source if attribute is None else f"{source}.{attribute}"
+                    if inner is not None and self._project_module(as_module) is not None:
+                        reached.append((as_module, inner))  # film_etl.etl: that definition only
+                    else:
+                        reached.append((source, attribute))
+            elif node.id in module.units:
+                if node.id != unit:
+                    reached.append((name, node.id))
+            elif node.id not in local | module.bound | _BUILTINS:
+                if stars := self._through_stars(module, node.id):
+                    reached += stars
                 else:
-                    reached.append((source, attribute))
-            elif node.id in module.units and node.id != unit:
-                reached.append((name, node.id))
+                    self._texts[module.name, f"{unit}.{node.id}"] = _unresolved(name, node.id)
+        return reached
+
+    def _through_stars(self, module: ModuleSource, unit: str) -> list[_Unit]:
+        """Definitions that `from module import *` may bind a name to."""
+        reached: list[_Unit] = []
+        for star in module.stars:
+            source = self._project_module(star)
+            if source is None:
+                if unit in _public_names(star):
+                    reached.append((star, None))
+            elif unit in source.units or unit in source.imports or unit in source.bound:
+                reached.append((star, unit))
+            else:
+                reached += self._through_stars(source, unit)
         return reached
 
     def _project_module(self, name: str) -> ModuleSource | None:
@@ -146,6 +176,25 @@ class _Reach:
             return None
         module = module_source(name)
         return module if module and module.path.is_relative_to(self._root) else None
+
+
+@functools.cache
+def _public_names(package: str) -> frozenset[str]:
+    """Names of an installed module, which is imported."""
+    try:
+        return frozenset(vars(importlib.import_module(package)))
+    except ImportError:
+        return frozenset()
+
+
+@functools.cache
+def _unresolved(module: str, name: str) -> str:
+    """Text of a name without a source: another one in every process."""
+    _log.warning(
+        "%s: no source defines %r, so code that uses it counts as changed in every process. "
+        "Import or assign it in the module", module, name,
+    )  # fmt: skip
+    return secrets.token_hex(16)
 
 
 def _bytecode(value: Any, seen: set[int]) -> Any:

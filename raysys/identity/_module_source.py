@@ -12,23 +12,34 @@ from pathlib import Path
 _STANDARD_LIBRARY = Path(ast.__file__).resolve().parent
 
 
+Imports = dict[str, list[tuple[str, str | None]]]
+"""Modules and attributes by the names that imports bind."""
+
+
 class ModuleSource:
     """The parsed source of a module.
 
     Attributes:
+        name: Name of the module; of `python -m name` too.
         units: Statements by the top-level name that they define.
-        imports: Module and attribute (None for the module itself) by the imported name.
+        imports: Modules and attributes (None for the module itself) by the imported name; several
+            where branches import a name from different modules.
+        stars: Modules of `from module import *`.
         always: Statements that run whenever the module is imported.
+        bound: Names that those statements bind.
         root: The folder from which the module is imported.
     """
 
     def __init__(self, name: str, path: Path, is_package: bool) -> None:
+        self.name = name
         self.path, self.root = path, path.parents[name.count(".") + is_package]
         self._package = name if is_package else name.rpartition(".")[0]
         self.units: dict[str, list[ast.stmt]] = {}
-        self.imports: dict[str, tuple[str, str | None]] = {}
+        self.imports: Imports = {}
+        self.stars: list[str] = []
         self.always: list[ast.stmt] = []
         self._sort(ast.parse(path.read_text()).body)
+        self.bound = {name for statement in self.always for name in bound_names(statement)}
 
     def _sort(self, body: list[ast.stmt]) -> None:
         for statement in body:
@@ -38,27 +49,32 @@ class ModuleSource:
             elif test.startswith("__name__ ==") or is_text(statement):
                 continue
             elif isinstance(statement, ast.Import | ast.ImportFrom):
-                self.imports |= self.imported(statement)
+                self.add_imports(self.imports, statement)
             else:
                 names = _defined_names(statement)
                 for name in names:
                     self.units.setdefault(name, []).append(statement)
                 if not names:
                     self.always.append(statement)
+                    for node in ast.walk(statement):  # imports of the branches of an if or a try
+                        self.add_imports(self.imports, node)
 
-    def imported(self, statement: ast.Import | ast.ImportFrom) -> dict[str, tuple[str, str | None]]:
-        """Module and attribute by the names that an import binds."""
-        if isinstance(statement, ast.Import):
-            return {
-                alias.asname or alias.name.partition(".")[0]: (
-                    alias.name if alias.asname else alias.name.partition(".")[0],
-                    None,
-                )
-                for alias in statement.names
-            }
-        above = self._package.split(".")[: 1 - statement.level or None]
-        parts = [*(above if statement.level else []), *filter(None, [statement.module])]
-        return {a.asname or a.name: (".".join(parts), a.name) for a in statement.names}
+    def add_imports(self, imports: Imports, node: ast.AST) -> None:
+        """Add the names that a node binds if it is an import."""
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                module = alias.name if alias.asname else alias.name.partition(".")[0]
+                imports.setdefault(alias.asname or module, []).append((module, None))
+        elif isinstance(node, ast.ImportFrom):
+            above = self._package.split(".")[: 1 - node.level or None]
+            parts = [*(above if node.level else []), *filter(None, [node.module])]
+            module = ".".join(parts)
+            for alias in node.names:
+                if alias.name == "*":
+                    self.stars.append(module)
+                else:
+                    name = alias.asname or alias.name
+                    imports.setdefault(name, []).append((module, alias.name))
 
 
 @functools.cache
@@ -66,6 +82,8 @@ def module_source(name: str) -> ModuleSource | None:
     """Source of a module; None for installed packages, the standard library and binaries."""
     if name == "__main__":
         file = getattr(sys.modules[name], "__file__", None)
+        run_as = getattr(sys.modules[name], "__spec__", None)
+        name = run_as.name if run_as and "__main__" not in run_as.name else name
         return ModuleSource(name, Path(file).resolve(), False) if file else None
     spec = find_spec(name)
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
@@ -109,6 +127,25 @@ def without_docs(statement: ast.stmt) -> ast.stmt:
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             node.returns = None
     return copy
+
+
+def bound_names(statement: ast.AST) -> set[str]:
+    """Names that a statement binds anywhere within it: variables, parameters, definitions."""
+    names: set[str] = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            names.add(node.id)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name.partition(".")[0])
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+            names.add(node.name)
+        elif isinstance(node, ast.MatchMapping) and node.rest:
+            names.add(node.rest)
+    return names
 
 
 def _defined_names(statement: ast.stmt) -> list[str]:

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import sys
 import types
 from collections.abc import Iterable, Iterator
 from datetime import date, time, timedelta
@@ -117,12 +118,16 @@ class _ContentWalk:
                 yield code_digest(value).encode()
         elif isinstance(value, types.ModuleType):
             yield value.__name__.encode()
+        elif type(value).__module__.startswith("torch") and hasattr(value, "detach"):  # a tensor
+            flat = value.detach().cpu().contiguous()
+            yield f"{flat.dtype} {tuple(flat.shape)}".encode()
+            yield flat.reshape(-1).view(sys.modules["torch"].uint8).numpy().tobytes()
         elif isinstance(value, pa.Table | pa.RecordBatch):
             yield _arrow(value)
         elif type(value).__module__.startswith("polars") and hasattr(value, "meta"):
             yield value.meta.serialize()
         elif hasattr(value, "model_dump"):  # a pydantic model
-            names = list(type(value).model_fields)
+            names = [*type(value).model_fields, *(value.model_extra or ())]
             yield from self._parts({name: getattr(value, name) for name in names})
         elif dataclasses.is_dataclass(value):
             names = [field.name for field in dataclasses.fields(value)]
@@ -148,8 +153,9 @@ class _ContentWalk:
         yield code_digest(function).encode()
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
         yield from self._parts([function.__qualname__, *cells])
-        if "<" in function.__qualname__:  # elsewhere defaults are a part of the source
-            yield from self._parts([function.__defaults__, function.__kwdefaults__])
+        strict, self._strict = self._strict, False  # the source has them too, as expressions
+        yield from self._parts([function.__defaults__, function.__kwdefaults__])
+        self._strict = strict
 
 
 def _arrow(rows: pa.Table | pa.RecordBatch) -> bytes:

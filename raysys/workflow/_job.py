@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from raysys.tracking import TrackedRun, git_commit, open_run, package_versions
 from raysys.workflow._diagram import draw_record
 from raysys.workflow._execution import Execution
 from raysys.workflow._run_context import Notes
-from raysys.workflow._step import Step, check_name, step_name, with_results
+from raysys.workflow._step import Step, check_name, check_no_hidden_step, step_name, with_results
 from raysys.workflow._step_results import StepResult, load
 from raysys.workflow._step_task import Costs
 
@@ -126,6 +126,7 @@ class Job:
                 f"job {self.name!r} has two steps {step.name!r}: give the second function "
                 "another name"
             )
+        check_no_hidden_step([function, args, kwargs])
         for source in step.inputs:
             if self.steps.get(source.name) is not source:
                 raise RaysysError(
@@ -173,9 +174,9 @@ class Job:
     def key_of(self, step: Step) -> str:
         """Digest of a step's code, parameters and inputs; the inputs must have results."""
         results = {source.name: self.progress[source.name].result for source in step.inputs}
-        inputs = {name: _InputContent(result.content) for name, result in results.items() if result}
+        contents = {n: _InputContent(r.content, r.items) for n, r in results.items() if r}
         try:
-            arguments = digest(*with_results((step.args, step.kwargs), inputs))
+            arguments = digest(*with_results((step.args, step.kwargs), contents))
             code = digest(step.function)
         except RaysysError as error:
             raise RaysysError(f"step {step.name!r}: {error}") from None
@@ -299,9 +300,10 @@ class Job:
 
 @dataclass(frozen=True)
 class _InputContent:
-    """Stands for an input in a key; an item of it counts with all of the input."""
+    """Stands for an input in a key; an item of it counts alone, if its digest is known."""
 
     content: str
+    items: Mapping[str, str] = field(hash=False)
 
-    def __getitem__(self, key: Any) -> tuple[str, Any]:
-        return self.content, key
+    def __getitem__(self, key: Any) -> str:
+        return self.items.get(repr(key), f"{self.content} {key!r}")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
 
 if TYPE_CHECKING:
     from raysys.cluster import Resources
+
+_CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 @dataclass(frozen=True)
@@ -95,16 +101,19 @@ class StepItem:
 
 
 def with_results(value: Any, results: Mapping[str, Any]) -> Any:
-    """Arguments with steps, also those in lists and dicts, replaced by results by step name."""
+    """Arguments with steps, also those in containers, replaced by results by step name."""
     if isinstance(value, Step):
         return results[value.name]
     if isinstance(value, StepItem):
         return results[value.step.name][value.key]
+    if not isinstance(value, _CONTAINERS) or next(_steps(value), None) is None:
+        return value
     if isinstance(value, dict):
-        return {key: with_results(item, results) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(with_results(item, results) for item in value)
-    return value
+        replaced = copy.copy(value)
+        replaced.update((key, with_results(item, results)) for key, item in value.items())
+        return replaced
+    items = [with_results(item, results) for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def step_name(function: Callable[..., Any]) -> str:
@@ -121,12 +130,43 @@ def check_name(name: str) -> None:
 
 
 def _steps(value: Any) -> Iterator[Step]:
+    """Steps that are a value, or within containers."""
     if isinstance(value, Step):
         yield value
     elif isinstance(value, StepItem):
         yield value.step
-    elif isinstance(value, dict):
-        yield from _steps(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
+    elif isinstance(value, _CONTAINERS):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _steps(item)
+
+
+def check_no_hidden_step(value: Any, depth: int = 4) -> None:
+    """Refuse a step where it would not be replaced: in an object's attribute or a dict's key."""
+    if isinstance(value, _CONTAINERS):
+        for item in value.values() if isinstance(value, dict) else value:
+            check_no_hidden_step(item, depth)
+    if depth == 0 or isinstance(value, (Step, StepItem, type, ModuleType)):
+        return
+    inner: list[Any] = [list(value)] if isinstance(value, dict) else []
+    inner += [getattr(value, "__dict__", None), *_bound(value)]
+    for part in filter(None, inner):
+        if step := next(_steps(part), None):
+            raise RaysysError(
+                f"step {step.name!r} is hidden in a {type(value).__name__}: give it as an argument "
+                "of the step, or in a list, tuple, set or the values of a dict"
+            )
+        items = part.values() if isinstance(part, dict) else part
+        for item in items:
+            if not isinstance(item, _CONTAINERS):
+                check_no_hidden_step(item, depth - 1)
+
+
+def _bound(value: Any) -> list[Any]:
+    """Values that a callable is bound to."""
+    if isinstance(value, functools.partial):
+        return [value.args, value.keywords]
+    values = []
+    for cell in getattr(value, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # a name that has no value yet
+            values.append(cell.cell_contents)
+    return [values]

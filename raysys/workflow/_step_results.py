@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import pickle
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from raysys.storage import Storage
 
 _VALUE = "value.pickle"
+_MAX_ITEMS = 1000  # with a digest of their own
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,12 @@ class StepResult:
     Attributes:
         path: Storage path of its folder.
         content: Digest of the value: equal for equal values, independent of the code.
+        items: The same of each item of a mapping or sequence, by the `repr` of its key.
     """
 
     path: str
     content: str
+    items: dict[str, str] = field(default_factory=dict)
 
 
 def save(storage: Storage, path: str, value: Any) -> StepResult:
@@ -71,7 +76,23 @@ def save(storage: Storage, path: str, value: Any) -> StepResult:
         folder.write_bytes(_VALUE, buffer.getvalue())
     content = hashlib.blake2b(buffer.getvalue(), digest_size=16)
     content.update(repr(contents).encode())
-    return StepResult(path, content.hexdigest())
+
+    class Hasher(cloudpickle.Pickler):
+        def persistent_id(self, item: Any) -> Any:
+            return contents[ids[id(item)][1][1]] if id(item) in ids else None
+
+    def item_content(item: Any) -> str:
+        buffer = io.BytesIO()
+        Hasher(buffer, protocol=5).dump(item)
+        return hashlib.blake2b(buffer.getbuffer(), digest_size=16).hexdigest()
+
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    known = {repr(key): item_content(item) for key, item in itertools.islice(items, _MAX_ITEMS)}
+    return StepResult(path, content.hexdigest(), known)
 
 
 def load(storage: Storage, result: StepResult) -> Any:

@@ -1,6 +1,8 @@
 """The code that counts: modules are written, changed and digested again."""
 
 import importlib
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,3 +196,70 @@ def test_without_a_file_bytecode_counts_with_that_of_helpers() -> None:
 def test_a_function_of_a_compiled_extension_has_a_digest() -> None:
     # The module of Cython's methods is created at run time and has no spec.
     assert code_digest(pa.Table.slice) != code_digest(pa.Table.select)
+
+
+STARRED = """
+from {package}.stars import *
+import sys
+try:
+    from {package}.helpers import clean
+except ImportError:
+    from {package}.deep import down as clean
+if sys.version_info > (3, 0):
+    import {package}.deep as below
+    if True:
+        from {package}.helpers import SCALE as FACTOR
+
+def step(run):
+    return scale(below.down(run)) * FACTOR + constant + clean(run) + sqrt(4) + above(1)
+"""
+STARS = """
+from math import *
+from {package}.upper import *
+
+constant = 1
+
+def scale(x):
+    return x * 2
+
+def unused(x):
+    return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "counts"),
+    [
+        ("stars", "x * 2", "x * 3", True),
+        ("stars", "constant = 1", "constant = 2", True),
+        ("stars", "return x\n", "return -x\n", False),
+        ("upper", "x + 7", "x + 8", True),
+        ("helpers", "SCALE = 2", "SCALE = 3", True),
+        ("helpers", "return deep.down(x)", "return deep.down(x) + 1", True),
+        ("deep", "x - 1", "x - 2", True),
+    ],
+)
+def test_names_of_star_imports_and_of_branches_count(
+    project: Project, module: str, old: str, new: str, counts: bool
+) -> None:
+    texts = ("main", STARRED), ("stars", STARS), ("upper", "def above(x):\n    return x + 7\n")
+    for name, text in texts:
+        project.write(name, text.replace("{package}", project.package))
+    before = project.digest()
+    assert project.digest() == before
+    project.edit(module, old, new)
+    assert (project.digest() != before) is counts
+
+
+def test_a_name_without_a_source_counts_as_changed_and_says_so(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.write("main", "globals()['hidden'] = len\n\ndef step(run):\n    return hidden(run)\n")
+    before = project.digest()
+    assert "no source defines 'hidden'" in caplog.text
+    code = f"from {project.package}.main import step; from raysys.identity import code_digest; "
+    other = subprocess.run(
+        [sys.executable, "-c", code + "print(code_digest(step))"], capture_output=True, text=True,
+        check=True, env={**os.environ, "PYTHONPATH": f"{project.folder.parent}:{Path.cwd()}"},
+    )  # fmt: skip
+    assert other.stdout.strip() != before

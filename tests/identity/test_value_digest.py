@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,33 @@ def adder(b: int) -> Any:
     return lambda a: a + b
 
 
+def power(a: int, by: int) -> int:
+    return a**by
+
+
+def with_default(by: int) -> Any:
+    """`power` as a default that was computed at import makes it."""
+    function = types.FunctionType(power.__code__, power.__globals__, "power", (by,))
+    function.__qualname__, function.__module__ = "power", power.__module__
+    return function
+
+
+class Open(BaseModel, extra="allow"):
+    pass
+
+
+OPERATIONS = {
+    "two": lambda a: a * 2,
+    "three": lambda a: a * 3,
+    "named": lambda a: add(a, 2),
+    "other name": lambda a: power(a, 2),
+    "default": lambda a, b=1: a * b,
+    "other default": lambda a, b=2: a * b,
+    "keyword": lambda a, *, b=1: a * b,
+    "inner": lambda a: [x * 2 for x in a],
+    "other inner": lambda a: [x * 3 for x in a],
+}
+
 DIFFERENT = [
     None, 0, 0.0, False, "0", b"0", 1, -1, 1.5, float("nan"), "", "a", "ab", [], (), {}, set(),
     ["a", "b"], ["ab"], [["a"], "b"], ["a", ["b"]], ("a", "b"), {"a": 1}, {"a": 2}, {"b": 1},
@@ -41,6 +69,8 @@ DIFFERENT = [
     np.array(["a", None], object), Settings(), Settings(rate=0.6), Settings(names=("a", "b")),
     Point(), Point(x=2), add, functools.partial(add, 1), functools.partial(add, 2),
     functools.partial(add, b=1), adder(1), adder(2), Point, Settings, Path("a"), len,
+    *OPERATIONS.values(), OPERATIONS, {**OPERATIONS, "two": OPERATIONS["three"]}, power,
+    with_default(2), with_default(3), Open(), Open(rate=1), Open(rate=2), Open(other=1),
 ]  # fmt: skip
 
 
