@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from raysys import cluster
 from raysys.console import text_table
 from raysys.errors import TrainError
-from raysys.identity import RunIdentity
+from raysys.identity import RunIdentity, digest
 from raysys.imports import lazy_import
 from raysys.telemetry import metrics
 from raysys.train import _checkpoint
@@ -110,14 +110,21 @@ def fit(
     Raises:
         ResourceError: The workers do not fit on the cluster.
         TrainError: The loss or the gradient is not finite or too large, a worker exceeds its
-            memory limit, the task's own methods fail, a run of this name has other settings or
-            examples, another call has taken the run over, or it failed too often.
+            memory limit, the task's own methods fail, a run of this name has other settings,
+            another task or other tables, another call has taken the run over, or it failed too
+            often.
         StorageError: The storage root cannot be written to.
     """
     state = RunState(storage, name)
     newest = _checkpoint.newest(storage, state.folder)
+    identity = RunIdentity(
+        {
+            **settings.identity_facts,
+            "task": f"{type(task).__qualname__} {digest(task, strict=False)}",
+            "tables": {key: table.fingerprint() for key, table in tables.items()},
+        }
+    )
     if newest:
-        identity = RunIdentity(settings.identity_facts)
         identity.claim(storage, state.folder, f"training {name!r}", error=TrainError)
     if done := state.read("done"):
         return FitResult(state, done["history"])
@@ -126,7 +133,7 @@ def fit(
     with reported_progress(state, tables, settings, _checkpoint.step_of(newest)) as reported:
         result = state.read("result")
         if result is None:
-            result = _run(state, task, tables, settings)
+            result = _run(state, task, tables, settings, identity)
         reported.update(result)
     # Last: a driver that dies before this ends the tracked run and cleans up when it is back.
     _checkpoint.keep_newest(storage, state.folder)
@@ -136,13 +143,14 @@ def fit(
 
 
 def _run(
-    state: RunState, task: TrainingTask, tables: Mapping[str, Table], settings: TrainSettings
-) -> dict[str, Any]:
+    state: RunState, task: TrainingTask, tables: Mapping[str, Table], settings: TrainSettings,
+    identity: RunIdentity,
+) -> dict[str, Any]:  # fmt: skip
     """Train to the end with Ray Train; returns the result that rank 0 wrote."""
     submission = secrets.token_hex(4)
     trainer = _trainer(state, task, tables, settings, submission)
     state.write("plan", {"settings": settings.model_dump(), "submission": submission})
-    RunIdentity(settings.identity_facts).write(state.storage, state.folder)
+    identity.write(state.storage, state.folder)
     cause: Exception | None = None
     try:
         with _interruptible():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raysys.console import say
 from raysys.errors import RaysysError
+from raysys.identity import digest
 from raysys.storage import Storage
 from raysys.telemetry import metrics
 from raysys.tune._objectives import Direction, Objectives
@@ -118,6 +119,7 @@ def search(
         "grace_rounds": min(scheduler.grace_rounds, scheduler.max_rounds),
         "enqueue": dict(sampler.enqueue),
         "seed": sampler.seed,
+        "objective": f"{_name_of(objective)} {digest(objective, strict=False)}",
         "tables": {key: table.fingerprint() for key, table in tables.items()},
     }
     ledger.check_identity(name, identity, warm_start_trials(name, proposer, storage))
@@ -133,6 +135,10 @@ def search(
         finally:
             tracker.end(*_outcome(ledger, objectives))
     return _result(name, ledger, objectives)
+
+
+def _name_of(objective: Any) -> str:
+    return str(getattr(objective, "__qualname__", type(objective).__qualname__))
 
 
 def _count(name: str, trial: Trial, ledger: TrialLedger, objectives: Objectives) -> None:

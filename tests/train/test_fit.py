@@ -18,9 +18,9 @@ from raysys.data import Table
 from raysys.errors import ResourceError, TrainError
 from raysys.storage import Storage
 from raysys.tracking import Runs
-from raysys.train import EpochMetrics, FitResult, fit, train_in_process
+from raysys.train import EpochMetrics, FitResult, _fit, fit, train_in_process
 from tests.train.driver import run, settings
-from tests.train.tasks import Regression, SlowRegression, rows
+from tests.train.tasks import Normalised, Regression, SlowRegression, rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 STEPS = 36
@@ -85,18 +85,23 @@ def test_a_run_has_the_losses_of_one_process_and_keeps_its_newest_checkpoint(
     assert not str(getattr(handler, "__module__", "")).startswith("ray.train")  # which replaced it
 
 
-def test_a_finished_run_starts_no_worker_and_refuses_other_settings(
-    undisturbed: tuple[FitResult, Path],
+def test_a_finished_run_starts_no_worker_and_refuses_other_settings_tasks_and_tables(
+    undisturbed: tuple[FitResult, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted, folder = undisturbed
-    # A task that cannot be pickled shows that no worker is started.
-    task: Any = threading.Lock()
-    again = fit(folder.name, task, {}, settings(strategy="zero2", num_workers=4), Storage(folder))
+    monkeypatch.setattr(_fit, "_run", lambda *_: pytest.fail("a worker is started"))
+    task, tables, storage = Regression(), {"rows": Table.from_arrow(rows())}, Storage(folder)
+    again = fit(folder.name, task, tables, settings(strategy="zero2", num_workers=4), storage)
     assert again.history == fitted.history
     for name, value in fitted.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
     with pytest.raises(TrainError, match=r"epochs 12, now 13. Give this one another name"):
-        fit(folder.name, task, {}, settings(epochs=13), Storage(folder))
+        fit(folder.name, task, tables, settings(epochs=13), storage)
+    with pytest.raises(TrainError, match=r'task "Regression \w+", now "Normalised \w+"'):
+        fit(folder.name, Normalised(), tables, settings(), storage)
+    more = {"rows": Table.concat([tables["rows"], tables["rows"]])}
+    with pytest.raises(TrainError, match="other settings or data: tables "):
+        fit(folder.name, task, more, settings(), storage)
 
 
 def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothing(
