@@ -168,7 +168,7 @@ def _quantile_matrix(
     """A QuantileDMatrix, with the bins of the reference if there is one."""
     return xgboost.QuantileDMatrix(
         arrays.features, arrays.label, weight=arrays.weight, qid=arrays.qid,
-        feature_names=list(encoding.features), feature_types=encoding.feature_types,
+        feature_names=encoding.booster_names, feature_types=encoding.feature_types,
         enable_categorical=True, max_bin=params["max_bin"], nthread=params["nthread"],
         ref=reference,
     )  # fmt: skip

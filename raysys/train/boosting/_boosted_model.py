@@ -70,7 +70,8 @@ class BoostedModel:
         """Share of each feature in the total gain of all splits, largest first."""
         gains = self.booster.get_score(importance_type="total_gain")
         # A tree of one class of several gives a list.
-        sums = {name: float(np.sum(gains.get(name, 0.0))) for name in self.encoding.features}
+        names = zip(self.encoding.features, self.encoding.booster_names, strict=True)
+        sums = {name: float(np.sum(gains.get(inner, 0.0))) for name, inner in names}
         total = sum(sums.values()) or 1.0
         return {n: sums[n] / total for n in sorted(sums, key=lambda name: -sums[name])}
 

@@ -21,6 +21,9 @@ Objective = Literal[
 ]  # fmt: skip
 
 
+_ALLOWED = str.maketrans("[]<", "()~")
+
+
 def is_classification(objective: str) -> bool:
     """Whether labels are classes, of any type, rather than numbers."""
     return objective in ("binary:logistic", "multi:softprob")
@@ -100,6 +103,18 @@ class FeatureEncoding:
     def feature_types(self) -> list[str]:
         """XGBoost's feature types: `c` for categories, `q` for quantities."""
         return ["c" if name in self.categories else "q" for name in self.features]
+
+    @property
+    def booster_names(self) -> list[str]:
+        """The features' names in the booster: XGBoost refuses `[`, `]` and `<` in them."""
+        names, taken = [], set(self.features)
+        for name in self.features:
+            allowed = name.translate(_ALLOWED)
+            while allowed != name and allowed in taken:
+                allowed += "_"
+            taken.add(allowed)
+            names.append(allowed)
+        return names
 
     def matrix(
         self, columns: Mapping[str, Any] | pa.Table, out: np.ndarray | None = None

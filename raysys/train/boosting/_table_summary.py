@@ -34,7 +34,9 @@ _LABEL_RANGES: dict[str, tuple[float, float]] = {
     "rank:map": (0, 1),
     "rank:pairwise": (0, np.inf),
 }
+_INTEGER_LABELS = ("rank:ndcg", "rank:map")
 _MAX_CLASSES = 1000
+_MAX = float(np.finfo(np.float32).max)
 
 
 class TableSummary(NamedTuple):
@@ -72,9 +74,12 @@ def summarize(table: Table, columns: FeatureColumns, objective: str, *, name: st
         raise DataError(
             f"{name}: {wrong} weights in {columns.weight!r} are missing, infinite or negative"
         )
+    if columns.weight and not any(part["has_weight"] for part in parts):
+        raise DataError(f"{name}: all weights in {columns.weight!r} are 0: leave weight= out")
     if infinite := sorted({feature for part in parts for feature in part["infinite"]}):
         raise DataError(
-            f"{name}: infinite values in {infinite[:20]}: replace them by nulls or clip them"
+            f"{name}: values that are infinite in float32 in {infinite[:20]}: replace them by "
+            "nulls, or clip or scale them"
         )
     low, high = _LABEL_RANGES.get(objective, (-np.inf, np.inf))
     smallest = min(part["smallest"] for part in parts)
@@ -83,6 +88,11 @@ def summarize(table: Table, columns: FeatureColumns, objective: str, *, name: st
         raise DataError(
             f"{name}: {columns.label!r} ranges from {smallest:g} to {largest:g}; {objective} needs "
             f"labels from {low:g} to {high:g}: scale them, or use another objective"
+        )
+    if objective in _INTEGER_LABELS and (odd := [p["fraction"] for p in parts if p["fraction"]]):
+        raise DataError(
+            f"{name}: {columns.label!r} has {odd[0]:g}; {objective} needs integers from 0: use "
+            "grades of relevance, or 'rank:pairwise'"
         )
     if columns.group:
         runs = sum(part["runs"] for part in parts)
@@ -146,6 +156,7 @@ def _summarize_block(block: pa.Table, columns: FeatureColumns, classify: bool) -
     label = decode_dictionary(block[columns.label])
     summary: dict[str, Any] = {
         "rows": len(block), "classes": {}, "smallest": np.inf, "largest": -np.inf, "bad_weights": 0,
+        "has_weight": False, "fraction": 0.0,
     }  # fmt: skip
     if classify:
         missing = label.is_null(nan_is_null=True)
@@ -165,15 +176,13 @@ def _summarize_block(block: pa.Table, columns: FeatureColumns, classify: bool) -
         if finite.any():
             summary["smallest"] = float(numbers[finite].min())
             summary["largest"] = float(numbers[finite].max())
+            fractions = numbers[finite & (numbers % 1 != 0)]
+            summary["fraction"] = float(fractions[0]) if len(fractions) else 0.0
     if columns.weight:
         weights = to_float32(block[columns.weight])
         summary["bad_weights"] = int((~(np.isfinite(weights) & (weights >= 0))).sum())
-    summary["infinite"] = [
-        name
-        for name in columns.features
-        if pa.types.is_floating(block[name].type)
-        and pc.any(pc.is_inf(block[name])).as_py()
-    ]  # fmt: skip
+        summary["has_weight"] = bool((weights > 0).any())
+    summary["infinite"] = [name for name in columns.features if _is_infinite(block[name])]
     summary["categories"] = {
         name: pc.unique(decode_dictionary(block[name])).drop_null().to_pylist()
         for name in columns.categorical
@@ -181,6 +190,14 @@ def _summarize_block(block: pa.Table, columns: FeatureColumns, classify: bool) -
     if columns.group:
         summary["runs"] = len(group_starts(block[columns.group]))
     return summary
+
+
+def _is_infinite(column: pa.ChunkedArray) -> bool:
+    """Whether a value of a column of numbers is infinite in float32."""
+    if not (pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
+        return False
+    extremes = pc.min_max(column).as_py()
+    return any(v is not None and abs(v) > _MAX for v in extremes.values())
 
 
 def _class(value: Any) -> Any:
