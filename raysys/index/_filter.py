@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import functools
 import operator
+import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,8 +20,10 @@ GRAMMAR = (
     "comparisons of columns and constants with ==, !=, <, <=, >, >= (also chained: 1990 <= year < "
     "2000), `in` and `not in` with a list of constants, 'text' in column (substring, element of "
     "a list), `is None`, `is not None`, boolean columns, and `and`, `or`, `not`, parentheses; "
-    "dates and times are strings"
+    "dates and times are strings; a column whose name is not an identifier stands in backticks"
 )
+# Strings, which may hold backticks, and names in backticks.
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|`([^`]*)`""", re.DOTALL)
 _MAX_CHARACTERS, _MAX_DEPTH, _MAX_SHOWN = 1_000_000, 100, 200
 _COMPARE: dict[type[ast.cmpop], str] = {
     ast.Eq: "equal", ast.NotEq: "not_equal", ast.Lt: "less", ast.LtE: "less_equal",
@@ -40,6 +44,8 @@ class Filter:
         >>> rows = pa.table({"id": [1, 2, 3], "year": [1984, 1994, None]})
         >>> Filter("not year < 1990", rows.schema).mask(rows)
         array([False,  True, False])
+        >>> Filter("`year` == 1984 or id in [3]", rows.schema).mask(rows)
+        array([ True, False,  True])
     """
 
     def __init__(self, text: str, schema: pa.Schema) -> None:
@@ -52,7 +58,7 @@ class Filter:
         if not isinstance(text, str) or len(text) > _MAX_CHARACTERS:
             raise self._error(f"a filter must be a string of at most {_MAX_CHARACTERS} characters")
         try:
-            tree = ast.parse(text.strip(), mode="eval")
+            tree = self._parse(text.strip())
             self._evaluate = self._compile(tree.body, 0)
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             raise self._error(f"invalid syntax ({error})") from error
@@ -88,6 +94,31 @@ class Filter:
             f"filter {shown!r}: {reason[:_MAX_SHOWN]}. Columns: {', '.join(self._schema.names)}; a "
             f"filter consists of {GRAMMAR}"
         )
+
+    def _parse(self, text: str) -> ast.Expression:
+        """The syntax tree, with the names of columns as the schema has them."""
+        quoted: list[str] = []
+
+        def placeholder(match: re.Match[str]) -> str:
+            if match[1] is None:
+                return match[0]
+            quoted.append(match[1])
+            return f" _{len(quoted) - 1}_quoted_ "
+
+        tree = ast.parse(_QUOTED.sub(placeholder, text).strip(), mode="eval")
+        names = {f"_{number}_quoted_": name for number, name in enumerate(quoted)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                node.id = self._name(names.get(node.id, node.id))
+        return tree
+
+    def _name(self, name: str) -> str:
+        """The column of a name, or of its only equivalent in another Unicode form."""
+        if name in self._schema.names:
+            return name
+        form = unicodedata.normalize("NFKC", name)
+        equal = [n for n in self._schema.names if unicodedata.normalize("NFKC", n) == form]
+        return equal[0] if len(equal) == 1 else name
 
     def _compile(self, node: ast.expr, depth: int) -> _Value:
         """A function of columns that returns truth values."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from raysys.errors import DataError
-from raysys.index._rows import NO_ID, as_matrix, check_finite
+from raysys.index._rows import NO_ID, as_matrix, check_vectors
 
 if TYPE_CHECKING:
     from raysys.index._settings import IndexSettings
@@ -35,12 +35,10 @@ class QueryResult(NamedTuple):
 
 
 def check_queries(vectors: Any, settings: IndexSettings) -> np.ndarray:
-    """Query vectors as finite float32 `(n, dim)`, C-contiguous."""
+    """Query vectors with finite distances, float32 `(n, dim)`, C-contiguous."""
     matrix = as_matrix(vectors)
     check_dimension(matrix, settings)
-    # A single pass without a temporary; a sum that overflows is checked element by element.
-    if not np.isfinite(np.vdot(matrix, matrix)):
-        check_finite(matrix, np.arange(len(matrix)), "query")
+    check_vectors(matrix, np.arange(len(matrix)), "query", settings.metric)
     return matrix
 
 

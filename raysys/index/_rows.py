@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NO_ID = -1
 _MAX_SHOWN = 5
 _ROUNDING = 2e-7
+_MAX_SQUARE = float(np.finfo(np.float32).max) / 4  # of a length: twice that is the longest distance
 
 
 def vector_table(
@@ -84,14 +85,36 @@ def as_matrix(vectors: Any) -> np.ndarray:
         return np.ascontiguousarray(array, np.float32)
 
 
-def check_finite(matrix: np.ndarray, names: np.ndarray, kind: str) -> None:
-    """Refuse vectors with NaN or infinity; the message names the first of them."""
-    bad = ~np.isfinite(matrix).all(axis=1)
-    if bad.any():
-        raise DataError(
-            f"vectors must be finite float32; NaN or infinity in {bad.sum()}, such as {kind} "
-            f"{names[bad][:_MAX_SHOWN].tolist()}. Repair or drop them"
+def check_vectors(matrix: np.ndarray, names: np.ndarray, kind: str, metric: Metric) -> None:
+    """Refuse vectors without finite distances; the message names the first of them.
+
+    Args:
+        matrix: float32 `(n, dim)`.
+        names: Name of each vector in messages `(n,)`.
+        kind: Kind of the names, such as "id".
+        metric: Metric of the index.
+    """
+    # Single passes without a large temporary; only a large sum is checked vector by vector.
+    if metric == "cosine":
+        fact = "vectors of zeros have no direction, and so no cosine"
+        _refuse(
+            np.logical_not(matrix.any(axis=1)), names, kind, fact, "Drop them, or use metric 'ip'"
         )
+    square = np.vdot(matrix, matrix)
+    if square <= _MAX_SQUARE or (metric == "cosine" and np.isfinite(square)):
+        return
+    fact = "vectors must be finite float32, without NaN and infinity"
+    _refuse(~np.isfinite(matrix).all(axis=1), names, kind, fact, "Repair or drop them")
+    if metric != "cosine":
+        squares = np.einsum("nd,nd->n", matrix, matrix, dtype=np.float64)
+        fact = f"vectors longer than {_MAX_SQUARE**0.5:.1e} have infinite distances in float32"
+        _refuse(squares > _MAX_SQUARE, names, kind, fact, "Scale all vectors")
+
+
+def _refuse(bad: np.ndarray, names: np.ndarray, kind: str, fact: str, remedy: str) -> None:
+    if bad.any():
+        shown = names[bad][:_MAX_SHOWN].tolist()
+        raise DataError(f"{fact}: {int(bad.sum())}, such as {kind} {shown}. {remedy}")
 
 
 def split_rows(table: pa.Table, metric: Metric) -> tuple[np.ndarray, np.ndarray, pa.Table]:
@@ -108,6 +131,8 @@ def split_rows(table: pa.Table, metric: Metric) -> tuple[np.ndarray, np.ndarray,
     if len(set(table.column_names)) < table.num_columns:
         raise DataError(f"duplicate column name in {table.column_names}: rename one")
     types = {field.name: field.type for field in table.schema}
+    if unusable := [name for name in types if not name or "`" in name]:
+        raise DataError(f"no filter can name the attributes {unusable}: rename them")
     if not pa.types.is_integer(types.get("id", pa.null())) or not _is_vector(types.get("vector")):
         raise DataError(
             f"an index requires columns `id` (int64) and `vector` (fixed-size list of float32, so "
@@ -126,21 +151,15 @@ def split_rows(table: pa.Table, metric: Metric) -> tuple[np.ndarray, np.ndarray,
     with np.errstate(over="ignore"):
         flat = np.ascontiguousarray(values.to_numpy(zero_copy_only=False), np.float32)
     vectors = flat.reshape(len(table), types["vector"].list_size)
-    if len(vectors) and not np.isfinite(np.vdot(vectors, vectors)):
-        check_finite(vectors, ids, "id")
+    check_vectors(vectors, ids, "id", metric)
     check_ids(ids)
-    if metric == "cosine" and len(vectors):
-        vectors, lengths = normalized(vectors)
-        if not lengths.all():
-            raise DataError(
-                f"a vector of zeros has no direction, and so no cosine: id "
-                f"{ids[lengths == 0][:_MAX_SHOWN].tolist()}. Drop it, or use metric 'ip'"
-            )
+    if metric == "cosine":
+        vectors = normalized(vectors)
     return ids, vectors, table.drop_columns(["id", "vector"])
 
 
-def normalized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of length one, float32 `(n, dim)`, and their original lengths.
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length one, float32 `(n, dim)`.
 
     Vectors of length zero or one are unchanged, so that a row that is restored or sent again
     stays the same.
@@ -149,7 +168,7 @@ def normalized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     unchanged = (lengths == 0) | (np.abs(lengths - 1) < _ROUNDING)
     divisors = np.where(unchanged, 1, lengths)[:, None]
-    return np.divide(vectors, divisors, out=np.empty_like(vectors), casting="same_kind"), lengths
+    return np.divide(vectors, divisors, out=np.empty_like(vectors), casting="same_kind")
 
 
 def _is_vector(kind: Any) -> bool:

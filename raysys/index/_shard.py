@@ -227,7 +227,7 @@ class Shard:
             The version, and ids int64 and distances float32 `(n, k)`, padded.
         """
         if self.settings.metric == "cosine":
-            vectors = normalized(vectors)[0]
+            vectors = normalized(vectors)
         ef = ef_search or self.settings.ef_search
         if len(vectors) <= _CHUNK_QUERIES and filters is None:
             with self._lock:
@@ -274,7 +274,7 @@ class Shard:
     def exact(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The true k nearest, by comparison with every row."""
         if self.settings.metric == "cosine":
-            vectors = normalized(vectors)[0]
+            vectors = normalized(vectors)
         with self._lock:
             return self._exact(vectors, k, self._rows.alive())
 

@@ -237,6 +237,47 @@ def test_a_filter_must_be_a_string(text: Any) -> None:
         Filter(text, ROWS.schema)
 
 
+ODD = pa.table({
+    "id": pa.array([1, 2, 3]),
+    "class": pa.array(["a", "b", "`a`"]),
+    "from": pa.array([1, 2, None]),
+    "release-year": pa.array([1984, 1994, 2004]),
+    "two words": pa.array([True, False, True]),
+    "\ufb01eld": pa.array([1, 2, 3]),  # a ligature, which Python reads as "field"
+    "caf\u0065\u0301": pa.array([1, 2, 3]),  # e with a combining accent
+    "None": pa.array([1, 2, 3]),
+})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("`class` == 'a'", [1]),
+        ("`class` == '`a`'", [3]),
+        ('`class` in ["`a`", "b"]', [2, 3]),
+        ("`from` is None", [3]),
+        ("1990 <= `release-year` < 2000", [2]),
+        ("1994<=`release-year`and`from`==2", [2]),
+        ("`two words` and not `release-year` == 1984", [3]),
+        ("`\ufb01eld` == 2", [2]),
+        ("\ufb01eld == 2", [2]),
+        ("field == 2", [2]),
+        ("caf\u00e9 == 3", [3]),
+        ("`caf\u00e9` == 3", [3]),
+        ("`None` == 1", [1]),
+        ("`id` == 1", [1]),
+    ],
+)
+def test_columns_of_any_name_are_quoted(text: str, expected: list[int]) -> None:
+    assert ODD["id"].to_numpy()[Filter(text, ODD.schema).mask(ODD)].tolist() == expected
+
+
+@pytest.mark.parametrize("text", ["`no such` == 1", "``", "`id` == `", "class == 'a'"])
+def test_an_unknown_or_open_quoted_name_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match=r"unknown column '(no such)?'|invalid syntax"):
+        Filter(text, ODD.schema)
+
+
 def test_the_deepest_accepted_nesting_is_evaluated() -> None:
     assert _ids("not " * 100 + "seen") == [10, 13]
     assert _ids("(" * 100 + "id > 12" + ")" * 100) == [13, 14]

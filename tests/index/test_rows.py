@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -132,7 +134,8 @@ def test_slices_and_chunks_of_a_table_are_split_like_copies() -> None:
         (_table(_lists([[1, 2]] * 2), pa.array([1, 2**63], pa.uint64())), "int64"),
         (_table(_lists([[1, 2]] * 2), [3, 3]), r"duplicate ids: 1, such as \[3\]"),
         (_table(_lists([[1, 2]] * 2), [3, NO_ID]), "id -1"),
-        (_table(_lists([[1, 2], [np.nan, 1]])), r"NaN or infinity in 1, .* id \[2\]"),
+        (_table(_lists([[1, 2], [3, 1]])).append_column("a`b", [[1, 2]]), r"attributes \['a`b'\]"),
+        (_table(_lists([[1, 2], [np.nan, 1]])), r"NaN and infinity: 1, .* id \[2\]"),
         (_table(_lists([[1, 2], [np.inf, 1]])), r"id \[2\]"),
         (_table(_lists([[1, 1e39], [1, 2]], pa.float64())), r"id \[1\]"),
         (pa.table([[1], _lists([[1, 2]]), [3]], names=["id", "vector", "id"]), "duplicate column"),
@@ -169,10 +172,32 @@ def test_normalization_is_idempotent() -> None:
     np.testing.assert_array_equal(once, again)
 
 
-def test_finite_vectors_with_overflowing_squares_are_accepted() -> None:
-    huge = np.full((2, 2), 3e38, np.float32)
-    assert split_rows(vector_table([1, 2], huge), "ip")[1].tolist() == huge.tolist()
-    assert check_queries(huge, SETTINGS) is huge
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_vectors_whose_distances_overflow_are_refused_but_under_cosine(metric: Any) -> None:
+    settings = SETTINGS.model_copy(update={"metric": metric})
+    far = np.array([[1, 0], [0, 9.2e18]], np.float32)  # its distance from its opposite is finite
+    assert np.isfinite(np.float32(2) * far[1, 1] * (np.float32(2) * far[1, 1]))
+    assert check_queries(far, settings) is far
+    assert len(split_rows(vector_table([1, 2], far), metric)[0]) == 2
+    for value in (1e19, 1e20, 3e38):
+        farther = np.array([[1, 0], [0, value]], np.float32)
+        if metric == "cosine":
+            assert split_rows(vector_table([1, 2], farther), metric)[1].tolist() == [[1, 0], [0, 1]]
+            assert check_queries(farther, settings) is farther
+            continue
+        with pytest.raises(DataError, match=r"infinite distances in float32: 1, such as id \[2\]"):
+            split_rows(vector_table([1, 2], farther), metric)
+        with pytest.raises(DataError, match=r"such as query \[1\]. Scale all vectors"):
+            check_queries(farther, settings)
+
+
+def test_a_query_of_zeros_is_refused_only_under_cosine() -> None:
+    queries = np.array([[1, 0], [0, 0]], np.float32)
+    for metric in ("l2", "ip"):
+        settings = SETTINGS.model_copy(update={"metric": metric})
+        assert check_queries(queries, settings) is queries
+    with pytest.raises(DataError, match=r"no direction.*query \[1\]"):
+        check_queries(queries, SETTINGS.model_copy(update={"metric": "cosine"}))
 
 
 @pytest.mark.parametrize(
