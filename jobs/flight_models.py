@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import xgboost
 
-from jobs.flight_features import CODES, FEATURES, LATE
+from jobs.flight_features import CODES, FEATURES, LATE, NUMBERS
 from jobs.flight_mlp import DelayNetwork, build_network, codes_of
 from raysys.evaluate import binary_measures
 from raysys.models import LogisticBlend
@@ -122,7 +122,7 @@ class Models:
     def network(self, features: np.ndarray) -> np.ndarray:
         """Log-odds of the network, float32 `(n,)`."""
         numbers = self._featurizer.transform_batch(
-            {n: features[:, at] for at, n in enumerate(FEATURES)}
+            {n: features[:, at] for at, n in enumerate(NUMBERS)}
         )
         return self._network.late_log_odds(numbers, codes_of(features[:, -len(CODES) :]))
 

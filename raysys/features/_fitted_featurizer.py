@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from raysys.errors import DataError, StorageError
+from raysys.errors import DataError, StorageError, unknown_names
 from raysys.features import _target_encoding as _target
 from raysys.features._operations import FeatureProgram
 from raysys.features._raw_inputs import is_arrow
@@ -63,9 +63,20 @@ class FittedFeaturizer:
 
     @functools.cached_property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the features, in order."""
-        pairs = zip(self.definition.transforms, self.states, strict=True)
-        return tuple(n for transform, state in pairs for n in transform.feature_names(state))
+        """Names of the features, in order.
+
+        Where two kinds of transforms give a column the same names, such as `Hashed` and
+        `TextHashed`, those of the second have its kind too.
+        """
+        names: list[str] = []
+        kinds: dict[str, str] = {}
+        for transform, state in zip(self.definition.transforms, self.states, strict=True):
+            own, kind = transform.feature_names(state), transform.kind
+            if any(kinds.get(name, kind) != kind for name in own):
+                own = [f"{name} ({kind})" for name in own]
+            names += own
+            kinds |= dict.fromkeys(own, kind)
+        return tuple(names)
 
     @functools.cached_property
     def _program(self) -> FeatureProgram:
@@ -81,35 +92,43 @@ class FittedFeaturizer:
         )
         return f"<FittedFeaturizer {kinds}: {len(self.feature_names)} features, {self.rows} rows>"
 
-    def transform_one(self, request: Mapping[str, Any]) -> np.ndarray:
+    def transform_one(
+        self, request: Mapping[str, Any], *, ignore_unknown: bool = False
+    ) -> np.ndarray:
         """Features of one request.
 
         Args:
             request: Plain values by field: numbers, text, booleans, times (datetime, date,
-                datetime64, ISO 8601 text). A field that is None, NaN or absent is missing; fields
-                that are not an input are ignored.
+                datetime64, ISO 8601 text). A field that is None, NaN or absent is missing.
+            ignore_unknown: Ignore fields that are not an input; they are refused by default.
 
         Returns:
             float32 `(d,)`, in the order of `feature_names`.
 
         Raises:
-            DataError: A value has the wrong type; the message names the field and the value.
+            DataError: A value has the wrong type, or a field is unknown; the message names it.
         """
+        if not ignore_unknown:
+            self._refuse_unknown(request)
         return self._program.row(request)
 
-    def transform_batch(self, batch: Mapping[str, Any]) -> np.ndarray:
+    def transform_batch(
+        self, batch: Mapping[str, Any], *, ignore_unknown: bool = False
+    ) -> np.ndarray:
         """Features of a batch of requests, for a node of a serving graph.
 
         Args:
             batch: Columns of n values each: NumPy arrays (numbers with NaN for missing ones,
                 datetime64, objects), Arrow arrays, or lists with None. An absent column is
-                missing in every row; columns that are not an input are ignored.
+                missing in every row.
+            ignore_unknown: Ignore columns that are not an input; they are refused by default.
 
         Returns:
             float32 `(n, d)`, C-contiguous.
 
         Raises:
-            DataError: A value has the wrong type, no column is an input, or lengths differ.
+            DataError: A value has the wrong type, a column is unknown, no column is an input, or
+                lengths differ.
 
         Example:
             A node with its columns as parameters:
@@ -122,6 +141,8 @@ class FittedFeaturizer:
             ...         columns = {"distance": distance, "carrier": carrier}
             ...         return self.featurizer.transform_batch(columns)
         """
+        if not ignore_unknown:
+            self._refuse_unknown(batch)
         columns = {name: batch[name] for name in self.inputs if name in batch}
         if not columns:
             raise DataError(
@@ -138,11 +159,18 @@ class FittedFeaturizer:
         if rows <= _FEW_ROWS and not any(is_arrow(column) for column in columns.values()):
             out = np.empty((rows, len(self.feature_names)), np.float32)
             for row in range(rows):
-                out[row] = self.transform_one({name: c[row] for name, c in columns.items()})
+                out[row] = self._program.row({name: c[row] for name, c in columns.items()})
             return out
         out = np.zeros((rows, len(self.feature_names)), np.float32)
         self._program.fill(columns, rows, out.T)
         return out
+
+    def _refuse_unknown(self, fields: Mapping[str, Any]) -> None:
+        if unknown := fields.keys() - self.inputs.keys():
+            raise DataError(
+                f"unknown fields: {unknown_names(sorted(unknown), self.inputs)}; inputs: "
+                f"{', '.join(self.inputs)}. Correct them, or give ignore_unknown=True"
+            )
 
     def transform(self, table: Table, keep: Sequence[str] = ()) -> Table:
         """Features of a Table, in one task a block.

@@ -51,6 +51,8 @@ def number_of(name: str, value: Any) -> float:
             return float(value)
         except OverflowError:
             pass
+    if _is_na(value):
+        return np.nan
     raise _invalid(name, value, "number")
 
 
@@ -67,12 +69,14 @@ def category_of(name: str, value: Any) -> str | None:
             return None
         if float(value).is_integer():  # integers with a missing one among them
             return str(int(value))
+    if _is_na(value):
+        return None
     raise _invalid(name, value, "category: give text, an integer or a boolean; Binned takes floats")
 
 
 def time_of(name: str, value: Any) -> int:
     """A value as microseconds since 1970-01-01; `NO_TIME` if missing."""
-    if value is None or (isinstance(value, str) and not value):
+    if value is None or (isinstance(value, str) and not value) or _is_na(value):
         return NO_TIME
     if isinstance(value, str):
         try:
@@ -98,7 +102,14 @@ def text_of(name: str, value: Any) -> str | None:
         return value
     if isinstance(value, float | np.floating) and value != value:
         return None
+    if _is_na(value):
+        return None
     raise _invalid(name, value, "text")
+
+
+def _is_na(value: Any) -> bool:
+    """Whether a value is pandas' NA or NaT; pandas may not be loaded."""
+    return type(value).__name__ in ("NAType", "NaTType")
 
 
 def _invalid(name: str, value: Any, expected: str) -> DataError:

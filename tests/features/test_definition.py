@@ -11,6 +11,7 @@ from raysys.features import (
     Numeric,
     OneHot,
     TargetEncoded,
+    TextHashed,
 )
 from tests.features.local import fit
 
@@ -56,6 +57,12 @@ def test_a_definition_survives_json() -> None:
 def test_an_unfit_table_is_refused_with_the_column_named(transform: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         fit({"x": [1.0, 2.0], "c": ["a", "b"]}, transform)  # type: ignore[arg-type]
+
+
+def test_two_kinds_may_hash_one_column() -> None:
+    pair = Hashed(["c"], buckets=2), TextHashed(["c"], buckets=2)
+    expected = ["c#0", "c#1", "c#0 (text_hashed)", "c#1 (text_hashed)"]
+    assert list(fit({"c": ["a", "b"]}, *pair).feature_names) == expected
 
 
 def test_two_features_of_one_name_are_refused() -> None:

@@ -4,6 +4,7 @@ import datetime as dt
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -45,7 +46,7 @@ def _same(first: np.ndarray, second: np.ndarray) -> bool:
 @settings(max_examples=150, deadline=None)
 @given(REQUESTS)
 def test_requests_get_the_features_of_the_bulk(requests: list[dict[str, Any]]) -> None:
-    single = np.stack([FITTED.transform_one(request) for request in requests])
+    single = np.stack([FITTED.transform_one(request, ignore_unknown=True) for request in requests])
     table = pa.Table.from_pylist(requests, _SCHEMA)
     assert _same(np.stack(list(bulk(FITTED, table).values()), 1), single)
     columns = {name: [request[name] for request in requests] for name in VALUES}
@@ -58,7 +59,9 @@ def test_many_rows_get_the_features_of_requests(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(_fitted, "_ROWS_AT_ONCE", 300)
     many = rows(2000)
     table = np.stack(list(bulk(FITTED, many).values()), 1)
-    single = np.stack([FITTED.transform_one(request) for request in many.to_pylist()])
+    single = np.stack(
+        [FITTED.transform_one(request, ignore_unknown=True) for request in many.to_pylist()]
+    )
     assert np.isfinite(single).mean() > 0.97  # some values are neither present nor imputed
     assert _same(np.ascontiguousarray(table), single)
     for count in (1, 2, 8, 9, 65, 1000):
@@ -77,11 +80,9 @@ def test_many_rows_get_the_features_of_requests(monkeypatch: pytest.MonkeyPatch)
 def test_an_absent_field_equals_a_null() -> None:
     nulls = FITTED.transform_one(dict.fromkeys(FITTED.inputs))
     assert _same(FITTED.transform_one({}), nulls)
-    assert _same(FITTED.transform_one({"seats": float("nan"), "no_input": "x"}), nulls)
+    assert _same(FITTED.transform_one({"seats": float("nan")}), nulls)
     for count in (1, 100):
-        features = FITTED.transform_batch(
-            {"seats": np.full(count, np.nan), "no_input": ["x"] * count}
-        )
+        features = FITTED.transform_batch({"seats": np.full(count, np.nan)})
         assert _same(features, np.tile(nulls, (count, 1)))
 
 
@@ -132,6 +133,28 @@ def test_a_wrong_type_names_the_field_and_the_value(field: str, value: Any, mess
 def test_an_invalid_batch_is_refused() -> None:
     fitted = fit({"x": [1.0], "c": ["a"]}, Numeric(["x"]), OneHot(["c"]))
     with pytest.raises(DataError, match="of the batch is an input; given: y; inputs: x, c"):
-        fitted.transform_batch({"y": [1]})
+        fitted.transform_batch({"y": [1]}, ignore_unknown=True)
     with pytest.raises(DataError, match="x has 2 values and c 1: columns of a batch must have"):
         fitted.transform_batch({"x": [1, 2], "c": ["a"]})
+
+
+def test_a_misspelt_field_is_refused_with_the_nearest_name() -> None:
+    known, other = {"seats": 180, "distance": 90.5}, {"seats": 180, "distanse": 90.5, "x": 1}
+    message = r"unknown fields: 'distanse' \(did you mean 'distance'\?\), 'x'; inputs: distance"
+    columns, others = ({n: [v] for n, v in fields.items()} for fields in (known, other))
+    for transform, fields, wrong in (
+        (FITTED.transform_one, known, other), (FITTED.transform_batch, columns, others)
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            transform(wrong)
+        lenient = transform(wrong, ignore_unknown=True)
+        fields.pop("distance")
+        assert _same(lenient, transform(fields))
+
+
+def test_missing_values_of_pandas_are_missing() -> None:
+    nulls = FITTED.transform_one({})
+    for missing in (pd.NA, pd.NaT, None, float("nan")):
+        assert _same(FITTED.transform_one(dict.fromkeys(FITTED.inputs, missing)), nulls)
+    batch = {name: pd.array([pd.NA] * 3, dtype=object) for name in FITTED.inputs}
+    assert _same(FITTED.transform_batch(batch), np.tile(nulls, (3, 1)))
