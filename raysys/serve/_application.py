@@ -40,6 +40,7 @@ class Application:
     examples: Mapping[str, Mapping[str, Any] | None]
     protected: bool
     token: str
+    ignore_unknown_fields: bool = False
 
     def path(self, action: str) -> str:
         """Path of an action's requests."""

@@ -63,10 +63,13 @@ class HTTPOptions:
         max_body_bytes: Maximum size of a request body; 413 beyond.
         cache_ttl_s: Lifetime of the cached response to a JSON body; 0 disables the cache. Graphs
             that write are not cached.
+        ignore_unknown_fields: Ignore fields of a JSON body that are not an input, which are
+            refused with 422 by default. A request model with an `extra` of its own decides itself.
     """
 
     max_body_bytes: int = 16 << 20
     cache_ttl_s: float = 0.0
+    ignore_unknown_fields: bool = False
 
 
 def deploy(
@@ -144,6 +147,7 @@ def deploy(
     application = Application(
         name=name, version=version, route=route, graphs=graphs, batching=limits,
         deadline_s=deadline_s, max_body_bytes=http.max_body_bytes, cache_ttl_s=http.cache_ttl_s,
+        ignore_unknown_fields=http.ignore_unknown_fields,
         examples=examples, protected=protected, token=address["token"],
     )  # fmt: skip
     audit.record(gateway.storage, "deploy", name, version=version, route=route, protected=protected)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import BaseModel, ValidationError, create_model
 
-from raysys.errors import DataError, StorageError, UnavailableError
+from raysys.errors import DataError, StorageError, UnavailableError, unknown_names
 from raysys.gateway import TIMEOUT_HEADER
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
 from raysys.serve._outputs import Outputs, json_bytes, output_columns, output_types
@@ -59,7 +59,11 @@ class RequestHandler:
         self._model = application.model(action)
         self._outputs = {} if example is None else output_types(graph.output, example)
         fields: Any = {name: kind.field() for name, kind in graph.inputs.items()}
-        self.request: type[BaseModel] = graph.request or create_model(f"{action}Request", **fields)
+        request = graph.request or create_model(f"{action}Request", **fields)
+        if not application.ignore_unknown_fields and "extra" not in request.model_config:
+            members = {"model_config": {"extra": "forbid"}, "__module__": request.__module__}
+            request = type(request.__name__, (request,), members)
+        self.request: type[BaseModel] = request
         self._validate = self.request.__pydantic_validator__.validate_json
         self._inputs = tuple(graph.inputs)
         # Generated models are as strict as the schema that clients see.
@@ -81,7 +85,10 @@ class RequestHandler:
         if self._cache_ttl_s and (cached := self._cached(body)) is not None:
             respond(200, JSON_TYPE, cached, {"x-cache": "hit"})
             return
-        request = self._validate(body, strict=self._strict)
+        try:
+            request = self._validate(body, strict=self._strict)
+        except ValidationError as error:
+            raise _invalid(error, self.request) from None
         row = tuple([getattr(request, name) for name in self._inputs])
         if self._loose:  # column types are narrower than the request model
             for value, (name, column) in zip(row, self._graph.inputs.items(), strict=True):
@@ -206,9 +213,7 @@ def _as_http(error: BaseException, headers: Headers) -> HTTPStatusError:
     if isinstance(error, DeadlineError):
         return HTTPStatusError(504, str(error))
     if isinstance(error, ValidationError):
-        failure = HTTPStatusError(422, _first(error))
-        failure.body["detail"] = _details(error)
-        return failure
+        return _invalid(error)
     if isinstance(error, DataError):
         return HTTPStatusError(422, str(error))
     # An index that cannot write its log is unchanged.
@@ -232,6 +237,19 @@ def _decoded(decode: Callable[[], Any]) -> Any:
         return decode()
     except DataError as error:
         raise HTTPStatusError(400, str(error)) from error
+
+
+def _invalid(error: ValidationError, request: type[BaseModel] | None = None) -> HTTPStatusError:
+    """The response to a body that does not fit its model."""
+    text, details = _first(error), _details(error)
+    if request is not None:
+        unknown = [d["loc"][0] for d in details if d["type"] == "extra_forbidden"]
+        if unknown:
+            fields = request.model_fields
+            text = f"unknown fields: {unknown_names(unknown, fields)}; fields: {', '.join(fields)}"
+    failure = HTTPStatusError(422, text)
+    failure.body["detail"] = details
+    return failure
 
 
 def _details(error: ValidationError) -> list[Any]:
