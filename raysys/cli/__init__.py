@@ -1,5 +1,8 @@
 """The command line of raysys: clusters, jobs, and what they leave."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from raysys import cluster
@@ -12,8 +15,27 @@ from raysys.errors import RaysysError
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
-)
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"raysys {version('raysys')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True,
+                           help="Print the version.")
+    ] = False,
+) -> None:  # fmt: skip
+    pass
+
+
 # In the order of `--help`.
 for command in (
     _cluster.up, _cluster.down, _cluster.status, _cluster.doctor, _cluster.check,

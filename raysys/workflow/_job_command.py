@@ -3,20 +3,28 @@
 import argparse
 import functools
 import importlib
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from raysys.console import say
-from raysys.errors import RaysysError
+from raysys.errors import RaysysError, unknown_names
 from raysys.workflow._job import Job
 
 Config = TypeVar("Config", bound=BaseModel)
+_RUN_FLAGS = """
+flags of every job:
+  --config FILE         YAML file of settings; flags take precedence
+  --from STEP           run a step and its dependents even if unchanged
+  --steps [text|mermaid]
+                        draw the steps, and do not run them
+"""
 
 
 def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -34,24 +42,50 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
     file_flag.add_argument("--config")
     file, arguments = file_flag.parse_known_args(argv)
     from_file = {} if file.config is None else _read_yaml(file.config)
+    _check_names(config, arguments, from_file)
 
     class JobSettings(config, BaseSettings):  # type: ignore[misc, valid-type]
-        model_config = SettingsConfigDict(
-            cli_parse_args=arguments, cli_prog_name=program, cli_kebab_case=True,
-            cli_implicit_flags=True, cli_exit_on_error=True, extra="forbid",
-        )  # fmt: skip
+        model_config = SettingsConfigDict(extra="forbid")
 
         @classmethod
         def settings_customise_sources(  # type: ignore[override]
-            cls, _: Any, init_settings: Any, **__: Any
+            cls, settings_cls: type[BaseSettings], init_settings: Any, **_: Any
         ) -> tuple[Any, ...]:
-            return (init_settings,)  # the environment is ignored
+            flags = CliSettingsSource[Any](
+                settings_cls, cli_parse_args=arguments, cli_prog_name=program, cli_kebab_case=True,
+                cli_implicit_flags=True, cli_exit_on_error=True, case_sensitive=False,
+                add_argument_method=_add_argument,
+            )  # fmt: skip
+            return flags, init_settings  # the environment is ignored
 
-    JobSettings.__doc__ = config.__doc__
+    JobSettings.__doc__ = f"{inspect.cleandoc(config.__doc__ or '')}\n{_RUN_FLAGS}".strip()
     try:
         return config(**JobSettings(**from_file).model_dump())
     except ValidationError as error:
         raise _refusal(*map(_message, error.errors())) from None
+
+
+def _add_argument(parser: Any, *flags: str, **options: Any) -> Any:
+    """Add a flag; that of a field of one letter has two dashes like all others."""
+    letters = [f"-{flag}" for flag in flags if len(flag) == 2 and flag != "-h"]
+    return argparse.ArgumentParser.add_argument(parser, *letters, *flags, **options)
+
+
+def _check_names(
+    config: type[BaseModel], arguments: Sequence[str], from_file: Mapping[str, Any]
+) -> None:
+    """End the program with the nearest names if a flag or a key of the file is not a setting."""
+    names = [name.replace("_", "-") for name in config.model_fields]
+    flags = [word[2:].partition("=")[0].partition(".")[0] for word in arguments
+             if word.startswith("--") and len(word) > 2]  # fmt: skip
+    known = {*names, *(f"no-{name}" for name in names), "help"}
+    if wrong := [f"--{flag}" for flag in flags if flag not in known]:
+        valid = [f"--{name}" for name in names]
+        raise _refusal(f"unknown flags: {unknown_names(wrong, valid)}; flags: {', '.join(valid)}")
+    if wrong := [key for key in from_file if key not in config.model_fields]:
+        fields = list(config.model_fields)
+        unknown = unknown_names(wrong, fields)
+        raise _refusal(f"--config: unknown settings: {unknown}; settings: {', '.join(fields)}")
 
 
 def _message(problem: Any) -> str:

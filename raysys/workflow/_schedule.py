@@ -123,10 +123,15 @@ def _moments(cron: str, timezone: str, start_s: float, reverse: bool = False) ->
     """Unix times of an expression from a time on, or back from it, that time included."""
     try:
         zone = ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError) as error:
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise RaysysError(
             f"unknown time zone {timezone!r}: give one such as Europe/Berlin"
         ) from error
+    if len(fields := cron.split()) != 5:
+        raise RaysysError(
+            f"{cron!r} has {len(fields)} fields, not 5: give minute, hour, day of the month, month "
+            "and day of the week, without seconds"
+        )
     start = datetime.fromtimestamp(start_s + (1 if reverse else 0), zone)
     try:
         for moment in CronSim(cron, start, reverse=reverse):

@@ -72,19 +72,38 @@ def test_a_wrong_value_is_refused_by_flag(
 
 @pytest.mark.parametrize("flag", ["--depth", "--max", "--max_depth"])
 def test_an_unknown_flag_is_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"unrecognized arguments: {flag}" in _refusal([flag, "3"], capsys)
+    refusal = _refusal([flag, "3"], capsys)
+    assert refusal.startswith(f"unknown flags: '{flag}'")
+    assert "flags: --max-depth, --rate, --strategy, --serve" in refusal
+    assert "did you mean '--max-depth'?" in refusal
+
+
+class Short(BaseModel):
+    """A job of one letter."""
+
+    n: int = 3
+
+
+def test_a_setting_of_one_letter_has_two_dashes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(Short, ["--n", "5"]) == parse(Short, ["--n=5"]) == Short(n=5)
+    with pytest.raises(SystemExit):
+        parse(Short, ["--help"])
+    shown = capsys.readouterr().out
+    for flag in ("--n int", "--config FILE", "--from STEP", "--steps", "A job of one letter."):
+        assert flag in shown
 
 
 @pytest.mark.parametrize(
     ("yaml", "said"),
     [
-        ("depth: 3", "--depth: "),
+        ("depth: 3", "--config: unknown settings: 'depth'"),
+        ("max_dept: 3", "--config: unknown settings: 'max_dept' (did you mean 'max_depth'?)"),
         ("max_depth: deep", "--max-depth: "),
         ("- 3", "--config: "),
         ("a: b: c", "--config: "),
         ("", "--config: "),
     ],
-    ids=["unknown key", "wrong value", "a list", "no YAML", "empty"],
+    ids=["unknown key", "misspelt key", "wrong value", "a list", "no YAML", "empty"],
 )
 def test_a_wrong_file_is_refused(
     yaml: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -105,7 +124,9 @@ def test_the_flags_of_the_recommender_are_these(capsys: pytest.CaptureFixture[st
     flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     assert flags == {
         "--compare",
+        "--config",
         "--epochs",
+        "--from",
         "--help",
         "--host",
         "--no-compare",
@@ -117,6 +138,7 @@ def test_the_flags_of_the_recommender_are_these(capsys: pytest.CaptureFixture[st
         "--seed",
         "--serve",
         "--shards",
+        "--steps",
         "--storage",
         "--strategy",
         "--workers",

@@ -48,7 +48,9 @@ def test_time_zones_and_summer_time_count() -> None:
     [
         ("a b", "* * * * *", "UTC", "schedule 'a b'"),
         ("a", "61 * * * *", "UTC", "is not a cron expression"),
-        ("a", "* * *", "UTC", "is not a cron expression"),
+        ("a", "* * *", "UTC", "has 3 fields, not 5"),
+        ("a", "0 0 2 * * *", "UTC", "has 6 fields, not 5"),
+        ("a", "* * * * *", "Europe", "unknown time zone 'Europe'"),
         ("a", "* * * * *", "Mars", "unknown time zone 'Mars'"),
         ("a", "0 0 31 2 *", "UTC", "Bad day-of-month"),
     ],
