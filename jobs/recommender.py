@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
 import ray
 from pydantic import BaseModel, Field
 
@@ -21,6 +22,8 @@ from raysys.models import ModelStore
 from raysys.storage import Storage
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from raysys.models import StoredModel
     from raysys.workflow import Run
 
@@ -87,7 +90,7 @@ def make_job(config: Config) -> workflow.Job:
     job.on_failure(index, close_index)
     baselines = job.step(compare, tables) if config.compare else None
     results = job.step(evaluate, tables, model, index, baselines)
-    job.step(publish, config, model, index, results).options(cached=False)
+    job.step(publish, config, tables, model, index, results).options(cached=False)
     return job
 
 
@@ -224,32 +227,61 @@ def compare(run: Run, tables: Tables) -> Results:
     return ray.get(task.remote(tables["ratings"], tables["films"]))
 
 
-def publish(run: Run, config: Config, model: StoredModel, index: str, results: Results) -> None:
+def publish(
+    run: Run, config: Config, tables: Tables, model: StoredModel, index: str, results: Results
+) -> None:
     """Promote the evaluated model to champion, and deploy it if configured."""
     ModelStore(run.storage).promote(model)
     if config.serve:
-        deploy(run, config, model, VectorIndex.open(index, run.storage))
+        deploy(run, config, tables, model, VectorIndex.open(index, run.storage))
     else:
         close_index(index)
 
 
-def deploy(run: Run, config: Config, model: StoredModel, index: VectorIndex) -> None:
+def deploy(
+    run: Run, config: Config, tables: Tables, model: StoredModel, index: VectorIndex
+) -> None:
     """Deploy the graph, close the indexes of earlier runs, and request recommendations."""
+    person, liked = example_person(tables)
     endpoint = serve.deploy(
         "recommender",
         film_graph.endpoint_graph(run.storage, model, index),
         route="/recommend",
-        example={"user_id": [15], "k": [10]},
+        example={"user_id": [person], "k": [10]},
         gateway=serve.GatewayOptions(config.host, config.port),
     )
     index.close_others("recommender-")
-    request = {"user_id": 15, "k": 10}
+    request = {"user_id": person, "k": 10}
     answer = endpoint.predict(request)
-    title = f"films for user {request['user_id']}" if answer["known_user"] else "popular films"
-    print(f"\n{title}:")
+    print(f"\nuser {person} liked: {'; '.join(liked)}\nrecommended:")
     for film in answer["films"]:
-        print(f"  {film['title']} ({film['year']}), {', '.join(film['genres'])}")
+        year = f" ({film['year']})" if film["year"] else ""
+        print(f"  {film['title']}{year}", *film["genres"][:3], sep=", ")
     print(f"\nask again: {endpoint.curl(request)}\nOpenAPI:   {endpoint.docs_url}")
+
+
+def example_person(tables: Tables) -> tuple[int, list[str]]:
+    """Somebody with some forty ratings, few enough to judge the answer, and five favourites."""
+    _, person, favourites = min(tables["ratings"].gather(_near_forty, name="example_person"))
+    titles: dict[int, str] = {}
+    for part in tables["films"].gather(_titles, favourites, name="example_titles"):
+        titles |= part
+    return person, [titles[film] for film in favourites]
+
+
+def _near_forty(ratings: pa.Table) -> tuple[int, int, list[int]]:
+    """Distance from forty ratings, the person, and five films that they rated highest."""
+    rows = pl.DataFrame(ratings.select(["userId", "movieId", "rating"]))
+    counts = rows.group_by("userId").agg(distance=(pl.len().cast(pl.Int64) - 40).abs())
+    person, distance = counts.sort("distance", "userId").row(0)
+    rated = rows.filter(pl.col("userId") == person)
+    best = rated.sort("rating", "movieId", descending=[True, False])
+    return distance, person, best["movieId"].head(5).to_list()
+
+
+def _titles(films: pa.Table, chosen: list[int]) -> dict[int, str]:
+    rows = films.select(["movieId", "title"]).to_pylist()
+    return {row["movieId"]: row["title"] for row in rows if row["movieId"] in chosen}
 
 
 if __name__ == "__main__":
