@@ -185,6 +185,7 @@ def test_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
         parse(Config, ["--help"])
     flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     assert flags == {
-        "--boost-trials", "--compare", "--data", "--epochs", "--help", "--host", "--no-compare",
-        "--no-serve", "--num-boost-round", "--port", "--seed", "--serve", "--storage", "--workers",
+        "--boost-trials", "--compare", "--config", "--data", "--epochs", "--from", "--help",
+        "--host", "--no-compare", "--no-serve", "--num-boost-round", "--port", "--seed", "--serve",
+        "--steps", "--storage", "--workers",
     }  # fmt: skip
