@@ -70,7 +70,7 @@ def _repeated(name: str) -> _Function:
 
 _FUNCTIONS: dict[str, _Function] = {
     "count": _Function(lambda c: {"count": _count(c)}, lambda p: p("count").sum()),
-    "sum": _Function(lambda c: {"sum": c.sum()}, lambda p: p("sum").sum()),
+    "sum": _repeated("sum"),
     "mean": _Function(lambda c: {"total": c.sum(), "count": _count(c)}, _mean),
     "min": _repeated("min"),
     "max": _repeated("max"),
