@@ -26,7 +26,7 @@ class ModuleSource:
             where branches import a name from different modules.
         stars: Modules of `from module import *`.
         always: Statements that run whenever the module is imported.
-        bound: Names that those statements bind.
+        bound: Names that those statements bind, or that only annotations use.
         root: The folder from which the module is imported.
     """
 
@@ -38,14 +38,16 @@ class ModuleSource:
         self.imports: Imports = {}
         self.stars: list[str] = []
         self.always: list[ast.stmt] = []
+        self.bound: set[str] = set()
         self._sort(ast.parse(path.read_text()).body)
-        self.bound = {name for statement in self.always for name in bound_names(statement)}
+        self.bound |= {name for statement in self.always for name in bound_names(statement)}
 
     def _sort(self, body: list[ast.stmt]) -> None:
         for statement in body:
             test = ast.unparse(statement.test) if isinstance(statement, ast.If) else ""
             if isinstance(statement, ast.If) and test.endswith("TYPE_CHECKING"):
                 self._sort(statement.orelse)
+                self.bound |= {name for part in statement.body for name in bound_names(part)}
             elif test.startswith("__name__ ==") or is_text(statement):
                 continue
             elif isinstance(statement, ast.Import | ast.ImportFrom):

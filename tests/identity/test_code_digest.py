@@ -263,3 +263,31 @@ def test_a_name_without_a_source_counts_as_changed_and_says_so(
         check=True, env={**os.environ, "PYTHONPATH": f"{project.folder.parent}:{Path.cwd()}"},
     )  # fmt: skip
     assert other.stdout.strip() != before
+
+
+TYPED = """
+from __future__ import annotations
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from {package}.deep import Frame
+
+class Rows:
+    table: pd.DataFrame
+
+def step(run):
+    frame: pd.DataFrame = run
+    other: Frame = frame
+    return Rows, other
+"""
+
+
+def test_names_of_annotations_alone_have_no_source_and_need_none(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.write("main", TYPED.replace("{package}", project.package))
+    before = project.digest()
+    _code_digest._unresolved.cache_clear()
+    assert project.digest() == before
+    assert not caplog.text

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import BaseModel
 
 from raysys.errors import RaysysError
@@ -110,3 +111,21 @@ def test_files_count_with_their_content(tmp_path: Path) -> None:
 def test_what_has_no_content_is_refused() -> None:
     with pytest.raises(RaysysError, match="the content of a object is unknown"):
         digest(object())
+
+
+def test_tensors_and_modules_count_by_their_values() -> None:
+    module = torch.nn.Linear(40, 40)
+    before = digest(module, strict=False)
+    assert digest(module, strict=False) == before
+    with torch.no_grad():
+        module.weight[20, 20] += 1  # which its text does not show
+    assert digest(module, strict=False) != before
+    tensors = [
+        torch.zeros(2),
+        torch.zeros(2, 1),
+        torch.zeros(2, dtype=torch.bfloat16),
+        torch.ones(2),
+    ]
+    assert (
+        len({digest(tensor) for tensor in [*tensors, torch.tensor(1.5), torch.tensor(True)]}) == 6
+    )

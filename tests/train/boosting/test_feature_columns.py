@@ -3,9 +3,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import xgboost
 from sklearn.utils.class_weight import compute_class_weight
 
 from raysys.errors import DataError
+from raysys.train import BoostedModel
 from raysys.train.boosting._feature_columns import FeatureColumns, FeatureEncoding, group_starts
 from raysys.train.boosting._table_summary import weights_by_class
 
@@ -130,3 +132,17 @@ def test_class_weights_must_cover_the_classes(weights: dict[int, float]) -> None
 )
 def test_a_group_starts_where_the_value_changes(group: list[object], starts: list[int]) -> None:
     assert group_starts(pa.chunked_array([pa.array(group)])).tolist() == starts
+
+
+def test_any_name_of_a_feature_has_one_in_the_booster() -> None:
+    names = ("a[0]", "a(0)", "a(0)_", "b<1", "b~1", "plain")
+    inner = FeatureEncoding(names, {}).booster_names
+    assert inner[-1] == "plain"
+    assert len(set(inner)) == len(names)
+    assert inner[1:3] == ["a(0)", "a(0)_"]  # names that XGBoost accepts stay
+    values = np.random.default_rng(0).normal(size=(200, 6))
+    rows = xgboost.DMatrix(values, values[:, 0], feature_names=inner)
+    booster = xgboost.train({}, rows, 4)
+    model = BoostedModel(booster, FeatureEncoding(names, {}), "reg:squarederror")
+    assert set(model.feature_importances) == set(names)
+    assert model.feature_importances["a[0]"] > 0.9
