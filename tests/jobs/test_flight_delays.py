@@ -87,7 +87,7 @@ def test_bad_rows_are_in_quarantine_with_their_reason(finished: Finished) -> Non
     facts = finished.record["facts"]
     assert facts["quarantined_flights"] == len(BAD)
     rows = pq.read_table(finished.folder / "quarantine_flights").to_pylist()
-    reasons = {row["_row"] - finished.rows: row["_reason"] for row in rows}
+    reasons = {row["_line"] - 2 - finished.rows: row["_reason"] for row in rows}
     for place, text in enumerate(("origin", "minute", "landed flights have left", "time_hour")):
         assert text in reasons[place]
     assert facts["quarantined_weather"] == 1

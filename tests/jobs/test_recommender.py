@@ -74,7 +74,7 @@ def test_no_table_passes_through_the_driver(finished: Finished) -> None:
 
 def test_bad_rows_are_in_quarantine_with_their_reason(finished: Finished) -> None:
     rows = pq.read_table(finished.folder / "quarantine").to_pandas()
-    reasons = dict(zip(rows["_row"] - len(finished.ratings), rows["_reason"], strict=True))
+    reasons = dict(zip(rows["_line"] - 2 - len(finished.ratings), rows["_reason"], strict=True))
     assert set(reasons) == {0, 1, 2, 3}
     assert "exceeds max 5" in reasons[0]
     assert "'abc'" in reasons[1]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from raysys.data.readers._files import File
 
-# Columns of raw tables: file and number of a row, and the text of a malformed line.
-FILE, ROW, MALFORMED = "_file", "_row", "_malformed"
+# Columns of raw tables: file of a row, its first line (from 1, as an editor counts) or, in formats
+# without lines, its number (from 0); and the text of a malformed line.
+FILE, LINE, ROW, MALFORMED = "_file", "_line", "_row", "_malformed"
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -30,28 +31,28 @@ class FormatPart:
         file: The file.
         columns: Columns and types of the Table, including those of the file's folders.
         raw: Whether to add the origin of each row.
-        first_row: Number of the part's first row in the file, for `raw`.
     """
 
+    place: ClassVar[str] = ROW
     file: File
     columns: pa.Schema
     raw: bool
-    first_row: int = field(default=0, kw_only=True)
 
     @property
     def schema(self) -> pa.Schema:
         """Schema of `read` without a selection of columns."""
-        return with_origin(self.columns) if self.raw else self.columns
+        return with_origin(self.columns, self.place) if self.raw else self.columns
 
     def finish(
         self,
         table: pa.Table,
         names: Sequence[str] | None,
+        places: np.ndarray,
         malformed: Sequence[tuple[int, str]] = (),
     ) -> pa.Table:
         """Rows that were read, with their origin if `raw`, as the schema's columns."""
         if self.raw:
-            table = with_rows(table, self.file.name, self.first_row, malformed)
+            table = with_places(table, self.file.name, self.place, places, malformed)
         return in_order(table, self.schema, names, self.file)
 
 
@@ -88,11 +89,11 @@ def text_schema(names: Iterable[str]) -> pa.Schema:
     return pa.schema([pa.field(name, pa.large_string()) for name in names])
 
 
-def with_origin(schema: pa.Schema) -> pa.Schema:
-    """A schema with the origin columns of a raw table."""
+def with_origin(schema: pa.Schema, place: str) -> pa.Schema:
+    """A schema with the origin columns of a raw table; `place` is `_line` or `_row`."""
     origin = [
         pa.field(FILE, pa.dictionary(pa.int32(), pa.string())),
-        pa.field(ROW, pa.int64()),
+        pa.field(place, pa.int64()),
         pa.field(MALFORMED, pa.large_string()),
     ]
     return pa.schema([*schema, *origin])
@@ -136,16 +137,22 @@ def repeated(name: str, count: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), pa.array([name]))
 
 
-def with_rows(
-    table: pa.Table, name: str, first_row: int, malformed: Sequence[tuple[int, str]]
+def place_column(names: Iterable[str]) -> str:
+    """The column of a table that says where in its file a row stands: `_line`, or else `_row`."""
+    return LINE if LINE in names else ROW
+
+
+def with_places(
+    table: pa.Table,
+    name: str,
+    place: str,
+    places: np.ndarray,
+    malformed: Sequence[tuple[int, str]] = (),
 ) -> pa.Table:
-    """A table with origin columns, and with malformed lines at their row numbers."""
-    count = len(table) + len(malformed)
-    out = np.array([row for row, _ in malformed], np.int64)
-    rows = np.delete(np.arange(count), out)
+    """A table with origin columns, and with malformed lines at their places."""
     texts = pa.table({MALFORMED: pa.array([text for _, text in malformed], pa.large_string())})
     table = pa.concat_tables([table, texts], promote_options="default")
-    numbers = np.concatenate([rows, out]) + first_row
-    table = table.append_column(FILE, repeated(name, count))
-    table = table.append_column(ROW, pa.array(numbers, pa.int64()))
-    return table.take(np.argsort(numbers, kind="stable")) if malformed else table
+    places = np.concatenate([places, np.array([n for n, _ in malformed], np.int64)])
+    table = table.append_column(FILE, repeated(name, len(places)))
+    table = table.append_column(place, pa.array(places, pa.int64()))
+    return table.take(np.argsort(places, kind="stable")) if malformed else table

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.csv as pc
 
 from raysys.data.readers._column_types import (
+    LINE,
     in_order,
     is_text,
     text_schema,
     with_origin,
-    with_rows,
+    with_places,
 )
-from raysys.data.readers._record_boundaries import record_ends
+from raysys.data.readers._record_boundaries import count_lines, record_ends, record_lines
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class CsvPart:
         options: Options of parsing.
         start: First byte.
         stop: Byte after the last one; -1 for the end of a file that cannot be split.
-        first_row: Number of the part's first record in the file, for `raw`.
+        first_line: Line of the first byte, from 1.
         given: Columns whose types were given, not inferred.
     """
 
@@ -70,13 +71,15 @@ class CsvPart:
     options: CsvOptions
     start: int
     stop: int
-    first_row: int = 0
+    first_line: int
     given: frozenset[str] = frozenset()
 
     @property
     def schema(self) -> pa.Schema:
         """Schema of `read` without a selection of columns."""
-        return with_origin(text_schema(self.columns.names)) if self.options.raw else self.columns
+        if self.options.raw:
+            return with_origin(text_schema(self.columns.names), LINE)
+        return self.columns
 
     def read(
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
@@ -225,45 +228,43 @@ def parse_leniently(text: bytes, part: CsvPart, types: pa.Schema) -> tuple[pa.Ta
 
 def _read_raw(part: CsvPart, data: bytes) -> pa.Table:
     """Records as text, and malformed lines."""
-    text, malformed = _readable(data, part.options)
+    text, lines, malformed = _readable(data, part.options)
     types = text_schema(part.header)
-    if not has_records(text):
-        return with_rows(types.empty_table(), part.file.name, part.first_row, malformed)
-    table, ragged = parse_leniently(text, part, types)
-    # The parser numbers records without the lines that were removed before.
-    removed = np.array([row for row, _ in malformed], np.int64)
-    gaps = removed - np.arange(len(removed))
-    numbers = np.array([int(row.number) - 1 for row in ragged], np.int64)
-    numbers += np.searchsorted(gaps, numbers, side="right")
-    malformed += [(int(n), row.text) for n, row in zip(numbers, ragged, strict=True)]
-    return with_rows(table, part.file.name, part.first_row, malformed)
+    table = types.empty_table()
+    if has_records(text):
+        table, ragged = parse_leniently(text, part, types)
+        numbers = [int(row.number) - 1 for row in ragged]
+        malformed += [(int(lines[n]), row.text) for n, row in zip(numbers, ragged, strict=True)]
+        lines = np.delete(lines, numbers)
+    malformed = [(part.first_line + line, text) for line, text in malformed]
+    return with_places(table, part.file.name, LINE, part.first_line + lines, malformed)
 
 
-def _readable(data: bytes, options: CsvOptions) -> tuple[bytes, list[tuple[int, str]]]:
-    """Records in UTF-8, and by number those that are not in the encoding or never end."""
-    _, is_open = record_ends(data, options.delimiter)
+def _readable(data: bytes, options: CsvOptions) -> tuple[bytes, np.ndarray, list[tuple[int, str]]]:
+    """Records in UTF-8 and their lines; by line those that are not in the encoding or never end."""
+    ends, is_open = record_ends(data, options.delimiter)
     if not is_open:
         try:
-            return decoded(data, options), []
+            return decoded(data, options), record_lines(data, ends), []
         except UnicodeDecodeError:
             pass
     records: list[bytes] = []
+    lines: list[int] = []
     malformed: list[tuple[int, str]] = []
-    row = 0
+    line = 0
     for record, is_complete in _records(data, options.delimiter):
-        line = record.strip(b"\r\n")
-        if not line:
-            continue
-        try:
-            text = decoded(record if is_complete else line, options)
-            if is_complete:
-                records.append(text)
-            else:
-                malformed.append((row, text.decode()))
-        except UnicodeDecodeError:
-            malformed.append((row, line.decode("utf-8", "backslashreplace")))
-        row += 1
-    return b"".join(records), malformed
+        if content := record.strip(b"\r\n"):
+            try:
+                text = decoded(record if is_complete else content, options)
+                if is_complete:
+                    records.append(text)
+                    lines.append(line)
+                else:
+                    malformed.append((line, text.decode()))
+            except UnicodeDecodeError:
+                malformed.append((line, content.decode("utf-8", "backslashreplace")))
+        line += count_lines(record)
+    return b"".join(records), np.array(lines, np.int64), malformed
 
 
 def _records(data: bytes, delimiter: str) -> Iterator[tuple[bytes, bool]]:

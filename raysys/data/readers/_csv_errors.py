@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from typing import TYPE_CHECKING
 
@@ -11,20 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysys.data.readers._column_types import text_schema
-from raysys.data.readers._csv import CsvPart, content, parse, parse_leniently, splittable
+from raysys.data.readers._csv import CsvPart, parse, parse_leniently
 from raysys.data.readers._exact_values import inexact_row, is_number, may_lose_digits
-from raysys.data.readers._record_boundaries import record_ends
+from raysys.data.readers._record_boundaries import count_lines, record_ends, record_lines
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_STEP_BYTES = 64 << 20
-
 
 def line_error(part: CsvPart, data: bytes, error: UnicodeDecodeError) -> DataError:
     """Error of a line that is not in the encoding."""
-    line = _lines_before(part) + data.count(b"\n", 0, error.start) + 1
+    line = part.first_line + count_lines(data[: error.start])
     return DataError(
         f"{part.file.name}: line {line} is not valid {part.options.encoding} (byte "
         f"{data[error.start]:#04x}). Give its encoding: read(..., encoding='latin-1'), or read it "
@@ -36,7 +33,7 @@ def quote_error(part: CsvPart, text: bytes) -> DataError:
     """Error of a quote that is open at the end."""
     ends, _ = record_ends(text, part.options.delimiter)
     start = int(ends[-1]) if len(ends) else 0
-    line = _lines_before(part) + text.count(b"\n", 0, start) + 1
+    line = part.first_line + count_lines(text[:start])
     return DataError(
         f"{part.file.name}: line {line}: a quote opens in {_shown(text[start:])!r} and never "
         "closes. Repair it, or read with raw=True and validate: the line then goes to quarantine"
@@ -55,7 +52,7 @@ def parse_error(part: CsvPart, text: bytes, names: Sequence[str], message: str) 
         fails = _fails(text[starts[good] : starts[middle]], part, names)
         good, bad = (good, middle) if fails else (middle, bad)
     problem = _problem(text[starts[good] : starts[bad]], part, names)
-    line = _lines_before(part) + text.count(b"\n", 0, starts[good]) + 1
+    line = part.first_line + count_lines(text[: starts[good]])
     return DataError(f"{part.file.name}: line {line}: {problem or message}")
 
 
@@ -68,19 +65,13 @@ def require_exact(part: CsvPart, text: bytes, table: pa.Table) -> None:
         texts = parse(text, part, [field.name], text_schema([field.name]))[field.name]
         row = inexact_row(field.type, pc.utf8_trim_whitespace(texts))
         if row is not None:
+            ends, _ = record_ends(text, part.options.delimiter)
+            line = part.first_line + int(record_lines(text, ends)[row])
             raise DataError(
-                f"{part.file.name}: line {_line(part, text, row)}: {field.name}: "
+                f"{part.file.name}: line {line}: {field.name}: "
                 f"{texts[row].as_py()!r} is not kept as written by the inferred type {field.type}. "
                 f"Give the column's type, types={{{field.name!r}: pa.string()}}"
             )
-
-
-def _line(part: CsvPart, text: bytes, row: int) -> int:
-    """Line number, from 1, of a record of a part."""
-    ends, _ = record_ends(text, part.options.delimiter)
-    starts = np.concatenate([[0], ends])
-    filled = [s for s, e in itertools.pairwise([*starts, len(text)]) if text[s:e].strip(b"\r\n")]
-    return _lines_before(part) + text.count(b"\n", 0, int(filled[row])) + 1
 
 
 def _may_have_codes(text: bytes, delimiter: str) -> bool:
@@ -91,17 +82,6 @@ def _may_have_codes(text: bytes, delimiter: str) -> bool:
     start = rf'(?:^|[\n{re.escape(delimiter)}])\s*"?\s*'
     code = rf'{start}(?:-?0[0-9]+["\s.{re.escape(delimiter)}]|-?0[xX]|\+[0-9]{{7}})'
     return bool(pc.match_substring_regex(whole, code)[0].as_py())
-
-
-def _lines_before(part: CsvPart) -> int:
-    """Number of line ends before a part."""
-    if not splittable(part.file, part.options):
-        return content(part.file, 0, part.start, part.options).count(b"\n")
-    places = range(0, part.start, _STEP_BYTES)
-    return sum(
-        part.file.read_range(place, min(place + _STEP_BYTES, part.start)).count(b"\n")
-        for place in places
-    )
 
 
 def _fails(records: bytes, part: CsvPart, names: Sequence[str]) -> bool:

@@ -24,13 +24,14 @@ from raysys.data.readers._csv import (
 )
 from raysys.data.readers._csv_errors import line_error, parse_error
 from raysys.data.readers._exact_values import is_number, number_type
-from raysys.data.readers._record_boundaries import record_ends
+from raysys.data.readers._record_boundaries import count_lines, record_ends, scan
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from raysys.data.readers._files import File
 
 _HEAD_BYTES, _PIECES, _PIECE_BYTES = 4 << 20, 8, 256 << 10  # sample to infer types from
+_STEP_BYTES = 64 << 20
 _MARK = codecs.BOM_UTF8
 
 
@@ -51,13 +52,15 @@ def inspect(file: File, options: CsvOptions) -> CsvPart:
     names = _header(file, head[mark:start], options)
     stop = file.size if can_split else -1
     schema = pa.schema([pa.field(name, pa.null()) for name in names])
-    part = CsvPart(file, tuple(names), schema, options, start, stop)
+    line = 1 + count_lines(head[:start])
+    part = CsvPart(file, tuple(names), schema, options, start, stop, line)
     if options.raw:
         return part
-    body = head[start:]
+    samples = [(start, head[start:])]
     if len(head) < file.size and can_split:
-        body = head[start : int(ends[-1]) if len(ends) else start] + b"".join(_pieces(file))
-    return _typed(part, body)
+        whole = head[start : int(ends[-1]) if len(ends) else start]
+        samples = [(start, whole), *_pieces(file)]
+    return _typed(part, samples)
 
 
 def _header(file: File, record: bytes, options: CsvOptions) -> list[str]:
@@ -74,12 +77,16 @@ def _header(file: File, record: bytes, options: CsvOptions) -> list[str]:
     return names
 
 
-def _typed(part: CsvPart, body: bytes) -> CsvPart:
-    """A part with the types of a sample's values."""
-    try:
-        text = decoded(body, part.options)
-    except UnicodeDecodeError as error:
-        raise line_error(part, body, error) from None
+def _typed(part: CsvPart, samples: list[tuple[int, bytes]]) -> CsvPart:
+    """A part with the types of the values in samples, each with its place in the file."""
+    texts = []
+    for place, sample in samples:
+        try:
+            texts.append(decoded(sample, part.options))
+        except UnicodeDecodeError as error:
+            line = part.first_line + _lines(part.file, part.start, place)
+            raise line_error(replace(part, first_line=line), sample, error) from None
+    text = b"".join(texts)
     if not has_records(text):
         return part
     try:
@@ -114,10 +121,19 @@ def _skip(row: object) -> str:
     return "skip"
 
 
-def _pieces(file: File) -> list[bytes]:
+def _lines(file: File, start: int, stop: int) -> int:
+    """Number of line ends between two places of a file."""
+    places = range(start, stop, _STEP_BYTES)
+    return sum(scan(file, n, min(n + _STEP_BYTES, stop), None).lines for n in places)
+
+
+def _pieces(file: File) -> list[tuple[int, bytes]]:
     """Lines from places all over a file; none if a line end may be within a value."""
     step = max(1, (file.size - _HEAD_BYTES) // _PIECES)
     starts = [_HEAD_BYTES + number * step for number in range(_PIECES)]
     pieces = [file.read_range(s, min(s + _PIECE_BYTES, file.size)) for s in starts if s < file.size]
-    lines = [data[data.find(b"\n") + 1 : data.rfind(b"\n") + 1] for data in pieces]
-    return [] if any(b'"' in data for data in lines) else lines
+    firsts = [data.find(b"\n") + 1 for data in pieces]
+    lines = [d[first : d.rfind(b"\n") + 1] for d, first in zip(pieces, firsts, strict=True)]
+    if any(b'"' in data for data in lines):
+        return []
+    return [(s + n, data) for s, n, data in zip(starts, firsts, lines, strict=False)]

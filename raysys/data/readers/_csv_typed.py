@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from raysys.data.readers._column_types import FILE, MALFORMED, ROW, repeated, text_schema
+from raysys.data.readers._column_types import FILE, LINE, MALFORMED, repeated, text_schema
 from raysys.data.readers._csv import (
     CsvPart,
     content,
@@ -34,7 +34,7 @@ class TypedRows(NamedTuple):
     """Rows of a part.
 
     Attributes:
-        block: Columns of the records, each either typed or text, with `_file` and `_row`.
+        block: Columns of the records, each either typed or text, with `_file` and `_line`.
         malformed: Malformed lines, with the columns of a raw part.
         texts: Function of row numbers of `block` to rows as written, with the columns of a raw
             part.
@@ -83,7 +83,7 @@ def read_typed(part: CsvPart, types: Mapping[str, pa.DataType]) -> TypedRows | N
 
     def with_origin(records: pa.Table, numbers: np.ndarray) -> pa.Table:
         records = records.append_column(FILE, repeated(part.file.name, len(numbers)))
-        return records.append_column(ROW, pa.array(numbers + part.first_row))
+        return records.append_column(LINE, pa.array(numbers + part.first_line))
 
     def texts(places: np.ndarray) -> pa.Table:
         starts = np.concatenate([[0], ends[:-1]])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from raysys.data.readers._column_types import FormatPart, is_text
+from raysys.data.readers._column_types import LINE, FormatPart, in_order, is_text
 from raysys.data.readers._exact_values import loses_digits, may_lose_digits
 from raysys.errors import DataError
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _SAMPLE_BYTES = 4 << 20
 _LONG = re.compile(rb"[0-9]{16}")
+_TEXT, _DECODER = re.compile(r"\S"), json.JSONDecoder()
 _TIMES = (
     pa.date32(), pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns"),
     pa.timestamp("ns", "UTC"),
@@ -34,9 +36,11 @@ _TIMES = (
 class JsonPart(FormatPart):
     """Lines of a file, each an object: bytes `start` to `stop`, -1 for a compressed file."""
 
+    place: ClassVar[str] = LINE
     header: tuple[str, ...]
     start: int
     stop: int
+    first_line: int = 1
 
     def read(
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
@@ -48,27 +52,31 @@ class JsonPart(FormatPart):
         """
         data = self.file.content() if self.stop < 0 else self.file.read_range(self.start, self.stop)
         own = pa.schema([f for f in self.columns if f.name in self.header])
-        malformed: list[tuple[int, str]] = []
-        try:
-            table = _parse_json(data, own)
-        except pa.ArrowInvalid:
-            data, malformed = _without_bad_lines(data, own)
-            if not self.raw:
-                row, text = malformed[0]
-                raise DataError(
-                    f"{self.file.name}: line {self._line(row)}: {text[:80]!r} does not fit the "
-                    f"columns {', '.join(f'{f.name}: {f.type}' for f in [*own][:20])}. Repair it, "
-                    "or read with raw=True and validate: such lines then go to quarantine"
-                ) from None
-            table = _parse_json(data, own)
-        return self.finish(table, columns, malformed)
+        if not self.raw:
+            return in_order(self._parsed(data, own)[0], self.schema, columns, self.file)
+        lines = _filled_lines(data, self.first_line)
+        table, good, bad = self._parsed(data, own)
+        malformed = [(int(lines[number]), text) for number, text in bad]
+        lines = np.delete(lines, [number for number, _ in bad])
+        if len(lines) != len(table):
+            lines = lines[_lines_of_objects(good)]
+        return self.finish(table, columns, lines, malformed)
 
-    def _line(self, row: int) -> int:
-        """Line number, from 1, of a row of the part."""
-        data = self.file.content() if self.stop < 0 else self.file.read_range(0, self.stop)
-        before = data[: self.start].count(b"\n")
-        lines = data[self.start :].split(b"\n")
-        return before + [n for n, line in enumerate(lines, 1) if line.strip()][row]
+    def _parsed(self, data: bytes, own: pa.Schema) -> tuple[pa.Table, bytes, list[tuple[int, str]]]:
+        """Rows, their lines, and malformed lines with their numbers among filled ones."""
+        try:
+            return _parse_json(data, own), data, []
+        except pa.ArrowInvalid:
+            good, bad = _without_bad_lines(data, own)
+        if not self.raw:
+            number, text = bad[0]
+            raise DataError(
+                f"{self.file.name}: line {_filled_lines(data, self.first_line)[number]}: "
+                f"{text[:80]!r} does not fit the columns "
+                f"{', '.join(f'{f.name}: {f.type}' for f in [*own][:20])}. Repair it, or read with "
+                "raw=True and validate: such lines then go to quarantine"
+            )
+        return _parse_json(good, own), good, bad
 
 
 def inspect_json(file: File, raw: bool) -> JsonPart:
@@ -147,7 +155,7 @@ def _schema_by_line(
 ) -> pa.Schema:
     """The common schema of the lines that are JSON objects, if `raw` allows malformed ones."""
     schema = pa.schema([])
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(data.splitlines(), 1):
         try:
             if line.strip():
                 fields = columns(line)
@@ -230,8 +238,8 @@ def _without_bad_lines(
     schema: pa.Schema,
     parse: Callable[[bytes, pa.Schema], pa.Table] = _parse_json,
 ) -> tuple[bytes, list[tuple[int, str]]]:
-    """Lines that parse, and malformed lines with their row numbers, by bisection."""
-    lines = [line for line in data.split(b"\n") if line.strip()]
+    """Lines that parse, and malformed lines with their numbers among filled ones, by bisection."""
+    lines = [line for line in data.splitlines() if line.strip()]
     bad: list[int] = []
 
     def bisect(first: int, last: int) -> None:
@@ -249,3 +257,20 @@ def _without_bad_lines(
     out = set(bad)
     good = b"\n".join(line for row, line in enumerate(lines) if row not in out)
     return good, [(row, lines[row].decode("utf-8", "backslashreplace")) for row in bad]
+
+
+def _filled_lines(data: bytes, first: int) -> np.ndarray:
+    """Numbers of the lines that are not blank."""
+    return first + np.flatnonzero([bool(line.strip()) for line in data.splitlines()])
+
+
+def _lines_of_objects(data: bytes) -> list[int]:
+    """Numbers among filled lines where objects start, if a line has several or a part of one."""
+    filled = b"\n".join(line for line in data.splitlines() if line.strip())
+    text, place, line, lines = filled.decode("utf-8-sig"), 0, 0, []
+    while begin := _TEXT.search(text, place):
+        line += text.count("\n", place, begin.start())
+        lines.append(line)
+        _, place = _DECODER.raw_decode(text, begin.start())
+        line += text.count("\n", begin.start(), place)
+    return lines

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParquetPart(FormatPart):
-    """Row groups of a file."""
+    """Row groups of a file, from the row `first_row`."""
 
     groups: tuple[int, ...]
+    first_row: int = 0
 
     def read(
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
@@ -39,7 +41,9 @@ class ParquetPart(FormatPart):
                 table = self._rows(source, self.groups, names)
             else:
                 table = self._passing(source, names, predicate)
-        return self.finish(table, names) if self.raw else table
+        if not self.raw:
+            return table
+        return self.finish(table, names, self.first_row + np.arange(len(table)))
 
     def _passing(self, source: Any, names: list[str], predicate: pl.Expr) -> pa.Table:
         """Rows of the groups with a passing row."""
@@ -64,9 +68,10 @@ class ParquetPart(FormatPart):
 
 @dataclass(frozen=True)
 class ArrowPart(FormatPart):
-    """Record batches of an Arrow (IPC, Feather) file."""
+    """Record batches of an Arrow (IPC, Feather) file, from the row `first_row`."""
 
     batches: tuple[int, ...]
+    first_row: int = 0
 
     def read(
         self, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None
@@ -80,7 +85,7 @@ class ArrowPart(FormatPart):
             source = pa.ipc.open_file(stream, options=options)
             batches = [source.get_batch(number) for number in self.batches]
             table = pa.Table.from_batches(batches, source.schema)
-        return self.finish(table, names)
+        return self.finish(table, names, self.first_row + np.arange(len(table)))
 
 
 def parquet_parts(file: File, raw: bool) -> list[ParquetPart]:
@@ -93,7 +98,7 @@ def parquet_parts(file: File, raw: bool) -> list[ParquetPart]:
         rows = [group.num_rows for group in groups]
     require_unique(file, schema.names)
     return [
-        ParquetPart(file, schema, raw, numbers, first_row=first)
+        ParquetPart(file, schema, raw, numbers, first)
         for numbers, first in _block_sized(sizes, rows)
     ]
 
@@ -108,8 +113,7 @@ def arrow_parts(file: File, raw: bool) -> list[ArrowPart]:
         sizes = [file.size * count // max(1, sum(rows)) for count in rows]
     require_unique(file, schema.names)
     return [
-        ArrowPart(file, schema, raw, numbers, first_row=first)
-        for numbers, first in _block_sized(sizes, rows)
+        ArrowPart(file, schema, raw, numbers, first) for numbers, first in _block_sized(sizes, rows)
     ]
 
 

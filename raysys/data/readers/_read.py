@@ -19,7 +19,15 @@ from raysys.data.readers import _csv, _csv_inspect
 from raysys.data.readers import _json_lines as _json
 from raysys.data.readers import _parquet_arrow as _formats
 from raysys.data.readers import _record_boundaries as _records
-from raysys.data.readers._column_types import FILE, MALFORMED, NO_VALUE, ROW, as_lists, normal_type
+from raysys.data.readers._column_types import (
+    FILE,
+    LINE,
+    MALFORMED,
+    NO_VALUE,
+    ROW,
+    as_lists,
+    normal_type,
+)
 from raysys.data.readers._files import File, find
 from raysys.errors import DataError
 
@@ -64,8 +72,9 @@ def read(
         encoding: Encoding of CSV.
         file_format: Format of the files; by default from their names.
         raw: Read for `validate`: values of CSV stay text, malformed lines are kept, and the
-            columns `_file`, `_row` (from 0, in its file) and `_malformed` (the text of such a
-            line) are added.
+            columns `_file`, `_line` (where the row starts, from 1, as an editor counts; for
+            Parquet and Arrow `_row`, from 0) and `_malformed` (the text of such a line) are
+            added.
 
     Raises:
         DataError: A file, the format, columns or rows are missing, or columns differ between
@@ -94,14 +103,14 @@ def read(
     names = set(schema.names)
     if unknown := [name for name in types or {} if name not in names]:
         raise DataError(f"{path}: unknown columns {unknown} in types; it has {schema.names[:20]}")
-    if raw and (reserved := sorted(names & {FILE, ROW, MALFORMED})):
+    if raw and (reserved := sorted(names & {FILE, LINE, ROW, MALFORMED})):
         raise DataError(f"{path}: has the columns {reserved}, which raw=True adds: rename them")
     given = {"given": frozenset(types or {})} if kind == "csv" else {}
     parts = [replace(part, columns=schema, **given) for part in parts]
     if all(part.file.size == 0 or _rowless(part) for part in parts):
         raise DataError(f"{path}: columns without rows. Give a file with at least one row")
     if kind in ("csv", "json"):
-        parts = _cut(parts, raw)
+        parts = _cut(parts)
     settings = {"types": types or {}, "raw": raw}
     if kind == "csv":
         settings |= {"null_values": null_values, "delimiter": delimiter, "encoding": encoding}
@@ -226,7 +235,7 @@ def _key_types(files: Sequence[File], columns: Mapping[str, Any]) -> dict[str, p
     return kinds
 
 
-def _cut(parts: Sequence[Any], raw: bool) -> list[Any]:
+def _cut(parts: Sequence[Any]) -> list[Any]:
     """Parts of large files that start where records do; files are scanned in tasks."""
     task, size = value_task("scan"), _csv.PART_BYTES
     first = parts[0]
@@ -238,7 +247,7 @@ def _cut(parts: Sequence[Any], raw: bool) -> list[Any]:
     ]
     scans = [
         [
-            task.remote(_records.scan, part.file, n, min(n + size, part.stop), delimiter, raw)
+            task.remote(_records.scan, part.file, n, min(n + size, part.stop), delimiter)
             for n in part_starts
         ]
         for part, part_starts in zip(parts, starts, strict=True)
@@ -252,15 +261,5 @@ def _cut(parts: Sequence[Any], raw: bool) -> list[Any]:
         if split is None:
             cut += results([value_task("scan").remote(_records.walk, part, delimiter, size)])[0]
             continue
-        pieces, numbered = split
-        if raw and not numbered:
-            count = value_task("count")
-            counts = results([count.remote(_count, piece, delimiter) for piece in pieces])
-            firsts = itertools.accumulate(counts[:-1], initial=0)
-            pieces = [replace(p, first_row=f) for p, f in zip(pieces, firsts, strict=True)]
-        cut += pieces
+        cut += split
     return cut
-
-
-def _count(part: Any, delimiter: str | None) -> int:
-    return _records.count_records(part.file.read_range(part.start, part.stop), delimiter)

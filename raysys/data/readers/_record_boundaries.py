@@ -33,17 +33,21 @@ def record_ends(data: bytes, delimiter: str | None) -> tuple[np.ndarray, bool]:
     return ends[inside == 0], is_open
 
 
-def count_records(data: bytes, delimiter: str | None) -> int:
-    """Number of records, without empty lines, and blank ones if the delimiter is None."""
-    if delimiter is None:
-        return sum(1 for line in data.split(b"\n") if line.strip())
-    ends, _ = record_ends(data, delimiter)
-    if not len(ends) or ends[-1] < len(data):
-        ends = np.append(ends, len(data))
-    starts = np.concatenate([[0], ends[:-1]])
+def record_lines(data: bytes, ends: np.ndarray) -> np.ndarray:
+    """Number of line ends before each record that is not empty, given the ends of records."""
+    starts = np.concatenate([[0], ends])
     first = np.frombuffer(data + b"\n", np.uint8)[starts]
-    blank = (ends == starts) | (first == _LINE_FEED) | (first == _RETURN)
-    return int((~blank).sum())
+    filled = (first != _LINE_FEED) & (first != _RETURN)
+    line_ends = _line_ends(data)
+    if len(line_ends) == len(ends):
+        return np.flatnonzero(filled)
+    return np.searchsorted(line_ends, starts[filled], "right")
+
+
+def count_lines(data: bytes) -> int:
+    """Number of line ends: line feeds, with or without a return, and lone returns."""
+    lines = data.count(b"\n")
+    return lines + data.count(b"\r") - data.count(b"\r\n") if b"\r" in data else lines
 
 
 def _line_ends(data: bytes) -> np.ndarray:
@@ -78,84 +82,77 @@ class Scan:
 
     Attributes:
         quotes: Number of quotes.
-        after: First place after a line end outside of quotes; None without one.
+        after: First place after a line end outside of quotes, and the number of line ends before
+            it; None without one.
         regular: Whether all quotes open values, close them or are doubled within them.
-        lines: Number of line ends.
-        plain: Whether each line is a record: no quotes, empty lines or lone returns.
+        lines: Number of line ends. One of two bytes is in the range of its first.
     """
 
     quotes: int
-    after: tuple[int | None, int | None]
+    after: tuple[tuple[int, int] | None, tuple[int, int] | None]
     regular: tuple[bool, bool]
     lines: int
-    plain: bool
 
 
-def scan(file: File, start: int, stop: int, delimiter: str | None, numbered: bool = True) -> Scan:
-    """Scan a range of a file, which may start anywhere, for places to cut it.
-
-    Lines are counted only if rows are `numbered`.
-    """
+def scan(file: File, start: int, stop: int, delimiter: str | None) -> Scan:
+    """Scan a range of a file, which may start anywhere, for places to cut it."""
     data = file.read_range(start, stop)
-    after = data.find(b"\n") + 1 or None
-    if delimiter is None or (b'"' not in data and not numbered):
-        return Scan(0, (after, None), (True, True), 0, False)
-    if b'"' not in data:
-        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == _LINE_FEED)
-        blank = data.startswith(b"\n") or bool((np.diff(ends) == 1).any())
-        plain = not blank and b"\r" not in data
-        if b"\r" in data:  # Windows' line ends
-            plain = not (b"\n\r\n" in data or data.startswith(b"\r") or blank)
-            plain &= data.count(b"\r\n") == data.count(b"\r")
-        return Scan(0, (after, None), (True, True), len(ends), plain)
+    counted = data.startswith(b"\n") and start > 0 and file.read_range(start - 1, start) == b"\r"
+    lines = count_lines(data) - counted
+
+    def after(place: int) -> tuple[int, int] | None:
+        return (place, count_lines(data[:place]) - counted) if place else None
+
+    if delimiter is None or b'"' not in data:
+        return Scan(0, (after(data.find(b"\n") + 1), None), (True, True), lines)
     text = np.frombuffer(data, np.uint8)
     quotes, ends = np.flatnonzero(text == _QUOTE), np.flatnonzero(text == _LINE_FEED) + 1
     inside = np.searchsorted(quotes, ends) % 2
     places = [ends[inside == state] for state in (0, 1)]
-    first, second = [int(p[0]) if len(p) else None for p in places]
+    first, second = [after(int(p[0]) if len(p) else 0) for p in places]
     before = file.read_range(start - 1, start)[0] if start else _LINE_FEED
     openings = quotes[::2], quotes[1::2]
     even, odd = [_regular(data, places, delimiter, before) for places in openings]
-    return Scan(len(quotes), (first, second), (even, odd), len(ends), False)
+    return Scan(len(quotes), (first, second), (even, odd), lines)
 
 
-def cut(part: Any, scans: Sequence[tuple[int, Scan]]) -> tuple[list[Any], bool] | None:
+def cut(part: Any, scans: Sequence[tuple[int, Scan]]) -> list[Any] | None:
     """A file's part split into several that start where records do.
 
-    `scans` are start and scan of consecutive ranges of the part. The result has the parts and
-    whether their `first_row` is correct; it is None if quotes are irregular, see `walk`.
+    `scans` are start and scan of consecutive ranges of the part. None if quotes are irregular, see
+    `walk`.
     """
-    starts, rows, inside, lines = [part.start], [0], 0, 0
+    starts, first_lines, inside, line = [part.start], [part.first_line], 0, part.first_line
     for number, (begin, scanned) in enumerate(scans):
         if not scanned.regular[inside]:
             return None
         after = scanned.after[inside]
-        if number and after is not None and begin + after < part.stop:
-            starts.append(begin + after)
-            rows.append(lines + 1)
+        if number and after is not None and begin + after[0] < part.stop:
+            starts.append(begin + after[0])
+            first_lines.append(line + after[1])
         inside ^= scanned.quotes & 1
-        lines += scanned.lines
-    return _pieces(part, starts, rows), all(scanned.plain for _, scanned in scans)
+        line += scanned.lines
+    return _pieces(part, starts, first_lines)
 
 
 def walk(part: Any, delimiter: str, size: int) -> list[Any]:
-    """Parts as of `cut`, with their `first_row`, by a sequential read of the part."""
-    starts, rows, place, tail = [part.start], [0], part.start, b""
+    """Parts as of `cut`, by a sequential read of the part."""
+    starts, first_lines, place, tail = [part.start], [part.first_line], part.start, b""
     while place < part.stop:
         tail += part.file.read_range(place, min(place + size, part.stop))
         place = min(place + size, part.stop)
-        ends, _ = record_ends(tail, delimiter)
+        ends, _ = record_ends(tail.removesuffix(b"\r"), delimiter)  # its "\n" may follow
         if place < part.stop and len(ends):
             records, tail = tail[: ends[-1]], tail[ends[-1] :]
-            rows.append(rows[-1] + count_records(records, delimiter))
+            first_lines.append(first_lines[-1] + count_lines(records))
             starts.append(place - len(tail))
-    return _pieces(part, starts, rows)
+    return _pieces(part, starts, first_lines)
 
 
-def _pieces(part: Any, starts: Sequence[int], rows: Sequence[int]) -> list[Any]:
+def _pieces(part: Any, starts: Sequence[int], first_lines: Sequence[int]) -> list[Any]:
     stops = [*starts[1:], part.stop]
     return [
-        replace(part, start=start, stop=stop, first_row=row)
-        for start, stop, row in zip(starts, stops, rows, strict=True)
+        replace(part, start=start, stop=stop, first_line=line)
+        for start, stop, line in zip(starts, stops, first_lines, strict=True)
         if start < stop or len(starts) == 1
     ]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysys.data._polars import pl
-from raysys.data.readers._column_types import FILE, MALFORMED, ROW
+from raysys.data.readers._column_types import FILE, MALFORMED, place_column
 from raysys.data.validation._schema import REASON
 from raysys.data.validation._value_types import polars_type, read_values
 
@@ -51,8 +51,8 @@ class BlockSplit(NamedTuple):
 
     Attributes:
         valid: The schema's columns in its types and order, text as large_string; with `_file` and
-            `_row` where the schema has `unique`, which is checked later.
-        bad: All columns of the block as text, with `_row` and `_reason`.
+            `_line` or `_row` where the schema has `unique`, which is checked later.
+        bad: All columns of the block as text, with `_line` or `_row`, and `_reason`.
         examples: Number of bad rows and place of the first, by kind of reason.
     """
 
@@ -73,8 +73,8 @@ def split_block(
     their reasons.
 
     Args:
-        block: The schema's columns, of any type; `_row`, `_file` if it comes from files, and
-            `_malformed` if lines may be malformed.
+        block: The schema's columns, of any type; `_line` or `_row`, `_file` if it comes from
+            files, and `_malformed` if lines may be malformed.
         schema: Rules for rows.
         keys: Values of each foreign key.
         texts: Function of row numbers to the rows as they are written, for a typed block.
@@ -95,7 +95,7 @@ def split_block(
         malformed = polars_column(block, MALFORMED)
         mask = mask | malformed.is_not_null()
     valid = to_arrow(read.select(list(schema.columns)).filter(~mask))
-    for name in (FILE, ROW):
+    for name in (FILE, place_column(block.column_names)):
         if schema.unique and name in block.column_names:
             valid = valid.append_column(name, block[name].filter((~mask).to_numpy()))
     rows = mask.arg_true()
@@ -198,8 +198,10 @@ def _reasons(rows: pl.DataFrame, rules: Sequence[RowRule]) -> tuple[pl.Series, p
 
 
 def location(row: Mapping[str, Any]) -> str:
-    """File and number of a row."""
-    return f"{row[FILE]}: row {row[ROW]}" if FILE in row else f"row {row[ROW]}"
+    """File and line of a row, or its number."""
+    column = place_column(row)
+    place = f"{column[1:]} {row[column]}"
+    return f"{row[FILE]}: {place}" if FILE in row else place
 
 
 def with_examples(block: pa.Table, examples: Examples) -> pa.Table:
@@ -214,9 +216,10 @@ def examples_of(schema: pa.Schema) -> Examples:
 
 
 def as_text(rows: pa.Table) -> pl.DataFrame:
-    """Rows with all values but `_row` as text, and an empty `_reason`."""
+    """Rows with all values but `_line` or `_row` as text, and an empty `_reason`."""
+    place = place_column(rows.column_names)
     columns = [polars_column(rows, name) for name in rows.column_names]
-    texts = [c if c.name == ROW else c.cast(pl.String, strict=False) for c in columns]
+    texts = [c if c.name == place else c.cast(pl.String, strict=False) for c in columns]
     return pl.DataFrame(texts).with_columns(pl.lit(None, pl.String).alias(REASON))
 
 

@@ -9,12 +9,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raysys.data._polars import pl
-from raysys.data.readers._column_types import FILE, MALFORMED, ROW
+from raysys.data.readers._column_types import FILE, LINE, MALFORMED, ROW
 from raysys.data.validation._value_types import is_temporal, polars_type
 from raysys.errors import DataError
 
 REASON = "_reason"  # column of a quarantine
-RESERVED = (FILE, ROW, MALFORMED, REASON)
+RESERVED = (FILE, LINE, ROW, MALFORMED, REASON)
 
 _Bounds = Annotated[list[Any], Field(min_length=2, max_length=2)]
 

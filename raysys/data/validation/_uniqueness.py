@@ -11,7 +11,7 @@ from raysys.data._blocks import BlockMeta, results, scatter, table_task, value_t
 from raysys.data._polars import pl
 from raysys.data._row_hash import hash_rows
 from raysys.data._table import Table
-from raysys.data.readers._column_types import FILE, ROW
+from raysys.data.readers._column_types import FILE, LINE, ROW, place_column
 from raysys.data.validation._row_rules import (
     as_text,
     location,
@@ -121,7 +121,7 @@ def candidates(
     for number, group in enumerate(groups):
         places = np.sort(np.concatenate([places[number] for places in suspects]))
         low, high = np.searchsorted(places, [first, first + len(block)])
-        origin = [name for name in (FILE, ROW) if name in block.column_names]
+        origin = [name for name in (FILE, LINE, ROW) if name in block.column_names]
         rows = block.select(list(dict.fromkeys([*group, *origin]))).take(places[low:high] - first)
         values.append(rows.append_column(_PLACE, pa.array(places[low:high])))
     return values
@@ -143,12 +143,13 @@ def repeats(
             frame = frame.join(earlier_group, on=_PLACE, how="anti")
         frame = frame.sort(_PLACE).with_columns(
             pl.col(name).first().over(list(group)).alias("\1first " + name)
-            for name in (FILE, ROW, _PLACE)
+            for name in (FILE, LINE, ROW, _PLACE)
             if name in frame.columns
         )
         frame = frame.filter(pl.col(_PLACE) != pl.col("\1first " + _PLACE))
         kind = f"duplicate {', '.join(group)}"
-        earlier = pl.format("row {}", pl.col("\1first " + ROW))
+        place = place_column(frame.columns)
+        earlier = pl.format(f"{place[1:]} {{}}", pl.col("\1first " + place))
         if FILE in frame.columns:
             file = pl.col("\1first " + FILE).cast(pl.String)
             earlier = pl.concat_str(file, pl.lit(", "), earlier)

@@ -13,7 +13,7 @@ from raysys.data._lazy_plan import LazyOperation, evaluate
 from raysys.data._polars import pl
 from raysys.data._shuffle import concat
 from raysys.data._table import Table
-from raysys.data.readers._column_types import ROW
+from raysys.data.readers._column_types import LINE, ROW
 from raysys.data.readers._csv_typed import raw_part, read_typed
 from raysys.data.validation._column_statistics import medians, statistics
 from raysys.data.validation._row_rules import (
@@ -67,8 +67,8 @@ class ValidationResult:
     Attributes:
         valid: Rows that satisfy the schema, with its columns, types and order, in the blocks and
             the order of the input.
-        quarantine: All other rows as text, with all their columns as they were written, `_row`
-            (int64), `_file` if they come from files, and `_reason`.
+        quarantine: All other rows as text, with all their columns as they were written, `_line`
+            or `_row` (int64), `_file` if they come from files, and `_reason`.
         reasons: Number of rows by kind of reason, in descending order; a row may have several.
         examples: Place of the first row, by kind of reason.
         checks: Table checks: bounds of `rows` and `distributions`.
@@ -123,9 +123,10 @@ def validate(
     columns the first is valid. The statistics of `distributions` are of the valid rows.
 
     Args:
-        table: Rows with at least the schema's columns. From `read(path, raw=True)`, reasons name
-            the file and the row in it, and malformed lines go to quarantine too; otherwise `_row`
-            counts the table's rows from 0.
+        table: Rows with at least the schema's columns. From `read(path, raw=True)`, `_file` and
+            `_line` say where a row starts, as an editor counts (`_row`, from 0, in a Parquet or
+            Arrow file), and malformed lines go to quarantine too; otherwise `_row` counts the
+            table's rows from 0.
         schema: Rules for rows and bounds for the table.
         tables: Tables that the schema's foreign keys name. The distinct values of a key's column
             are sent to every node: at most 10 million.
@@ -141,7 +142,7 @@ def validate(
             "or edit the schema"
         )
     keys = _foreign_keys(schema, tables or {})
-    if ROW not in table.schema.names:
+    if not {LINE, ROW} & set(table.schema.names):
         table = table.with_row_number(ROW)
     valid, bad = table.split_sources(_split, schema, keys, name="validate")
     quarantines = [bad]

@@ -4,8 +4,10 @@ import bz2
 import csv
 import gzip
 import io
+import re
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from raysys.data.readers._csv import CsvOptions, CsvPart
 from raysys.data.readers._csv_inspect import inspect
 from raysys.data.readers._files import find
-from raysys.data.readers._record_boundaries import count_records, cut, record_ends, scan, walk
+from raysys.data.readers._record_boundaries import cut, record_ends, scan, walk
 from raysys.errors import DataError
 
 
@@ -33,17 +35,12 @@ def _pieces(part: CsvPart, size: int) -> list[CsvPart]:
     starts = range(part.start, part.stop, size)
     scans = [(a, scan(part.file, a, min(a + size, part.stop), mark)) for a in starts]
     split = cut(part, scans)
-    if split is None:
-        return walk(part, mark, size)
-    pieces, numbered = split
-    counts = [count_records(p.file.read_range(p.start, p.stop), mark) for p in pieces]
-    firsts = [sum(counts[:n]) for n in range(len(counts))]
-    if numbered:
-        assert [p.first_row for p in pieces] == firsts
-    return [
-        CsvPart(p.file, p.header, p.columns, p.options, p.start, p.stop, first)
-        for p, first in zip(pieces, firsts, strict=True)
-    ]
+    return walk(part, mark, size) if split is None else split
+
+
+def _lines(text: str) -> int:
+    """Number of the last line of a text, as an editor counts."""
+    return 1 + len(re.findall(r"\r\n|\r|\n", text))
 
 
 _TEXT = st.text(st.sampled_from('ab",\n\r ü\u2028'), max_size=6)
@@ -74,14 +71,17 @@ def test_csv_of_python_round_trips_for_any_cut(
         quoting = csv.QUOTE_ALL  # Python 3.11 leaves a return alone unquoted
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator=ending, quoting=quoting)
-    writer.writerows([names, *rows])
+    lines = []
+    for row in [names, *rows]:
+        lines.append(_lines(text.getvalue()))
+        writer.writerow(row)
     written = text.getvalue() if last else text.getvalue().removesuffix(ending)
     part = _part(path, written.encode(), null_values=(), raw=True)
     pieces = _pieces(part, size)
     assert [p.start for p in pieces[1:]] == [p.stop for p in pieces[:-1]]
     read = pa.concat_tables([p.read() for p in pieces])
     assert [[row[n] for n in names] for row in read.to_pylist()] == rows
-    assert read["_row"].to_pylist() == list(range(len(rows)))
+    assert read["_line"].to_pylist() == lines[1:]
     assert read["_malformed"].null_count == len(rows)
 
 
@@ -99,8 +99,9 @@ def test_any_bytes_have_the_same_records_for_any_cut(
         return
     cut_up = pa.concat_tables([p.read() for p in _pieces(part, size)])
     assert cut_up.to_pylist() == uncut.to_pylist()
-    assert uncut["_row"].to_pylist() == list(range(len(uncut)))
-    assert len(uncut) == count_records(text.encode(), ",")
+    if '"' not in text:
+        records = [n for n, line in enumerate(re.split(r"\r\n|\r|\n", text), 2) if line]
+        assert uncut["_line"].to_pylist() == records
 
 
 def test_a_record_may_be_longer_than_a_part_and_than_the_parsers_blocks(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_only_selected_columns_are_read(tmp_path: Path, columns: list[str]) -> N
 def test_a_column_that_is_not_selected_is_not_converted(tmp_path: Path) -> None:
     part = _part(tmp_path / "a.csv", b"a,b\n1,2\n" + b"3,4\n" * 10)
     wrong = part.columns.set(1, pa.field("b", pa.date32()))
-    part = CsvPart(part.file, part.header, wrong, part.options, part.start, part.stop)
+    part = replace(part, columns=wrong)
     assert part.read(["a"])["a"].to_pylist()[:2] == [1, 3]
     with pytest.raises(DataError, match=r"line 2: b: '2' is not a valid date32"):
         part.read()
@@ -231,14 +232,14 @@ def test_a_value_of_another_type_after_the_sample_is_named_with_its_line(tmp_pat
 def _records(read: pa.Table) -> Iterator[tuple[Any, ...]]:
     for row in read.to_pylist():
         assert row["_file"].endswith("a.csv")
-        yield row["_row"], row["a"], row["_malformed"]
+        yield row["_line"], row["a"], row["_malformed"]
 
 
 def test_raw_keeps_malformed_lines(tmp_path: Path) -> None:
     data = b'a,b\n1,x\n\n2,y,z\n3,\xff\n4\n"5\n5",v\n6,"w\n7,u\n'
     expected = [
-        (0, "1", None), (1, None, "2,y,z"), (2, None, r"3,\xff"), (3, None, "4"),
-        (4, "5\n5", None), (5, None, '6,"w'), (6, "7", None),
+        (2, "1", None), (4, None, "2,y,z"), (5, None, r"3,\xff"), (6, None, "4"),
+        (7, "5\n5", None), (9, None, '6,"w'), (10, "7", None),
     ]  # fmt: skip
     part = _part(tmp_path / "a.csv", data, raw=True)
     assert list(_records(part.read())) == expected
@@ -247,6 +248,31 @@ def test_raw_keeps_malformed_lines(tmp_path: Path) -> None:
         assert list(_records(pa.concat_tables(pieces))) == expected
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_lines_are_those_of_an_editor(tmp_path: Path, name: str, ending: str) -> None:
+    text = '"a\nb",c\n\n1,x\n"2\n\n2",y\n\n3,\xe9\n4,z\n5'.replace("\n", ending)
+    data = text.encode("latin-1")
+    data = gzip.compress(data) if name.endswith("gz") else data
+    raw = _part(tmp_path / name, data, raw=True)
+    pieces = _pieces(raw, 7) if raw.stop >= 0 else [raw]
+    read = pa.concat_tables([piece.read() for piece in pieces]).to_pylist()
+    assert [row["_line"] for row in read] == [4, 5, 9, 10, 11]
+    assert [row["_line"] for row in read if row["_malformed"]] == [9, 11]
+    with pytest.raises(DataError, match=r"line 9 is not valid utf-8"):
+        inspect(raw.file, CsvOptions())
+    with pytest.raises(DataError, match=r"line 11: 1 fields instead of 2: '5'"):
+        inspect(raw.file, CsvOptions(encoding="latin-1")).read()
+
+
+def test_a_line_of_the_sample_is_numbered_in_the_file(tmp_path: Path) -> None:
+    data = b"a,b\r\n" + b"".join(b"%07d,x\r\n" % n for n in range(600_000))
+    place = data.index(b"0500100")
+    data = data[:place] + b"\xe9" + data[place + 1 :]
+    with pytest.raises(DataError, match=r"line 500102 is not valid utf-8"):
+        _part(tmp_path / "a.csv", data)
+
+
 def test_raw_columns_may_be_selected(tmp_path: Path) -> None:
-    read = _part(tmp_path / "a.csv", b"a,b\n1,x\n2\n", raw=True).read(["_row", "b"])
-    assert read.to_pydict() == {"_row": [0, 1], "b": ["x", None]}
+    read = _part(tmp_path / "a.csv", b"a,b\n1,x\n2\n", raw=True).read(["_line", "b"])
+    assert read.to_pydict() == {"_line": [2, 3], "b": ["x", None]}

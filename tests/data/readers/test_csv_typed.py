@@ -50,7 +50,7 @@ def _part(folder: Path, rows: list[list[str]]) -> CsvPart:
 
 
 def _by_row(table: pa.Table) -> list[dict[str, Any]]:
-    return sorted(table.to_pylist(), key=lambda row: row["_row"])
+    return sorted(table.to_pylist(), key=lambda row: row["_line"])
 
 
 def _same(part: CsvPart) -> bool:
@@ -102,13 +102,13 @@ def test_columns_that_convert_are_typed_and_malformed_lines_are_separate(tmp_pat
     assert typed is not None
     assert str(typed.block.schema.field("wide").type) == "uint64"
     assert str(typed.block.schema.field("whole").type) == "large_string"
-    assert typed.block["_row"].to_pylist() == [0, 2, 3, 4]
-    assert typed.malformed.select(["wide", "_row", "_malformed"]).to_pylist() == [
-        {"wide": None, "_row": 1, "_malformed": "7,1"}
+    assert typed.block["_line"].to_pylist() == [2, 4, 5, 6]
+    assert typed.malformed.select(["wide", "_line", "_malformed"]).to_pylist() == [
+        {"wide": None, "_line": 3, "_malformed": "7,1"}
     ]
     written = typed.texts(np.array([2, 3]))
     assert written["whole"].to_pylist() == ["seven", "7"]
-    assert written["_row"].to_pylist() == [3, 4]
+    assert written["_line"].to_pylist() == [5, 6]
 
 
 def test_quotes_and_empty_lines_are_read_as_text(tmp_path: Path) -> None:

@@ -88,17 +88,25 @@ def test_late_malformed_json_lines_are_named_with_their_number(tmp_path: Path) -
     ):
         read(tmp_path / "a.jsonl").to_arrow()
     raw = read(tmp_path / "a.jsonl", raw=True).filter(pl.col("_malformed").is_not_null())
-    assert raw.select(["_row", "_malformed"]).to_arrow().to_pylist() == [
-        {"_row": 24_000, "_malformed": '{"a": "text"}'}
+    assert raw.select(["_line", "_malformed"]).to_arrow().to_pylist() == [
+        {"_line": 48_001, "_malformed": '{"a": "text"}'}
     ]
 
 
 def test_raw_json_keeps_lines_of_other_types(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": "x"}\n\n{"a": \n{"a": 3}\n[1]\n')
     rows = read(tmp_path / "a.jsonl", raw=True).to_arrow().to_pylist()
-    assert [(row["_row"], row["a"], row["_malformed"]) for row in rows] == [
-        (0, 1, None), (1, None, '{"a": "x"}'), (2, None, '{"a": '), (3, 3, None), (4, None, "[1]"),
+    assert [(row["_line"], row["a"], row["_malformed"]) for row in rows] == [
+        (1, 1, None), (2, None, '{"a": "x"}'), (4, None, '{"a": '), (5, 3, None), (6, None, "[1]"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
+def test_json_objects_have_the_line_where_they_start(tmp_path: Path, ending: bytes) -> None:
+    data = b'{"a": 1}\n\n {"a": 2} {"a": 3}\n{"a":\n\n4\n}\n{"a": 5}'.replace(b"\n", ending)
+    (tmp_path / "a.jsonl.gz").write_bytes(pa.compress(data, "gzip", True))
+    rows = read(tmp_path / "a.jsonl.gz", raw=True).to_arrow().to_pylist()
+    assert [(row["a"], row["_line"]) for row in rows] == [(1, 1), (2, 3), (3, 3), (4, 4), (5, 8)]
 
 
 def test_a_folder_of_mixed_schemas(tmp_path: Path) -> None:

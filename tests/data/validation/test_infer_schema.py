@@ -90,7 +90,7 @@ def test_the_table_satisfies_its_schema_also_after_an_edit_as_yaml(
 
 
 def test_a_changed_table_fails(raw: Table, schema: Schema) -> None:
-    rows = raw.to_arrow().to_pandas().drop(columns=["_file", "_row", "_malformed"])
+    rows = raw.to_arrow().to_pandas().drop(columns=["_file", "_line", "_malformed"])
     rows.loc[5, "carrier"] = "ZZ"
     rows["distance"] = (rows["distance"].astype(float) / 3).clip(lower=10).astype(str)
     with pytest.raises(ValidationError, match="distance median: ") as raised:

@@ -281,7 +281,7 @@ ROWS = [
     (",14,4,100,Up,2009,Family", "userId: missing"),
     ("1,15.5,4,100,Up,2009,Family", "movieId: '15.5' is not a valid int64"),
     ("1,11,3.5,101,Up,2009,Family", None),  # the earlier row of this person and film is not valid
-    ("1,10,2,102,Heat,1995,Crime", "duplicate userId, movieId (first in {file}, row 0)"),
+    ("1,10,2,102,Heat,1995,Crime", "duplicate userId, movieId (first in {file}, line 2)"),
     (",18,abc,100,Up,2009,Family", "userId: missing; rating: 'abc' is not a valid float64"),
     ("1,19,3; 4,100,Up,2009,Family", "rating: '3; 4' is not a valid float64"),
     ("9007199254740993,20,4,100,,,Family", None),  # 2**53 + 1 is not a float64
@@ -305,11 +305,13 @@ def _validate(path: str) -> ValidationResult:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_rows_of_a_file_are_quarantined_with_file_row_and_reason(tmp_path: Path) -> None:
+def test_rows_of_a_file_are_quarantined_with_file_line_and_reason(tmp_path: Path) -> None:
     path = _write(tmp_path / "ratings.csv", *(row for row, _ in ROWS))
     result = _validate(path)
-    actual = {row["_row"]: row["_reason"] for row in result.quarantine.to_arrow().to_pylist()}
-    assert actual == {n: reason.format(file=path) for n, (_, reason) in enumerate(ROWS) if reason}
+    actual = {row["_line"]: row["_reason"] for row in result.quarantine.to_arrow().to_pylist()}
+    assert actual == {
+        n + 2: reason.format(file=path) for n, (_, reason) in enumerate(ROWS) if reason
+    }
     assert set(result.quarantine.to_arrow()["_file"].to_pylist()) == {path}
     assert result.valid.to_arrow().to_pylist() == [
         dict(zip(RATINGS.columns, row, strict=True))
