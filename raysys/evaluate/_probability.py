@@ -7,25 +7,35 @@ from raysys.imports import lazy_import
 sklearn_metrics = lazy_import("sklearn.metrics")
 
 
-def binary_measures(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+def binary_measures(
+    labels: np.ndarray, probabilities: np.ndarray, *, sample_weight: np.ndarray | None = None
+) -> dict[str, float]:
     """Discrimination and calibration of predicted probabilities.
 
     Args:
         labels: 0 or 1, `(n,)`, with both classes.
         probabilities: From 0 to 1, `(n,)`.
+        sample_weight: Weights of the rows, `(n,)`.
 
     Returns:
         `auc`, the area under the ROC curve; `average_precision`, the area under the curve of
         precision over recall, a step at each threshold; and `calibration_error`.
     """
+    weights = sample_weight
+    precision = sklearn_metrics.average_precision_score(
+        labels, probabilities, sample_weight=weights
+    )
     return {
-        "auc": float(sklearn_metrics.roc_auc_score(labels, probabilities)),
-        "average_precision": float(sklearn_metrics.average_precision_score(labels, probabilities)),
-        "calibration_error": calibration_error(labels, probabilities),
+        "auc": float(sklearn_metrics.roc_auc_score(labels, probabilities, sample_weight=weights)),
+        "average_precision": float(precision),
+        "calibration_error": calibration_error(labels, probabilities, sample_weight=weights),
     }
 
 
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
+def calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, bins: int = 15, *,
+    sample_weight: np.ndarray | None = None,
+) -> float:  # fmt: skip
     """The expected calibration error, over bins of equal width.
 
     The mean distance between a bin's mean probability and its share of positives, weighted by
@@ -37,8 +47,11 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
         labels: 0 or 1, `(n,)`.
         probabilities: From 0 to 1, `(n,)`.
         bins: Number of bins; a bin includes its lower edge, the last one both edges.
+        sample_weight: Weights of the rows, `(n,)`.
     """
+    weights = 1.0 if sample_weight is None else np.asarray(sample_weight, np.float64)
     bin_of_row = np.minimum((np.asarray(probabilities) * bins).astype(np.int64), bins - 1)
     # In each bin, rows times distance is the distance of the sums.
-    distances = np.bincount(bin_of_row, np.asarray(probabilities, np.float64) - labels, bins)
-    return float(np.abs(distances).sum() / len(bin_of_row))
+    gaps = weights * (np.asarray(probabilities, np.float64) - labels)
+    total = np.sum(np.broadcast_to(weights, gaps.shape))
+    return float(np.abs(np.bincount(bin_of_row, gaps, bins)).sum() / total)

@@ -52,6 +52,9 @@ class BoostSettings(BaseModel, extra="forbid"):
     eval_metric: str | None = Field(
         None, description="metric of the validation rows; default the objective's own"
     )
+    quantile_alpha: float | None = Field(
+        None, gt=0, lt=1, description="quantile of reg:quantileerror and of the metric quantile"
+    )
     early_stopping_rounds: int | None = Field(
         None, ge=1, description="rounds without a better metric after which training stops"
     )
@@ -62,7 +65,12 @@ class BoostSettings(BaseModel, extra="forbid"):
     )
 
     @model_validator(mode="after")
-    def _check_min_actors(self) -> BoostSettings:
+    def _agree(self) -> BoostSettings:
+        quantile = self.objective == "reg:quantileerror" or self.eval_metric == "quantile"
+        if quantile and self.quantile_alpha is None:
+            raise ValueError(
+                "reg:quantileerror and the metric quantile need quantile_alpha, such as 0.9"
+            )
         if self.min_actors and self.min_actors > self.num_actors:
             raise ValueError(
                 f"min_actors={self.min_actors} is more than num_actors={self.num_actors}"

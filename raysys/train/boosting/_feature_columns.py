@@ -16,7 +16,7 @@ from raysys.errors import DataError
 Objective = Literal[
     "binary:logistic", "multi:softprob",
     "reg:squarederror", "reg:absoluteerror", "reg:pseudohubererror", "reg:logistic",
-    "reg:gamma", "reg:tweedie", "count:poisson",
+    "reg:quantileerror", "reg:gamma", "reg:tweedie", "count:poisson",
     "rank:ndcg", "rank:map", "rank:pairwise",
 ]  # fmt: skip
 

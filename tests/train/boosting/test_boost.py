@@ -15,8 +15,10 @@ from sklearn.metrics import accuracy_score, log_loss, ndcg_score, roc_auc_score
 
 from raysys.data import Table
 from raysys.errors import DataError, ResourceError, StorageError
+from raysys.evaluate import regression_measures
 from raysys.storage import Storage
 from raysys.train import BoostedModel, BoostSettings, boost
+from raysys.train.boosting._boosting_rounds import BoostPlan, run_rounds, unpack
 
 ROWS, GROUP, PARTS = 800, 20, 4
 FEATURES = ["a", "b", "c"]
@@ -87,12 +89,47 @@ def test_settings_reach_xgboost() -> None:
     "wrong",
     [
         {"colsample_bynode": 0}, {"max_bin": 1}, {"objective": "rank:best"},
-        {"min_actors": 3}, {"trees": 5},
+        {"min_actors": 3}, {"trees": 5}, {"quantile_alpha": 1.0},
     ],
 )  # fmt: skip
 def test_invalid_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         BoostSettings(**({"objective": "rank:ndcg"} | wrong))
+
+
+def test_a_quantile_without_its_number_is_refused() -> None:
+    for more in ({"objective": "reg:quantileerror"}, {"eval_metric": "quantile"}):
+        with pytest.raises(ValidationError, match="need quantile_alpha, such as"):
+            BoostSettings(**({"objective": "reg:squarederror"} | more))
+
+
+@pytest.mark.parametrize(
+    ("objective", "metric", "measure"),
+    [
+        ("reg:squarederror", "rmse", "root_mean_squared_error"),
+        ("reg:absoluteerror", "mae", "mean_absolute_error"),
+        ("reg:squarederror", "mape", "mean_absolute_percentage_error"),
+        ("reg:quantileerror", "quantile", "mean_pinball_loss"),
+    ],
+)
+def test_regression_metrics_are_those_of_scikit_learn(
+    objective: Any, metric: str, measure: str
+) -> None:
+    rows, other = frame(seed=1), frame(seed=2)
+    settings = small(objective, eval_metric=metric, quantile_alpha=0.8)
+    plan = BoostPlan(settings.params(), settings.num_boost_round, None, 10)
+    training, validation = (
+        local(part, part["number"] + 3, weight=part["weight"]) for part in (rows, other)
+    )
+    packed = run_rounds(plan, training, validation, after_round=lambda *_: False)
+    booster, history = unpack(packed)
+    values = booster.inplace_predict(other[FEATURES].to_numpy())
+    measures = regression_measures(
+        other["number"] + 3, values, sample_weight=other["weight"], alpha=0.8
+    )
+    assert history.metric == metric
+    assert history.values[-1] == pytest.approx(measures[measure], rel=1e-5)
+    assert history.best_iteration == int(np.argmin(history.values))
 
 
 # --- the same predictions as XGBoost in one process ---
@@ -119,6 +156,17 @@ def test_regression_with_row_weights_matches_one_process(
     shares = {name: gain / sum(gains.values()) for name, gain in gains.items()}
     assert ours.feature_importances == pytest.approx(shares, rel=1e-3)
     assert list(ours.feature_importances.values()) == sorted(shares.values(), reverse=True)
+
+
+@cluster
+def test_a_quantile_is_predicted(tables: tuple[pd.DataFrame, Table]) -> None:
+    rows, table = tables
+    settings = small("reg:quantileerror", quantile_alpha=0.8, num_boost_round=20)
+    model = boost(table, settings, label="number", features=FEATURES, validation=table)
+    values = model.predict_batch(rows)["prediction"]
+    assert (rows["number"] <= values).mean() == pytest.approx(0.8, abs=0.03)
+    loss = regression_measures(rows["number"], values, alpha=0.8)["mean_pinball_loss"]
+    assert model.history[-1] == pytest.approx(loss, rel=1e-4)
 
 
 @cluster
