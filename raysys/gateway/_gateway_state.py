@@ -63,6 +63,9 @@ class GatewayState:
             return None
         state = json.loads(saved)
         backends = {name: Backend(**backend) for name, backend in state.pop("backends").items()}
+        for name, backend in backends.items():  # JSON has no tuples
+            origins = tuple(backend.cors_origins)
+            backends[name] = dataclasses.replace(backend, cors_origins=origins)
         return cls(**state, backends=backends)
 
     @staticmethod

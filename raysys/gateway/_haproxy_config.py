@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysys.gateway._wire import ALIVE_PATH, APP_HEADER, TOKEN_HEADER, server_metadata
+from raysys.gateway._wire import (
+    ALIVE_PATH,
+    APP_HEADER,
+    MAX_BODY_HEADER,
+    REFUSAL_HEADER,
+    TOKEN_HEADER,
+    server_metadata,
+)
 from raysys.imports import lazy_import
 
 jinja2 = lazy_import("jinja2")
@@ -45,6 +52,7 @@ class Backend:
         protected: Whether requests require an API key.
         max_requests: Maximum number of concurrent requests per replica, until the replica reports
             its capacity; beyond, the gateway responds with 503.
+        cors_origins: Origins of web pages that may send requests; "*" for all.
     """
 
     name: str
@@ -54,6 +62,7 @@ class Backend:
     max_body_bytes: int
     protected: bool
     max_requests: int = 1024
+    cors_origins: tuple[str, ...] = ()
 
     @property
     def server_timeout_ms(self) -> int:
@@ -101,6 +110,7 @@ def render(
         declared=backends, replicas=servers, slots=SLOTS, errors=_ERRORS, max_expiry=_MAX_EXPIRY,
         server=server_metadata(), ready=READY, alive_path=ALIVE_PATH,
         app_header=APP_HEADER, token_header=TOKEN_HEADER.decode(),
+        max_body_header=MAX_BODY_HEADER, refusal_header=REFUSAL_HEADER,
     )  # fmt: skip
 
 
@@ -111,6 +121,16 @@ def _template() -> Any:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    # JSON as a quoted argument of HAProxy.
-    environment.filters["quoted"] = lambda value: "'" + json.dumps(value).replace("'", "") + "'"
+    environment.filters |= {"quoted": _quoted, "error": _error}
     return environment.get_template("haproxy.cfg.j2")
+
+
+def _quoted(value: Any) -> str:
+    """JSON as a quoted argument of HAProxy."""
+    return "'" + json.dumps(value).replace("'", "") + "'"
+
+
+def _error(message: str) -> str:
+    """The body of an error response, as a quoted log format of HAProxy."""
+    body = _quoted({"error": message, "request_id": "ID"}).replace("%", "%%")
+    return body.replace("ID", "%[var(txn.id),json(utf8s)]")

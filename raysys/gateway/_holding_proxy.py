@@ -1,15 +1,20 @@
-"""The holding proxy: requests wait here while an application has no available replica."""
+"""The holding proxy: requests wait here while an application has no available replica.
+
+It also sends HAProxy's refusals of requests with a long body, once it has read that: a client that
+is cut off while it sends does not read its response.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from raysys.gateway._haproxy_config import READY
-from raysys.gateway._wire import APP_HEADER, TIMEOUT_HEADER
+from raysys.gateway._wire import APP_HEADER, MAX_BODY_HEADER, REFUSAL_HEADER, TIMEOUT_HEADER
 from raysys.imports import lazy_import
 
 aiohttp, web = lazy_import("aiohttp"), lazy_import("aiohttp.web")
@@ -18,6 +23,9 @@ _POLL_S = 0.05
 _MAX_WAITING = 2048
 _CONNECT_S, _GRACE_S = 1.0, 0.5
 _BODY_MAX_BYTES = 1 << 30
+_DRAIN_BYTES, _DRAIN_S = 64 << 20, 10.0
+# Of one connection; aiohttp sets its own.
+_OF_CONNECTION = ("content-length", "transfer-encoding", "connection")
 
 
 class HoldingProxy:
@@ -34,12 +42,14 @@ class HoldingProxy:
     async def start(self) -> int:
         """Listen on a free port of the loopback interface, and return the port."""
         connector = aiohttp.TCPConnector(limit=0)
-        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
-        app = web.Application(client_max_size=_BODY_MAX_BYTES)
+        self._session = aiohttp.ClientSession(
+            connector=connector, auto_decompress=False, skip_auto_headers=["Accept-Encoding"]
+        )
+        app = web.Application()
         for path in READY.split():
             app.router.add_get(path, self._ready)
         app.router.add_route("*", "/{path:.*}", self._hold)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, auto_decompress=False)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -50,21 +60,27 @@ class HoldingProxy:
         return web.json_response({"ready": ready}, status=200 if ready else 503)
 
     async def _hold(self, request: Any) -> Any:
+        if refusal := request.headers.get(REFUSAL_HEADER):
+            status, _, text = refusal.partition(" ")
+            return await _refuse(request, int(status), text)
         if self._waiting >= _MAX_WAITING:
-            return _unavailable()
+            return await _unavailable(request)
         self._waiting += 1
         try:
-            body = await request.read()
+            limit = request.headers.get(MAX_BODY_HEADER, "")
+            body = await _read(request, int(limit) if limit.isdigit() else _BODY_MAX_BYTES)
+            if body is None:
+                return await _refuse(request, 413, "the body is too large")
             application = request.headers.get(APP_HEADER, "")
             deadline = time.monotonic() + self._timeout_s(request, application)
             for attempt in itertools.count():
                 replicas = self._live(application)
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    return _unavailable()
+                    return await _unavailable(request)
                 if replicas:
                     host, port = replicas[attempt % len(replicas)]
-                    headers = {**request.headers, TIMEOUT_HEADER: f"{left_s:.3f}"}
+                    headers = _passed_on(request.headers) | {TIMEOUT_HEADER: f"{left_s:.3f}"}
                     url = f"http://{host}:{port}{request.path_qs}"
                     response = await self._forward(request.method, url, headers, body, left_s)
                     if response is not None:
@@ -92,17 +108,42 @@ class HoldingProxy:
             async with self._session.request(
                 method, url, headers=headers, data=body, timeout=timeout
             ) as reply:
-                passed_on = {
-                    name: value
-                    for name, value in reply.headers.items()
-                    if name.lower() not in ("content-length", "transfer-encoding", "connection")
-                }
-                return web.Response(status=reply.status, body=await reply.read(), headers=passed_on)
+                headers = _passed_on(reply.headers)
+                return web.Response(status=reply.status, body=await reply.read(), headers=headers)
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
 
 
-def _unavailable() -> Any:
-    return web.json_response(
-        {"error": "no replica is available"}, status=503, headers={"retry-after": "1"}
-    )
+def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in _OF_CONNECTION}
+
+
+async def _read(request: Any, limit: int) -> bytes | None:
+    """The body, as it was sent; None if it is larger than the limit."""
+    parts, size = [], 0
+    while part := await request.content.readany():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            return None
+    return b"".join(parts)
+
+
+async def _unavailable(request: Any) -> Any:
+    response = await _refuse(request, 503, "no replica is available")
+    response.headers["retry-after"] = "1"
+    return response
+
+
+async def _refuse(request: Any, status: int, text: str) -> Any:
+    """An error, after the rest of the body."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_S):
+            await _drain(request, _DRAIN_BYTES)
+    body = {"error": text, "request_id": request.headers.get("x-request-id", "")}
+    return web.json_response(body, status=status)
+
+
+async def _drain(request: Any, limit: int) -> None:
+    while limit > 0 and (part := await request.content.readany()):
+        limit -= len(part)

@@ -8,6 +8,9 @@ from typing import Any
 GATEWAY_NAME = "raysys-gateway"
 TOKEN_HEADER = b"x-raysys-token"
 APP_HEADER = "x-raysys-app"
+# Set by HAProxy: a body's limit where its size is not known yet, and a refusal to send after it.
+MAX_BODY_HEADER = "x-raysys-max-body"
+REFUSAL_HEADER = "x-raysys-refusal"
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 ALIVE_PATH = "/-/alive"
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"

@@ -36,6 +36,7 @@ ray_serve = lazy_import("ray.serve")
 
 _START_ATTEMPTS = 3
 _POLL_S = 0.1
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9.:\[\]-]+")
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,23 @@ class HTTPOptions:
             that write are not cached.
         ignore_unknown_fields: Ignore fields of a JSON body that are not an input, which are
             refused with 422 by default. A request model with an `extra` of its own decides itself.
+        cors_origins: Origins whose web pages may send requests, such as `https://example.com`;
+            "*" for all. None by default.
     """
 
     max_body_bytes: int = 16 << 20
     cache_ttl_s: float = 0.0
     ignore_unknown_fields: bool = False
+    cors_origins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        origins = self.cors_origins
+        if isinstance(origins, str) or not all(_ORIGIN.fullmatch(origin) for origin in origins):
+            raise RaysysError(
+                f"cors_origins {origins!r}: give a tuple of origins such as https://example.com "
+                "without a path, or ('*',)"
+            )
+        object.__setattr__(self, "cors_origins", tuple(origins))
 
 
 def deploy(
@@ -157,7 +170,10 @@ def deploy(
             limits.queue_limit + action_graph.plan.in_flight * limits.max_batch_size
             for action_graph in graphs.values()
         )
-        backend = Backend(name, version, route, deadline_s, http.max_body_bytes, protected, rows)
+        backend = Backend(
+            name, version, route, deadline_s, http.max_body_bytes, protected, rows,
+            http.cors_origins,
+        )  # fmt: skip
         ray.get(actor.publish.remote(backend))
     except BaseException as error:
         ray_serve.delete(_title(name, version))

@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import httptools
+import orjson
+
+from raysys.gateway import MAX_BODY_HEADER
 
 Headers = dict[bytes, bytes]
 """Header values by lower-case name; the last of repeated ones."""
@@ -35,8 +38,30 @@ _STATUS = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
     for status in http.HTTPStatus
 }
-_TOO_LARGE = b'{"error": "the body is too large"}'
-_MALFORMED = b'{"error": "the request cannot be read as HTTP"}'
+TOO_LARGE = "the body is too large"
+_MALFORMED = "the request cannot be read as HTTP"
+# A client reads a refusal only after it has sent its body, so that much is read and dropped.
+_DRAIN_BYTES = 64 << 20
+
+
+class HTTPStatusError(Exception):
+    """A response with a status other than 200."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.status, self.headers = status, dict(headers or {})
+        self.body: dict[str, Any] = {"error": text}
+
+
+def request_id(headers: Headers) -> str:
+    """The request's id, which HAProxy sets where the client does not."""
+    return headers.get(b"x-request-id", b"").decode("latin-1")
+
+
+def body_limit(headers: Headers, max_body_bytes: int) -> int:
+    """Maximum size of a body, decompressed: the application's, or the API key's if it is less."""
+    limit = headers.get(MAX_BODY_HEADER.encode(), b"")
+    return min(int(limit), max_body_bytes) if limit.isdigit() else max_body_bytes
 
 
 class Connection(asyncio.Protocol):
@@ -56,6 +81,7 @@ class Connection(asyncio.Protocol):
         self._url, self._headers = b"", dict[bytes, bytes]()
         self._parts: list[bytes] = []
         self._size, self._is_open = 0, False
+        self._limit = self._max_body_bytes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -73,20 +99,23 @@ class Connection(asyncio.Protocol):
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
+        self._limit = body_limit(self._headers, self._max_body_bytes)
         if self._headers.get(b"expect", b"").lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
-        if self._size <= self._max_body_bytes:
+        if self._size <= self._limit:
             self._parts.append(body)
+        elif self._size > self._limit + _DRAIN_BYTES:
+            self._end(413, TOO_LARGE)
 
     def on_message_complete(self) -> None:
         if self._is_open:  # pipelining, which neither HAProxy nor the holding proxy does
             self._end(400, _MALFORMED)
             return
-        if self._size > self._max_body_bytes:
-            self._end(413, _TOO_LARGE)
+        if self._size > self._limit:
+            self._end(413, TOO_LARGE)
             return
         method = self._parser.get_method().decode("latin-1")
         keep_alive, headers = self._parser.should_keep_alive(), self._headers
@@ -104,18 +133,20 @@ class Connection(asyncio.Protocol):
             more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
             if not keep_alive:
                 more += "connection: close\r\n"
-            head = f"content-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
+            if status != http.HTTPStatus.NO_CONTENT:
+                more += f"content-type: {kind}\r\ncontent-length: {len(body)}\r\n"
             sent = b"" if method == "HEAD" else body
             if not self._transport.is_closing():
-                self._transport.write(_STATUS[status] + head.encode("latin-1") + sent)
+                self._transport.write(_STATUS[status] + f"{more}\r\n".encode("latin-1") + sent)
             if not keep_alive:
                 self._transport.close()
 
         self._handle(method, path, headers, body, respond)
 
-    def _end(self, status: int, body: bytes) -> None:
+    def _end(self, status: int, text: str) -> None:
         """Respond with an error and close the connection."""
         if not self._transport.is_closing():
+            body = orjson.dumps({"error": text, "request_id": request_id(self._headers)})
             head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
             head += "connection: close\r\n\r\n"
             self._transport.write(_STATUS[status] + head.encode() + body)

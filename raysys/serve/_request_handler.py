@@ -7,7 +7,7 @@ import collections
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError, create_model
 from raysys.errors import DataError, StorageError, UnavailableError, unknown_names
 from raysys.gateway import TIMEOUT_HEADER
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
+from raysys.serve._http_server import HTTPStatusError, request_id
 from raysys.serve._outputs import Outputs, json_bytes, output_columns, output_types
 from raysys.serve._request_context import RequestContext
 from raysys.serve.protocols import _arrow
@@ -31,15 +32,6 @@ Response = tuple[str, bytes, dict[str, str] | None]
 JSON_TYPE = "application/json"
 _MAX_CACHED = 4096
 _log = logging.getLogger("raysys.serve")
-
-
-class HTTPStatusError(Exception):
-    """A response with a status other than 200."""
-
-    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(text)
-        self.status, self.headers = status, dict(headers or {})
-        self.body: dict[str, Any] = {"error": text}
 
 
 class RequestHandler:
@@ -200,7 +192,8 @@ class RequestHandler:
 def fail(error: BaseException, headers: Headers, respond: Respond) -> None:
     """Respond with the status and message of an error."""
     failure = _as_http(error, headers)
-    respond(failure.status, JSON_TYPE, orjson.dumps(failure.body), failure.headers)
+    body = {**failure.body, "request_id": request_id(headers)}
+    respond(failure.status, JSON_TYPE, orjson.dumps(body), failure.headers)
 
 
 def _as_http(error: BaseException, headers: Headers) -> HTTPStatusError:
@@ -219,7 +212,7 @@ def _as_http(error: BaseException, headers: Headers) -> HTTPStatusError:
     # An index that cannot write its log is unchanged.
     if isinstance(error, UnavailableError | StorageError):
         return HTTPStatusError(503, str(error), {"retry-after": "1"})
-    request = _context(headers).request_id
+    request = request_id(headers)
     _log.error("request %s failed", request, exc_info=error, extra={"request_id": request})
     return HTTPStatusError(500, f"the graph failed; see the replica's log for request {request}")
 
@@ -265,7 +258,4 @@ def _first(error: ValidationError) -> str:
 
 
 def _context(headers: Headers) -> RequestContext:
-    return RequestContext(
-        headers.get(b"x-request-id", b"").decode("latin-1"),
-        headers.get(b"traceparent", b"").decode("latin-1"),
-    )
+    return RequestContext(request_id(headers), headers.get(b"traceparent", b"").decode("latin-1"))

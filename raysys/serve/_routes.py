@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from raysys.gateway import ALIVE_PATH, APP_HEADER, TOKEN_HEADER
-from raysys.serve._request_handler import JSON_TYPE, HTTPStatusError, RequestHandler, fail
+from raysys.serve._compression import compressing, decompress
+from raysys.serve._http_server import HTTPStatusError, body_limit
+from raysys.serve._request_handler import JSON_TYPE, RequestHandler, fail
 from raysys.serve.protocols import _openapi
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ class Router:
         self._get: dict[str, Callable[[], Any]] = {
             f"{application.route}/healthz": lambda: {"status": "ok"},
             f"{application.route}/openapi.json": self._openapi,
+            f"{application.route}/docs": lambda: _openapi.page(application),
         }
         self._post: dict[str, Callable[[Headers, bytes, Respond], None]] = {}
         for action, handler in self._handlers.items():
@@ -48,6 +52,8 @@ class Router:
         self, method: str, path: str, headers: Headers, body: bytes, respond: Respond
     ) -> None:
         """Respond to one request, at once or when its batch has run."""
+        if b"accept-encoding" in headers:
+            respond = compressing(respond, headers[b"accept-encoding"].decode("latin-1"))
         try:
             if path == ALIVE_PATH:
                 ours = headers.get(APP_HEADER.encode()) == self._app.name.encode()
@@ -58,26 +64,48 @@ class Router:
                 raise HTTPStatusError(403, text)
             handler = self._post.get(path)
             if handler is None or method != "POST":
-                respond(200, *self._describe(method, path))
+                respond(*self._describe(method, path))
+            elif b"content-encoding" in headers:
+                self._decompress(handler, headers, body, respond)
             else:
                 handler(headers, body, respond)
         except Exception as error:
             fail(error, headers, respond)
 
-    def _describe(self, method: str, path: str) -> tuple[str, bytes]:
+    def _decompress(
+        self, handler: Callable[[Headers, bytes, Respond], None], headers: Headers, body: bytes,
+        respond: Respond,
+    ) -> None:  # fmt: skip
+        """Call a handler with the body without its coding, which a thread removes."""
+
+        def decompressed(future: asyncio.Future[bytes]) -> None:
+            try:
+                handler(headers, future.result(), respond)
+            except Exception as error:
+                fail(error, headers, respond)
+
+        coding = headers[b"content-encoding"].decode("latin-1")
+        limit = body_limit(headers, self._app.max_body_bytes)
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(None, decompress, body, coding, limit).add_done_callback(decompressed)
+
+    def _describe(self, method: str, path: str) -> tuple[int, str, bytes, Mapping[str, str] | None]:
         """The response to a request that does not run the graph."""
-        if path == f"{self._app.route}/docs" and method == "GET":
-            return "text/html; charset=utf-8", _openapi.page(self._app)
         get = self._get.get(path)
-        if get is not None and method == "GET":
-            return JSON_TYPE, orjson.dumps(get())
+        if get is not None and method in ("GET", "HEAD"):
+            content = get()
+            if isinstance(content, bytes):
+                return 200, "text/html; charset=utf-8", content, None
+            return 200, JSON_TYPE, orjson.dumps(content), None
         if get is None and path not in self._post:
             paths = ", ".join(map(self._app.path, self._handlers))
             raise HTTPStatusError(
                 404, f"unknown path {path}: post to {paths}, see {self._app.route}/docs"
             )
-        allowed = "POST" if path in self._post else "GET"
-        raise HTTPStatusError(405, f"{method} is not allowed for {path}", {"allow": allowed})
+        allow = {"allow": "POST, OPTIONS" if get is None else "GET, HEAD, OPTIONS"}
+        if method == "OPTIONS":
+            return 204, JSON_TYPE, b"", allow
+        raise HTTPStatusError(405, f"{method} is not allowed for {path}", allow)
 
     def _openapi(self) -> dict[str, Any]:
         return _openapi.document(

@@ -72,7 +72,7 @@ class EchoHandler(http.server.BaseHTTPRequestHandler):
         if self.path == "/-/alive":
             self._say(200 if self.server.alive else 404, b"{}")
             return
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self._body()
         self.server.asked.append(self.path)
         self.server.arrived.release()
         self.server.gate.wait(SAFETY_S)
@@ -88,6 +88,16 @@ class EchoHandler(http.server.BaseHTTPRequestHandler):
         }
         self._say(200, json.dumps(echo).encode())
 
+    def _body(self) -> bytes:
+        if "chunked" not in self.headers.get("transfer-encoding", ""):
+            return self.rfile.read(int(self.headers.get("content-length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
     def _say(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -95,7 +105,7 @@ class EchoHandler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_POST = do_PUT = do_GET  # noqa: N815
+    do_POST = do_PUT = do_OPTIONS = do_GET  # noqa: N815
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ class Front:
         reply = Reply(
             answer.status,
             {name.lower(): value for name, value in answer.getheaders()},
-            json.loads(answer.read()),
+            json.loads(answer.read() or b"null"),
         )
         if connection is None:
             on.close()

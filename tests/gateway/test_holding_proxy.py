@@ -126,8 +126,10 @@ async def test_many_requests_wait_at_once_and_each_is_answered_once() -> None:
 @in_loop
 async def test_a_request_gives_up_when_its_time_has_passed(patience: str) -> None:
     async with open_proxy() as proxy:
-        status, body, headers = await proxy.ask(x_request_timeout_seconds=patience)
-    assert (status, body) == (503, {"error": "no replica is available"})
+        how = {"x_request_timeout_seconds": patience, "x_request_id": "mine"}
+        status, body, headers = await proxy.ask(**how)
+    assert (status, body["error"]) == (503, "no replica is available")
+    assert body["request_id"] == "mine"
     assert headers["retry-after"] == "1"
     assert proxy.looks >= 1
 

@@ -345,7 +345,7 @@ class Client:
             reply = self._connection.getresponse()
             lower = {name.lower(): value for name, value in reply.getheaders()}
             return Reply(reply.status, lower, reply.read())
-        except (OSError, http.client.HTTPStatusError):
+        except (OSError, http.client.HTTPException):
             self._connection.close()  # the next request opens another
             raise
 
@@ -413,7 +413,7 @@ def load(
                 break
             try:
                 result.replies.append((number, client.post(body(number))))
-            except (OSError, http.client.HTTPStatusError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 result.failures.append(f"request {number}: {error!r}")
             stop.wait(pause_s)
         client.close()

@@ -22,9 +22,8 @@ fastapi_docs = lazy_import("fastapi.openapi.docs")
 _ERRORS = {
     "400": "Malformed body",
     "401": "Missing or unknown API key",
-    "411": "Missing Content-Length",
-    "413": "Body too large",
-    "415": "Content type other than JSON or Arrow",
+    "413": "Body too large, also when it is decompressed",
+    "415": "Content type other than JSON or Arrow, or coding other than gzip or deflate",
     "422": "Invalid value; the message names the field",
     "429": "Rate limit of the API key exceeded",
     "500": "The graph failed",
@@ -56,8 +55,12 @@ def document(
     schemas = definitions.get("$defs", {})
     schemas["Error"] = {
         "type": "object",
-        "properties": {"error": {"type": "string"}, "detail": {"type": "array"}},
-        "required": ["error"],
+        "properties": {
+            "error": {"type": "string"},
+            "request_id": {"type": "string"},
+            "detail": {"type": "array"},
+        },
+        "required": ["error", "request_id"],
     }
     components: dict[str, Any] = {"schemas": schemas}
     if application.protected:
