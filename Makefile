@@ -11,7 +11,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint r
 .PHONY: demo stop test test-fast bench lint format clean
 
 demo: $(READY)
-	@$(BIN)/raysys submit jobs/recommender.py -- $(ARGS)
+	@$(BIN)/raysys submit jobs/recommender.py -- --verbose $(ARGS)
 
 stop: $(READY)
 	@$(BIN)/raysys down

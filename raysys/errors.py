@@ -7,6 +7,8 @@ __all__ = [
     "GraphError",
     "RaysysError",
     "ResourceError",
+    "SettingsError",
+    "StepError",
     "StorageError",
     "TrainError",
     "UnavailableError",
@@ -28,6 +30,27 @@ class GraphError(RaysysError):
 
 class ResourceError(RaysysError):
     """A demand that the cluster can never satisfy."""
+
+
+class SettingsError(RaysysError, ValueError):
+    """An unknown setting, or an invalid value of one."""
+
+
+class StepError(RaysysError):
+    """A failed step of a job; its notes have the traceback of the step's process.
+
+    Attributes:
+        step: Name of the step.
+        line: Error of the step's code in one line, with its place.
+        loss: Description of the loss, if a retry may cure it.
+    """
+
+    def __init__(self, step: str, line: str, loss: str | None = None) -> None:
+        super().__init__(step, line, loss)
+        self.step, self.line, self.loss = step, line, loss
+
+    def __str__(self) -> str:
+        return f"step {self.step!r}: {self.line}"
 
 
 class StorageError(RaysysError):

@@ -1,10 +1,11 @@
 """The Ray cluster: connection, resources, a local head, submitted jobs and diagnosis."""
 
 from raysys.cluster._certificates import make_certificates
-from raysys.cluster._connection import ON_DEMAND_ONLY, connect, raise_priority, task_error_cause
+from raysys.cluster._connection import ON_DEMAND_ONLY, connect, raise_priority
 from raysys.cluster._dashboard import Dashboard, find_dashboard
 from raysys.cluster._demand import check_demand, declared_demand
 from raysys.cluster._doctor import examine
+from raysys.cluster._error_text import error_line, error_traceback, task_error_cause
 from raysys.cluster._jobs import Jobs, SubmittedJob
 from raysys.cluster._local_head import Head, enable_token_auth, remembered, start_local, stop_local
 from raysys.cluster._resources import (
@@ -36,6 +37,8 @@ __all__ = [
     "connect",
     "declared_demand",
     "enable_token_auth",
+    "error_line",
+    "error_traceback",
     "examine",
     "find_dashboard",
     "limits",

@@ -1,10 +1,11 @@
-"""A process's side of Ray: connecting, names and labels, priority, and errors of tasks."""
+"""A process's side of Ray: connecting, labels and priority."""
 
 import contextlib
 import os
 from typing import Any
 
 from raysys import audit
+from raysys.ray_internals import process
 from raysys.storage import Storage
 from raysys.telemetry import set_up, worker_hook
 
@@ -42,6 +43,7 @@ def connect(address: str | None = None, *, measure_traffic: bool = False) -> Non
         options: dict[str, Any] = {"address": address or os.environ.get("RAY_ADDRESS")}
         if not options["address"]:
             options = {"address": "local", "num_cpus": logical_cpus()}
+        process.silence_ray()
         ray.init(
             **options, log_to_driver=False, logging_level="warning",
             runtime_env={"worker_process_setup_hook": hook},
@@ -56,22 +58,3 @@ def raise_priority() -> None:
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, 0)
-
-
-def task_error_cause(error: BaseException) -> BaseException:
-    """The exception raised inside a task, from the error raised by `ray.get`.
-
-    Ray wraps it once for each task in a chain. Other errors, and those with an unpicklable cause,
-    are returned unchanged.
-
-    Example:
-        try:
-            ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            raise cluster.task_error_cause(error) from None
-    """
-    from ray.exceptions import RayTaskError
-
-    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
-        error = error.cause
-    return error

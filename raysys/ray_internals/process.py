@@ -40,3 +40,16 @@ def leave_placement_group() -> None:
     """
     nil = lazy_import("ray").PlacementGroupID.nil()
     worker.Worker.placement_group_id = property(lambda _: nil)
+
+
+def silence_ray() -> None:
+    """Print no messages of Ray's processes in this one: raysys says what concerns its reader.
+
+    Ray's own switch is `log_to_driver`; its messages about lost workers ignore it.
+    """
+    worker._worker_logs_enabled = False
+
+
+def is_ray_exit(error: BaseException) -> bool:
+    """Whether Ray ends this worker by an exception, after SIGTERM for example."""
+    return hasattr(error, "ray_terminate_msg")

@@ -139,6 +139,7 @@ def deploy(
             if the cluster does not autoscale.
         RaysysError: The version cannot start; the message has the cause, and nothing has changed.
     """
+    ray_serve.status  # noqa: B018 - loads Serve, which sets its logger's level
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     http, gateway = http or HTTPOptions(), gateway or GatewayOptions()
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):

@@ -91,11 +91,12 @@ def connect(uri: str) -> Any:
     Raises:
         UnavailableError: The server or database does not answer.
     """
-    for library in ("mlflow", "alembic"):
-        logging.getLogger(library).setLevel(logging.WARNING)
     try:
+        client = mlflow.MlflowClient  # loads mlflow, which sets the levels of its loggers
+        for library in ("mlflow", "alembic"):
+            logging.getLogger(library).setLevel(logging.WARNING)
         with locked(uri):
-            return mlflow.MlflowClient(_without_login(uri))
+            return client(_without_login(uri))
     except (mlflow.exceptions.MlflowException, ImportError, OSError) as error:
         raise unavailable(uri, error) from error
 

@@ -126,11 +126,11 @@ def run_trial(
         with cluster.share(nested, "the search", remedy):
             objective(dict(trial.params), arrays, report)
         report.send()
-    except Exception as error:
-        traceback.print_exc()  # for the worker's log; the driver gets the last line
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{place.filename.rpartition('/')[2]}, line {place.lineno}"
-        ray_tune.report({"failed": f"{type(error).__name__}: {error} ({where})"})
+    except BaseException as error:  # an objective may call sys.exit
+        if isinstance(error, KeyboardInterrupt) or process.is_ray_exit(error):
+            raise
+        traceback.print_exc()  # for the worker's log; the driver gets a line
+        ray_tune.report({"failed": cluster.error_line(error)})
 
 
 class _WorkerReporter:

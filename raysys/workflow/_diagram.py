@@ -19,7 +19,7 @@ def draw_record(record: Mapping[str, Any], kind: str = "text") -> str:
 
 
 def _text(steps: _Steps) -> str:
-    """A line per step: mark, name, state, seconds, inputs."""
+    """A line per step: mark, name, state, seconds, inputs; then the tracebacks of failed steps."""
     width = max((len(step["name"]) for step in steps), default=0)
     lines = []
     for step in steps:
@@ -28,6 +28,9 @@ def _text(steps: _Steps) -> str:
         name, state = step["name"], step["state"]
         line = f"{_MARKS[state]} {name:<{width}}  {state:<7} {duration:>9}{inputs}"
         lines.append(line.rstrip())
+    for step in steps:
+        if traceback := step.get("traceback"):
+            lines += ["", f"step {step['name']!r}: {step['error']}", traceback]
     return "\n".join(lines)
 
 

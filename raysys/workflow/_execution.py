@@ -12,7 +12,7 @@ import ray
 
 from raysys import cluster
 from raysys.console import say
-from raysys.errors import RaysysError
+from raysys.errors import RaysysError, StepError
 from raysys.secrets import shown
 from raysys.telemetry import metrics
 from raysys.workflow import _output_relay as _relay
@@ -137,7 +137,7 @@ class Execution:
         record = {**job.record("RUNNING"), "notes": asdict(job.notes())}
         call = StepCall(
             step=step, inputs=inputs, path=job.folder_of(step, progress.key), channel=channel,
-            record=record, storage=job.storage, tracked=self._tracked,
+            verbose=job.verbose, record=record, storage=job.storage, tracked=self._tracked,
         )  # fmt: skip
         value, outcome = start(call)
         self._values[step.name] = value
@@ -187,7 +187,7 @@ class Execution:
         self._tracked.log({f"step/{step.name}/{name}": measured[name] for name in measured}, number)
         self._count(step, "done", costs)
         text = f"[{step.name}] {costs.seconds:.1f} s"
-        if costs.put_bytes is not None:
+        if job.verbose and costs.put_bytes is not None:
             text += (
                 f"; object store: put {_mebibytes(costs.put_bytes)}, read "
                 f"{_mebibytes(costs.read_bytes)}; through the driver: tables "
@@ -210,12 +210,15 @@ class Execution:
             return
         del self._attempts[step.name]
         cause = cluster.task_error_cause(error)
-        cause = cause if isinstance(cause, RaysysError) else error  # ours without a traceback
-        message = shown(f"{type(cause).__name__}: {cause}")
-        job.progress[step.name].state = "failed"
-        job.progress[step.name].error = message
+        if not isinstance(cause, RaysysError):
+            line = _policy.loss_of(error) or cluster.error_line(error)
+            cause = StepError(step.name, line)
+        line = cause.line if isinstance(cause, StepError) else cluster.error_line(cause)
+        progress = job.progress[step.name]
+        progress.state, progress.error = "failed", shown(line)
+        progress.traceback = "\n".join(getattr(cause, "__notes__", ()))
         self._count(step, "failed")
-        say(f"[{step.name}] failed: {message.splitlines()[0][:300]}")
+        say(f"[{step.name}] failed: {progress.error}")
         job.write("RUNNING")
         self._errors.append(cause)
 

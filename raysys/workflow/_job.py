@@ -39,7 +39,8 @@ class StepProgress:
         notes: Records of the step.
         costs: Costs in this run; in the earlier run if it was skipped.
         run: Name of the run that computed the result.
-        error: Error message of a failed step.
+        error: Error of a failed step, in one line.
+        traceback: Its traceback.
     """
 
     state: str = "waiting"
@@ -49,6 +50,7 @@ class StepProgress:
     costs: Costs | None = None
     run: str = ""
     error: str = ""
+    traceback: str = ""
 
     @property
     def has_result(self) -> bool:
@@ -76,6 +78,7 @@ class Job:
         steps: Steps by name, in the order in which they were added.
         progress: Progress of the steps by name.
         run_id: Name of the run, once it has started.
+        verbose: Whether the run prints each step's measured traffic.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class Job:
         self.storage = storage or Storage()
         self.steps: dict[str, Step] = {}
         self.progress: dict[str, StepProgress] = {}
-        self.run_id = ""
+        self.run_id, self.verbose = "", False
         self._undo: list[tuple[Step, Callable[[Any], None]]] = []
 
     def __repr__(self) -> str:
@@ -140,18 +143,20 @@ class Job:
         """Call `undo(result)` if the job fails after a step, to end the step's processes."""
         self._undo.append((step, undo))
 
-    def run(self, start: str | None = None) -> None:
+    def run(self, start: str | None = None, *, verbose: bool = False) -> None:
         """Run the steps that have no result yet; after a failure, running steps still end.
 
         Args:
             start: Step to run in any case, with its dependents.
+            verbose: Print each step's measured traffic.
 
         Raises:
             RaysysError: `start` does not name a step.
             ResourceError: A step needs more than the cluster has; no step has run.
-            Exception: Error of a step.
+            RaysysError: Error of a step, if its code raised one.
+            StepError: Any other error of a step.
         """
-        forced = self._from(start)
+        forced, self.verbose = self._from(start), verbose
         cluster.connect(measure_traffic=self._measures_traffic)
         for step in self.steps.values():
             if demand := step.settings.resources:
@@ -231,7 +236,7 @@ class Job:
         return {
             "name": name, "state": progress.state, "inputs": inputs, "key": progress.key,
             "run": progress.run, **costs,
-            **({"error": progress.error} if progress.error else {}),
+            **{key: text for key in ("error", "traceback") if (text := getattr(progress, key))},
         }  # fmt: skip
 
     def _from(self, start: str | None) -> set[str]:
@@ -291,10 +296,12 @@ class Job:
         tables = [cost.driver_table_bytes for cost in costs if cost.driver_table_bytes is not None]
         counted = ", ".join(f"{len(names)} {state}" for state, names in by_state.items())
         text = f"{counted}; {sum(cost.seconds for cost in costs):.0f} s of steps"
-        if tables:
+        if tables and self.verbose:
             text += f"; tables through the driver: {sum(tables)} bytes"
         if by_state.get("failed"):
             text += f"; the same command resumes at [{by_state['failed'][0]}]"
+        if any(progress.traceback for progress in self.progress.values()):
+            text += f"; `raysys steps {self.run_id}` prints the traceback"
         return text
 
 

@@ -24,6 +24,7 @@ flags of every job:
   --from STEP           run a step and its dependents even if unchanged
   --steps [text|mermaid]
                         draw the steps, and do not run them
+  --verbose             print each step's traffic, if the job measures it
 """
 
 
@@ -103,8 +104,8 @@ def _refusal(*lines: str) -> SystemExit:
 def run_job(make_job: Callable[[Config], Job], config: type[Config]) -> None:
     """Run a job from the command line; an error of raysys is one line and exit status 1.
 
-    Other flags are `--from STEP`, which runs a step and its dependents even if unchanged, and
-    `--steps`, which only draws the steps.
+    Other flags are `--from STEP`, which runs a step and its dependents even if unchanged,
+    `--steps`, which only draws the steps, and `--verbose`.
 
     Args:
         make_job: Builds the job from its settings.
@@ -118,15 +119,19 @@ def run_job(make_job: Callable[[Config], Job], config: type[Config]) -> None:
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument("--from", dest="start")
     flags.add_argument("--steps", choices=("text", "mermaid"), nargs="?", const="text")
+    flags.add_argument("--verbose", action="store_true")
     options, arguments = flags.parse_known_args()
     settings = parse(config, arguments)
+    job = None
     try:
         job = make_job(settings)
         if options.steps:
             say(job.diagram(options.steps))
         else:
-            job.run(options.start)
+            job.run(options.start, verbose=options.verbose)
     except RaysysError as error:
+        if job and any(progress.error for progress in job.progress.values()):
+            raise SystemExit(1) from None  # the run has printed it
         raise SystemExit(f"error: {error}") from None
 
 

@@ -10,7 +10,7 @@ import grpc
 from ray import exceptions
 
 from raysys.cluster import HEADROOM_CPUS, Resources
-from raysys.errors import UnavailableError
+from raysys.errors import StepError, UnavailableError
 
 if TYPE_CHECKING:
     from raysys.workflow._step import Step
@@ -57,7 +57,7 @@ def retry_of(step: Step, error: BaseException, failures: int, duration_s: float)
 
     `error` and `duration_s` are those of the last attempt, which `failures` includes.
     """
-    settings, lost = step.settings, _lost(error)
+    settings, lost = step.settings, loss_of(error)
     if lost is None or failures > settings.max_retries:
         return None
     if settings.timeout_s is not None and duration_s >= settings.timeout_s:
@@ -66,7 +66,7 @@ def retry_of(step: Step, error: BaseException, failures: int, duration_s: float)
     return Retry(delay_s, f"{lost}; failure {failures} of max_retries={settings.max_retries}")
 
 
-def _lost(error: BaseException) -> str | None:
+def loss_of(error: BaseException) -> str | None:
     """Description of the loss, if a loss and not the step's code caused the failure."""
     kinds = (
         exceptions.NodeDiedError, exceptions.ObjectLostError, exceptions.OutOfMemoryError,
@@ -76,6 +76,10 @@ def _lost(error: BaseException) -> str | None:
         ConnectionError, TimeoutError,
     )  # fmt: skip
     for cause in _chain(error):
+        if isinstance(cause, StepError):
+            return cause.loss
+        if isinstance(cause, exceptions.WorkerCrashedError):
+            return "its process was killed, ran out of memory or called os._exit"
         if isinstance(cause, kinds):
             return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0][:200]}"
     return None

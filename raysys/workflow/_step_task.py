@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import threading
 import time
@@ -10,14 +12,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
 from raysys import cluster
 from raysys.console import say
+from raysys.errors import RaysysError, StepError
+from raysys.ray_internals import process
+from raysys.secrets import shown
 from raysys.storage import Storage
 from raysys.telemetry import DriverMeter, counts_reads, logs, store_bytes
 from raysys.workflow import _output_relay as _relay
+from raysys.workflow import _scheduling_policy as _policy
 from raysys.workflow._run_context import Notes, Run
 from raysys.workflow._step import Step, with_results
 from raysys.workflow._step_results import StepResult, load, save
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
     from raysys.tracking import TrackedRun
+
+_log = logging.getLogger("raysys.workflow")
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class StepCall:
             in memory, then in a list, so that Ray does not fetch them.
         path: Storage path of the step's folder.
         channel: Channel of its output.
+        verbose: Whether its output has the tables that passed through its process.
         record: Record of the run so far.
     """
 
@@ -64,6 +74,7 @@ class StepCall:
     inputs: Mapping[str, StepResult | list[ObjectRef]]
     path: str
     channel: str
+    verbose: bool
     record: Mapping[str, Any]
     storage: Storage
     tracked: TrackedRun
@@ -97,6 +108,32 @@ def start(call: StepCall) -> tuple[ObjectRef, ObjectRef]:
 
 
 def _run(call: StepCall) -> tuple[Any, StepOutcome]:
+    with logs.log_context(run=str(call.record["id"]), step=call.step.name):
+        try:
+            return _computed(call)
+        except BaseException as error:  # a step may call sys.exit
+            if isinstance(error, KeyboardInterrupt) or process.is_ray_exit(error):
+                raise
+            raise _failure(call.step.name, error) from None
+
+
+def _failure(step: str, error: BaseException) -> RaysysError:
+    """The error that the driver raises: one of raysys itself, of others the text."""
+    text = shown(cluster.error_traceback(error))
+    line = shown(cluster.error_line(error))
+    _log.error("step %r failed: %s", step, line, extra={"error": text})
+    cause = cluster.task_error_cause(error)
+    if isinstance(cause, RaysysError):
+        with contextlib.suppress(Exception):
+            failure = cloudpickle.loads(cloudpickle.dumps(cause))
+            failure.add_note(text)
+            return failure
+    failure = StepError(step, line, _policy.loss_of(error))
+    failure.add_note(text)
+    return failure
+
+
+def _computed(call: StepCall) -> tuple[Any, StepOutcome]:
     step, settings = call.step, call.step.settings
     work = Storage(call.storage.uri(f"{call.path}/work"))
     run = Run(record=call.record, storage=call.storage, work=work, tracked=call.tracked)
@@ -108,9 +145,8 @@ def _run(call: StepCall) -> tuple[Any, StepOutcome]:
             purpose = f"the step {step.name!r}"
             stack.enter_context(cluster.share(demand, purpose, ".options(resources={})"))
         cluster.connect()
-        stack.enter_context(logs.log_context(run=run.id, step=step.name))
         call.tracked.nest(work)
-        traffic = _measure_traffic(step.name, stack)
+        traffic = _measure_traffic(call, stack)
         started = time.perf_counter()
         inputs = {
             name: ray.get(source[0]) if isinstance(source, list) else load(call.storage, source)
@@ -123,7 +159,7 @@ def _run(call: StepCall) -> tuple[Any, StepOutcome]:
         return value, StepOutcome(result, run.notes, costs)
 
 
-def _measure_traffic(step: str, stack: ExitStack) -> Callable[[], dict[str, int]]:
+def _measure_traffic(call: StepCall, stack: ExitStack) -> Callable[[], dict[str, int]]:
     """Measure, if the job does, until the stack is closed; the traffic so far, for `Costs`."""
     if not counts_reads():
         return dict
@@ -132,8 +168,8 @@ def _measure_traffic(step: str, stack: ExitStack) -> Callable[[], dict[str, int]
     def traffic() -> dict[str, int]:
         after = store_bytes()
         for content, size in meter.take_biggest():
-            if content.startswith("table"):
-                say(f"[{step}]   {size} bytes through the step's process: {content}")
+            if call.verbose and content.startswith("table"):
+                say(f"[{call.step.name}]   {size} bytes through the step's process: {content}")
         return {
             "put_bytes": max(0, after.put - before.put),  # less, if a node was lost
             "read_bytes": max(0, (after.read or 0) - (before.read or 0)),

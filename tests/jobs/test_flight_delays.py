@@ -187,5 +187,5 @@ def test_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert flags == {
         "--boost-trials", "--compare", "--config", "--data", "--epochs", "--from", "--help",
         "--host", "--no-compare", "--no-serve", "--num-boost-round", "--port", "--seed", "--serve",
-        "--steps", "--storage", "--workers",
+        "--steps", "--storage", "--verbose", "--workers",
     }  # fmt: skip

@@ -13,6 +13,7 @@ from raysys.ray_internals import CHECKED_RAY, key_value, process, serialization
 INTERFACES = {
     "ray._private.worker": {
         "WORKER_MODE": None, "global_worker": None, "Worker.placement_group_id": None,
+        "_worker_logs_enabled": None,
     },
     "ray._private.state": {"state.job_table": ()},
     "ray._private.internal_api": {"get_memory_info_reply": ("state",)},

@@ -71,5 +71,23 @@ def refuse(run: Run, folder: str) -> None:
     raise DataError("the file is empty: give another")
 
 
+class OddError(Exception):
+    """Does not unpickle: its arguments are not those of its initialiser."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+
+
+def go_wrong(run: Run, how: str) -> None:
+    if how == "KeyError":
+        {"a": 1}["b"]
+    if how == "OddError":
+        raise OddError(7, "an odd error")
+    if how == "SystemExit":
+        raise SystemExit("no film\nleft")
+    if how == "ray":
+        ray.get(ray.remote(go_wrong).remote(run.id, "KeyError"))
+
+
 def close(folder: str) -> None:
     count(folder, "closed")

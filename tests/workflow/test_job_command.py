@@ -141,5 +141,6 @@ def test_the_flags_of_the_recommender_are_these(capsys: pytest.CaptureFixture[st
         "--steps",
         "--storage",
         "--strategy",
+        "--verbose",
         "--workers",
     }
