@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 __all__ = [
+    "ArgumentError",
     "DataError",
     "GraphError",
     "RaysysError",
@@ -18,6 +19,10 @@ __all__ = [
 
 class RaysysError(Exception):
     """Base of every error that raysys raises on purpose."""
+
+
+class ArgumentError(RaysysError, TypeError):
+    """An argument of a wrong kind, or an unknown one."""
 
 
 class DataError(RaysysError):

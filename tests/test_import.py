@@ -12,11 +12,12 @@ ROOT = Path(raysys.__file__).parent
 
 # Which packages of raysys each may import, beside itself: the arrow of the design.
 _LOW = {
-    "audit", "console", "errors", "identity", "imports", "ray_internals", "secrets", "settings",
-    "splitmix", "storage", "telemetry",
+    "arguments", "audit", "console", "errors", "identity", "imports", "ray_internals", "secrets",
+    "settings", "splitmix", "storage", "telemetry",
 }  # fmt: skip
 _HIGH = _LOW | {"cluster", "data", "evaluate"}
 ALLOWED = {
+    "arguments": {"errors"},
     "audit": {"errors", "imports", "ray_internals", "secrets", "storage"},
     "console": {"imports"},
     "errors": set(),
