@@ -36,7 +36,8 @@ class InputFiles(str):
 def digest(*values: Any, strict: bool = True) -> str:
     """Digest of numbers, text, containers, arrays, Tables, settings models and functions.
 
-    A function counts with its code (`code_digest`) and the values that it closes over.
+    A function counts with its code (`code_digest`) and the values that it closes over, a method or
+    callable object with the code of its class and its state.
 
     Args:
         values: Values whose content counts.
@@ -109,7 +110,12 @@ class _ContentWalk:
         if isinstance(value, functools.partial):
             yield from self._parts((value.func, value.args, value.keywords))
         elif isinstance(value, types.MethodType):
-            yield from self._parts((value.__func__, value.__self__))
+            yield from self._parts(value.__func__)
+            owner = value.__self__
+            if isinstance(owner, type) or hasattr(owner, "fingerprint"):
+                yield from self._parts(owner)
+            else:
+                yield from self._state(owner)
         elif isinstance(value, types.FunctionType):
             yield from self._function(value)
         elif isinstance(value, types.BuiltinFunctionType | type):
@@ -126,6 +132,10 @@ class _ContentWalk:
             yield _arrow(value)
         elif type(value).__module__.startswith("polars") and hasattr(value, "meta"):
             yield value.meta.serialize()
+        elif hasattr(value, "__wrapped__"):  # a cached function
+            yield from self._parts(value.__wrapped__)
+        elif _is_code(value):
+            yield from self._state(value)
         elif hasattr(value, "model_dump"):  # a pydantic model
             names = [*type(value).model_fields, *(value.model_extra or ())]
             yield from self._parts({name: getattr(value, name) for name in names})
@@ -139,15 +149,23 @@ class _ContentWalk:
         elif isinstance(getattr(value, "root", None), str):  # a Storage: its place, not its files
             yield value.root.encode()
         elif self._strict:
-            raise RaysysError(
-                f"the content of a {type(value).__qualname__} is unknown: give numbers, text, "
-                "arrays, settings models, Tables, functions, or the result of another step"
-            )
+            raise _unknown(value)
         else:
             yield code_digest(type(value)).encode()
             yield from self._parts(getattr(value, "__dict__", None))
             if " at 0x" not in (text := str(value)) and "ObjectRef" not in type(value).__name__:
                 yield text.encode()
+
+    def _state(self, value: Any) -> Iterator[bytes]:
+        """The code of an object's class, and what pickle keeps of the object."""
+        yield code_digest(type(value)).encode()
+        try:
+            content = value.__reduce_ex__(4)[:3]
+        except TypeError:
+            if self._strict:
+                raise _unknown(value) from None
+            content = getattr(value, "__dict__", None)
+        yield from self._parts(content)
 
     def _function(self, function: Any) -> Iterator[bytes]:
         yield code_digest(function).encode()
@@ -156,6 +174,19 @@ class _ContentWalk:
         strict, self._strict = self._strict, False  # the source has them too, as expressions
         yield from self._parts([function.__defaults__, function.__kwdefaults__])
         self._strict = strict
+
+
+def _is_code(value: Any) -> bool:
+    """Whether a value is an object of a class with a `__call__` in Python."""
+    is_callable = callable(value) and hasattr(type(value).__call__, "__code__")
+    return is_callable and not hasattr(value, "fingerprint")
+
+
+def _unknown(value: Any) -> RaysysError:
+    return RaysysError(
+        f"the content of a {type(value).__qualname__} is unknown: give numbers, text, arrays, "
+        "settings models, Tables, functions, or the result of another step"
+    )
 
 
 def _arrow(rows: pa.Table | pa.RecordBatch) -> bytes:

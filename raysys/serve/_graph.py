@@ -7,7 +7,7 @@ import graphlib
 import inspect
 import time
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from raysys.errors import DataError, GraphError
 from raysys.identity import digest
 from raysys.serve import _compiler
 from raysys.serve._column_types import Array, Columns, mismatch, of_field, rows_of
-from raysys.serve._nodes import BoundNode, Placement, content_of, function_of, load
+from raysys.serve._nodes import BoundNode, Placement, connect, content_of, function_of, load
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -32,11 +32,13 @@ class GraphNode:
 
     Attributes:
         needs: Inputs and nodes, in the order of its parameters.
+        keywords: Names of its last parameters, which are passed by keyword.
         placement: None runs it in the entry's replica.
     """
 
     call: Callable[..., Any]
     needs: tuple[str, ...]
+    keywords: tuple[str, ...]
     takes: Mapping[str, Any]
     gives: Any
     placement: Placement | None
@@ -45,11 +47,11 @@ class GraphNode:
 class Graph:
     """Batch functions connected by the names of their parameters.
 
-    A node is a function or a `LazyObject` whose parameters are names of inputs or of other nodes;
-    it receives their values for the whole batch. The same graph is called in-process, mapped over a
-    Table (`map`) and deployed behind HTTP (`deploy`). Nodes must be idempotent and must not depend
-    on which rows share their batch: a failing batch is split to isolate the bad row, and runs again
-    when a replica dies.
+    A node is a function, a `functools.partial`, a callable object or a `LazyObject` whose
+    parameters are names of inputs or of other nodes, or have defaults; it receives their values for
+    the whole batch. The same graph is called in-process, mapped over a Table (`map`) and deployed
+    behind HTTP (`deploy`). Nodes must be idempotent and must not depend on which rows share their
+    batch: a failing batch is split to isolate the bad row, and runs again when a replica dies.
 
     Example:
         >>> import numpy as np
@@ -95,7 +97,11 @@ class Graph:
             types = {name: of_field(name, fields[name]) for name in inputs.model_fields}
         placement = placement or {}
         self.inputs: dict[str, Array] = types
-        self.nodes = {name: _node(name, call, placement.get(name)) for name, call in nodes.items()}
+        names = {*types, *nodes}
+        self.nodes = {
+            name: _node(name, call, placement.get(name), names - {name})
+            for name, call in nodes.items()
+        }
         self.output, self.response, self.writes = output, response, writes
         _check_names(self, placement)
         _check_edges(self)
@@ -166,7 +172,10 @@ class Graph:
         for name in names:
             node, started = self.nodes[name], time.perf_counter()
             try:
-                computed[name] = node.call(*[computed[need] for need in node.needs])
+                arguments = [computed[need] for need in node.needs]
+                first = len(arguments) - len(node.keywords)
+                named = dict(zip(node.keywords, arguments[first:], strict=True))
+                computed[name] = node.call(*arguments[:first], **named)
             except StopIteration as error:  # futures refuse it
                 raise RuntimeError(f"node {name!r} raised StopIteration") from error
             except Exception as error:
@@ -198,17 +207,22 @@ class Graph:
         return _compiler.as_mermaid(self) if form == "mermaid" else _compiler.as_text(self)
 
 
-def _node(name: str, call: Callable[..., Any], placement: Placement | None) -> GraphNode:
+def _node(
+    name: str, call: Callable[..., Any], placement: Placement | None, available: Set[str]
+) -> GraphNode:
     """A node with the edges and annotations of its function."""
-    if isinstance(call, BoundNode):
-        node = _node(name, call.call, placement)
-        if unknown := sorted(set(call.names) - set(node.needs)):
-            raise GraphError(f"node {name!r} has no parameters {unknown}; it has {node.needs}")
-        needs = tuple(call.names.get(need, need) for need in node.needs)
-        takes = {call.names.get(need, need): kind for need, kind in node.takes.items()}
-        return GraphNode(node.call, needs, takes, node.gives, placement)
+    bound: list[Mapping[str, str]] = []
+    while isinstance(call, BoundNode):
+        bound.append(call.names)
+        call = call.call
     try:
         function, parameters = function_of(call)
+        sources = {parameter.name: parameter.name for parameter in parameters}
+        for names in reversed(bound):
+            if unknown := sorted(set(names) - set(sources.values())):
+                raise GraphError(f"unknown parameters {unknown}; it has {[*sources.values()]}")
+            sources = {p: names.get(source, source) for p, source in sources.items()}
+        positional, keywords = connect(parameters, sources, available)
     except GraphError as error:
         raise GraphError(f"node {name!r}: {error}") from None
     target = function if inspect.isroutine(function) else type(function).__call__
@@ -216,7 +230,10 @@ def _node(name: str, call: Callable[..., Any], placement: Placement | None) -> G
         hints = typing.get_type_hints(target, include_extras=True)
     except Exception:  # names that exist for type checkers only
         hints = {}
-    return GraphNode(call, tuple(parameters), hints, hints.get("return"), placement)
+    connected = [*positional, *keywords]
+    needs = tuple(sources[parameter] for parameter in connected)
+    takes = {sources[p]: hints[p] for p in connected if p in hints}
+    return GraphNode(call, needs, tuple(keywords), takes, hints.get("return"), placement)
 
 
 def _check_names(graph: Graph, placement: Mapping[str, Placement]) -> None:

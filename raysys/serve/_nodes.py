@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,8 @@ class LazyObject:
     def _construct(self) -> Any:
         return self._cls(*self._args, **self._kwargs)
 
-    def __call__(self, *args: Any) -> Any:
-        return self._get()(*args)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._get()(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -94,24 +95,29 @@ class LazyMethod:
     owner: LazyObject
     name: str
 
-    def __call__(self, *args: Any) -> Any:
-        return getattr(self.owner._get(), self.name)(*args)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.owner._get(), self.name)(*args, **kwargs)
 
 
 def load(call: Callable[..., Any]) -> None:
     """Construct the LazyObject of a node, if it has one."""
+    while isinstance(call, functools.partial):
+        call = call.func
     owner = call.owner if isinstance(call, LazyMethod) else call
     if isinstance(owner, LazyObject):
         owner._get()
 
 
-def function_of(call: Callable[..., Any]) -> tuple[Any, list[str]]:
-    """The function behind a node and the names of its parameters without `self`.
+def function_of(call: Callable[..., Any]) -> tuple[Any, list[inspect.Parameter]]:
+    """The function behind a node and its parameters, without `self` and what a partial binds.
 
     Raises:
-        GraphError: Not a callable with plain parameters.
+        GraphError: Not a callable with named parameters.
     """
-    function: Any = call
+    if isinstance(call, functools.partial):
+        function, parameters = function_of(call.func)
+        return function, _unbound(call, parameters)
+    function = call
     if isinstance(call, LazyMethod):
         function = getattr(call.owner._cls, call.name)
     elif isinstance(call, LazyObject):
@@ -122,25 +128,68 @@ def function_of(call: Callable[..., Any]) -> tuple[Any, list[str]]:
         kind = type(call).__name__
         raise GraphError(f"type {kind} is not callable: give a function or a LazyObject")
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = list(inspect.signature(function).parameters.values())
     except ValueError as error:  # of some built-in functions
         raise GraphError(f"{call!r} has no signature: wrap it in a function") from error
-    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [parameter.name for parameter in parameters.values() if parameter.kind in plain]
-    if len(names) < len(parameters):
-        raise GraphError(
-            f"{call!r} has keyword-only or variadic parameters: wrap it in a function with "
-            "positional ones"
-        )
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise GraphError(f"{call!r} has variadic parameters: wrap it in a function without them")
     static = isinstance(call, LazyMethod) and isinstance(
         inspect.getattr_static(call.owner._cls, call.name), (staticmethod, classmethod)
     )
     has_self = isinstance(call, (LazyObject, LazyMethod)) and not static
-    return function, names[1:] if has_self else names
+    return function, parameters[1:] if has_self else parameters
+
+
+def _unbound(
+    call: functools.partial[Any], parameters: list[inspect.Parameter]
+) -> list[inspect.Parameter]:
+    """Parameters that a partial leaves; those after one that it binds by name are keywords."""
+    names = [p.name for p in parameters]
+    positional = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    if (unknown := sorted(call.keywords.keys() - set(names))) or len(call.args) > len(positional):
+        extra = unknown or f"{len(call.args)} positional arguments"
+        raise GraphError(f"a partial binds {extra}; the parameters of {call.func!r} are {names}")
+    left, is_bound = [], False
+    for parameter in parameters[len(call.args) :]:
+        if parameter.name in call.keywords:
+            is_bound = True
+        else:
+            left.append(parameter.replace(kind=parameter.KEYWORD_ONLY) if is_bound else parameter)
+    return left
+
+
+def connect(
+    parameters: list[inspect.Parameter], sources: Mapping[str, str], available: Set[str]
+) -> tuple[list[str], list[str]]:
+    """Parameters of a node that are connected: those to pass by position, and by keyword.
+
+    A parameter with a default is connected if its source, by the parameter's name, is available
+    or another one was bound to it.
+
+    Raises:
+        GraphError: A parameter cannot be passed.
+    """
+    positional: list[str] = []
+    keywords: list[str] = []
+    has_gap = False
+    for parameter in parameters:
+        source = sources[parameter.name]
+        is_optional = parameter.default is not parameter.empty and source == parameter.name
+        if is_optional and source not in available:
+            has_gap = True
+        elif not has_gap and parameter.kind is not parameter.KEYWORD_ONLY:
+            positional.append(parameter.name)
+        elif parameter.kind is parameter.POSITIONAL_ONLY:
+            raise GraphError(f"{parameter.name!r} follows a default: wrap it in a function")
+        else:
+            keywords.append(parameter.name)
+    return positional, keywords
 
 
 def content_of(call: Callable[..., Any]) -> str:
-    """Digest of a node: the code it reaches, and the arguments of its LazyObject."""
+    """Digest of a node: the code it reaches, its state, and the arguments of its LazyObject."""
+    if isinstance(call, functools.partial):
+        return digest(content_of(call.func), call.args, call.keywords, strict=False)
     owner = call.owner if isinstance(call, LazyMethod) else call
     if not isinstance(owner, LazyObject):
         return digest(call, strict=False)
@@ -155,8 +204,8 @@ class BoundNode:
     call: Callable[..., Any]
     names: Mapping[str, str]
 
-    def __call__(self, *args: Any) -> Any:
-        return self.call(*args)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
 
 
 def bind_inputs(node: Callable[..., Any], /, **names: str) -> Callable[..., Any]:

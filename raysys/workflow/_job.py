@@ -127,7 +127,7 @@ class Job:
         if step.name in self.steps:
             raise RaysysError(
                 f"job {self.name!r} has two steps {step.name!r}: give the second function "
-                "another name"
+                "another name, its `__name__`"
             )
         check_no_hidden_step([function, args, kwargs])
         for source in step.inputs:

@@ -117,10 +117,11 @@ def with_results(value: Any, results: Mapping[str, Any]) -> Any:
 
 
 def step_name(function: Callable[..., Any]) -> str:
-    """Name of a function's step: `tune_ranker` is "tune ranker"."""
-    while hasattr(function, "func"):
+    """Name of a function's step: `tune_ranker` is "tune ranker"; of an object, by its class."""
+    while isinstance(function, functools.partial) and not hasattr(function, "__name__"):
         function = function.func
-    return function.__name__.strip("_").replace("_", " ")
+    name = getattr(function, "__name__", type(function).__name__)
+    return name.strip("_").replace("_", " ")
 
 
 def check_name(name: str) -> None:

@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import sys
+import threading
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,32 @@ def with_default(by: int) -> Any:
     return function
 
 
+class Power:
+    __slots__ = ("by",)
+
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def __call__(self, a: int) -> int:
+        return a**self.by
+
+    def inverse(self, a: float) -> float:
+        return a ** (1 / self.by)
+
+
+@dataclass
+class Times:
+    by: int
+
+    def __call__(self, a: int) -> int:
+        return a * self.by
+
+
+@functools.cache
+def cached(a: int) -> int:
+    return a
+
+
 class Open(BaseModel, extra="allow"):
     pass
 
@@ -72,6 +99,8 @@ DIFFERENT = [
     functools.partial(add, b=1), adder(1), adder(2), Point, Settings, Path("a"), len,
     *OPERATIONS.values(), OPERATIONS, {**OPERATIONS, "two": OPERATIONS["three"]}, power,
     with_default(2), with_default(3), Open(), Open(rate=1), Open(rate=2), Open(other=1),
+    Power(2), Power(3), Power(2).inverse, Power(3).inverse, Times(2), Times(3), cached,
+    functools.partial(Power(2), 1), functools.partial(Power(3), 1),
 ]  # fmt: skip
 
 
@@ -111,6 +140,8 @@ def test_files_count_with_their_content(tmp_path: Path) -> None:
 def test_what_has_no_content_is_refused() -> None:
     with pytest.raises(RaysysError, match="the content of a object is unknown"):
         digest(object())
+    with pytest.raises(RaysysError, match="the content of a lock is unknown"):
+        digest(Power(threading.Lock()))  # type: ignore[arg-type]
 
 
 def test_tensors_and_modules_count_by_their_values() -> None:

@@ -1,3 +1,4 @@
+import functools
 import os
 import pickle
 import subprocess
@@ -167,7 +168,7 @@ def test_one_function_serves_as_several_nodes() -> None:
 
 
 def test_feeding_a_parameter_that_is_not_there_is_refused() -> None:
-    with pytest.raises(GraphError, match=r"node 'y' has no parameters \['z'\]; it has \('x',\)"):
+    with pytest.raises(GraphError, match=r"node 'y': unknown parameters \['z'\]; it has \['x'\]"):
         graph_of({"y": bind_inputs(double, z="x")})
 
 
@@ -484,11 +485,94 @@ def test_static_and_class_methods_of_a_lazy_are_nodes_too(name: str) -> None:
     assert graph_of({"y": getattr(LazyObject(Methods), name)})({"x": [1]}).tolist() == [1]
 
 
-def _keyword_only(*, x: np.ndarray) -> np.ndarray:
-    return x
+def _line(x: Any, slope: Any = 2, rise: Any = 1, *, sign: Any = 1) -> Any:
+    return sign * (slope * x + rise)
 
 
-@pytest.mark.parametrize("call", [max, _keyword_only, lambda *x: x, lambda **x: x])
+class Line:
+    """A callable object with state, some of it in a slot."""
+
+    __slots__ = ("rise", "slope")
+
+    def __init__(self, slope: int) -> None:
+        self.slope, self.rise = slope, 1
+
+    def __call__(self, x: np.ndarray, *, sign: int = 1) -> np.ndarray:
+        return sign * (self.slope * x + self.rise)
+
+    def steep(self, x: np.ndarray, factor: int = 10) -> np.ndarray:
+        return factor * self.slope * x
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (_line, [7, 9]),
+        (functools.partial(_line, slope=5), [16, 21]),
+        (functools.partial(_line, rise=0), [6, 8]),
+        (functools.partial(_line, slope=5, rise=0, sign=-1), [-15, -20]),
+        (functools.partial(lambda factor, x: factor * x, 4), [12, 16]),
+        (functools.partial(functools.partial(_line, slope=5), sign=-1), [-16, -21]),
+        (Line(3), [10, 13]),
+        (functools.partial(Line(3), sign=-1), [-10, -13]),
+        (Line(3).steep, [90, 120]),
+        (LazyObject(Line, 3), [10, 13]),
+        (LazyObject(Line, 3).steep, [90, 120]),
+        (functools.partial(LazyObject(Line, 3).steep, factor=2), [18, 24]),
+        (bind_inputs(functools.partial(_line, slope=5), rise="x"), [18, 24]),
+        (lambda x, y=3: x * y, [9, 12]),
+    ],
+)
+def test_defaults_partials_and_objects_are_nodes(call: Any, expected: list[int]) -> None:
+    graph = graph_of({"y": call})
+    assert graph({"x": [3, 4]}).tolist() == expected
+    travelled = pickle.loads(cloudpickle.dumps(graph))
+    assert travelled({"x": [3, 4]}).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (_line, [-16, -40]),
+        (functools.partial(_line, slope=5), [-25, -40]),
+        (functools.partial(_line, sign=1), [16, 40]),
+        (bind_inputs(_line, rise="x"), [-9, -24]),
+    ],
+)
+def test_a_default_gives_way_to_an_input_or_node_of_its_name(
+    call: Any, expected: list[int]
+) -> None:
+    inputs = {name: Array("int64") for name in ("x", "slope", "sign")}
+    graph = graph_of({"rise": lambda x: 10 * x - 20, "y": call}, inputs=inputs)
+    batch = {"x": [3, 4], "slope": [2, 5], "sign": [-1, -1]}
+    assert graph(batch).tolist() == expected
+
+
+def test_fingerprints_see_what_a_partial_binds_and_the_state_of_an_object() -> None:
+    calls = [
+        _line, functools.partial(_line, slope=5), functools.partial(_line, slope=6),
+        functools.partial(_line, rise=5), Line(3), Line(4), Line(3).steep, Line(4).steep,
+        functools.partial(LazyObject(Line, 3), sign=2),
+        functools.partial(LazyObject(Line, 4), sign=2),
+    ]  # fmt: skip
+    fingerprints = [graph_of({"y": call}).fingerprint for call in calls]
+    assert len(set(fingerprints)) == len(calls)
+    assert graph_of({"y": Line(3)}).fingerprint == graph_of({"y": Line(3)}).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (functools.partial(_line, tilt=2), r"a partial binds \['tilt'\]; .*'sign'\]"),
+        (functools.partial(_line, 1, 2, 3, 4), "a partial binds 4 positional arguments"),
+    ],
+)
+def test_a_partial_of_what_is_not_a_parameter_is_refused(call: Any, message: str) -> None:
+    with pytest.raises(GraphError, match=f"node 'y': {message}"):
+        graph_of({"y": call})
+
+
+@pytest.mark.parametrize("call", [max, lambda *x: x, lambda **x: x])
 def test_a_function_whose_parameters_have_no_place_is_refused(call: Callable[..., Any]) -> None:
     with pytest.raises(GraphError, match="node 'y'"):
         graph_of({"y": call})

@@ -49,6 +49,17 @@ def tripled(run: Run, folder: str, table: Table) -> float:
     return FACTOR * sum(table.to_arrow()["x"].to_pylist())
 
 
+class Scaled:
+    """A step with state."""
+
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def __call__(self, run: Run, folder: str, value: int, *, more: int = 0) -> int:
+        count(folder, "scaled")
+        return self.by * value + more
+
+
 def total(run: Run, folder: str, made: dict[str, Any], product: float) -> float:
     count(folder, "total")
     run.log_curve("sums", {"sum": [1.0, product]})

@@ -1,5 +1,6 @@
 """Jobs of steps on a cluster: runs, skipped steps, retries and records."""
 
+import functools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from raysys.errors import DataError, RaysysError, ResourceError, StepError
 from raysys.identity._code_digest import forget_sources
 from raysys.storage import Storage
 from raysys.workflow import Job, draw_record
+from raysys.workflow._step_results import load
 from tests.workflow import steps
 from tests.workflow.steps import Config, counted
 
@@ -102,6 +104,25 @@ def test_a_step_runs_again_when_code_that_it_names_changes(
     assert states(again) == ["skipped", "done", "skipped"]  # the worker still multiplies by 3
     monkeypatch.undo()
     forget_sources()
+
+
+def test_partials_and_objects_run_again_when_what_they_hold_changes(
+    storage: Storage, ran: str
+) -> None:
+    def scaled(by: int, more: int) -> Job:
+        job = Job("scaled_job", Config(), storage)
+        first = job.step(steps.Scaled(by), ran, 2)
+        second = functools.partial(steps.Scaled(10), more=more)
+        second.__name__ = "second"  # type: ignore[attr-defined]
+        job.step(second, ran, first)
+        job.run()
+        return job
+
+    results = []
+    for more in (1, 2):
+        job = scaled(3, more)
+        results.append((states(job), load(storage, job.progress["second"].result)))
+    assert results == [(["done", "done"], 61), (["skipped", "done"], 62)]
 
 
 def test_from_runs_a_step_and_its_dependents_again(storage: Storage, ran: str) -> None:

@@ -110,3 +110,25 @@ def test_an_item_has_a_digest_of_its_own(tmp_path: Path) -> None:
     assert first.items["'b'"] != second.items["'b'"]
     assert save(storage, "third", ("z", [1, 2])).items["1"] == first.items["'a'"]
     assert save(storage, "fourth", 5).items == {}
+
+
+class Scale:
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def __call__(self, run: Any, value: int) -> int:
+        return self.by * value
+
+    def offset(self, run: Any, value: int, more: int = 1) -> int:
+        return self.by + value + more
+
+
+def test_partials_objects_and_methods_are_steps_with_names() -> None:
+    job, made = _job()
+    named = functools.partial(use, 1)
+    named.__name__ = "use_again"  # type: ignore[attr-defined]
+    for function in (functools.partial(use, 2), named, Scale(3), Scale(3).offset):
+        job.step(function, made)
+    assert list(job.steps) == ["make", "use", "use again", "Scale", "offset"]
+    with pytest.raises(RaysysError, match=r"two steps 'Scale': .* another name, its `__name__`"):
+        job.step(Scale(4), made)
