@@ -13,6 +13,7 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from raysys.gateway._gateway_state import (
 from raysys.gateway._haproxy_config import SLOTS, ApiKey, Backend, HAProxySettings
 from raysys.gateway._haproxy_process import HAProxy
 from raysys.gateway._holding_proxy import HoldingProxy
+from raysys.gateway._model_directory import Counts, ModelDirectory
 from raysys.gateway._wire import GATEWAY_NAME
 from raysys.telemetry.metrics import SERVE_REPLICAS
 
@@ -58,6 +60,9 @@ class Gateway:
         self._ready = asyncio.Event()
         self._changing = asyncio.Lock()
         self._metrics = GatewayMetrics()
+        self._models = ModelDirectory(
+            lambda: {name: backend.version for name, backend in self._state.backends.items()}
+        )
         self._main = asyncio.get_event_loop().create_task(self._run())
 
     async def address(self) -> dict[str, Any]:
@@ -87,8 +92,15 @@ class Gateway:
         """The interface that a replica on a node binds: loopback if possible."""
         return "127.0.0.1" if node_ip == ray.util.get_node_ip_address() else node_ip
 
-    async def announce(self, announcement: Announcement, capacity: int) -> None:
-        """Register a replica and its capacity in concurrent requests; repeated as a heartbeat."""
+    async def announce(
+        self, announcement: Announcement, capacity: int, counts: Mapping[str, Counts]
+    ) -> None:
+        """Register a replica, its capacity in concurrent requests and its models' counts.
+
+        Repeated as a heartbeat.
+        """
+        application, version = announcement.application, announcement.version
+        self._models.update(application, version, announcement.replica, counts)
         servers = self._servers.setdefault(announcement.application, {})
         server = servers.setdefault(announcement.replica, ReplicaState(announcement, 0.0))
         server.heard = time.monotonic()
@@ -103,6 +115,8 @@ class Gateway:
             self._haproxy.drain_server(application, server.slot)
             await self._release(application, [server])
         self._servers.get(application, {}).pop(replica, None)
+        if server:
+            self._models.leave(application, server.announcement.version, replica)
 
     async def replicas(self, name: str, version: int) -> int:
         """Number of announced replicas of a version."""
@@ -267,7 +281,8 @@ class Gateway:
         """Start the holding proxy, HAProxy and gRPC."""
         state = self._state
         if self._haproxy is None:
-            holding_port = await HoldingProxy(self._live, self._deadline_s, self._is_ready).start()
+            holding = HoldingProxy(self._live, self._deadline_s, self._is_ready)
+            holding_port = await holding.start(self._models.routes())
             self._haproxy = await self._attach(holding_port)
         self._keys = await asyncio.to_thread(read_keys, self._storage)
         for name in state.backends:
@@ -322,6 +337,7 @@ class Gateway:
         for name, servers in self._servers.items():
             for replica in [r for r, server in servers.items() if server.heard < silent_since]:
                 server = servers.pop(replica)
+                self._models.leave(name, server.announcement.version, replica)
                 if server.slot is not None and self._haproxy and name in self._state.backends:
                     self._haproxy.free_server(name, server.slot)
 

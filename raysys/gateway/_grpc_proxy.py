@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
 import grpc
 import numpy as np
 import orjson
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 from yarl import URL
 
 from raysys.errors import DataError, ResourceError
 from raysys.gateway import inference_pb2 as messages
-from raysys.gateway._wire import JSON_LENGTH_HEADER, TIMEOUT_HEADER
+from raysys.gateway._wire import (
+    INDEX_PATH,
+    JSON_LENGTH_HEADER,
+    STATISTICS_PATH,
+    TIMEOUT_HEADER,
+)
 
 if TYPE_CHECKING:
     from grpc.aio import ServicerContext
 
 _SERVICE = "inference.GRPCInferenceService"
 _MAX_MESSAGE_BYTES = 64 << 20
+_MAX_PENDING = 32  # requests of a stream
 _PASSED_ON = ("authorization", "x-request-id", "traceparent")
 # gRPC sends an error's details as a header, and clients refuse headers beyond 8 KiB.
 _MAX_DETAILS = 800
@@ -83,23 +91,39 @@ async def serve_grpc(host: str, port: int, http_url: str) -> tuple[grpc.aio.Serv
         "ServerLive": translation.server_live, "ServerReady": translation.server_ready,
         "ModelReady": translation.model_ready, "ModelMetadata": translation.model_metadata,
         "ModelInfer": translation.infer, "ServerMetadata": translation.server_metadata,
+        "ModelConfig": translation.model_config, "ModelStatistics": translation.model_statistics,
+        "RepositoryIndex": translation.repository_index,
     }  # fmt: skip
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
-            method,
-            request_deserializer=getattr(messages, f"{name}Request").FromString,
+            _answering(getattr(messages, f"{name}Request"), method),
             response_serializer=getattr(messages, f"{name}Response").SerializeToString,
         )
         for name, method in methods.items()
     }
+    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+        translation.stream_infer,
+        response_serializer=messages.ModelStreamInferResponse.SerializeToString,
+    )
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
     await server.start()
     translation.closing = asyncio.create_task(translation.close_after(server))
     return server, bound
 
 
+class _RefusedError(Exception):
+    """An error response; its text is cut to what clients accept."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text[:_MAX_DETAILS])
+        self.code = code
+
+
 class _Translation:
-    """The methods of the service, translated to HTTP requests."""
+    """The methods of the service, translated to HTTP requests.
+
+    All but `stream_infer` raise _RefusedError, or DataError for an invalid argument.
+    """
 
     closing: asyncio.Task[None]
 
@@ -109,6 +133,7 @@ class _Translation:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+            skip_auto_headers=["Accept-Encoding"],
         )
 
     async def close_after(self, server: grpc.aio.Server) -> None:
@@ -127,33 +152,84 @@ class _Translation:
         return messages.ModelReadyResponse(ready=await self._ready(path, context))
 
     async def server_metadata(self, request: Any, context: ServicerContext) -> Any:
-        return messages.ServerMetadataResponse(**await self._describe("/v2", context))
+        return _message(messages.ServerMetadataResponse, await self._describe("/v2", context))
 
     async def model_metadata(self, request: Any, context: ServicerContext) -> Any:
         path = _model_path(request.name, request.version)
-        return messages.ModelMetadataResponse(**await self._describe(path, context))
+        return _message(messages.ModelMetadataResponse, await self._describe(path, context))
+
+    async def model_config(self, request: Any, context: ServicerContext) -> Any:
+        path = f"{_model_path(request.name, request.version)}/config"
+        config = await self._describe(path, context)
+        return _message(messages.ModelConfigResponse, {"config": config})
+
+    async def model_statistics(self, request: Any, context: ServicerContext) -> Any:
+        path = STATISTICS_PATH
+        if request.name:
+            path = f"{_model_path(request.name, request.version)}/stats"
+        return _message(messages.ModelStatisticsResponse, await self._describe(path, context))
+
+    async def repository_index(self, request: Any, context: ServicerContext) -> Any:
+        body = orjson.dumps({"ready": request.ready})
+        models = await self._describe(INDEX_PATH, context, body)
+        return _message(messages.RepositoryIndexResponse, {"models": models})
 
     async def infer(self, request: Any, context: ServicerContext) -> Any:
-        try:
-            body, json_length = _to_http(request)
-        except DataError as error:
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        body, json_length = _to_http(request)
         path = f"{_model_path(request.model_name, request.model_version)}/infer"
         status, headers, answer = await self._call(path, context, body, json_length)
         if status != 200:
-            await _refuse(context, status, answer)
+            raise _refusal(status, answer)
         return _from_http(answer, int(headers.get(JSON_LENGTH_HEADER, len(answer))))
+
+    async def stream_infer(self, requests: AsyncIterator[bytes], context: ServicerContext) -> None:
+        """Answer each request, in their order; an error concerns its request only."""
+        free, previous = asyncio.Semaphore(_MAX_PENDING), None
+
+        async def answer(request: Any, before: asyncio.Task[None] | None) -> None:
+            response = await self._streamed(request, context)
+            if before:
+                await before
+            await context.write(response)
+            free.release()
+
+        malformed: DataError | None = None
+        async with asyncio.TaskGroup() as group:
+            async for data in requests:
+                try:
+                    request = _parsed(messages.ModelInferRequest, data)
+                except DataError as error:
+                    malformed = error
+                    break
+                await free.acquire()
+                previous = group.create_task(answer(request, previous))
+        if malformed:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(malformed))
+
+    async def _streamed(self, request: Any, context: ServicerContext) -> Any:
+        try:
+            response = await self.infer(request, context)
+        except (_RefusedError, DataError) as error:
+            response = messages.ModelInferResponse(model_name=request.model_name, id=request.id)
+            return messages.ModelStreamInferResponse(
+                error_message=str(error)[:_MAX_DETAILS], infer_response=response
+            )
+        # Clients that take several responses to a request wait for this one.
+        response.parameters["triton_final_response"].bool_param = True
+        return messages.ModelStreamInferResponse(infer_response=response)
 
     async def _ready(self, path: str, context: ServicerContext) -> bool:
         status, _, answer = await self._call(path, context)
         if status in (401, 403):
-            await _refuse(context, status, answer)
+            raise _refusal(status, answer)
         return status == 200
 
-    async def _describe(self, path: str, context: ServicerContext) -> dict[str, Any]:
-        status, _, answer = await self._call(path, context)
+    async def _describe(
+        self, path: str, context: ServicerContext, body: bytes | None = None
+    ) -> Any:
+        status, _, answer = await self._call(path, context, body)
         if status != 200:
-            await _refuse(context, status, answer)
+            raise _refusal(status, answer)
         return orjson.loads(answer)
 
     async def _call(
@@ -174,21 +250,44 @@ class _Translation:
             ) as reply:
                 return reply.status, reply.headers, await reply.read()
         except aiohttp.ClientError as error:
-            details = f"{self._url} is not reachable: {error}"
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, details)
+            text = f"{self._url} is not reachable: {error}"
+            raise _RefusedError(grpc.StatusCode.UNAVAILABLE, text) from error
 
 
-async def _refuse(context: ServicerContext, status: int, answer: bytes) -> NoReturn:
+def _answering(
+    kind: Any, method: Callable[[Any, ServicerContext], Awaitable[Any]]
+) -> Callable[[bytes, ServicerContext], Awaitable[Any]]:
+    """The handler of a method, which takes a message as bytes: gRPC calls garbage INTERNAL."""
+
+    async def answer(data: bytes, context: ServicerContext) -> Any:
+        try:
+            return await method(_parsed(kind, data), context)
+        except DataError as error:
+            refusal = _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except _RefusedError as error:
+            refusal = error
+        return await context.abort(refusal.code, str(refusal))
+
+    return answer
+
+
+def _parsed(kind: Any, data: bytes) -> Any:
     try:
-        details = str(orjson.loads(answer)["error"])
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise DataError(f"{len(data)} bytes that are not a {kind.__name__}: {error}") from error
+
+
+def _message(kind: Any, content: dict[str, Any]) -> Any:
+    return json_format.ParseDict(content, kind(), ignore_unknown_fields=True)
+
+
+def _refusal(status: int, answer: bytes) -> _RefusedError:
+    try:
+        text = str(orjson.loads(answer)["error"])
     except (ValueError, TypeError, LookupError):
-        details = f"the HTTP endpoint responded with status {status}"
-    await _abort(context, _CODES.get(status, grpc.StatusCode.INTERNAL), details)
-
-
-async def _abort(context: ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:
-    await context.abort(code, details[:_MAX_DETAILS])
-    raise AssertionError  # unreachable: abort raises
+        text = f"the HTTP endpoint responded with status {status}"
+    return _RefusedError(_CODES.get(status, grpc.StatusCode.INTERNAL), text)
 
 
 def _model_path(name: str, version: str) -> str:

@@ -13,8 +13,10 @@ from typing import Any
 from raysys.gateway._wire import (
     ALIVE_PATH,
     APP_HEADER,
+    INDEX_PATH,
     MAX_BODY_HEADER,
     REFUSAL_HEADER,
+    STATISTICS_PATH,
     TOKEN_HEADER,
     server_metadata,
 )
@@ -110,6 +112,7 @@ def render(
         declared=backends, replicas=servers, slots=SLOTS, errors=_ERRORS, max_expiry=_MAX_EXPIRY,
         server=server_metadata(), ready=READY, alive_path=ALIVE_PATH,
         app_header=APP_HEADER, token_header=TOKEN_HEADER.decode(),
+        index_path=INDEX_PATH, statistics_path=STATISTICS_PATH,
         max_body_header=MAX_BODY_HEADER, refusal_header=REFUSAL_HEADER,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from raysys.gateway._haproxy_config import READY
@@ -39,8 +39,11 @@ class HoldingProxy:
         self._live, self._deadline_s, self._is_ready = live, deadline_s, is_ready
         self._waiting = 0
 
-    async def start(self) -> int:
-        """Listen on a free port of the loopback interface, and return the port."""
+    async def start(self, routes: Iterable[Any] = ()) -> int:
+        """Listen on a free port of the loopback interface, and return the port.
+
+        The aiohttp `routes` are answered instead of held.
+        """
         connector = aiohttp.TCPConnector(limit=0)
         self._session = aiohttp.ClientSession(
             connector=connector, auto_decompress=False, skip_auto_headers=["Accept-Encoding"]
@@ -48,6 +51,7 @@ class HoldingProxy:
         app = web.Application()
         for path in READY.split():
             app.router.add_get(path, self._ready)
+        app.add_routes(routes)
         app.router.add_route("*", "/{path:.*}", self._hold)
         self._runner = web.AppRunner(app, access_log=None, auto_decompress=False)
         await self._runner.setup()

@@ -13,6 +13,7 @@ MAX_BODY_HEADER = "x-raysys-max-body"
 REFUSAL_HEADER = "x-raysys-refusal"
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 ALIVE_PATH = "/-/alive"
+INDEX_PATH, STATISTICS_PATH = "/v2/repository/index", "/v2/models/stats"
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 
 
@@ -21,5 +22,5 @@ def server_metadata() -> dict[str, Any]:
     return {
         "name": "raysys",
         "version": importlib.metadata.version("raysys"),
-        "extensions": ["binary_tensor_data"],
+        "extensions": ["binary_tensor_data", "model_configuration", "statistics"],
     }

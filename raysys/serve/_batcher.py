@@ -99,7 +99,7 @@ class Batcher:
     def __init__(
         self, run: Callable[[Columns, tuple[RequestContext, ...]], Awaitable[Outputs]],
         inputs: Mapping[str, Array], batching: Batching, *, in_flight: int = 1,
-        observe: Callable[[int, float, float], None] | None = None,
+        observe: Callable[[int, float, Sequence[float]], None] | None = None,
     ) -> None:  # fmt: skip
         """Start with an empty queue.
 
@@ -108,7 +108,8 @@ class Batcher:
             inputs: Column types of a batch.
             batching: Limits of a batch and of the queue.
             in_flight: Maximum number of concurrent batches.
-            observe: Called after a batch with its rows, its seconds and its oldest request's wait.
+            observe: Called after a batch with its rows, its seconds and its requests' waits, the
+                oldest first.
         """
         self._run, self._inputs, self._batching = run, inputs, batching
         self._in_flight, self._observe = in_flight, observe
@@ -306,7 +307,7 @@ class Batcher:
                 item.future.set_result(slice_outputs(outputs, start, start + item.rows))
             start += item.rows
         if self._observe:
-            self._observe(rows, seconds, started - items[0].arrived)
+            self._observe(rows, seconds, [started - item.arrived for item in items])
 
     def _release(self, task: asyncio.Task[None]) -> None:
         if task in self._running:

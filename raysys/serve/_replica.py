@@ -159,7 +159,7 @@ class EntryReplica:
             for action, graph in application.graphs.items()
         }
         examples = {action: await self._warm_up(action) for action in application.graphs}
-        router = Router(application, self._batchers, examples)
+        router = Router(application, self._batchers, self._metrics, examples)
         self._stop = asyncio.Event()
         server = await self._loop.create_server(
             lambda: Connection(router.handle, application.max_body_bytes), sock=self._socket
@@ -214,7 +214,11 @@ class EntryReplica:
                     refused[action] = batcher.refused
             if not self._stopping:
                 try:
-                    announced = self._gateway.announce.remote(announcement, capacity)
+                    counts = {
+                        app.model(action): metrics.statistics.counts()
+                        for action, metrics in self._metrics.items()
+                    }
+                    announced = self._gateway.announce.remote(announcement, capacity, counts)
                     await asyncio.wrap_future(announced.future())
                     self._ready.set()
                 except Exception as error:  # the gateway is restarting

@@ -107,6 +107,11 @@ class RequestHandler:
         versions = [str(self._app.version)]
         return _v2.model_metadata(self._model, versions, self._graph.inputs, self._outputs)
 
+    def config(self) -> dict[str, Any]:
+        """The model configuration of Triton's extension of the protocol."""
+        limit = self._app.batching.max_batch_size
+        return _v2.model_config(self._model, limit, self._graph.inputs, self._outputs)
+
     async def _arrow(self, headers: Headers, body: bytes) -> Response:
         columns = _decoded(lambda: _arrow.decode(body, self._graph.inputs))
         outputs = await self._bulk(columns, headers)

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from raysys.serve._application import Application
     from raysys.serve._batcher import Batcher
     from raysys.serve._http_server import Headers, Respond
+    from raysys.serve._metrics import Metrics
     from raysys.serve._outputs import Outputs
+    from raysys.serve._statistics import ModelStatistics
+
+Handler = Callable[["Headers", bytes, "Respond"], None]
 
 
 class Router:
@@ -27,7 +31,7 @@ class Router:
 
     def __init__(
         self, application: Application, batchers: Mapping[str, Batcher],
-        examples: Mapping[str, Outputs | None],
+        metrics: Mapping[str, Metrics], examples: Mapping[str, Outputs | None],
     ) -> None:  # fmt: skip
         self._app, self._token = application, application.token.encode()
         self._handlers = {
@@ -39,14 +43,16 @@ class Router:
             f"{application.route}/openapi.json": self._openapi,
             f"{application.route}/docs": lambda: _openapi.page(application),
         }
-        self._post: dict[str, Callable[[Headers, bytes, Respond], None]] = {}
+        self._post: dict[str, tuple[Handler, ModelStatistics]] = {}
         for action, handler in self._handlers.items():
-            self._post[application.path(action)] = handler.predict
+            statistics = metrics[action].statistics
+            self._post[application.path(action)] = handler.predict, statistics
             model = f"/v2/models/{application.model(action)}"
             for path in (model, f"{model}/versions/{application.version}"):
                 self._get[path] = handler.metadata
                 self._get[f"{path}/ready"] = lambda: {"ready": True}
-                self._post[f"{path}/infer"] = handler.infer
+                self._get[f"{path}/config"] = handler.config
+                self._post[f"{path}/infer"] = handler.infer, statistics
 
     def handle(
         self, method: str, path: str, headers: Headers, body: bytes, respond: Respond
@@ -62,10 +68,12 @@ class Router:
             if not hmac.compare_digest(headers.get(TOKEN_HEADER, b""), self._token):
                 text = "replicas accept requests of the gateway only: use the endpoint's URL"
                 raise HTTPStatusError(403, text)
-            handler = self._post.get(path)
-            if handler is None or method != "POST":
+            if method != "POST" or path not in self._post:
                 respond(*self._describe(method, path))
-            elif b"content-encoding" in headers:
+                return
+            handler, statistics = self._post[path]
+            respond = statistics.counting(respond)
+            if b"content-encoding" in headers:
                 self._decompress(handler, headers, body, respond)
             else:
                 handler(headers, body, respond)
@@ -73,9 +81,8 @@ class Router:
             fail(error, headers, respond)
 
     def _decompress(
-        self, handler: Callable[[Headers, bytes, Respond], None], headers: Headers, body: bytes,
-        respond: Respond,
-    ) -> None:  # fmt: skip
+        self, handler: Handler, headers: Headers, body: bytes, respond: Respond
+    ) -> None:
         """Call a handler with the body without its coding, which a thread removes."""
 
         def decompressed(future: asyncio.Future[bytes]) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import queue
 import re
 import socket
 import threading
@@ -15,7 +16,7 @@ import tritonclient.grpc as client
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from raysys.errors import DataError, ResourceError
 from raysys.gateway import _grpc_proxy as _grpc
@@ -49,6 +50,7 @@ class Endpoint:
         for path in ("/base/v2/models/{name}", "/base/v2/models/{name}/versions/{version}"):
             app.router.add_get(path, self._model)
             app.router.add_get(f"{path}/ready", self._model)
+            app.router.add_get(f"{path}/config", self._config)
             app.router.add_post(f"{path}/infer", self._infer)
         return app
 
@@ -72,6 +74,10 @@ class Endpoint:
             return web.json_response({"error": f"no model {name} {version}"}, status=404)
         outputs = {"y": ECHO[name]["x"]}
         return web.json_response(_v2.model_metadata(name, ["1", "2"], ECHO[name], outputs))
+
+    async def _config(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        return web.json_response(_v2.model_config(name, 8, ECHO[name], {"y": ECHO[name]["x"]}))
 
     async def _infer(self, request: web.Request) -> web.Response:
         name, version = request.match_info["name"], request.match_info.get("version", "2")
@@ -169,8 +175,16 @@ OURS = list(descriptors(messages.DESCRIPTOR.message_types_by_name.values()))
 
 
 def test_the_messages_equal_the_published_service() -> None:
-    published = service_pb2.DESCRIPTOR.message_types_by_name.values()
-    theirs = {descriptor.name: descriptor for descriptor in descriptors(published)}
+    published = [service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR]
+    theirs = {
+        descriptor.name: descriptor
+        for file in published
+        for descriptor in descriptors(file.message_types_by_name.values())
+    }
+    kinds = messages.DataType.DESCRIPTOR.values_by_name
+    assert {name: kind.number for name, kind in kinds.items()}.items() <= dict(
+        model_config_pb2.DataType.items()
+    ).items()
     for ours in OURS:
         for sent in ours.fields:
             same = theirs[ours.name].fields_by_name[sent.name]
@@ -186,7 +200,8 @@ def test_the_messages_equal_the_published_service() -> None:
 
 def test_the_generated_module_agrees_with_its_proto_file() -> None:
     fields, owners = set(), list[str]()
-    for line in Path(messages.__file__).with_name("inference.proto").read_text().splitlines():
+    text = Path(messages.__file__).with_name("inference.proto").read_text()
+    for line in re.sub(r"enum \w+ \{.*?\}", "", text, flags=re.DOTALL).splitlines():
         if match := re.match(r"\s*(message|oneof) (\w+) \{(\})?", line):
             owners += [] if match[3] else [owners[-1] if match[1] == "oneof" else match[2]]
         elif line.strip() == "}":
@@ -387,7 +402,7 @@ def test_health_and_metadata(served: Served, triton: client.InferenceServerClien
     assert triton.is_model_ready("float32", "1")
     assert not triton.is_model_ready("none")
     assert not triton.is_model_ready("float32", "3")
-    assert triton.get_server_metadata().extensions == ["binary_tensor_data"]
+    assert "binary_tensor_data" in triton.get_server_metadata().extensions
     described = triton.get_model_metadata("str", as_json=True)
     assert described == {
         "name": "str",
@@ -402,6 +417,83 @@ def test_health_and_metadata(served: Served, triton: client.InferenceServerClien
     served.endpoint.status = 401
     with pytest.raises(client.InferenceServerException, match="UNAUTHENTICATED"):
         triton.is_server_ready()
+
+
+def test_the_model_configuration_has_the_shapes_of_a_row(
+    triton: client.InferenceServerClient,
+) -> None:
+    config = triton.get_model_config("str").config
+    assert (config.name, config.platform, config.max_batch_size) == ("str", "raysys_graph", 8)
+    for one, name in ((config.input[0], "x"), (config.output[0], "y")):
+        assert (one.name, list(one.dims)) == (name, [-1])
+        assert one.data_type == model_config_pb2.TYPE_STRING
+    config = triton.get_model_config("float32").config
+    assert config.input[0].data_type == model_config_pb2.TYPE_FP32
+
+
+# --- streams and garbage ---
+
+
+def test_a_stream_answers_each_request_in_order_and_goes_on_after_errors(stub: Any) -> None:
+    def requests() -> Iterator[Any]:
+        for number in range(100):
+            dtype = "none" if number % 10 == 3 else "float32"
+            request = service_pb2.ModelInferRequest(model_name=dtype, id=str(number))
+            request.inputs.add(name="x", datatype="FP32", shape=[1, 1])
+            request.raw_input_contents.append(np.float32(number).tobytes())
+            yield request
+
+    for number, answer in enumerate(stub.ModelStreamInfer(requests())):
+        response = answer.infer_response
+        assert response.id == str(number)
+        if number % 10 == 3:
+            assert answer.error_message == "the HTTP endpoint responded with status 500"
+        else:
+            assert answer.error_message == ""
+            assert response.parameters["triton_final_response"].bool_param
+            assert client.InferResult(response).as_numpy("y").tolist() == [[number]]
+    assert number == 99
+
+
+def test_triton_streams(triton: client.InferenceServerClient) -> None:
+    seen: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    triton.start_stream(lambda result, error: seen.put((result, error)))
+    for model in ("float32", "nobody", "float32"):
+        triton.async_stream_infer(
+            model, [tensor(ONE, "float32")], request_id=model, enable_empty_final_response=True
+        )
+    answers = [seen.get(timeout=20) for _ in range(3)]
+    triton.stop_stream()
+    assert [error is None for _, error in answers] == [True, False, True]
+    np.testing.assert_array_equal(answers[2][0].as_numpy("y"), ONE)
+
+
+GARBAGE = [b"\xff", b"garbage" * 100, b"\x0a\x02\xff\xff", b"\x2a\xff\xff\xff\xff\x0f"]
+
+
+@pytest.mark.parametrize("data", GARBAGE)
+def test_garbage_is_an_invalid_argument(served: Served, data: bytes) -> None:
+    service = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    with grpc.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+        for method in ("ModelInfer", "ModelReady", "ModelConfig", "RepositoryIndex"):
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(f"/{service.full_name}/{method}")(data, timeout=20)
+            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert "bytes that are not a" in refused.value.details()
+        stream = channel.stream_stream(f"/{service.full_name}/ModelStreamInfer")
+        with pytest.raises(grpc.RpcError) as refused:
+            list(stream(iter([data]), timeout=20))
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_compressed_message_has_the_limit_of_what_it_holds(served: Served) -> None:
+    with client.InferenceServerClient(f"127.0.0.1:{served.port}") as triton:
+        inputs = [tensor(np.zeros((1, 1000)), "float64")]
+        result = triton.infer("float64", inputs, compression_algorithm="gzip")
+        assert result.as_numpy("y").shape == (1, 1000)
+        bomb = [tensor(np.zeros((1, 20 << 20)), "float64")]
+        with pytest.raises(client.InferenceServerException, match="RESOURCE_EXHAUSTED"):
+            triton.infer("float64", bomb, compression_algorithm="gzip")
 
 
 def test_a_name_cannot_reach_another_address(

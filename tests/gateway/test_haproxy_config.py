@@ -375,6 +375,18 @@ def test_without_a_known_key_there_is_no_way_in(
     assert reply.headers["www-authenticate"] == "Bearer"
 
 
+def test_the_models_of_an_application_are_listed_for_who_may_ask_it(front: Front) -> None:
+    listings = [("/v2/models/stats", "GET", None), ("/v2/repository/index", "POST", b"")]
+    for path, method, body in [*listings, ("/v2/models/guarded/stats", "GET", None)]:
+        assert front.ask(path, body, method=method).status == 401
+        reply = front.ask(path, body, BEARER, method=method)
+        assert (reply.status, reply.server) == (200, "holding")
+        own = "guarded" if "guarded" in path else ""
+        assert reply.json["headers"].get("x-raysys-app", "") == own
+    reply = front.ask("/v2/models/a/versions/1/stats", None, method="GET")
+    assert (reply.server, reply.json["headers"]["x-raysys-app"]) == ("holding", "a")
+
+
 def test_an_open_application_gets_the_clients_authorization_as_it_is(front: Front) -> None:
     seen = front.ask("/a", headers={"authorization": "Basic abc"}).json["headers"]
     assert seen["authorization"] == "Basic abc"

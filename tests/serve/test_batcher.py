@@ -3,7 +3,7 @@ import collections
 import math
 import random
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -505,8 +505,8 @@ async def test_draining_waits_for_what_runs_and_what_is_queued() -> None:
 
 
 @in_loop
-async def test_each_batch_is_reported_with_its_rows_seconds_and_wait(clock: Clock) -> None:
-    run, seen = Doubling(), list[tuple[int, float, float]]()
+async def test_each_batch_is_reported_with_its_rows_seconds_and_waits(clock: Clock) -> None:
+    run, seen = Doubling(), list[tuple[int, float, Sequence[float]]]()
     batcher = Batcher(run, INT, Batching(), observe=lambda *batch: seen.append(batch))
     futures = put(batcher, 1, 2, 3)
     await run.began(1)
@@ -514,7 +514,7 @@ async def test_each_batch_is_reported_with_its_rows_seconds_and_wait(clock: Cloc
     run.let_go()
     await answers(futures)
     await batcher.drain()
-    assert seen == [(3, 0.5, 0.0)]
+    assert seen == [(3, 0.5, [0.0, 0.0, 0.0])]
 
 
 @in_loop

@@ -23,6 +23,7 @@ from raysys.gateway import JSON_LENGTH_HEADER
 from raysys.serve._column_types import DATATYPES, Array, rows_of
 from raysys.serve._outputs import json_bytes
 
+PLATFORM = "raysys_graph"
 # Python types of a column's JSON values, by the kind of its dtype.
 _JSON_TYPES: dict[str, set[type]] = {
     "b": {bool}, "i": {int}, "u": {int}, "f": {int, float}, "O": {str},
@@ -138,10 +139,30 @@ def model_metadata(
     return {
         "name": name,
         "versions": list(versions),
-        "platform": "raysys_graph",
+        "platform": PLATFORM,
         "inputs": [_signature(*column) for column in inputs.items()],
         "outputs": [_signature(*column) for column in outputs.items()],
     }
+
+
+def model_config(
+    name: str, max_batch_size: int, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+) -> dict[str, Any]:
+    """Configuration of a model, for `GET /v2/models/<name>/config`; shapes are those of a row."""
+    return {
+        "name": name,
+        "platform": PLATFORM,
+        "backend": "raysys",
+        "max_batch_size": max_batch_size,
+        "input": [_configured(*column) for column in inputs.items()],
+        "output": [_configured(*column) for column in outputs.items()],
+    }
+
+
+def _configured(name: str, array: Array) -> dict[str, Any]:
+    signature = _signature(name, array)
+    kind = "STRING" if signature["datatype"] == "BYTES" else signature["datatype"]
+    return {"name": name, "data_type": f"TYPE_{kind}", "dims": signature["shape"][1:]}
 
 
 def _signature(name: str, array: Array) -> dict[str, Any]:

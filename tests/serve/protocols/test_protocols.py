@@ -39,6 +39,8 @@ PLAIN: dict[str, Any] = {
 class Triton:
     """One of the two clients of tritonclient, which differ in a few names."""
 
+    how: dict[str, Any]
+
     def __init__(self, module: Any, address: str) -> None:
         self.module, self.client = module, module.InferenceServerClient(address)
 
