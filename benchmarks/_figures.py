@@ -1,10 +1,12 @@
 """Figures with their bars, printed and written as JSON."""
 
 import argparse
+import atexit
 import json
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -68,7 +70,14 @@ def _circumstances() -> dict[str, Any]:
 
 
 def arguments(description: str, *, full: str | None = None) -> argparse.Namespace:
-    """The flags that every benchmark has; `full` says what `--full` does where there is more."""
+    """The flags that every benchmark has; `full` says what `--full` does where there is more.
+
+    The benchmark and its processes get a folder of Ray of their own, so that they neither join nor
+    stop a head of this machine's user.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    os.environ["RAY_TMPDIR"] = folder.name
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller inputs")
     if full:

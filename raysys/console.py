@@ -19,6 +19,12 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def note(line: str) -> None:
+    """Write a line about the work to standard error, so that output stays what was asked for."""
+    sys.stderr.write(f"raysys: {line}\n")
+    sys.stderr.flush()
+
+
 def text_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table in plain columns that other programs can read, without trailing blanks.
 

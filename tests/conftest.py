@@ -1,6 +1,8 @@
 """One Ray cluster and one MLflow database for the whole test run."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,13 +29,22 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ray_folder() -> Iterator[Path]:
+    """Folder of Ray in place of /tmp: the heads of this machine's users are not met by tests."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets need a short path
+    os.environ["RAY_TMPDIR"] = str(folder)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     import ray
 
     os.environ["RAYSYS_STORAGE"] = str(tmp_path_factory.mktemp("storage"))
     os.environ.pop("RAY_ADDRESS", None)
-    cluster.connect(measure_traffic=True)
+    cluster.connect("local", measure_traffic=True)
     yield
     ray.shutdown()
 

@@ -71,6 +71,7 @@ def head(place: Path) -> Iterator[dict[str, str]]:
     bare = {"PATH": f"{Path(RAYSYS).parent}{os.pathsep}{os.environ['PATH']}"}
     own = {
         **bare, "HOME": str(place / "owner"), "RAY_AUTH_TOKEN": token,
+        "RAY_TMPDIR": os.environ["RAY_TMPDIR"],
         "RAYSYS_STORAGE": str(place / "storage"),
     }  # fmt: skip
     subprocess.run([RAYSYS, "up"], env=own, check=True, capture_output=True)

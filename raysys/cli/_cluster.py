@@ -26,8 +26,12 @@ def up(
 
 
 def down() -> None:
-    """Stop the local head that `up` or `submit` started, with all that runs on it."""
-    say("stopped" if cluster.stop_local(Storage()) else "nothing to stop")
+    """Stop the local head that `up` or `submit` started, with all that runs on it.
+
+    Each user has one on a machine, whatever the storage root.
+    """
+    head = cluster.stop_local(Storage())
+    say(f"stopped the Ray head at {head.address}" if head else "nothing to stop")
 
 
 def status() -> None:
@@ -35,7 +39,7 @@ def status() -> None:
 
     The cluster is the one whose dashboard RAY_ADDRESS names, else the one on this machine.
     """
-    url = cluster.find_dashboard(Storage())
+    url = cluster.find_dashboard()
     say(f"dashboard: {url}")
     for line in cluster.status_lines(cluster.Dashboard(url)):
         say(line)
@@ -49,8 +53,8 @@ def doctor() -> None:
     storage = Storage()
     head, url = None, None
     if os.environ.get("RAY_ADDRESS"):
-        url = cluster.find_dashboard(storage)
-    elif head := cluster.remembered(storage):
+        url = cluster.find_dashboard()
+    elif head := cluster.local_head():
         url = head.dashboard_url
     else:
         say("no cluster: `raysys up` starts one, RAY_ADDRESS names one; looking at this machine")

@@ -4,7 +4,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import echo as say
@@ -37,18 +37,24 @@ def submit(
     can never satisfy it refuses at once.
     """
     module = module_of(job)
-    address = dashboard_url()
-    say(f"dashboard: {address}")
-    declared = cluster.declared_demand(job)
-    if declared or cpus is not None or gpus is not None:
-        demand = declared or cluster.Resources(cpus=0, gpus=0)
+    demand = cluster.declared_demand(job)
+    if cpus is not None or gpus is not None:
+        declared = demand or cluster.Resources(cpus=0, gpus=0)
         demand = cluster.Resources(
-            cpus=demand.cpus if cpus is None else cpus, gpus=demand.gpus if gpus is None else gpus
+            cpus=declared.cpus if cpus is None else cpus,
+            gpus=declared.gpus if gpus is None else gpus,
         )
-        if remark := cluster.check_demand(cluster.Dashboard(address), str(job), demand):
-            say(remark)
-    jobs = cluster.Jobs(address)
-    submitted = submit_module(jobs, job.stem, module, arguments or [])
+    runtime_env = job_environment()
+    with cluster.submission_dashboard(Storage()) as address:
+        say(f"dashboard: {address}")
+        if demand:
+            remark = cluster.check_demand(cluster.Dashboard(address), str(job), demand)
+            if remark:
+                say(remark)
+        jobs = cluster.Jobs(address)
+        submitted = jobs.submit(
+            command_of(module, arguments), runtime_env, storage=Storage(), name=job.stem
+        )
     say(f"job: {submitted}")
     if not wait:
         _say_still_running(submitted)
@@ -105,11 +111,32 @@ def module_of(job: Path) -> str:
         raise RaysysError(f"{job}: no such file. Give a job's path, such as jobs/recommender.py")
     if job.is_absolute() or ".." in job.parts:
         raise RaysysError(f"{job}: give a path below this folder, which is packed and sent")
-    return ".".join(job.with_suffix("").parts)
+    parts = job.with_suffix("").parts
+    if job.suffix != ".py" or any("." in part for part in parts):
+        module = Path(*(part.replace(".", "_") for part in parts)).with_suffix(".py")
+        raise RaysysError(
+            f"{job}: a job is imported as a module, a file NAME.py without other dots in its path: "
+            f"rename it, for example to {module}"
+        )
+    return ".".join(parts)
+
+
+def command_of(module: str, arguments: Sequence[str] | None) -> str:
+    """The command line that runs a module of a job's folder."""
+    return shlex.join(["python", "-m", module, *(arguments or [])])
+
+
+def job_environment() -> dict[str, Any]:
+    """The runtime environment of jobs from this folder, checked before a cluster starts."""
+    from raysys.tracking import git_commit
+
+    variables = {"RAYSYS_GIT_COMMIT": git_commit()}
+    variables |= cluster.environment(own_head=not os.environ.get("RAY_ADDRESS"))
+    return cluster.runtime_env(Path.cwd(), variables)
 
 
 def followed(jobs: cluster.Jobs, id: str) -> None:
-    """Stream a job's output; raise if it fails."""
+    """Stream a job's output; exit with its status if it fails."""
     try:
         ended = jobs.follow(id)
     except KeyboardInterrupt:
@@ -120,7 +147,13 @@ def followed(jobs: cluster.Jobs, id: str) -> None:
         reason = "see its last lines above"
         if ended.status == "FAILED" and "exit code" not in ended.message:
             reason = ended.message  # the job did not start and has no output
-        raise RaysysError(f"job {id} ended as {ended.status}: {reason}")
+        say(f"error: job {id} ended as {ended.status}: {reason}", err=True)
+        raise typer.Exit(exit_status(ended.exit_code or 1))
+
+
+def exit_status(code: int) -> int:
+    """The status of a process as shells show it: 128 and more for one that a signal ended."""
+    return 128 - code if code < 0 else code
 
 
 def _say_still_running(id: str) -> None:
@@ -128,25 +161,4 @@ def _say_still_running(id: str) -> None:
 
 
 def _jobs() -> cluster.Jobs:
-    return cluster.Jobs(cluster.find_dashboard(Storage()))
-
-
-def dashboard_url() -> str:
-    """The dashboard that RAY_ADDRESS names, else the one on this machine, started if necessary."""
-    if "RAY_ADDRESS" in os.environ:
-        return cluster.find_dashboard(Storage())
-    return cluster.start_local(Storage()).dashboard_url
-
-
-def submit_module(jobs: cluster.Jobs, name: str, module: str, arguments: Sequence[str]) -> str:
-    """Run a module of this folder on the cluster; the job's id, which begins with the name."""
-    from raysys.tracking import git_commit
-
-    env = {"RAYSYS_GIT_COMMIT": git_commit()}
-    if "RAY_ADDRESS" not in os.environ or "RAYSYS_STORAGE" in os.environ:
-        # Else the cluster's own default, not this machine's home.
-        env["RAYSYS_STORAGE"] = Storage().root
-    if server := os.environ.get("MLFLOW_TRACKING_URI"):
-        env["MLFLOW_TRACKING_URI"] = server
-    command = shlex.join(["python", "-m", module, *arguments])
-    return jobs.submit(command, working_dir=Path.cwd(), storage=Storage(), name=name, env=env)
+    return cluster.Jobs(cluster.find_dashboard())

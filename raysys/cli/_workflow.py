@@ -1,18 +1,16 @@
 """`raysys run`, `steps`, `prune`, `schedule`: jobs, their steps and their schedules."""
 
 import json
-import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import echo as say
 
 from raysys import cluster
-from raysys.cli._jobs import dashboard_url, followed, module_of, submit_module
+from raysys.cli._jobs import command_of, exit_status, followed, job_environment, module_of
 from raysys.cli._times import duration
 from raysys.errors import RaysysError
 from raysys.storage import Storage
@@ -38,11 +36,8 @@ def run(
     """
     flags = [*(["--from", start] if start else []), *(["--steps"] if steps else [])]
     command = [sys.executable, "-m", module_of(job), *flags, *(arguments or [])]
-    env = dict(os.environ)
-    head = cluster.remembered(Storage())
-    if head and "RAY_ADDRESS" not in env:
-        env["RAY_ADDRESS"] = head.address
-    raise typer.Exit(subprocess.run(command, env=env, check=False).returncode)
+    cluster.check_names(Path.cwd(), [*Path.cwd().glob("*.py"), *Path.cwd().glob("*/__init__.py")])
+    raise typer.Exit(exit_status(subprocess.run(command, check=False).returncode))
 
 
 def steps(
@@ -89,24 +84,27 @@ def add(
     timezone: Annotated[str, typer.Option(help="Time zone, such as Europe/Berlin.")] = "UTC",
 ) -> None:
     """Schedule a job of this folder on the cluster, which keeps a copy of the folder."""
-    command = shlex.join(["python", "-m", module_of(job), *(arguments or [])])
-    _on_cluster("add", name, cron, command, timezone)
+    command = command_of(module_of(job), arguments)
+    runtime_env = job_environment()
+    with cluster.submission_dashboard(Storage()) as address:
+        _run_on(address, runtime_env, "add", name, cron, command, timezone)
 
 
 @schedules.command("list")
 def list_schedules() -> None:
     """List schedules with their last and next runs."""
-    _on_cluster("list")
+    _run_on(cluster.find_dashboard(), job_environment(), "list")
 
 
 @schedules.command("remove")
 def remove(name: str) -> None:
     """Remove a schedule; a run that has started continues."""
-    _on_cluster("remove", name)
+    _run_on(cluster.find_dashboard(), job_environment(), "remove", name)
 
 
-def _on_cluster(action: str, *words: str) -> None:
+def _run_on(address: str, runtime_env: dict[str, Any], action: str, *words: str) -> None:
     """Run an action as a job: the scheduler is an actor, and the cluster's storage may differ."""
-    jobs = cluster.Jobs(dashboard_url())
-    module = "raysys.workflow.schedules"
-    followed(jobs, submit_module(jobs, f"schedule-{action}", module, [action, *words]))
+    jobs = cluster.Jobs(address)
+    command = command_of("raysys.workflow.schedules", [action, *words])
+    submitted = jobs.submit(command, runtime_env, storage=Storage(), name=f"schedule-{action}")
+    followed(jobs, submitted)

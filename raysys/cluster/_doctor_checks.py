@@ -73,7 +73,7 @@ def check_disk(used: float) -> Check:
     fact = f"{used:.0%} of Ray's disk is used"
     if used < _DISK_WARN:
         return Check("disk", "ok", fact)
-    remedy = "free space under /tmp/ray, or start Ray with --temp-dir on a larger disk"
+    remedy = "free space there, /tmp by default, or start Ray with RAY_TMPDIR on a larger disk"
     if used >= _DISK_FAIL:
         return Check("disk", "fail", f"{fact}: Ray stores no more objects", remedy)
     return Check("disk", "warn", fact, remedy)

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 from raysys import audit
 from raysys.cluster._dashboard import token_error
 from raysys.cluster._job_output import ENDED, follow
-from raysys.cluster._runtime_env import runtime_env
 from raysys.errors import RaysysError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from raysys.storage import Storage
 
@@ -35,6 +33,8 @@ class SubmittedJob:
         by: Submitter, if the metadata names one.
         submitted, ended: Unix times in seconds; `ended` is None while it runs.
         message: Ray's description of the status.
+        exit_code: Exit status of its command, negative for a signal; None before its end, and for
+            a job that did not start.
     """
 
     id: str
@@ -44,6 +44,7 @@ class SubmittedJob:
     submitted: float
     ended: float | None
     message: str
+    exit_code: int | None = None
 
     @property
     def is_over(self) -> bool:
@@ -93,23 +94,20 @@ class Jobs:
     def submit(
         self,
         command: str,
+        runtime_env: Mapping[str, Any],
         *,
-        working_dir: Path,
         storage: Storage,
         name: str = "job",
         job: str | None = None,
-        env: Mapping[str, str] | None = None,
     ) -> str:
         """Run a command on the cluster, in an uploaded copy of a folder; the submission id.
 
         Args:
             command: The command line.
-            working_dir: Folder to upload as the command's working directory, without the files that
-                match its `.gitignore` or `excludes`.
+            runtime_env: The folder and the variables, from `raysys.cluster.runtime_env`.
             storage: Storage root of the audit log.
             name: Prefix of the job's id.
             job: Complete id, for callers that must not start a job twice.
-            env: Environment variables for the job and all of its workers.
 
         Raises:
             RaysysError: The cluster rejects the job, or the audit log cannot be written.
@@ -117,7 +115,7 @@ class Jobs:
         job = job or f"{name}-{secrets.token_hex(4)}"
         request: dict[str, Any] = {
             "entrypoint": command, "submission_id": job,
-            "runtime_env": runtime_env(working_dir, env), "metadata": audit.submitter(),
+            "runtime_env": dict(runtime_env), "metadata": audit.submitter(),
         }  # fmt: skip
         audit.record(storage, "job.submit", job, command=command, cluster=self._url)
         deadline = time.monotonic() + _AGENT_TIMEOUT_S
@@ -201,4 +199,5 @@ def _job(details: Any) -> SubmittedJob:
         submitted=(details.start_time or 0) / 1000,
         ended=details.end_time / 1000 if details.end_time else None,
         message=details.message or "",
+        exit_code=details.driver_exit_code,
     )

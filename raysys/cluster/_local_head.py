@@ -1,30 +1,33 @@
-"""A Ray head on this machine, started and stopped by its process id."""
+"""A user's Ray head on this machine, started and stopped by its process id."""
 
 import contextlib
-import json
 import os
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from raysys import audit
-from raysys.cluster._certificates import create_file, make_certificates
-from raysys.cluster._connection import logical_cpus
+from raysys.cluster._certificates import make_certificates
+from raysys.cluster._token_auth import create_token
 from raysys.errors import ResourceError
-from raysys.secrets import cluster_token, token_path
-from raysys.storage import DEFAULT_ROOT, Storage
+from raysys.ray_internals import local_processes
+from raysys.storage import Storage
 
-_STATE = "cluster/local.json"
+# Two training workers, one serving replica and the headroom fit on a laptop with two cores.
+_MIN_LOGICAL_CPUS = 5
 _START_TIMEOUT_S = 90.0
 # A node that shuts down waits 30 s for other nodes to take over its replicas: there are none.
 _NO_DRAIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+# Ray's sockets lie 64 characters below a head's folder, and Linux allows 107 in all.
+_MAX_FOLDER_CHARACTERS = 43
+_LOG = "head.log"
 
 
 @dataclass(frozen=True)
@@ -33,137 +36,187 @@ class Head:
 
     Attributes:
         address: Address of its GCS.
+        folder: Its own folder for sessions, logs and sockets, so that heads do not mix.
         tls: Environment variables for processes that connect to `address`; jobs need none.
     """
 
     pid: int
     address: str
     dashboard_url: str
+    folder: str = ""
     tls: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_alive(self) -> bool:
         """Whether the process runs and is a Ray head, not another one with a reused id."""
-        try:
-            command = Path(f"/proc/{self.pid}/cmdline").read_bytes()
-        except OSError:
-            return False
-        return b"ray" in command and b"--block" in command
+        return _is_head(local_processes.arguments(self.pid))
 
 
-def enable_token_auth() -> None:
-    """Enable Ray's token authentication for this process and its children.
+def logical_cpus() -> int:
+    """Logical CPUs of a local cluster: the machine's cores, but enough for a complete job.
 
-    Must run before `ray` is imported. Without a token and without RAY_ADDRESS, it creates a token
-    that only this user can read.
+    Logical CPUs are the scheduler's unit; the operating system shares the cores.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.get("RAY_ADDRESS"):
-        return
-    if cluster_token() is None and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        path = token_path()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            create_file(path, secrets.token_hex(32).encode(), 0o600)
+    return max(os.cpu_count() or 1, _MIN_LOGICAL_CPUS)
+
+
+def local_head() -> Head | None:
+    """This user's head on this machine, started by `start_local`, if it runs.
+
+    It is one for all storage roots and folders, and is read from the machine's processes.
+    """
+    place = f"{_folder_of_heads()}{os.sep}"
+    for pid, command in local_processes.commands():
+        folder = local_processes.option(command, "temp-dir")
+        if _is_head(command) and folder.startswith(place):
+            port, dashboard = (
+                local_processes.option(command, name) for name in ("port", "dashboard-port")
+            )
+            return Head(pid, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", folder,
+                        _tls(pid))  # fmt: skip
+    return None
 
 
 def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False) -> Head:
     """Start a Ray head with its dashboard, or return the running one.
 
     Args:
-        storage: Storage root; it stores the head's process id.
+        storage: Storage root of the audit log; it is checked before anything starts.
         cpus: Logical CPUs; see `logical_cpus` for the default.
         tls: Encrypt the traffic between its processes and clients, with new certificates. The
             dashboard still uses HTTP.
 
     Raises:
+        StorageError: The storage root does not answer, or is not writable.
         ResourceError: The head did not start, or one without TLS is already running.
     """
-    storage = _on_this_machine(storage)
-    if head := remembered(storage):
+    if head := local_head():
         if tls and not head.tls:
             raise ResourceError(
                 f"the head at {head.address} runs without TLS: `raysys down`, then "
                 "`raysys up --tls`"
             )
+        _wait(head)  # another process may have started it a moment ago
         return head
+    storage.check()
+    create_token()
     port, dashboard_port = _free_port(6379), _free_port(8265)
-    logical = cpus or logical_cpus()
-    log = Path(storage.uri("cluster/head.log"))
-    log.parent.mkdir(parents=True, exist_ok=True)
+    audit.record(storage, "up", f"127.0.0.1:{port}", cpus=cpus or logical_cpus(), tls=tls)
+    folder = _new_folder(str(port))
+    encryption = make_certificates(folder / "tls", []) if tls else {}
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
-        f"--port={port}", f"--num-cpus={logical}",
+        f"--port={port}", f"--num-cpus={cpus or logical_cpus()}", f"--temp-dir={folder}",
         "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard_port}", "--disable-usage-stats",
-        # With Ray's fixed port in use by another head, the agent would not start.
+        # With one of Ray's fixed ports in use by another head, its server would not start.
         f"--dashboard-agent-listen-port={_free_port(52365)}",
+        f"--ray-client-server-port={_free_port(10001)}",
     ]  # fmt: skip
-    audit.record(storage, "up", f"127.0.0.1:{port}", cpus=logical, tls=tls)
-    encryption: dict[str, str] = {}
-    if tls:
-        folder = storage.uri("cluster/tls")
-        shutil.rmtree(folder, ignore_errors=True)  # certificates of the previous head
-        encryption = make_certificates(folder, [])
     # A job's `python` is that of this environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     env = {**os.environ, **encryption, **_NO_DRAIN, "PATH": path}
-    with log.open("wb") as output:
+    env.pop("RAY_ADDRESS", None)  # another cluster's
+    with (folder / _LOG).open("wb") as output:
         # A new session: Ctrl-C in the terminal ends the submitting command, not the cluster.
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=env
         )
-    head = Head(process.pid, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", encryption)
-    storage.write_json(_STATE, asdict(head))
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while not _answers(head.dashboard_url):
-        if process.poll() is not None or time.monotonic() > deadline:
-            stop_local(storage)
-            raise ResourceError(
-                f"the local Ray head did not start within {_START_TIMEOUT_S:g} s: see {log}"
-            )
-        time.sleep(0.2)
+    url = f"http://127.0.0.1:{dashboard_port}"
+    head = Head(process.pid, f"127.0.0.1:{port}", url, str(folder), encryption)
+    try:
+        _wait(head)
+    except BaseException:  # Ctrl-C too
+        _stop(head)
+        raise
     return head
 
 
-def stop_local(storage: Storage) -> bool:
+def stop_local(storage: Storage) -> Head | None:
     """Stop the head started by `start_local`, with everything that runs on it.
 
+    Args:
+        storage: Storage root of the audit log; any, the head is not bound to one.
+
     Returns:
-        Whether a head was running.
+        The head that was running; None if none was.
     """
-    storage = _on_this_machine(storage)
-    head = remembered(storage)
+    head = local_head()
     if head is not None:
         audit.record(storage, "down", head.address)
-    storage.remove(_STATE)
-    if head is None:
-        return False
-    os.kill(head.pid, signal.SIGTERM)
+        _stop(head)
+    return head
+
+
+def _wait(head: Head) -> None:
+    """Wait until a head's dashboard answers."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not _answers(head.dashboard_url):
+        ended = not head.is_alive
+        if ended or time.monotonic() > deadline:
+            log = Path(head.folder, _LOG)
+            lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "empty")
+            reason = "ended" if ended else f"does not answer after {_START_TIMEOUT_S:g} s"
+            raise ResourceError(
+                f"the Ray head at {head.address} {reason}: {last}. The log is {log}"
+            )
+        time.sleep(0.2)
+
+
+def _stop(head: Head) -> None:
     deadline = time.monotonic() + 20
-    while head.is_alive and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if head.is_alive:
-        os.killpg(head.pid, signal.SIGKILL)
-    # Only `ray stop` removes Ray's record of the last cluster; with a stale record, the next
-    # `ray.init` on this machine waits for a cluster that no longer exists.
-    record = Path("/tmp/ray/ray_current_cluster")
-    port = head.address.rpartition(":")[2]
-    if record.exists() and record.read_text().strip().endswith(f":{port}"):
-        record.unlink()
-    return True
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(head.pid, signal.SIGTERM)
+        while head.is_alive and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if head.is_alive:
+            os.killpg(head.pid, signal.SIGKILL)
 
 
-def _on_this_machine(storage: Storage) -> Storage:
-    """Local storage for the head's state, as its process is always local."""
-    return storage if storage.is_local else Storage(DEFAULT_ROOT)
+def _is_head(command: list[str]) -> bool:
+    return {"start", "--head", "--block"} <= set(command)
 
 
-def remembered(storage: Storage) -> Head | None:
-    """The head started by `start_local`, if it runs."""
-    state = _on_this_machine(storage).read_bytes(_STATE)
-    head = Head(**json.loads(state)) if state else None
-    return head if head and head.is_alive else None
+def _folder_of_heads() -> Path:
+    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    return Path(base).absolute() / f"raysys-{os.getuid()}"
+
+
+def _new_folder(name: str) -> Path:
+    """An empty folder for a head, which no other user can enter.
+
+    It has the name of the head's port, and replaces the folder of the last head on that port.
+    """
+    parent = _folder_of_heads()
+    folder = parent / name
+    if len(str(folder)) > _MAX_FOLDER_CHARACTERS:
+        raise ResourceError(
+            f"{folder} is too long for Ray's sockets, {len(str(folder))} characters of at most "
+            f"{_MAX_FOLDER_CHARACTERS}: set RAY_TMPDIR to a shorter folder, such as /tmp"
+        )
+    try:
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if parent.stat().st_uid != os.getuid():
+            raise PermissionError("another user owns it")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    except OSError as error:
+        raise ResourceError(
+            f"no folder for Ray at {folder} ({error}): set RAY_TMPDIR to a writable folder"
+        ) from error
+    return folder
+
+
+def _tls(pid: int) -> dict[str, str]:
+    """The variables for TLS in the environment of a process of this user."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return {}
+    pairs = (entry.partition("=") for entry in text.split("\0"))
+    tls = ("RAY_USE_TLS", "RAY_TLS_")
+    return {name: value for name, _, value in pairs if name.startswith(tls)}
 
 
 def _answers(dashboard_url: str) -> bool:
@@ -177,13 +230,13 @@ def _answers(dashboard_url: str) -> bool:
 
 
 def _free_port(preferred: int) -> int:
-    """`preferred` if it is free, else a port chosen by the system."""
+    """`preferred` if it is free on all interfaces, else a port chosen by the system."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind(("", port))
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise ResourceError("no free TCP port on 127.0.0.1")
+    raise ResourceError("no free TCP port on this machine")

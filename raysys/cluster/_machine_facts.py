@@ -8,12 +8,12 @@ import os
 import platform
 import shutil
 import subprocess
-import uuid
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from raysys.console import say
-from raysys.errors import RaysysError
+from raysys.errors import RaysysError, StorageError
 from raysys.secrets import shown
 from raysys.storage import Storage
 
@@ -49,7 +49,8 @@ def collect() -> Facts:
     """Collect the facts of this machine; writes and removes a small file under the storage root."""
     storage, storage_error = _storage()
     driver = _gpus_driver()
-    disk = shutil.disk_usage("/tmp/ray" if Path("/tmp/ray").exists() else "/tmp")
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    disk = shutil.disk_usage(folder / "ray" if (folder / "ray").exists() else folder)
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     return Facts(
         versions=versions(),
@@ -77,14 +78,10 @@ def _storage() -> tuple[str, str]:
         storage = Storage()
     except RaysysError as error:
         return os.environ.get("RAYSYS_STORAGE", ""), str(error)
-    path = f".doctor-{uuid.uuid4().hex}"
     try:
-        storage.write_bytes(path, b"doctor")
-        if storage.read_bytes(path) != b"doctor":
-            return storage.root, "a file read back differs from the file written"
-        storage.remove(path)
-    except Exception as error:
-        return storage.root, shown(f"{type(error).__name__}: {error}")
+        storage.check()
+    except StorageError as error:
+        return storage.root, str(error)
     return storage.root, ""
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysys.cluster._job_folder import check_folder
 from raysys.errors import RaysysError
 from raysys.secrets import holds_secret
 from raysys.storage import Storage
@@ -42,8 +44,10 @@ def runtime_env(working_dir: Path, env: Mapping[str, str] | None = None) -> dict
         env: Environment variables for the job and all of its workers. The dashboard shows them.
 
     Raises:
-        RaysysError: The folder does not exist, or a variable is a secret.
+        RaysysError: The folder does not exist, is too large or hides modules that Ray needs, or a
+            variable is a secret.
     """
+    working_dir = working_dir.absolute()
     if not working_dir.is_dir():
         raise RaysysError(f"{working_dir}: no such folder: use the folder of the job")
     for name, value in (env or {}).items():
@@ -60,8 +64,25 @@ def runtime_env(working_dir: Path, env: Mapping[str, str] | None = None) -> dict
         folders.append(working_dir / root.resolve().relative_to(working_dir.resolve()))
     paths = [folder.relative_to(working_dir).as_posix() for folder in folders]
     escaped = ["/" + re.sub(r"([*?\[\]!#\\ ])", r"\\\1", path) for path in paths]
+    excludes = [*_EXCLUDES, *escaped]
+    check_folder(working_dir, excludes)
     return {
         "working_dir": str(working_dir),
-        "excludes": [*_EXCLUDES, *escaped],
+        "excludes": excludes,
         "env_vars": dict(env or {}),
     }
+
+
+def environment(*, own_head: bool) -> dict[str, str]:
+    """Variables of this process that processes on the cluster need as well.
+
+    Args:
+        own_head: Whether the cluster is this user's head on this machine; another one has a default
+            storage root of its own, which applies unless RAYSYS_STORAGE is set.
+    """
+    variables = {}
+    if own_head or os.environ.get("RAYSYS_STORAGE"):
+        variables["RAYSYS_STORAGE"] = Storage().root
+    if server := os.environ.get("MLFLOW_TRACKING_URI"):
+        variables["MLFLOW_TRACKING_URI"] = server
+    return variables

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from raysys.imports import lazy_import
 
 internal_kv = lazy_import("ray.experimental.internal_kv")
@@ -38,3 +40,13 @@ def dashboard_address() -> str | None:
         constants.DASHBOARD_ADDRESS, namespace=constants.KV_NAMESPACE_DASHBOARD
     )
     return address.decode() if address else None
+
+
+def ends_with_its_driver() -> bool:
+    """Whether `ray.init` started this process's cluster, which then ends with that process."""
+    usage = lazy_import("ray._common.usage.usage_constants")
+    constants = lazy_import("ray._private.ray_constants")
+    metadata = internal_kv._internal_kv_get(
+        usage.CLUSTER_METADATA_KEY, namespace=constants.KV_NAMESPACE_CLUSTER
+    )
+    return bool(json.loads(metadata or b"{}").get("ray_init_cluster"))

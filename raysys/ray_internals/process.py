@@ -27,6 +27,11 @@ def session_folder() -> Path:
     return Path(worker._global_node.get_session_dir_path())
 
 
+def reread_settings() -> None:
+    """Let Ray read its environment variables again; it does so once, when it is imported."""
+    lazy_import("ray._raylet").Config.initialize("")
+
+
 def live_jobs() -> set[str]:
     """Ids of the jobs whose driver lives; submission ids are others."""
     return {str(job["JobID"]) for job in state.state.job_table() if not job["IsDead"]}

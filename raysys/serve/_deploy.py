@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raysys import audit, cluster
+from raysys.console import note
 from raysys.errors import RaysysError, ResourceError
 from raysys.gateway import SLOTS, Backend, find_gateway, start_gateway
 from raysys.imports import lazy_import
+from raysys.ray_internals import key_value
 from raysys.serve._application import Application, graphs_by_action, warmup_examples
 from raysys.serve._autoscaling import (
     Autoscaling,
@@ -187,6 +189,11 @@ def deploy(
     for title in ray_serve.status().applications:
         if titles.fullmatch(title) and title != _title(name, version):
             ray_serve.delete(title)
+    if key_value.ends_with_its_driver():
+        note(
+            f"the endpoint {name!r} ends with the process that started this cluster. For one that "
+            "stays, start a cluster first: `raysys up`"
+        )
     host, grpc_port = address["host"], address["grpc_port"]
     grpc_address = None if grpc_port is None else f"{host}:{grpc_port}"
     actions = tuple(graphs) if isinstance(graph, Mapping) else ()

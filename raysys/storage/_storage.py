@@ -12,6 +12,8 @@ from typing import Any
 
 from raysys.errors import StorageError
 from raysys.imports import lazy_import
+from raysys.secrets import shown
+from raysys.storage._check import problem
 from raysys.telemetry import metrics
 
 fs = lazy_import("pyarrow.fs")  # the command line works without it
@@ -51,20 +53,32 @@ class Storage:
                     "folder that Ray removes: give an absolute path or a URI"
                 )
             uri = str(local.absolute())
-        elif "@" in uri:
-            from raysys.secrets import shown
-
-            # A root appears in records, messages and MLflow.
-            if shown(uri) != uri:
-                raise StorageError(
-                    f"the storage root {shown(uri)} contains a password: remove it, and give the "
-                    "machines a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (S3), "
-                    "GOOGLE_APPLICATION_CREDENTIALS (Google) in their environment"
-                )
+        elif shown(uri) != uri:  # a root appears in records, messages and MLflow
+            raise StorageError(
+                f"the storage root {shown(uri)} contains a password: remove it, and give the "
+                "machines a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (S3), "
+                "GOOGLE_APPLICATION_CREDENTIALS (Google) in their environment"
+            )
         self.root = uri.rstrip("/")
 
     def __repr__(self) -> str:
         return f"Storage({self.root!r})"
+
+    def check(self, *, writable: bool = True, timeout_s: float = 15.0) -> None:
+        """Write, read and remove a small file, before work begins that needs the root.
+
+        Args:
+            writable: False only connects to the root and writes nothing.
+            timeout_s: Time for a remote root to answer, in seconds.
+
+        Raises:
+            StorageError: The root is a file, is not writable, or does not answer.
+        """
+        if reason := problem(self, writable=writable, timeout_s=timeout_s):
+            raise StorageError(
+                f"the storage root {shown(self.root)} cannot be used: {reason}. Set RAYSYS_STORAGE "
+                "to a folder that you can write to, or to a URI that answers"
+            )
 
     def uri(self, path: str) -> str:
         """The full path or URI of an artefact."""

@@ -70,10 +70,8 @@ class Scheduler:
         if job not in submitted:
             with tempfile.TemporaryDirectory(prefix="raysys-") as folder:
                 _schedule.unpack_code(self._storage, schedule.name, Path(folder))
-                jobs.submit(
-                    schedule.command, working_dir=Path(folder), storage=self._storage, job=job,
-                    env=schedule.env,
-                )  # fmt: skip
+                runtime_env = cluster.runtime_env(Path(folder), schedule.env)
+                jobs.submit(schedule.command, runtime_env, storage=self._storage, job=job)
         _schedule.record_run(self._storage, schedule.name, for_s, job)
         return job
 

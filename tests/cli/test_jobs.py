@@ -1,7 +1,6 @@
 """The commands that README names, against a real head of their own."""
 
-import json
-import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,27 +12,28 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from raysys import audit, cli
+from raysys import audit, cli, cluster
 from raysys.errors import RaysysError
 from raysys.storage import Storage
+from tests.heads import BIN, head_of, place_for_a_head
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 JOBS = {
     "hello.py": "import sys; print('hello', *sys.argv[1:])",
     "greedy.py": "DEMAND = {'gpus': 8}\nprint('never')",
     "connected.py": "from raysys import cluster; cluster.connect(); print('connected')",
+    "address.py": "import os, ray; ray.init(); print('cluster', "
+    "ray.get_runtime_context().gcs_address.rpartition(':')[2], os.environ['RAYSYS_STORAGE'])",
+    "seven.py": "import sys; sys.exit(7)",
+    "killed.py": "import os; os.kill(os.getpid(), 9)",
     "endless.py": "import time\nprint('begun', flush=True)\nwhile True: time.sleep(0.1)",
 }
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    storage = tmp_path_factory.mktemp("cli")
-    env = {**os.environ, "RAYSYS_STORAGE": str(storage), "RAY_AUTH_MODE": "token"}
-    env.pop("RAY_ADDRESS", None)
-    yield env
-    subprocess.run([BIN / "raysys", "down"], env=env, check=True)
+    with place_for_a_head(tmp_path_factory.mktemp("cli")) as env:
+        yield env
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(
     env: dict[str, str], *command: str | Path, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
-def head(env: dict[str, str]) -> dict[str, str]:
-    return json.loads((Path(env["RAYSYS_STORAGE"]) / "cluster/local.json").read_text())
+def head(env: dict[str, str]) -> cluster.Head:
+    running = head_of(env)
+    assert running
+    return running
 
 
 def lines(env: dict[str, str], action: str) -> list[audit.AuditEntry]:
@@ -61,10 +63,11 @@ def lines(env: dict[str, str], action: str) -> list[audit.AuditEntry]:
 
 def test_submit_starts_a_head_and_streams_the_job(environment: dict[str, str]) -> None:
     done = call(environment, BIN / "raysys", "submit", "jobs/recommender.py", "--", "--help")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "--strategy {ddp,fsdp,zero1,zero2,zero3,pipeline}" in done.stdout
-    assert head(environment)["dashboard_url"] in done.stdout
-    assert [line.subject for line in lines(environment, "up")] == [head(environment)["address"]]
+    assert head(environment).dashboard_url in done.stdout
+    assert [line.subject for line in lines(environment, "up")] == [head(environment).address]
+    assert f"started a Ray head at {head(environment).address}; `raysys down`" in done.stderr
 
 
 def test_the_dashboard_wants_the_token(environment: dict[str, str]) -> None:
@@ -80,7 +83,7 @@ def test_another_folder_needs_the_address_and_the_token(
     file = tmp_path / "token"
     file.write_text(token)
     bare = {"PATH": environment["PATH"], "HOME": str(tmp_path),
-            "RAY_ADDRESS": head(environment)["dashboard_url"]}  # fmt: skip
+            "RAY_ADDRESS": head(environment).dashboard_url}  # fmt: skip
     submit = (BIN / "raysys", "submit", "hello.py", "--", "--k", "10")
     for access in ({"RAY_AUTH_TOKEN": token}, {"RAY_AUTH_TOKEN_PATH": str(file)}):
         done = call(bare | access, *submit, cwd=folder)
@@ -107,8 +110,54 @@ def test_a_failing_job_is_one_line_and_a_status(environment: dict[str, str]) -> 
     assert done.stderr.count("error:") == 1
 
 
+def test_the_status_of_a_job_is_that_of_its_submission(
+    environment: dict[str, str], folder: Path
+) -> None:
+    submit = (BIN / "raysys", "submit")
+    seven = call(environment, *submit, "seven.py", cwd=folder)
+    assert seven.returncode == 7
+    assert seven.stderr.count("error:") == 1
+    assert call(environment, *submit, "killed.py", cwd=folder).returncode == 128 + 9
+
+
+def test_a_process_of_this_machine_joins_the_head_by_default_and_by_the_dashboards_url(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    code = (
+        "import os, ray\nfrom raysys import cluster\ncluster.connect()\n"
+        "print(ray.get(ray.remote(lambda: os.environ['RAYSYS_STORAGE']).remote()))"
+    )
+    own = environment | {"RAYSYS_STORAGE": str(tmp_path)}  # the head was started with another
+    own.pop("RAY_AUTH_MODE")
+    url = head(environment).dashboard_url
+    for address in ({}, {"RAY_ADDRESS": url}):
+        done = call(own | address, sys.executable, "-c", code, cwd=tmp_path)
+        assert done.stdout == f"{tmp_path}\n", done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("raysys:")]
+        assert line == f"raysys: joined the Ray cluster at {head(environment).address} " \
+            f"(dashboard {url})"  # fmt: skip
+
+
+def test_two_heads_on_a_machine_run_their_own_jobs(
+    environment: dict[str, str], folder: Path, tmp_path: Path
+) -> None:
+    raysys = BIN / "raysys"
+    with place_for_a_head(tmp_path / "second") as second:
+        assert call(second, raysys, "up").returncode == 0
+        for env in (second, environment):
+            done = call(env, raysys, "submit", "address.py", cwd=folder)
+            assert done.returncode == 0, done.stdout + done.stderr
+            port = head(env).address.rpartition(":")[2]
+            assert f"cluster {port} {env['RAYSYS_STORAGE']}\n" in done.stdout
+        elsewhere = second | {"RAYSYS_STORAGE": str(tmp_path / "other")}
+        address = head(second).address
+        assert call(elsewhere, raysys, "down").stdout == f"stopped the Ray head at {address}\n"
+        assert head_of(second) is None
+    assert head_of(environment)
+
+
 def test_ray_job_submit_by_hand_works_as_well(environment: dict[str, str], folder: Path) -> None:
-    env = {**environment, "RAY_ADDRESS": head(environment)["dashboard_url"]}
+    env = {**environment, "RAY_ADDRESS": head(environment).dashboard_url}
     before = len(lines(environment, "job.submit"))
     command = ("job", "submit", "--working-dir", ".", "--", "python", "-m", "connected")
     done = call(env, BIN / "ray", *command, cwd=folder)
@@ -184,7 +233,7 @@ def test_doctor_finds_the_local_head_well(environment: dict[str, str]) -> None:
 def test_doctor_fails_where_the_token_is_wrong_or_nothing_answers(
     environment: dict[str, str],
 ) -> None:
-    address = {"RAY_ADDRESS": head(environment)["dashboard_url"]}
+    address = {"RAY_ADDRESS": head(environment).dashboard_url}
     wrong = call(environment | address | {"RAY_AUTH_TOKEN": "0" * 64}, BIN / "raysys", "doctor")
     assert wrong.returncode == 1
     assert "fail  token: RAY_AUTH_TOKEN: the cluster answers 403" in wrong.stdout
@@ -194,7 +243,7 @@ def test_doctor_fails_where_the_token_is_wrong_or_nothing_answers(
 
 
 def test_down_ends_the_head_and_only_once(environment: dict[str, str]) -> None:
-    dashboard = head(environment)["dashboard_url"]
+    dashboard = head(environment).dashboard_url
     assert "stopped" in call(environment, BIN / "raysys", "down").stdout
     with pytest.raises(urllib.error.URLError, match="refused"):
         urllib.request.urlopen(dashboard, timeout=30)
@@ -203,6 +252,53 @@ def test_down_ends_the_head_and_only_once(environment: dict[str, str]) -> None:
     gone = call(environment, BIN / "raysys", "status")
     assert gone.returncode == 1
     assert "there is no cluster: start one on this machine with `raysys up`" in gone.stderr
+
+
+def test_a_submission_that_is_refused_leaves_no_head(
+    environment: dict[str, str], folder: Path
+) -> None:
+    refused = call(environment, BIN / "raysys", "submit", "greedy.py", cwd=folder)
+    assert "greedy.py needs 0 CPUs and 8 GPUs" in refused.stderr
+    assert head_of(environment) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train.v2.py", "train.v2.py: a job is imported as a module.*, for example to train_v2.py"),
+        ("v1.2/job.py", "for example to v1_2/job.py"),
+        ("job.txt", "a file NAME.py"),
+    ],
+)
+def test_a_job_that_is_not_a_module_is_refused_with_a_name_for_it(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    for command in (["submit"], ["run"], ["schedule", "add", "nightly", "0 2 * * *"]):
+        done = CliRunner().invoke(cli.app, [*command, name])
+        assert isinstance(done.exception, RaysysError)
+        assert re.search(message, str(done.exception))
+
+
+def test_nothing_starts_for_a_job_whose_folder_or_root_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # without a head
+    monkeypatch.setattr("raysys.cluster._local_head._new_folder", pytest.fail)
+    (tmp_path / "hello.py").touch()
+    monkeypatch.setenv("RAYSYS_STORAGE", str(tmp_path / "hello.py"))
+    for command in (["up"], ["submit", "hello.py"]):
+        done = CliRunner().invoke(cli.app, command)
+        assert "hello.py cannot be used: it is a file" in str(done.exception)
+    monkeypatch.setenv("RAYSYS_STORAGE", str(tmp_path / "storage"))
+    (tmp_path / "queue.py").touch()
+    for command in (["submit"], ["run"]):
+        done = CliRunner().invoke(cli.app, [*command, "hello.py"])
+        assert "queue.py hides the module 'queue' of Python's" in str(done.exception)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from raysys.cluster import Dashboard, Head, enable_token_auth, find_dashboard, remembered
-from raysys.errors import RaysysError, UnavailableError
+from raysys import cli
+from raysys.cluster import (
+    Dashboard,
+    Head,
+    _dashboard,
+    enable_token_auth,
+    find_dashboard,
+    submission_dashboard,
+)
+from raysys.errors import RaysysError, ResourceError, UnavailableError
+from raysys.ray_internals import local_processes
 from raysys.storage import Storage
 
 
@@ -25,7 +35,8 @@ class _FakeDashboard(http.server.BaseHTTPRequestHandler):
             status = 500
         self.send_response(status)
         self.end_headers()
-        self.wfile.write(json.dumps({"path": self.path}).encode())
+        session = {"session_name": "session_1"} if self.path == "/api/version" else {}
+        self.wfile.write(json.dumps({"path": self.path, **session}).encode())
 
     def log_message(self, *_: object) -> None:
         """No log lines."""
@@ -107,15 +118,74 @@ def test_no_token_is_created_if_another_is_configured(
 
 
 def test_the_dashboard_is_ray_address_else_the_local_head(
-    empty_home: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(_dashboard, "local_head", lambda: None)
     with pytest.raises(RaysysError, match="there is no cluster: start one"):
-        find_dashboard(storage)
-    # A running process that is not a head: a reused process id.
-    state = {"pid": os.getpid(), "address": "127.0.0.1:1", "dashboard_url": "http://127.0.0.1:2"}
-    storage.write_json("cluster/local.json", state)
-    assert remembered(storage) is None
-    monkeypatch.setattr(Head, "is_alive", True)
-    assert find_dashboard(storage) == "http://127.0.0.1:2"
+        find_dashboard()
+    head = Head(os.getpid(), "127.0.0.1:1", url)
+    assert not head.is_alive  # a process that is not a head: a reused process id
+    monkeypatch.setattr(_dashboard, "local_head", lambda: head)
+    assert find_dashboard() == _dashboard.dashboard_of("127.0.0.1:1") == url
+    assert _dashboard.gcs_of(f"{url}/") == "127.0.0.1:1"
     monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265/")
-    assert find_dashboard(storage) == "http://elsewhere:8265"
+    assert find_dashboard() == "http://elsewhere:8265"
+
+
+def test_a_process_connects_to_a_dashboards_cluster_if_that_has_a_node_here(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    monkeypatch.setattr(_dashboard, "local_head", lambda: None)
+    raylet = ["/ray/raylet/raylet", "--gcs-address=10.0.0.7:6379", "--session-name=session_1"]
+    monkeypatch.setattr(local_processes, "commands", lambda: iter([(1, ["init"]), (2, raylet)]))
+    assert _dashboard.gcs_of(url) == "10.0.0.7:6379"
+    monkeypatch.setattr(local_processes, "commands", lambda: iter([(1, ["init"])]))
+    with pytest.raises(UnavailableError, match=r"no node on this machine.*`raysys submit FILE`"):
+        _dashboard.gcs_of(url)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nonsense", "local"])
+def test_nothing_at_the_address_of_a_gcs_is_said_so(address: str) -> None:
+    for look in (_dashboard.dashboard_of, _dashboard.gcs_of):
+        with pytest.raises(UnavailableError, match=rf"answers at {address} .*http://HOST:8265"):
+            look(address)
+
+
+@pytest.mark.usefixtures("empty_home")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["jobs"], ["status"], ["logs", "x"], ["stop", "x"], ["schedule", "list"],
+        ["schedule", "remove", "x"],
+    ],
+)  # fmt: skip
+def test_commands_that_look_start_nothing(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_dashboard, "start_local", pytest.fail)
+    done = CliRunner().invoke(cli.app, command)
+    assert isinstance(done.exception, RaysysError)
+    assert "there is no cluster: start one on this machine" in str(done.exception)
+
+
+def test_a_failed_submission_stops_the_head_that_it_started_and_no_other(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    head, actions = Head(1, "127.0.0.1:1", "http://127.0.0.1:2"), list[str]()
+    monkeypatch.setattr(_dashboard, "local_head", lambda: None)
+    monkeypatch.setattr(_dashboard, "start_local", lambda _: actions.append("start") or head)
+    monkeypatch.setattr(_dashboard, "stop_local", lambda _: actions.append("stop"))
+    with submission_dashboard(storage) as address:
+        assert address == "http://127.0.0.1:2"
+    assert actions == ["start"]
+    with pytest.raises(KeyboardInterrupt), submission_dashboard(storage):
+        raise KeyboardInterrupt
+    assert actions == ["start", "start", "stop"]
+    monkeypatch.setattr(_dashboard, "local_head", lambda: head)
+    with pytest.raises(ResourceError), submission_dashboard(storage):
+        raise ResourceError("too large")
+    assert actions == ["start", "start", "stop"]

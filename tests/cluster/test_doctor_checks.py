@@ -93,4 +93,4 @@ def test_an_unwritable_storage_root_is_reported(
     monkeypatch.setenv("RAYSYS_STORAGE", "/proc/nothing")
     facts = _machine_facts.collect()
     assert facts.storage == "/proc/nothing"
-    assert "Error" in facts.storage_error
+    assert "No such file or directory" in facts.storage_error

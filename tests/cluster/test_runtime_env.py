@@ -96,3 +96,42 @@ def test_other_variables_are_passed(tmp_path: Path) -> None:
         "RAY_AUTH_TOKEN_PATH": "/etc/ray/token",
     }
     assert runtime_env(tmp_path, env)["env_vars"] == env
+
+
+@pytest.mark.parametrize("name", ["queue.py", "types.py", "typing/__init__.py", "numpy.py"])
+def test_a_file_that_hides_a_module_of_ray_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    top = name.partition("/")[0]
+    with pytest.raises(RaysysError, match=f"{name} hides the module .*rename '{top}'.*'my_{top}'"):
+        runtime_env(tmp_path)
+    (tmp_path / ".rayignore").write_text(f"/{top}\n")
+    runtime_env(tmp_path)
+
+
+def test_other_files_with_names_of_modules_are_sent(tmp_path: Path) -> None:
+    for name in ["jobs/queue.py", "queue/data.txt", "types.csv", "test.py", "tests/__init__.py",
+                 "examples/__init__.py", "raysys/__init__.py", "pytest.py"]:  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    runtime_env(tmp_path)
+
+
+def test_a_folder_that_is_too_large_names_its_largest_files(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("print()")
+    for name, mib in {"data/big.csv": 600, "data/small.csv": 2, "model.bin": 100}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(mib << 20)  # sparse
+    with pytest.raises(RaysysError) as refused:
+        runtime_env(tmp_path)
+    message = str(refused.value)
+    assert "has 702 MiB in 4 files to send with the job, and a cluster takes 512 MiB" in message
+    assert "largest files: data/big.csv (600 MiB), model.bin (100 MiB), data/small.csv" in message
+    assert "largest entries: data/ (602 MiB), model.bin (100 MiB)" in message
+    assert (
+        f"{tmp_path}/.rayignore what the job does not import, such as /data/, /model.bin; "
+        in message
+    )
+    (tmp_path / ".rayignore").write_text("/data/\n")
+    runtime_env(tmp_path)

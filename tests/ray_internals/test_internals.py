@@ -21,7 +21,15 @@ INTERFACES = {
         "SerializationContext.deserialize_objects":
             ("self", "serialized_ray_objects", "object_refs", "rdt_objects"),
     },
-    "ray._private.ray_constants": {"DASHBOARD_ADDRESS": None, "KV_NAMESPACE_DASHBOARD": None},
+    "ray._private.ray_constants": {
+        "DASHBOARD_ADDRESS": None, "KV_NAMESPACE_DASHBOARD": None, "KV_NAMESPACE_CLUSTER": None,
+    },
+    "ray._private.runtime_env.packaging": {
+        "_get_excludes": ("path", "excludes"), "GCS_STORAGE_MAX_SIZE": None,
+        "_dir_travel": ("path", "excludes", "handler", "include_gitignore", "logger"),
+    },
+    "ray._common.usage.usage_constants": {"CLUSTER_METADATA_KEY": None},
+    "ray._raylet": {"Config.initialize": None},
     "ray.cloudpickle": {
         "dumps": ("obj", "protocol", "buffer_callback"), "Pickler.reducer_override": None,
     },
@@ -56,6 +64,12 @@ def test_a_private_interface_of_ray_is_in_its_place(module: str, name: str) -> N
         has = tuple(inspect.signature(found).parameters)
         missing = [parameter for parameter in parameters if parameter not in has]
         assert not missing, f"Ray {ray.__version__}: {module}.{name} takes {has}, without {missing}"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_knows_that_it_ends_with_its_driver() -> None:
+    assert key_value.ends_with_its_driver()
+    assert ray.get(ray.remote(key_value.ends_with_its_driver).remote())
 
 
 @pytest.mark.usefixtures("ray_cluster")

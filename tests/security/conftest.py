@@ -1,10 +1,8 @@
 """A head with a token of its own, and behind it an application that wants API keys."""
 
 import json
-import os
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,12 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raysys import cluster
 from raysys.gateway import create_key, revoke_key
 from raysys.storage import Storage
+from tests.heads import BIN, head_of, place_for_a_head
 from tests.ports import free_ports
-
-BIN = Path(sys.executable).parent
 
 _DEPLOY = """
 import sys
@@ -61,6 +57,7 @@ class Target:
     pid: int
     address: str
     dashboard: str
+    ray_folder: Path
     port: int
     grpc_port: int
     ran: Path
@@ -105,38 +102,29 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("security")
     token = secrets.token_hex(32)
     (folder / "token").write_text(token)
-    env = {
-        **os.environ,
-        "RAYSYS_STORAGE": str(folder / "storage"),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-    }
-    env.pop("RAY_ADDRESS", None)
-    env.pop("RAY_AUTH_TOKEN", None)
     work = folder / "work"
     work.mkdir()
     (work / "deploy.py").write_text(_DEPLOY)
     port, grpc_port = free_ports(2)
     ran = folder / "ran"
     submit = [BIN / "raysys", "submit", "deploy.py", "--", str(ran), str(port), str(grpc_port)]
-    try:
+    with place_for_a_head(folder / "storage", RAY_AUTH_TOKEN_PATH=str(folder / "token")) as env:
+        env.pop("RAY_AUTH_TOKEN", None)
         done = subprocess.run(
             submit, cwd=work, env=env, capture_output=True, text=True, timeout=180
         )
         assert done.returncode == 0, done.stdout + done.stderr
         storage = Storage(folder / "storage")
-        head = cluster.remembered(storage)
+        head = head_of(env)
         assert head
         made = Target(env, folder, storage, token, head.pid, head.address, head.dashboard_url,
-                      port, grpc_port, ran)  # fmt: skip
+                      Path(head.folder), port, grpc_port, ran)  # fmt: skip
         made.bad_keys["expired"] = create_key(storage, "expired", expires_s=1)
         made.bad_keys["revoked"] = create_key(storage, "revoked")
         made.key = create_key(storage, "good")
         revoke_key(storage, "revoked")
         _wait_for(port, made.key)
         yield made
-    finally:
-        subprocess.run([BIN / "raysys", "down"], env=env, check=True)
 
 
 def _wait_for(port: int, key: str) -> None:

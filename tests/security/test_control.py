@@ -290,7 +290,7 @@ def test_the_token_and_keys_are_in_no_log(target: Target) -> None:
         f"{target.dashboard}/api/version", headers={"Authorization": f"Bearer {target.token}"}
     )
     with urllib.request.urlopen(owner) as reply:
-        session = Path("/tmp/ray") / json.load(reply)["session_name"]
+        session = target.ray_folder / json.load(reply)["session_name"]
     assert session.joinpath("logs", "raylet.out").exists()
     secrets = [target.token, target.key, *target.bad_keys.values()]
     for file in [*session.joinpath("logs").rglob("*"), *Path(target.storage.root).rglob("*")]:

@@ -1,4 +1,6 @@
 import re
+import socket
+import time
 from pathlib import Path
 
 import pyarrow.fs
@@ -275,3 +277,33 @@ def test_new_file_appears_when_it_is_complete(where: str, request: pytest.Fixtur
         fill(local)
     assert storage.read_bytes("below/a.txt") == b"one"
     assert storage.names("below") == ["a.txt"]
+
+
+def test_a_root_that_can_be_used_passes_its_check(storage: Storage, remote: Storage) -> None:
+    storage.check()
+    assert storage.names("") == []
+    remote.check()
+
+
+@pytest.mark.parametrize(
+    ("root", "reason"),
+    [("file", "it is a file"), ("file/below", "Not a directory"), ("/proc/raysys", "No such file")],
+)
+def test_a_root_that_is_not_a_writable_folder_is_refused(
+    tmp_path: Path, root: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=f"{root} cannot be used: {reason}.* RAYSYS_STORAGE"):
+        Storage(tmp_path / root).check()
+
+
+def test_a_bucket_that_does_not_answer_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "user")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        bucket = Storage(f"s3://b/p?endpoint_override=127.0.0.1:{port}&scheme=http")
+        started = time.monotonic()
+        with pytest.raises(StorageError, match="no answer within 2 s"):
+            bucket.check(timeout_s=2)
+        assert time.monotonic() - started < 4
