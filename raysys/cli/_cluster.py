@@ -30,7 +30,7 @@ def down() -> None:
 
     Each user has one on a machine, whatever the storage root.
     """
-    head = cluster.stop_local(Storage())
+    head = cluster.stop_local(Storage().check())
     say(f"stopped the Ray head at {head.address}" if head else "nothing to stop")
 
 

@@ -102,7 +102,7 @@ def stop(id: Id) -> None:
     if job.is_over:
         say(f"{job.id} has ended already: {job.status}")
         return
-    say(f"{job.id}: {jobs.stop(job.id, Storage()).status}")
+    say(f"{job.id}: {jobs.stop(job.id, Storage().check()).status}")
 
 
 def module_of(job: Path) -> str:

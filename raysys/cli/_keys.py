@@ -26,7 +26,7 @@ def add_key(
 
     expires_s = None if expires is None else duration(expires).total_seconds()
     limits = {"rate_per_s": rate, "max_body_bytes": max_body_bytes}
-    say(gateway.create_key(Storage(), name, expires_s=expires_s, **limits))
+    say(gateway.create_key(Storage().check(), name, expires_s=expires_s, **limits))
 
 
 @keys.command("list")
@@ -34,7 +34,7 @@ def list_keys() -> None:
     """List API keys with their limits and expiry."""
     from raysys import gateway
 
-    for key in gateway.read_keys(Storage()):
+    for key in gateway.read_keys(Storage().check(writable=False)):
         if key.expires is None:
             until = "never expires"
         else:
@@ -48,4 +48,4 @@ def revoke_key(name: str) -> None:
     """Revoke an API key; it takes effect within seconds."""
     from raysys import gateway
 
-    gateway.revoke_key(Storage(), name)
+    gateway.revoke_key(Storage().check(), name)

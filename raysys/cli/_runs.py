@@ -22,7 +22,7 @@ def lineage(
     from raysys.data import lineage_text, read_lineage
     from raysys.models import ModelStore
 
-    storage = Storage()
+    storage = Storage().check(writable=False)
     if records := read_lineage(storage, name):
         say(lineage_text(records))
         return
@@ -55,7 +55,7 @@ def audit(
     ] = None,
 ) -> None:
     """Print the audit log of the storage root: who did what, when and from where."""
-    lines = list(log.read(Storage(), since=moment(since), action=action))
+    lines = list(log.read(Storage().check(writable=False), since=moment(since), action=action))
     for line in lines:
         say(str(line))
     if not lines:
@@ -73,7 +73,7 @@ def list_runs(
         return
     from raysys import tracking
 
-    recorded = tracking.Runs(Storage())
+    recorded = tracking.Runs(Storage().check(writable=False))
     newest = recorded.newest(limit)
     if not newest:
         say(f"no runs in {tracking.shown_uri(recorded.uri)}")
@@ -89,7 +89,7 @@ def show_run(name: str) -> None:
     """
     from raysys import tracking
 
-    recorded = tracking.Runs(Storage())
+    recorded = tracking.Runs(Storage().check(writable=False))
     say(tracking.details(recorded, recorded.find(name)))
 
 
@@ -104,7 +104,7 @@ def compare_runs(
 
     if len(names) < 2:
         raise RaysysError(f"{names[0]}: give two or more runs; `raysys runs` lists them")
-    recorded = tracking.Runs(Storage())
+    recorded = tracking.Runs(Storage().check(writable=False))
     selected = [recorded.find(name) for name in names]
     say(tracking.comparison(selected, metric))
     if plot is not None:

@@ -47,7 +47,7 @@ def steps(
     """Draw the steps of a run with their progress, also while it runs."""
     from raysys.workflow import draw_record
 
-    storage = Storage()
+    storage = Storage().check(writable=False)
     if name is None:
         # A run's name ends with its start time and four letters.
         names = sorted(storage.names("runs"), key=lambda run: run.split("-")[-3:])
@@ -69,7 +69,7 @@ def prune(
     """Remove old step results; later runs compute them again."""
     from raysys.workflow import prune
 
-    removed = prune(Storage(), duration(older_than))
+    removed = prune(Storage().check(), duration(older_than))
     say(f"{len(removed)} results removed")
 
 

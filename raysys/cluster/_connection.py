@@ -77,12 +77,12 @@ def _init(address: str | None, hook: Any) -> None:
         runtime_env=runtime_env,
     )  # fmt: skip
     if not job:
-        url = f"http://{context.dashboard_url}"
+        url = f" (dashboard http://{context.dashboard_url})" if context.dashboard_url else ""
         note(
-            f"started a Ray cluster (dashboard {url}) that ends with this process; `raysys up` "
-            "starts one that stays"
+            f"started a Ray cluster{url} that ends with this process; `raysys up` starts one that "
+            "stays"
             if address == LOCAL
-            else f"joined the Ray cluster at {address} (dashboard {url})"
+            else f"joined the Ray cluster at {address}{url}"
         )
 
 

@@ -125,7 +125,7 @@ def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False)
     url = f"http://127.0.0.1:{dashboard_port}"
     head = Head(process.pid, f"127.0.0.1:{port}", url, str(folder), encryption)
     try:
-        _wait(head)
+        _wait(head, process)
     except BaseException:  # Ctrl-C too
         _stop(head)
         raise
@@ -148,11 +148,12 @@ def stop_local(storage: Storage) -> Head | None:
     return head
 
 
-def _wait(head: Head) -> None:
+def _wait(head: Head, process: subprocess.Popen[bytes] | None = None) -> None:
     """Wait until a head's dashboard answers."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not _answers(head.dashboard_url):
-        ended = not head.is_alive
+        # The command line of a process is empty for a moment after its start.
+        ended = process.poll() is not None if process else not head.is_alive
         if ended or time.monotonic() > deadline:
             log = Path(head.folder, _LOG)
             lines = log.read_text(errors="replace").split("\n") if log.exists() else []

@@ -37,8 +37,10 @@ def problem(storage: Storage, *, writable: bool, timeout_s: float) -> str:
 def _trial(storage: Storage, writable: bool) -> str:
     """Write, read and remove a small file, or only look for one."""
     root = Path(storage.root)
-    if storage.is_local and root.exists() and not root.is_dir():
-        return "it is a file"
+    if storage.is_local:
+        existing = next(path for path in (root, *root.parents) if path.exists())
+        if not existing.is_dir():
+            return "it is a file" if existing == root else f"{existing} is a file"
     path = f".check-{uuid.uuid4().hex}"
     try:
         if not writable:

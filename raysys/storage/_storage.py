@@ -64,12 +64,15 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.root!r})"
 
-    def check(self, *, writable: bool = True, timeout_s: float = 15.0) -> None:
-        """Write, read and remove a small file, before work begins that needs the root.
+    def check(self, *, writable: bool = True, timeout_s: float = 15.0) -> "Storage":
+        """Try to write, read and remove a small file, before work begins that needs the root.
 
         Args:
             writable: False only connects to the root and writes nothing.
             timeout_s: Time for a remote root to answer, in seconds.
+
+        Returns:
+            This storage.
 
         Raises:
             StorageError: The root is a file, is not writable, or does not answer.
@@ -79,6 +82,7 @@ class Storage:
                 f"the storage root {shown(self.root)} cannot be used: {reason}. Set RAYSYS_STORAGE "
                 "to a folder that you can write to, or to a URI that answers"
             )
+        return self
 
     def uri(self, path: str) -> str:
         """The full path or URI of an artefact."""

@@ -115,7 +115,10 @@ def run_job(make_job: Callable[[Config], Job], config: type[Config]) -> None:
         if __name__ == "__main__":
             run_job(make_job, Config)
     """
-    make_job, config = _importable(make_job), _importable(config)
+    try:
+        make_job, config = _importable(make_job), _importable(config)
+    except RaysysError as error:
+        raise SystemExit(f"error: {error}") from None
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument("--from", dest="start")
     flags.add_argument("--steps", choices=("text", "mermaid"), nargs="?", const="text")
@@ -147,6 +150,11 @@ def _importable(defined: Any) -> Any:
     if spec is None and file is None:
         return defined  # an interactive session
     name = spec.name if spec else Path(str(file)).stem
+    if spec is None and "." in name:
+        raise RaysysError(
+            f"{file}: workers import a job as a module, whose name has no dots: rename the file, "
+            f"for example to {name.replace('.', '_')}.py"
+        )
     module = importlib.import_module(name)
     if file and Path(module.__file__ or "").resolve() != Path(file).resolve():
         raise RaysysError(

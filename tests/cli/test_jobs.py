@@ -282,6 +282,20 @@ def test_a_job_that_is_not_a_module_is_refused_with_a_name_for_it(
         assert re.search(message, str(done.exception))
 
 
+@pytest.mark.parametrize(
+    "command", [["runs"], ["runs", "show", "x"], ["steps"], ["audit"], ["key", "list"], ["prune"],
+                ["lineage", "x"], ["key", "revoke", "x"], ["down"]],
+)  # fmt: skip
+def test_commands_name_a_root_that_cannot_be_used(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAYSYS_STORAGE", str(tmp_path / "file"))
+    done = CliRunner().invoke(cli.app, command)
+    assert isinstance(done.exception, RaysysError)
+    assert f"{tmp_path}/file cannot be used: it is a file" in str(done.exception)
+
+
 def test_nothing_starts_for_a_job_whose_folder_or_root_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,4 +334,4 @@ def test_make_demo_passes_its_flags_on(flags: str) -> None:
         text=True,
         check=True,
     )
-    assert f"jobs/recommender.py -- {flags}\n" in made.stdout
+    assert f"jobs/recommender.py -- --verbose {flags}\n" in made.stdout

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -144,3 +146,15 @@ def test_the_flags_of_the_recommender_are_these(capsys: pytest.CaptureFixture[st
         "--verbose",
         "--workers",
     }
+
+
+def test_a_script_whose_name_has_dots_is_refused_with_a_name_for_it(tmp_path: Path) -> None:
+    script = tmp_path / "train.v2.py"
+    script.write_text(
+        "from pydantic import BaseModel\nfrom raysys import workflow\n"
+        "class Config(BaseModel): pass\ndef make_job(config): pass\n"
+        "workflow.run_job(make_job, Config)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*train\.v2\.py: .*for example to train_v2\.py\n", done.stderr)
