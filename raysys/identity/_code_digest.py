@@ -53,6 +53,25 @@ def code_digest(function: Any) -> str:
     return digest
 
 
+def source_digest(value: Any) -> str | None:
+    """Digest of the project's source of a class or function and of all that it reaches.
+
+    As `code_digest`, but without versions of packages; None of code that is installed or has no
+    source, and of raysys' own.
+    """
+    value = inspect.unwrap(value)
+    package = (getattr(value, "__module__", None) or "raysys").partition(".")[0]
+    source = None if package == "raysys" else _source(value)
+    if source is None:
+        return None
+    unit = value.__qualname__.partition(".")[0]
+    _, texts, _ = _Reach(source.root).content(
+        value.__module__, unit if unit in source.units else None
+    )
+    # A name that no source defines has another text in every process, and a dot in its key.
+    return _hash([text for text in texts if "." not in text[1]])
+
+
 def forget_sources() -> None:
     """Read source files again at the next digest, for tests that edit them."""
     for function in (module_source, is_installed, _unit_digest):

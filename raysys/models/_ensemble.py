@@ -14,6 +14,7 @@ from raysys.errors import DataError
 from raysys.imports import lazy_import
 from raysys.models import _combiners
 from raysys.models._combiners import Combiner, columns_of, load_combiner, to_signature
+from raysys.models._importable import import_path
 from raysys.models._predict import array_of, predict, signature_of
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ class EnsembleMember:
 
     Attributes:
         model: Model whose signature names `inputs`, and `classes` (None of a regressor).
-        model_class: Class that is created with the model's folder; called with a batch it returns
-            `(n,)` or `(n, classes)`. Importable by name where the ensemble is loaded.
+        model_class: `Predictor` for a model of `save`; or a class that is created with the model's
+            folder, and called with a batch returns `(n,)` or `(n, classes)`. Importable by name
+            where the ensemble is loaded.
     """
 
     model: StoredModel
@@ -48,10 +50,10 @@ class Ensemble:
     """Several stored models as one: a `mean`, `vote`, `blend` or `stack`.
 
     Example:
-        members = [EnsembleMember(forest, StoredEstimator), EnsembleMember(boosted, Trees)]
+        members = [EnsembleMember(forest, Predictor), EnsembleMember(boosted, Predictor)]
         ensemble = Ensemble.blend(storage, members, held_out, label="churned")
-        run.store_model("churn", ensemble.write, signature=ensemble.signature)
-        serve.LazyModel(StoredEnsemble, storage, "churn")
+        models.save(ensemble, "churn", storage)
+        serve.LazyPredictor(storage, "churn")
 
     Attributes:
         storage: Storage of the members.
@@ -165,7 +167,7 @@ class Ensemble:
             )  # fmt: skip
         self.combiner.save(folder)
         members = [
-            {**asdict(member.model), "class": _qualified_name(member.model_class)}
+            {**asdict(member.model), "class": import_path(member.model_class)}
             for member in self.members
         ]
         metadata = {"members": members, "classes": self.signature.get("classes")}
@@ -204,7 +206,7 @@ def _shared_signature(storage: Storage, members: Sequence[EnsembleMember]) -> di
     if not members:
         raise DataError("members=[]: an ensemble needs one or more members")
     for member in members:
-        _qualified_name(member.model_class)
+        import_path(member.model_class)
     first = signature_of(storage, members[0].model)
     for member in members[1:]:
         signature = signature_of(storage, member.model)
@@ -243,14 +245,3 @@ def _fit_blend(
         return Combiner("logistic", _combiners.LogisticBlend.fit(log_odds, codes))
     of_label = np.stack([p[np.arange(len(codes)), codes] for p in predictions], axis=1)
     return Combiner("mean", tuple(map(float, _combiners.convex_log_loss_weights(of_label))))
-
-
-def _qualified_name(model_class: type) -> str:
-    """Module and name of a class, to import it in another process."""
-    module, name = model_class.__module__, model_class.__qualname__
-    if module == "__main__" or "<locals>" in name:
-        raise DataError(
-            f"{name} of {module} cannot be imported by name: move it to the top level of a module "
-            "that the serving processes have"
-        )
-    return f"{module}:{name}"

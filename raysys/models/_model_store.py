@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raysys import audit
-from raysys.errors import StorageError
+from raysys.errors import StorageError, unknown_names
 from raysys.imports import lazy_import
 from raysys.secrets import shown
 from raysys.telemetry import metrics
@@ -94,20 +94,25 @@ class ModelStore:
     def register(
         self, name: str, write: Callable[[Path], None], *,
         manifest: Mapping[str, Any] | None = None, run: TrackedRun | None = None,
-        path: str | None = None,
+        path: str | None = None, in_task: bool = True,
     ) -> StoredModel:  # fmt: skip
         """Store a model as a new version; `promote` points an alias at it.
 
         Args:
             name: Name of the registered model.
-            write: Function that fills a folder with the model's files; called in a task.
+            write: Function that fills a folder with the model's files.
             manifest: Signature, settings, data fingerprint, metrics; stored beside the files.
             run: Run that trained the model.
             path: Storage path of the folder; default a new one under `models/<name>`.
+            in_task: Call `write` in a task; otherwise in this process, without a cluster.
         """
         path = path or f"models/{name}/{uuid.uuid4().hex}"
-        task = ray.remote(_write).options(name=f"register {name}")
-        sha256 = ray.get(task.remote(self.storage, path, write, dict(manifest or {})))
+        arguments = self.storage, path, write, dict(manifest or {})
+        if in_task:
+            task = ray.remote(_write).options(name=f"register {name}")
+            sha256 = ray.get(task.remote(*arguments))
+        else:
+            sha256 = _write(*arguments)
         client = connect(tracking_uri(self.storage))
         try:
             client.get_registered_model(name)
@@ -137,23 +142,35 @@ class ModelStore:
         _log.info("model %s version %d is now %s", model.name, model.version, alias)
         metrics.MODELS_PROMOTED.inc(1, {"model": model.name, "alias": alias})
 
-    def get(self, name: str, alias: str = "champion") -> StoredModel:
-        """The version that an alias points at.
+    def get(self, name: str, alias: str = "champion", version: int | None = None) -> StoredModel:
+        """The version that an alias points at, or a version by its number.
 
         Raises:
-            StorageError: The model or alias is unknown.
+            StorageError: The model, alias or version is unknown.
         """
         uri = tracking_uri(self.storage)
         client = connect(uri)
         try:
-            version = client.get_model_version_by_alias(name, alias)
+            if version is None:
+                stored = client.get_model_version_by_alias(name, alias)
+            else:
+                stored = client.get_model_version(name, str(version))
         except exceptions.MlflowException as error:
+            wanted = f"with alias {alias!r}" if version is None else f"version {version}"
+            names = [model.name for model in client.search_registered_models(max_results=1000)]
+            if name in names:
+                versions = client.search_model_versions(f"name = '{name}'", max_results=20)
+                numbers = ", ".join(sorted(str(entry.version) for entry in versions))
+                shown_name = repr(name)
+                remedy = f"it has the versions {numbers}: promote one, or give version="
+            else:
+                shown_name = unknown_names([name], names)
+                remedy = "run the job that registers it"
             raise StorageError(
-                f"no model {name!r} with alias {alias!r} in {shown(uri)}: run the "
-                "job that registers it"
+                f"no model {shown_name} {wanted} in {shown(uri)}: {remedy}"
             ) from error
-        path = str(version.source).removeprefix(f"{self.storage.root}/")
-        return StoredModel(name, int(version.version), path, version.tags.get(_DIGEST_TAG, ""))
+        path = str(stored.source).removeprefix(f"{self.storage.root}/")
+        return StoredModel(name, int(stored.version), path, stored.tags.get(_DIGEST_TAG, ""))
 
 
 def _write(

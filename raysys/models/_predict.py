@@ -26,8 +26,9 @@ def predict(
     """Predict the rows of a Table in one task a block; each task loads the model from the store.
 
     Args:
-        model_class: Class that is created with the model's folder, and called with a batch:
-            numbers `(n, inputs)`, or a pandas frame if an input is not numeric.
+        model_class: `Predictor` for a model of `save`; or a class that is created with the model's
+            folder, and called with numbers `(n, inputs)`, or a pandas frame if an input is not
+            numeric.
         storage: Storage of the model.
         model: Model whose signature names its `inputs`, columns of the Table.
         table: Rows to predict.
@@ -64,7 +65,10 @@ def _predict_block(
     block: pa.Table, model_class: type, storage: Storage, model: StoredModel, inputs: list[str],
     keep: list[str],
 ) -> pa.Table:  # fmt: skip
-    predictions = np.asarray(model_class(model.fetch(storage))(_batch(block.select(inputs))))
+    columns = block.select(inputs)
+    by_name = getattr(model_class, "takes_columns", False)
+    batch = columns.to_pandas(strings_to_categorical=True) if by_name else _batch(columns)
+    predictions = np.asarray(model_class(model.fetch(storage))(batch))
     column = pa.array(predictions.ravel())
     if predictions.ndim > 1:
         column = pa.FixedSizeListArray.from_arrays(column, predictions.shape[1])

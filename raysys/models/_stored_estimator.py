@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysys.errors import DataError, StorageError
+from raysys.errors import DataError
+from raysys.identity import check_release
 from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class StoredEstimator:
     """A stored estimator that predicts batches, for `serve.LazyModel` and ensembles.
 
     Attributes:
+        inner: The estimator.
         inputs: Names of the features.
         classes: Classes in the order of the probabilities; None of a regressor.
     """
@@ -86,13 +88,11 @@ class StoredEstimator:
             StorageError: The estimator was written by another release of scikit-learn.
         """
         metadata = json.loads((folder / _METADATA).read_text())
-        stored, present = metadata["scikit_learn"], sklearn.__version__
-        if stored.split(".")[:2] != present.split(".")[:2]:  # major and minor version
-            raise StorageError(
-                f"the estimator at {folder} was stored by scikit-learn {stored}, and {present} may "
-                "predict differently: install the former, or fit and register it again"
-            )
-        self._estimator = joblib.load(folder / _FILE)
+        check_release(
+            "scikit-learn", metadata["scikit_learn"], sklearn.__version__,
+            f"the estimator at {folder}", equal=True,
+        )  # fmt: skip
+        self.inner = joblib.load(folder / _FILE)
         self.inputs: list[str] = metadata["signature"]["inputs"]
         self.classes: list[Any] | None = metadata["signature"]["classes"]
 
@@ -106,7 +106,7 @@ class StoredEstimator:
             DataError: The features differ from those of the fit.
         """
         is_regressor = self.classes is None
-        predict = self._estimator.predict if is_regressor else self._estimator.predict_proba
+        predict = self.inner.predict if is_regressor else self.inner.predict_proba
         return np.asarray(predict(self._as_fitted(features)))
 
     def _as_fitted(self, features: Any) -> Any:
@@ -120,5 +120,5 @@ class StoredEstimator:
                 f"features of shape {matrix.shape}; expected (rows, {len(self.inputs)}): "
                 f"{self.inputs[:20]}"
             )
-        has_names = hasattr(self._estimator, "feature_names_in_")
+        has_names = hasattr(self.inner, "feature_names_in_")
         return pandas.DataFrame(matrix, columns=self.inputs) if has_names else matrix

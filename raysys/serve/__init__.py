@@ -7,7 +7,7 @@ from raysys.serve._deploy import GatewayOptions, HTTPOptions, deploy, shutdown, 
 from raysys.serve._endpoint import Endpoint
 from raysys.serve._graph import Graph
 from raysys.serve._index_application import IndexSearch, index_graphs
-from raysys.serve._model_nodes import LazyModel, ModelPool
+from raysys.serve._model_nodes import LazyModel, LazyPredictor, ModelPool
 from raysys.serve._nodes import LazyObject, Placement, bind_inputs
 from raysys.serve._request_context import RequestContext, current_requests
 
@@ -22,6 +22,7 @@ __all__ = [
     "IndexSearch",
     "LazyModel",
     "LazyObject",
+    "LazyPredictor",
     "ModelPool",
     "Placement",
     "RequestContext",

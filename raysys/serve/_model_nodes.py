@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysys.errors import DataError, StorageError
-from raysys.models import ModelStore
+from raysys.models import ModelStore, Predictor, signature_of
 from raysys.serve._nodes import LazyObject
 
 if TYPE_CHECKING:
@@ -51,6 +51,42 @@ class LazyModel(LazyObject):
     def _construct(self) -> Any:
         model, *args = self._args
         return self._cls(model.fetch(self._storage), *args, **self._kwargs)
+
+
+class LazyPredictor(LazyModel):
+    """A node over a model of `models.save`: its parameters are the model's inputs, by name.
+
+    Its output are probabilities `(n, classes)`, or values without classes.
+
+    Example:
+        graph = serve.Graph(
+            inputs={"age": serve.Array("float64"), "bmi": serve.Array("float64")},
+            nodes={"progression": serve.LazyPredictor(Storage(), "progression")},
+            output="progression",
+        )
+    """
+
+    def __init__(
+        self, storage: Storage, model: StoredModel | str, *, alias: str = "champion",
+        check_code: bool = True,
+    ) -> None:  # fmt: skip
+        """Describe the node.
+
+        Args:
+            storage: Storage of the model store.
+            model: The model, or its registered name, resolved to the version with the alias now.
+            alias: Alias of the version, with a name.
+            check_code: Refuse a model whose code has changed since it was stored.
+
+        Raises:
+            StorageError: Unknown model; or, in a replica, what `models.load` refuses.
+            DataError: The model's signature names no inputs.
+        """
+        super().__init__(Predictor, storage, model, alias=alias, check_code=check_code)
+        self._inputs = tuple(signature_of(storage, self._args[0])["inputs"])
+
+    def __call__(self, *columns: Any) -> Any:
+        return self._get()(dict(zip(self._inputs or (), columns, strict=True)))
 
 
 class ModelPool:

@@ -60,6 +60,7 @@ class LazyObject:
         """
         self._cls, self._args, self._kwargs = cls, args, kwargs
         self._instance: Any = None
+        self._inputs: tuple[str, ...] | None = None  # names of parameters, if not the class's
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_") or not callable(getattr(self._cls, name, None)):
@@ -108,6 +109,14 @@ def load(call: Callable[..., Any]) -> None:
         owner._get()
 
 
+class _Input(inspect.Parameter):
+    """A parameter named as a model's input: also "mean radius", which no function could have."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("input", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self._name = name
+
+
 def function_of(call: Callable[..., Any]) -> tuple[Any, list[inspect.Parameter]]:
     """The function behind a node and its parameters, without `self` and what a partial binds.
 
@@ -117,6 +126,8 @@ def function_of(call: Callable[..., Any]) -> tuple[Any, list[inspect.Parameter]]
     if isinstance(call, functools.partial):
         function, parameters = function_of(call.func)
         return function, _unbound(call, parameters)
+    if isinstance(call, LazyObject) and call._inputs is not None:
+        return call._cls.__call__, [_Input(name) for name in call._inputs]
     function = call
     if isinstance(call, LazyMethod):
         function = getattr(call.owner._cls, call.name)

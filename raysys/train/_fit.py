@@ -19,12 +19,14 @@ from raysys.identity import RunIdentity, digest
 from raysys.imports import lazy_import
 from raysys.telemetry import metrics
 from raysys.train import _checkpoint
+from raysys.train._module_file import read_module
 from raysys.train._progress import reported_progress
 from raysys.train._run_state import RunState
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
     from ray.train.torch import TorchTrainer
+    from torch.nn import Module
 
     from raysys.data import Table
     from raysys.storage import Storage
@@ -62,6 +64,20 @@ class FitResult:
         with _checkpoint.opened(storage, folder, name) as saved:
             parameters = {key: value.clone() for key, value in saved.state_dict().items()}
         return parameters | {alias: parameters[name] for alias, name in done["aliases"].items()}
+
+    def module(self) -> Module:
+        """The trained module in evaluation mode, on the CPU.
+
+        Raises:
+            TrainError: The run is not finished, or the task's module cannot be pickled.
+        """
+        module = read_module(self.state, self.state_dict())
+        if module is None:
+            raise TrainError(
+                f"the module of run {self.state.name!r} could not be pickled: build it, and call "
+                "its load_state_dict(result.state_dict())"
+            )
+        return module
 
     def __repr__(self) -> str:
         last = ", ".join(f"{name}={value:.4g}" for name, value in self.history[-1].items())

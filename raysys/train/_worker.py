@@ -20,6 +20,7 @@ from raysys.train import _checkpoint
 from raysys.train._checkpoint import CheckpointWriter, TrainingProgress
 from raysys.train._loader import steps_per_epoch
 from raysys.train._loop import TrainCallback, module_with, run_steps, total_steps
+from raysys.train._module_file import write_module
 from raysys.train._task import prepared_examples, task_errors
 from raysys.train.strategies._registry import make_strategy
 from raysys.train.strategies._strategy import aliases_of
@@ -68,6 +69,8 @@ def _train(
     with task_errors(task, "build"):
         module = task.build()
     aliases = aliases_of(module)
+    if rank == 0:
+        write_module(state, module)
     strategy = make_strategy(task, module, settings, device, examples)
     del module
     # Rank 0 chooses: another worker may see one that was completed a moment later.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys.console import say, text_table
-from raysys.models import ModelStore, StoredModel
+from raysys.models import ModelFiles, ModelStore, StoredModel
 from raysys.storage import Storage
 from raysys.tracking import plots
 
@@ -120,20 +119,27 @@ class Run:
         say("\n" + text_table([name, *(f">{measure}" for measure in measures)], rows))
 
     def store_model(
-        self, name: str, write: Callable[[Path], None], *, signature: Mapping[str, Any]
+        self, name: str, model: Any, *, signature: Mapping[str, Any] | None = None, **options: Any
     ) -> StoredModel:
         """Store a model with this run's record as its manifest; `promote` makes it the champion.
 
         Args:
             name: Registered name.
-            write: Writes the model's files into a folder; called in a task, so that tables reach
-                the files without passing through the driver.
-            signature: Signature of the model's inputs and outputs.
+            model: A model as for `models.save`; or with a signature, a function that writes the
+                model's files into a folder, called in a task, so that tables reach the files
+                without passing through the driver.
+            signature: Signature of the inputs and outputs of what such a function writes.
+            options: `featurizer`, `inputs`, `classes` or `method` of `models.save`.
         """
+        write = model
+        if signature is None:
+            files = ModelFiles.of(model, **options)
+            write, signature = files.write, files.signature
         notes = Notes(**self._record["notes"])
         notes.add(self.notes)
         record = {key: value for key, value in self._record.items() if key != "notes"}
         manifest = {**record, **asdict(notes), "signature": signature}
         return ModelStore(self.storage).register(
-            name, write, manifest=manifest, run=self._tracked, path=f"models/{name}/{self.id}"
-        )
+            name, write, manifest=manifest, run=self._tracked, path=f"models/{name}/{self.id}",
+            in_task=write is model,
+        )  # fmt: skip

@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 
 from raysys.errors import DataError, StorageError
+from raysys.identity import check_release
 from raysys.imports import lazy_import
 from raysys.train.boosting._boosting_rounds import EvalHistory
 from raysys.train.boosting._feature_columns import FeatureEncoding
@@ -103,18 +104,38 @@ class BoostedModel:
             `prediction`: the likeliest class, of the label's own type, or a float32 value. For
             classes also `probability_<class>`, float32.
         """
-        matrix = self.encoding.matrix(columns)
-        classes = self.encoding.classes
+        probabilities, classes = self(columns), self.encoding.classes
+        if classes is None:
+            return {"prediction": probabilities}
+        likeliest = np.asarray(classes)[probabilities.argmax(axis=1)]
+        by_class = zip(classes, probabilities.T, strict=True)
+        return {"prediction": likeliest, **{f"probability_{value}": p for value, p in by_class}}
+
+    def __call__(self, features: Mapping[str, Any] | pa.Table | np.ndarray) -> np.ndarray:
+        """Probabilities float32 `(n, classes)` in the order of the classes; values `(n,)` without.
+
+        Args:
+            features: As for `predict_batch`, or numbers `(n, features)`.
+        """
+        if isinstance(features, np.ndarray):
+            names = self.encoding.features
+            if features.ndim != 2 or features.shape[1] != len(names):
+                raise DataError(
+                    f"features of shape {features.shape}; expected (rows, {len(names)}): "
+                    f"{list(names)[:20]}"
+                )
+            features = dict(zip(names, features.T, strict=True))
+        matrix, classes = self.encoding.matrix(features), self.encoding.classes
         if len(matrix):
             raw = self.booster.inplace_predict(matrix)
         else:  # which XGBoost refuses
             raw = np.empty((0, len(classes)) if classes and len(classes) > 2 else 0, np.float32)
-        if classes is None:
-            return {"prediction": raw}
-        probabilities = raw if raw.ndim == 2 else np.stack([1 - raw, raw], axis=1)
-        likeliest = np.asarray(classes)[probabilities.argmax(axis=1)]
-        by_class = zip(classes, probabilities.T, strict=True)
-        return {"prediction": likeliest, **{f"probability_{value}": p for value, p in by_class}}
+        return raw if classes is None or raw.ndim == 2 else np.stack([1 - raw, raw], axis=1)
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """Names of the features, and the classes or None, for the model store."""
+        return {"inputs": list(self.encoding.features), "classes": self.encoding.classes}
 
     def save(self, folder: Path) -> None:
         """Write `trees.ubj`, which XGBoost reads, and `boosted.json` into a folder."""
@@ -122,7 +143,7 @@ class BoostedModel:
         self.booster.save_model(folder / _BOOSTER_FILE)
         metadata = {
             "encoding": asdict(self.encoding), "objective": self.objective, "metric": self.metric,
-            "history": self.history,
+            "history": self.history, "xgboost": xgboost.__version__,
         }  # fmt: skip
         (folder / _METADATA_FILE).write_text(json.dumps(metadata))
 
@@ -131,13 +152,16 @@ class BoostedModel:
         """Read a model that `save` wrote.
 
         Raises:
-            StorageError: The folder has no boosted model.
+            StorageError: The folder has no boosted model, or a later XGBoost wrote it.
         """
         if not (folder / _METADATA_FILE).is_file():
             raise StorageError(
                 f"{folder} holds no boosted model: pass the folder of BoostedModel.save"
             )
         metadata = json.loads((folder / _METADATA_FILE).read_text())
+        present = xgboost.__version__
+        stored = metadata.pop("xgboost", present)
+        check_release("xgboost", stored, present, f"the boosted model at {folder}")
         encoding = metadata.pop("encoding")
         features = tuple(encoding.pop("features"))
         booster = xgboost.Booster(model_file=folder / _BOOSTER_FILE)
