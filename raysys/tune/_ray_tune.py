@@ -47,7 +47,7 @@ def run(
             objectives=ledger.proposer.objectives, nested=resources.nested,
         )  # fmt: skip
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
+            tune.with_resources(trainable, _demand(resources)),
             tune_config=tune.TuneConfig(
                 search_alg=_LedgerSearcher(ledger, numbers), num_samples=-1, reuse_actors=True
             ),
@@ -65,6 +65,12 @@ def run(
             log.setLevel(level)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, interrupt)
+
+
+def _demand(resources: TrialResources) -> dict[str, float]:
+    """Demand of a trial's process, which Ray Tune does not let be empty."""
+    demand = {"cpu": resources.cpus, "gpu": resources.gpus}
+    return demand if any(demand.values()) else {"memory": 1}
 
 
 class _LedgerClient:

@@ -113,7 +113,8 @@ class TrialResources:
     """Resources of each trial, and the number of trials at a time.
 
     Attributes:
-        cpus: Logical CPUs, and threads, of a trial's process.
+        cpus: Logical CPUs, and threads, of a trial's process; 0 for one that only waits for the
+            work that it starts.
         gpus: GPUs of a trial's process.
         nested: Cluster resources that training inside a trial may request beside them.
         max_concurrent: Trials at a time. With one the search is reproducible, interrupted or not:
@@ -147,4 +148,6 @@ class TrialResources:
             if total.gpus:
                 fits = min(fits, int(have.gpus // total.gpus))
             remedy = f"max_concurrent={fits} fits" if fits > 0 else "not even one trial fits"
+            if fits <= 0 and nested.cpus and self.cpus:
+                remedy += ": cpus=0 is enough for one that waits for the work that it starts"
             raise ResourceError(f"{error}. Of these trials {remedy}") from None

@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import raysys
 from raysys.data import Table
-from raysys.errors import ResourceError, TrainError
+from raysys.errors import DataError, ResourceError, TrainError
+from raysys.models import ModelFiles, Predictor
 from raysys.storage import Storage
 from raysys.tracking import Runs
 from raysys.train import EpochMetrics, FitResult, _fit, fit, train_in_process
@@ -77,12 +79,31 @@ def test_a_run_has_the_losses_of_one_process_and_keeps_its_newest_checkpoint(
     files = {path.name for path in (folder / "training" / folder.name).iterdir()}
     assert files == {
         "plan.json", "identity.json", "progress.json", "done.json", "checkpoints",
+        "module.pickle",
     }  # fmt: skip
     (checkpoint,) = (folder / "training" / folder.name / "checkpoints").iterdir()
     assert checkpoint.name.startswith(f"{STEPS:010d}-")
     assert status(folder) == ["FINISHED"]
     handler = signal.getsignal(signal.SIGINT)
     assert not str(getattr(handler, "__module__", "")).startswith("ray.train")  # which replaced it
+
+
+def test_the_trained_module_can_be_called_and_stored(
+    undisturbed: tuple[FitResult, Path], tmp_path: Path
+) -> None:
+    fitted, _ = undisturbed
+    module = fitted.module()
+    assert not module.training
+    table = rows()
+    x = np.stack([table[f"x{number}"].to_numpy() for number in range(4)], axis=1)
+    inputs = torch.tensor(x).float(), torch.tensor(table["y"].to_pylist())
+    assert module(*inputs).item() == pytest.approx(fitted.history[-1]["loss"], rel=1e-5)
+    with pytest.raises(DataError, match=r"Regressor.forward returns the loss: give it a method"):
+        ModelFiles.of(fitted)
+    ModelFiles.of(fitted, method="layers", inputs=list("abcd")).write(tmp_path)
+    with torch.no_grad():
+        expected = module.layers(inputs[0]).numpy()
+    np.testing.assert_array_equal(Predictor(tmp_path)(x), expected)
 
 
 def test_a_finished_run_starts_no_worker_and_refuses_other_settings_tasks_and_tables(
