@@ -35,18 +35,24 @@ class Array:
     Attributes:
         dtype: NumPy dtype name, or "str" for Python strings in an object array.
         shape: Shape of one row; None is any length, the empty shape a single value.
+        nullable: Whether values may be missing: NaN in an array of floats, None in one of strings.
     """
 
     dtype: str = "float32"
     shape: tuple[int | None, ...] = ()
+    nullable: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DATATYPES:
             raise GraphError(f"dtype {self.dtype!r} is not one of {', '.join(DATATYPES)}")
+        if self.nullable and self.numpy.kind not in "fO":
+            raise GraphError(
+                f"{self.dtype} has no missing values: use float64, where they are NaN, or str"
+            )
 
     def __str__(self) -> str:
         sides = ", ".join("any" if side is None else str(side) for side in self.shape)
-        return f"{self.dtype}[n{', ' + sides if sides else ''}]"
+        return f"{self.dtype}[n{', ' + sides if sides else ''}]{' or null' * self.nullable}"
 
     @property
     def numpy(self) -> np.dtype:
@@ -57,6 +63,7 @@ class Array:
         """Whether a value of this type is also one of the other type."""
         return (
             self.dtype == other.dtype
+            and other.nullable >= self.nullable
             and len(self.shape) == len(other.shape)
             and all(a == b or None in (a, b) for a, b in zip(self.shape, other.shape, strict=True))
         )
@@ -69,7 +76,8 @@ class Array:
     def check(self, name: str, values: Any) -> np.ndarray:
         """The values as a C-contiguous array of this type.
 
-        Integers are cast to floats and narrow types to wide ones, without loss.
+        Integers are cast to floats and narrow types to wide ones, without loss. In a nullable
+        column None becomes NaN.
 
         Raises:
             DataError: Wrong shape, dtype or range; the message names the column.
@@ -85,9 +93,12 @@ class Array:
         ):
             raise DataError(f"{name}: expected shape {expected}, given {array.shape}")
         if self.dtype == _TEXT:
-            if not all(isinstance(value, str) for value in array.flat):
+            allowed = (str, type(None)) if self.nullable else str
+            if not all(isinstance(value, allowed) for value in array.flat):
                 raise DataError(f"{name}: expected strings")
             return array
+        if self.nullable:
+            array = _with_nan(name, array)
         integers = array.dtype.kind in "iu" and self.numpy.kind in "iuf"
         if not integers and not np.can_cast(array.dtype, self.numpy, "same_kind"):
             raise DataError(f"{name}: expected {self.dtype}, given {array.dtype}")
@@ -97,9 +108,17 @@ class Array:
                 raise DataError(f"{name}: values beyond the range of {self.dtype}")
         with np.errstate(over="ignore"):
             array = np.ascontiguousarray(array, self.numpy)
-        if self.numpy.kind == "f" and not np.isfinite(array).all():
-            raise DataError(f"{name}: values that are not finite in {self.dtype}")
+        if self.numpy.kind == "f":
+            wrong = np.isinf(array) if self.nullable else ~np.isfinite(array)
+            if wrong.any():
+                raise DataError(f"{name}: values that are not finite in {self.dtype}")
         return array
+
+    def to_json(self, row: Any) -> Any:
+        """A row's value as JSON has it; a missing one is None."""
+        if self.nullable and self.numpy.kind == "f":
+            row = np.where(np.isnan(row), None, row)
+        return row.tolist() if hasattr(row, "tolist") else row
 
     def field(self) -> tuple[Any, Any]:
         """The pydantic field of one row: annotation and default."""
@@ -115,6 +134,8 @@ class Array:
         annotation: Any = typing.Annotated[scalar, Field(**bounds)]
         if kind in "iu":  # 1.0 is an integer in JSON Schema
             annotation = typing.Annotated[annotation, BeforeValidator(_integral)]
+        if self.nullable:
+            annotation = typing.Optional[annotation]  # noqa: UP045 - not of a class
         for side in reversed(self.shape):
             length = {} if side is None else {"min_length": side, "max_length": side}
             rows = types.GenericAlias(list, (annotation,))
@@ -122,10 +143,25 @@ class Array:
         return annotation, ...
 
 
+def _with_nan(name: str, array: np.ndarray) -> np.ndarray:
+    """Numbers with NaN for None; integers that a float would round are refused."""
+    integers: list[int] = []
+    if array.dtype == object:
+        if not {type(value) for value in array.flat} <= {bool, int, float, type(None)}:
+            raise DataError(f"{name}: expected numbers or null")
+        integers = [value for value in array.flat if isinstance(value, int)]
+    elif array.dtype.kind in "iu" and array.size:
+        integers = [int(array.min()), int(array.max())]
+    if max(map(abs, integers), default=0) > _EXACT:
+        raise DataError(f"{name}: integers beyond 2**53 in a column of float64 with nulls")
+    return array.astype(np.float64) if array.dtype == object else array
+
+
 def _integral(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+_EXACT = 1 << 53  # beyond, float64 has not all integers
 _SCALARS = {int: "int64", float: "float64", bool: "bool", str: _TEXT}
 
 
@@ -135,7 +171,7 @@ def of_annotation(annotation: Any) -> Array | None:
 
 
 def of_field(name: str, annotation: Any) -> Array:
-    """The column type of a request model's field.
+    """The column type of a request model's field; what may be None is nullable, of float64 or str.
 
     Raises:
         GraphError: Unsupported annotation.
@@ -144,12 +180,17 @@ def of_field(name: str, annotation: Any) -> Array:
     while typing.get_origin(annotation) is list:
         shape.append(None)
         (annotation,) = typing.get_args(annotation)
-    if annotation not in _SCALARS:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    choices = set(typing.get_args(annotation) if is_union else [annotation])
+    nullable = type(None) in choices
+    scalar = next(iter(choices - {type(None)}), None)
+    if len(choices) != 1 + nullable or scalar not in _SCALARS:
         raise GraphError(
-            f"field {name!r} of the request is {annotation}: use int, float, bool, str or lists of "
-            "them"
+            f"field {name!r} of the request is {annotation}: use int, float, bool or str, any of "
+            "them with `| None`, or lists of them"
         )
-    return Array(_SCALARS[annotation], tuple(shape))
+    dtype = _SCALARS[scalar]
+    return Array("float64" if nullable and dtype != _TEXT else dtype, tuple(shape), nullable)
 
 
 def mismatch(actual: Any, expected: Any) -> str | None:

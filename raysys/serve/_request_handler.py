@@ -145,8 +145,7 @@ class RequestHandler:
         """Validate rows by the request model, whose constraints may go beyond column types."""
         for row in range(rows):
             values = {
-                name: column[row].tolist() if hasattr(column[row], "tolist") else column[row]
-                for name, column in columns.items()
+                name: kind.to_json(columns[name][row]) for name, kind in self._graph.inputs.items()
             }
             try:
                 self.request.model_validate(values)

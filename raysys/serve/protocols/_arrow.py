@@ -74,7 +74,8 @@ def from_table(table: pa.Table, inputs: Mapping[str, Array]) -> dict[str, np.nda
     The table must be trusted or fully validated, and have exactly the columns of `inputs`.
 
     Raises:
-        DataError: The table does not match the inputs, or has nulls.
+        DataError: The table does not match the inputs, or has nulls in a column that is not
+            nullable.
     """
     names = table.column_names
     if len(set(names)) != len(names) or set(names) != set(inputs):
@@ -83,6 +84,8 @@ def from_table(table: pa.Table, inputs: Mapping[str, Array]) -> dict[str, np.nda
     columns = {}
     for name, array in inputs.items():
         column = table.column(name)
+        if array.nullable and pa.types.is_null(column.type):
+            column = column.cast(pa.string() if array.dtype == "str" else pa.float64())
         _check_type(name, column.type, array)
         try:
             values = _from_chunks(name, column, array) if len(column) else array.zeros(0)
@@ -138,6 +141,8 @@ def _check_type(name: str, kind: pa.DataType, array: Array) -> None:
 
 
 def _from_chunks(name: str, column: pa.ChunkedArray, array: Array) -> np.ndarray:
+    if array.nullable and pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     if not pa.types.is_dictionary(column.type):
         merged = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
         return _from_arrow(name, merged, array)
@@ -158,7 +163,11 @@ def _from_chunks(name: str, column: pa.ChunkedArray, array: Array) -> np.ndarray
 
 def _from_arrow(name: str, column: pa.Array, array: Array) -> np.ndarray:
     kind, rows = column.type, len(column)
-    if column.null_count:
+    is_leaf = pa.types.is_primitive(kind) or any(is_text(kind) for is_text in _TEXTS)
+    if column.null_count and array.nullable and is_leaf:
+        if not pa.types.is_floating(kind) and array.dtype != "str":
+            column = column.cast(pa.float64())  # refuses integers that it would round
+    elif column.null_count:
         raise DataError(f"{name}: {column.null_count} nulls: fill them or drop their rows")
     if isinstance(kind, pa.BaseExtensionType):
         order = getattr(kind, "permutation", None) or range(len(kind.shape))

@@ -266,7 +266,8 @@ def _from_json(name: str, array: Array, shape: list[int], data: list[Any]) -> np
     if len(flat) != math.prod(shape):
         raise DataError(f"{name}: shape {shape} needs {math.prod(shape)} values, given {len(flat)}")
     kind = array.numpy.kind
-    if wrong := set(map(type, flat)) - _JSON_TYPES[kind]:
+    nulls = {type(None)} if array.nullable else set()
+    if wrong := set(map(type, flat)) - _JSON_TYPES[kind] - nulls:
         names = sorted(_JSON_NAMES[json_type] for json_type in wrong)
         raise DataError(f"{name}: values are not {datatype(array)}: {', '.join(names)}")
     try:

@@ -515,7 +515,8 @@ def test_values_without_a_form_are_the_graphs_fault(column: Any) -> None:
 
 
 def test_metadata_describe_the_columns() -> None:
-    assert server_metadata()["extensions"] == ["binary_tensor_data"]
+    extensions = ["binary_tensor_data", "model_configuration", "statistics"]
+    assert server_metadata()["extensions"] == extensions
     described = _v2.model_metadata("m", ["1", "2"], XY, {"s": Array("str", (None, 3))})
     assert described == {
         "name": "m",
