@@ -1,4 +1,4 @@
-"""Filter predicates over attribute columns, evaluated by Arrow or NumPy."""
+"""Filter predicates over attribute columns, evaluated by Arrow."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import operator
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysys.errors import DataError
+
+if TYPE_CHECKING:
+    from raysys.index._filter_intervals import Interval
 
 GRAMMAR = (
     "comparisons of columns and constants with ==, !=, <, <=, >, >= (also chained: 1990 <= year < "
@@ -29,8 +32,7 @@ _COMPARE: dict[type[ast.cmpop], str] = {
     ast.Eq: "equal", ast.NotEq: "not_equal", ast.Lt: "less", ast.LtE: "less_equal",
     ast.Gt: "greater", ast.GtE: "greater_equal",
 }  # fmt: skip
-_Columns = Mapping[str, Any]  # or a pyarrow.Table
-_Value = Callable[[_Columns], Any]
+_Value = Callable[[pa.Table], Any]
 
 
 class Filter:
@@ -48,38 +50,38 @@ class Filter:
         array([ True, False,  True])
     """
 
-    def __init__(self, text: str, schema: pa.Schema) -> None:
-        """Parse a predicate, see `raysys.index.FILTER_GRAMMAR`, and check its types."""
+    def __init__(
+        self, text: str, schema: pa.Schema, intervals: Mapping[str, Interval] | None = None
+    ) -> None:
+        """Parse a predicate, see `raysys.index.FILTER_GRAMMAR`, and check its types.
+
+        Not if it is known to consist of intervals, see `IntervalParser`.
+        """
         self._text, self._schema = text, schema
-        # Numbers without nulls are compared by NumPy: for few rows the overhead of Arrow's calls
-        # dominates. `is_numeric` stays true if only numbers are compared.
-        self.names: set[str] = set()
-        self.is_numeric = True
         if not isinstance(text, str) or len(text) > _MAX_CHARACTERS:
             raise self._error(f"a filter must be a string of at most {_MAX_CHARACTERS} characters")
+        self.intervals = intervals
+        if intervals is None:
+            _ = self._evaluate  # now, for its errors
+
+    @functools.cached_property
+    def _evaluate(self) -> _Value:
+        """The predicate as a function of columns, with its types checked."""
+        schema = self._schema
         try:
-            tree = self._parse(text.strip())
-            self._evaluate = self._compile(tree.body, 0)
+            evaluate = self._compile(self._parse(self._text.strip()).body, 0)
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             raise self._error(f"invalid syntax ({error})") from error
-        self.is_numeric &= bool(self.names) and all(
-            _is_number(schema.field(name).type) for name in self.names
-        )
-        if not self.is_numeric:
-            try:
-                self._evaluate(schema.empty_table())
-            except (OverflowError, pa.ArrowException) as error:
-                raise self._error(str(error).splitlines()[0]) from error
+        try:
+            evaluate(schema.empty_table())
+        except (OverflowError, pa.ArrowException) as error:
+            raise self._error(str(error).splitlines()[0]) from error
+        return evaluate
 
-    def mask(self, rows: pa.Table | Mapping[str, np.ndarray]) -> np.ndarray:
-        """Whether each row satisfies the predicate, bool `(n,)`.
-
-        Columns are `id` and the attributes; arrays without nulls if the filter `is_numeric`.
-        """
+    def mask(self, rows: pa.Table) -> np.ndarray:
+        """Whether each row satisfies the predicate, bool `(n,)`; columns as in the schema."""
         with np.errstate(over="ignore"):  # a constant too large for float32 is infinite
             result = self._evaluate(rows)
-        if isinstance(result, np.ndarray):
-            return result
         if isinstance(result, pa.Scalar):
             return np.full(len(rows), result.as_py() is True)
         return result.fill_null(False).to_numpy(zero_copy_only=False)
@@ -133,7 +135,6 @@ class Filter:
             sides = [node.left, *node.comparators]
             pairs = zip(sides, node.ops, sides[1:], strict=False)
             return _combined([self._compare(*pair) for pair in pairs], "and")
-        self.is_numeric = False
         if isinstance(node, ast.Constant) and isinstance(node.value, bool):
             truth = pa.scalar(node.value)
             return lambda _: truth
@@ -148,7 +149,6 @@ class Filter:
         if isinstance(kind, (ast.Is, ast.IsNot)):
             if not (isinstance(right, ast.Constant) and right.value is None):
                 raise self._error("`is` must be followed by None")
-            self.is_numeric = False
             test = pc.is_null if isinstance(kind, ast.Is) else pc.is_valid
             column = self._column(left)
             return lambda rows: test(column(rows))
@@ -169,7 +169,6 @@ class Filter:
     def _inside(self, left: ast.expr, right: ast.expr) -> _Value:
         """A constant in a string or list column, or a column in a list of constants."""
         if isinstance(right, ast.Name):
-            self.is_numeric = False
             container, value = self._column(right), self._literal(left)
             return lambda rows: _contains(container(rows), value)
         if not isinstance(right, (ast.List, ast.Tuple, ast.Set)):
@@ -179,13 +178,12 @@ class Filter:
         if _is_number(kind) and all(map(_is_plain_number, values)):
             numbers, isin = _numbers(values, kind), _by_numpy(np.isin)
             return lambda rows: isin(column(rows), numbers)
-        self.is_numeric = False
         try:
             choices = pa.array(values, None if values else kind).cast(kind)
         except (OverflowError, pa.ArrowException) as error:
             raise self._error(str(error)) from error
 
-        def is_in(rows: _Columns) -> Any:
+        def is_in(rows: pa.Table) -> Any:
             values = column(rows)
             return pc.if_else(pc.is_valid(values), pc.is_in(values, value_set=choices), None)
 
@@ -196,7 +194,6 @@ class Filter:
             raise self._error(f"expected a column instead of {ast.unparse(node)!r}")
         if node.id not in self._schema.names:
             raise self._error(f"unknown column {node.id!r}")
-        self.names.add(node.id)
         if pa.types.is_dictionary(self._schema.field(node.id).type):
             kind = self._type(node)
             return lambda rows: rows[node.id].cast(kind)
@@ -213,7 +210,6 @@ class Filter:
         if _is_plain_number(value) and _is_number(kind):
             # Integers are compared exactly, regardless of their size.
             return _integral(value) if pa.types.is_integer(kind) else value
-        self.is_numeric = False
         try:
             scalar = pa.scalar(value)
             return scalar.cast(kind) if isinstance(value, str) and not _is_text(kind) else scalar
@@ -236,12 +232,7 @@ _MIRRORED: dict[type[ast.cmpop], type[ast.cmpop]] = {
 
 
 def _combined(parts: list[_Value], operation: str) -> _Value:
-    by_numpy = np.logical_and if operation == "and" else np.logical_or
-    by_arrow = pc.and_kleene if operation == "and" else pc.or_kleene
-
-    def join(left: Any, right: Any) -> Any:
-        return (by_numpy if isinstance(left, np.ndarray) else by_arrow)(left, right)
-
+    join = pc.and_kleene if operation == "and" else pc.or_kleene
     if len(parts) == 1:
         return parts[0]
     return lambda rows: functools.reduce(join, (part(rows) for part in parts))
@@ -251,8 +242,6 @@ def _by_numpy(compute: Callable[..., np.ndarray]) -> Callable[..., Any]:
     """A comparison of numbers, null where a column is null."""
 
     def computed(column: Any, operand: Any) -> Any:
-        if isinstance(column, np.ndarray):
-            return compute(column, operand)
         sides = [column, operand] if isinstance(operand, pa.ChunkedArray) else [column]
         filled = [pc.fill_null(side, 0).to_numpy() for side in sides]
         missing = [side.is_null().to_numpy() for side in sides]
@@ -276,11 +265,7 @@ def _numbers(values: list[Any], kind: Any) -> np.ndarray:
 
 
 def _inverted(part: _Value) -> _Value:
-    def inverted(rows: _Columns) -> Any:
-        result = part(rows)
-        return ~result if isinstance(result, np.ndarray) else pc.invert(result)
-
-    return inverted
+    return lambda rows: pc.invert(part(rows))
 
 
 def _contains(column: Any, value: Any) -> Any:

@@ -1,115 +1,111 @@
-"""An hnswlib graph, labelled by the slots of a shard's rows."""
+"""An HNSW graph of a shard's rows, by slot."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING
 
-import hnswlib
+import _raysys_hnsw
 import numpy as np
 
+from raysys.index._query_result import padding
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from raysys.index._settings import IndexSettings
+    from raysys.index._filter_conditions import Conditions
+    from raysys.index._settings import IndexSettings, Metric
 
-_SPARE = 1.1
-_MIN_SPARE = 1000
-# Labels, counters, locks, ids and versions: 1,426 bytes measured per row, for 20,000 to 120,000
-# rows of 128 numbers at M=16, minus the vectors and the links.
-_ROW_BYTES = 205
+# Ids, versions and the slots by id.
+_ROW_BYTES = 150
 _SKELETON, _ROWS_PER_PIVOT, _MAX_PIVOTS = 0.1, 100, 4096
+_QUERIES_PER_THREAD = 4
+# Of the graph, in comparisons of an exact search.
+_PER_CANDIDATE = 18.0
+_CORES = len(os.sched_getaffinity(0))
 
 
 class HnswGraph:
-    """A hierarchical navigable small world (Malkov & Yashunin, 2018), by hnswlib.
+    """A hierarchical navigable small world (Malkov & Yashunin, 2018), in C++ (`native`).
 
-    Not thread-safe; the shard's lock guards it.
+    The graph refers to rows of a matrix, the same in each call except for further rows. Not
+    thread-safe; the shard's lock guards it.
 
     Attributes:
-        size: Rows in the graph that are not deleted.
         tombstones: Deleted rows, which searches traverse and leave out.
     """
 
     def __init__(self, settings: IndexSettings, capacity: int) -> None:
-        self._settings = settings
-        self._hnsw = self._empty()
-        self._hnsw.init_index(
-            int(capacity * _SPARE) + _MIN_SPARE,
-            M=settings.M,
-            ef_construction=settings.ef_construction,
-            random_seed=settings.seed,
-        )
-        self._ef = 0
-        self.size = self.tombstones = 0
+        self._threads = max(1, _CORES // settings.shards)
+        self._graph = _raysys_hnsw.Graph(
+            settings.dim, settings.M, settings.ef_construction, settings.seed % (1 << 64),
+            settings.metric == "l2", capacity,
+        )  # fmt: skip
+        self.tombstones = 0
 
     @classmethod
-    def load(
-        cls, settings: IndexSettings, file: Path, deleted: np.ndarray, late: np.ndarray
-    ) -> HnswGraph:
-        """A saved graph.
-
-        `deleted` are the slots of deleted rows, in the graph or not; `late` those that may be
-        marked in the file although their rows are alive.
-        """
-        graph = cls.__new__(cls)
-        graph._settings, graph._ef = settings, 0
-        graph._hnsw = graph._empty()
-        graph._hnsw.load_index(str(file))
-        slots = np.array(graph._hnsw.get_ids_list(), np.int64)
-        graph._hnsw.resize_index(int(len(slots) * _SPARE) + _MIN_SPARE)
-        for slot in late.tolist():
-            with contextlib.suppress(RuntimeError):  # not marked
-                graph._hnsw.unmark_deleted(slot)
-        graph.tombstones = int(np.isin(slots, deleted).sum())
-        graph.size = len(slots) - graph.tombstones
+    def load(cls, settings: IndexSettings, file: Path, deleted: np.ndarray) -> HnswGraph:
+        """A saved graph; `deleted` are the slots of deleted rows, in the graph or not."""
+        graph = cls(settings, 0)
+        graph._graph.load(os.fsencode(file))
+        graph.delete(deleted)
         return graph
 
     def save(self, file: Path) -> None:
-        """Write the graph; hnswlib holds the interpreter lock meanwhile, about 1 s per GB."""
-        self._hnsw.save_index(str(file))
+        """Write the graph, without the marks of deleted rows."""
+        self._graph.save(os.fsencode(file))
 
-    def add(self, slots: np.ndarray, vectors: np.ndarray) -> None:
-        """Insert rows, in a single thread: the graph is then the same in every run."""
-        count = self._hnsw.element_count + len(slots)
-        if count > self._hnsw.max_elements:
-            self._hnsw.resize_index(int(count * 1.5) + _MIN_SPARE)
-        self._hnsw.add_items(vectors, slots, num_threads=1)
-        self.size += len(slots)
+    @property
+    def size(self) -> int:
+        """Rows in the graph that are not deleted."""
+        return self._graph.size
+
+    def add(self, slots: np.ndarray, rows: np.ndarray) -> None:
+        """Insert rows of a matrix, in a single thread: the graph is then the same in every run."""
+        self._graph.add(rows, slots)
 
     def delete(self, slots: np.ndarray) -> None:
-        """Leave rows out of answers from now on."""
-        for slot in slots.tolist():
-            self._hnsw.mark_deleted(slot)
-        self.size -= len(slots)
-        self.tombstones += len(slots)
+        """Leave rows out of answers from now on; slots that are not in the graph are ignored."""
+        size = self.size
+        self._graph.remove(slots)
+        self.tombstones += size - self.size
 
-    def search(self, vectors: np.ndarray, k: int, ef: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """The approximate k <= `size` nearest: slots int64 and distances float32 `(n, k)`.
+    def search(
+        self, rows: np.ndarray, queries: np.ndarray, k: int, ef: int,
+        filters: Sequence[Conditions | None] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """The approximate k nearest: slots int64 and distances float32 `(n, k)`, padded.
 
-        None if the graph reaches fewer than k rows from some vector: by inner product some rows
-        are not a neighbour of any other.
+        Fewer than k where the graph reaches no more (by inner product some rows are not a neighbour
+        of any other), and none where `exact_nearest` costs less.
         """
-        ef = max(k, ef)
-        if ef != self._ef:
-            self._hnsw.set_ef(ef)
-            self._ef = ef
-        try:
-            slots, distances = self._hnsw.knn_query(vectors, k=k, num_threads=1)
-        except RuntimeError:
-            return None
-        return slots.view(np.int64), distances
+        answers = padding(len(queries), k)
+        threads = min(self._threads, max(1, len(queries) // _QUERIES_PER_THREAD))
+        self._graph.search(rows, queries, k, ef, _PER_CANDIDATE, filters, threads, *answers)
+        return answers
 
-    def _empty(self) -> Any:
-        # Under "cosine" vectors are normalized, so that the product is the cosine.
-        space = "l2" if self._settings.metric == "l2" else "ip"
-        return hnswlib.Index(space=space, dim=self._settings.dim)
+
+def exact_nearest(
+    rows: np.ndarray, slots: np.ndarray | int, queries: np.ndarray, k: int, metric: Metric,
+    filters: Sequence[Conditions | None] | None, visible: Conditions = (),
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The k nearest among slots, or all below a number, that match each query's filter.
+
+    And the conditions of `visible`. Slots int64 and distances float32 `(n, k)`, padded.
+    """
+    answers = padding(len(queries), k)
+    threads = min(_CORES, len(queries))
+    _raysys_hnsw.scan(
+        metric == "l2", rows, slots, queries, rows.shape[1], k, filters, visible, threads, *answers
+    )
+    return answers
 
 
 def memory_bytes(rows: int, settings: IndexSettings) -> int:
-    """Estimated memory of a replica of a shard: graph, vectors beside it, ids."""
-    links = 4 * settings.M * 2 + 4 * settings.M / max(1, settings.M - 1)
-    return int(rows * (_SPARE * (4 * settings.dim + links) + 4 * settings.dim + _ROW_BYTES))
+    """Estimated memory of a replica of a shard: vectors, links, ids."""
+    links = 4 * settings.M * 2 + 4 * settings.M / max(1, settings.M - 1) + 4
+    return int(rows * (1.1 * 4 * settings.dim + links + _ROW_BYTES))
 
 
 def insertion_order(vectors: np.ndarray, seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from raysys.index._change_record import ChangeBatch
     from raysys.storage import Storage
 
+_log = logging.getLogger("raysys.index")
 _GRAPH, _ROWS, _STATE, _MANIFEST = "graph.hnsw", "rows.arrow", "state.json", "manifest.json"
 
 
@@ -171,8 +173,7 @@ class IndexFiles:
             ):
                 writer.write_table(table, max_chunksize=65_536)
             state.graph.save(local / _GRAPH)
-            late = state.ended_since().tolist()
-            facts = {"version": state.version, "merged": state.merged, "late": late}
+            facts = {"version": state.version, "merged": state.merged}
             (local / _STATE).write_text(json.dumps(facts))
 
     def read_shard(self, manifest: Manifest, shard: int) -> Shard:
@@ -181,8 +182,12 @@ class IndexFiles:
         facts = json.loads((folder / _STATE).read_text())
         settings, merged, version = manifest.settings, facts["merged"], facts["version"]
         rows, deleted = _read_rows(folder / _ROWS, manifest, version)
-        late = np.array(facts["late"], np.int64)
-        graph = HnswGraph.load(settings, folder / _GRAPH, deleted, late)
+        try:
+            graph = HnswGraph.load(settings, folder / _GRAPH, deleted)
+        except RuntimeError as error:  # of an earlier format
+            _log.warning("building the graph of %d rows again: %s", merged, error)
+            graph = HnswGraph(settings, merged)
+            graph.add(np.setdiff1d(np.arange(merged), deleted), rows.vectors)
         return Shard(settings, rows, graph, merged, version)
 
     def read_rows(self, manifest: Manifest, shard: int, upto: int) -> pa.Table:

@@ -10,7 +10,7 @@ Metric = Literal["cosine", "ip", "l2"]
 
 
 class IndexSettings(BaseModel, frozen=True, extra="forbid"):
-    """Settings of an index; the words of the graph are hnswlib's.
+    """Settings of an index; the words of the graph are those of hnswlib.
 
     Attributes:
         metric: Distance, smaller is nearer: "cosine" is 1 - cosine, "ip" 1 - inner product, "l2"

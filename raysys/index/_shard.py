@@ -11,10 +11,11 @@ import numpy as np
 
 from raysys.index._exact_search import exact_search
 from raysys.index._filter import Filter
-from raysys.index._hnsw_graph import HnswGraph, insertion_order
-from raysys.index._query_plan import QueryPlanner, group_by_filter
+from raysys.index._filter_conditions import FilterConditions
+from raysys.index._filter_intervals import IntervalParser
+from raysys.index._hnsw_graph import HnswGraph, exact_nearest, insertion_order
 from raysys.index._query_result import merge, padding
-from raysys.index._rows import normalized
+from raysys.index._rows import NO_ID, normalized
 from raysys.index._slot_rows import NEVER, SlotRows, VersionHistory
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ class ShardCapture:
     table: pa.Table  # `id` and the attributes
     deleted: np.ndarray  # slots of deleted rows
     merged: int  # number of slots that have entered the graph, unless they ended before
-    graph: HnswGraph  # further rows may be marked as deleted while it is written
-    ended_since: Callable[[], np.ndarray]  # slots of rows deleted since the capture
+    graph: HnswGraph
 
 
 class Shard:
@@ -68,9 +68,10 @@ class Shard:
         # Number of ended rows beside the graph.
         self._dead_aside = int((rows.died[merged : rows.length] != NEVER).sum())
         self._history = VersionHistory(version)
-        self._planner = QueryPlanner(settings)
+        self._conditions = FilterConditions()
         schema = rows.table.schema
-        self._parse = functools.lru_cache(1024)(lambda text: Filter(text, schema))
+        intervals = IntervalParser(schema)
+        self._parse = functools.lru_cache(1024)(lambda text: Filter(text, schema, intervals(text)))
 
     @classmethod
     def empty(cls, settings: IndexSettings, schema: pa.Schema, version: int = 0) -> Shard:
@@ -94,7 +95,7 @@ class Shard:
         graph = HnswGraph(settings, len(ids))
         for start in range(0, len(ids), 2000):
             end = min(start + 2000, len(ids))
-            graph.add(np.arange(start, end), rows.vectors[start:end])
+            graph.add(np.arange(start, end), rows.vectors)
             if progress:
                 progress(end)
         return cls(settings, rows, graph, len(ids), version)
@@ -146,7 +147,7 @@ class Shard:
                 return 0
             dead = self._rows.died[slots] != NEVER
             if not dead.all():
-                self._graph.add(slots[~dead], self._rows.vectors[slots[~dead]])
+                self._graph.add(slots[~dead], self._rows.vectors)
             self._dead_aside -= int(dead.sum())
             self._merged += len(slots)
             return len(slots)
@@ -164,7 +165,7 @@ class Shard:
             graph = HnswGraph(self.settings, count)
             for first in range(0, count, 64):
                 last = min(first + 64, count)
-                graph.add(np.arange(first, last), rows.vectors[first:last])
+                graph.add(np.arange(first, last), rows.vectors)
                 if pause:
                     pause()
             # Most of the ids are prepared before the lock is taken.
@@ -189,22 +190,16 @@ class Shard:
                 since = np.flatnonzero(rows.died[: rows.length] != NEVER)
                 self._history = VersionHistory(version)
                 self._history.record(self.version, since)
-                self._planner = QueryPlanner(self.settings)
+                self._conditions = FilterConditions()
 
     def capture(self, write: Callable[[ShardCapture], None]) -> None:
         """Call `write` with the present state, while queries and changes continue."""
         with self._maintenance:
             with self._lock:
                 rows, length = self._rows, self._rows.length
-                dead = rows.died[:length] != NEVER
-
-                def ended_since() -> np.ndarray:
-                    with self._lock:
-                        return np.flatnonzero((rows.died[:length] != NEVER) & ~dead)
-
                 state = ShardCapture(
                     self.version, rows.ids[:length], rows.vectors[:length], rows.table,
-                    np.flatnonzero(dead), self._merged, self._graph, ended_since,
+                    np.flatnonzero(rows.died[:length] != NEVER), self._merged, self._graph,
                 )  # fmt: skip
             write(state)
 
@@ -229,32 +224,29 @@ class Shard:
         if self.settings.metric == "cosine":
             vectors = normalized(vectors)
         ef = ef_search or self.settings.ef_search
-        if len(vectors) <= _CHUNK_QUERIES and filters is None:
-            with self._lock:
-                version = self._readable(as_of)
-                return version, *self._nearest(vectors, k, ef, version)
-        ids = np.empty((len(vectors), k), np.int64)
-        distances = np.empty((len(vectors), k), np.float32)
+        # A filter that cannot be parsed raises before any search.
+        predicates: list[Filter | None] | None = None
+        if filters:
+            predicates = [None if text is None else self._parse(text) for text in filters]
+        parts = []
         with self._lock:
             version = self._readable(as_of)
-        for group, text in group_by_filter(len(vectors), filters, _CHUNK_QUERIES):
-            predicate = None if text is None else self._parse(text)
+        for start in range(0, max(1, len(vectors)), _CHUNK_QUERIES):
+            chunk = slice(start, start + _CHUNK_QUERIES)
             with self._lock:
                 # A long batch releases the lock in between, and stays at its first version.
                 self._readable(version)
-                ids[group], distances[group] = (
-                    self._nearest(vectors[group], k, ef, version)
-                    if predicate is None
-                    else self._matching(vectors[group], k, ef, predicate, version)
-                )
+                part = vectors[chunk], k, ef, predicates and predicates[chunk], version
+                parts.append(self._nearest(*part))
+        ids, distances = map(np.concatenate, zip(*parts, strict=True))
         return version, ids, distances
 
     def matching(self, text: str | None, limit: int) -> np.ndarray:
         """Up to `limit` ids of rows that satisfy a predicate, unordered."""
         predicate = self._parse(text or "True")
         with self._lock:
-            slots = self._matching_slots(predicate, self.version)
-            return self._rows.ids[slots[:limit]]
+            slots = np.flatnonzero(self._conditions.mask(self._rows, predicate))
+            return self._rows.ids[slots[self._rows.visible(slots, self.version)][:limit]]
 
     def get(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, pa.Table]:
         """The living rows among these ids: ids, vectors, attributes."""
@@ -276,7 +268,17 @@ class Shard:
         if self.settings.metric == "cosine":
             vectors = normalized(vectors)
         with self._lock:
-            return self._exact(vectors, k, self._rows.alive())
+            alive = self._rows.alive()
+            if not len(alive):
+                return padding(len(vectors), k)
+            # No copy of the rows if all are alive.
+            is_all = len(alive) == self._rows.length
+            rows = self._rows.vectors[slice(0, len(alive)) if is_all else alive]
+            positions, distances = exact_search(vectors, rows, k, self.settings.metric)
+            answers = padding(len(vectors), k)
+            answers[0][:, : positions.shape[1]] = self._rows.ids[alive[positions]]
+            answers[1][:, : positions.shape[1]] = distances
+            return answers
 
     def _readable(self, as_of: int | None) -> int:
         if as_of is None:
@@ -285,25 +287,34 @@ class Shard:
         return min(as_of, self.version)
 
     def _nearest(
-        self, vectors: np.ndarray, k: int, ef: int, version: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        rows, count = self._rows, min(k, self._graph.size)
-        parts = []
-        if count:
-            neighbours = self._graph.search(vectors, count, ef)
-            if neighbours is None or self._is_later(neighbours[0], version):
-                slots = np.arange(rows.length)
-                return self._exact(vectors, k, slots[rows.visible(slots, version)])
-            parts.append(self._with_ids(*neighbours, k))
+        self, vectors: np.ndarray, k: int, ef: int, predicates: Sequence[Filter | None] | None,
+        version: int,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """The k nearest by the graph and among the rows beside it; by all rows where it fails."""
+        rows, metric, filters = self._rows, self.settings.metric, None
+        if not rows.length:
+            return padding(len(vectors), k)
+        if predicates is not None:
+            # Equal filters are one object, by which the search recognizes them.
+            conditions = {each: self._conditions.of(rows, each) for each in predicates if each}
+            filters = [conditions[each] if each else None for each in predicates]
+        slots, distances = self._graph.search(rows.vectors, vectors, k, ef, filters)
+        is_open = slots[:, -1] < 0
+        if version < self.version:  # the graph is of the present
+            is_open |= (rows.born[slots] > version).any(axis=1)
+        ids = self._ids(slots)
         if version < self.version or rows.length > self._merged + self._dead_aside:
             aside = self._aside(version)
-            if len(aside):
-                parts.append(self._exact(vectors, k, aside))
-        return merge(parts, k) if parts else padding(len(vectors), k)
-
-    def _is_later(self, slots: np.ndarray, version: int) -> bool:
-        """Whether the graph, which is of the present, returned rows younger than a version."""
-        return version < self.version and bool((self._rows.born[slots] > version).any())
+            beside = exact_nearest(rows.vectors, aside, vectors, k, metric, filters)
+            ids, distances = merge([(ids, distances), (self._ids(beside[0]), beside[1])], k)
+        if is_open.any():
+            open_filters = filters and [filters[query] for query in np.flatnonzero(is_open)]
+            visible = rows.visibility(version)
+            slots, distances[is_open] = exact_nearest(
+                rows.vectors, rows.length, vectors[is_open], k, metric, open_filters, visible
+            )
+            ids[is_open] = self._ids(slots)
+        return ids, distances
 
     def _aside(self, version: int) -> np.ndarray:
         """Slots visible at a version that the graph does not cover, ascending."""
@@ -312,62 +323,5 @@ class Shard:
             slots = np.unique(np.concatenate([*self._history.ended_after(version), slots]))
         return slots[self._rows.visible(slots, version)]
 
-    def _matching(
-        self, vectors: np.ndarray, k: int, ef: int, predicate: Filter, version: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Search the graph for more than k and drop what does not match, or search exactly."""
-        rows = self._rows
-        ids, distances = padding(len(vectors), k)
-        open_queries = np.arange(len(vectors))
-        plan = self._planner.plan(rows, predicate, k)
-        candidates = plan.candidates(len(vectors), ef)
-        while len(open_queries) and candidates and candidates <= self._graph.size:
-            neighbours = self._graph.search(vectors[open_queries], candidates, max(ef, candidates))
-            if neighbours is None or self._is_later(neighbours[0], version):
-                break
-            slots, far = neighbours
-            matches = rows.mask(predicate, slots.reshape(-1)).reshape(slots.shape)
-            is_complete = matches.sum(axis=1) >= k
-            complete = np.flatnonzero(is_complete)
-            # The order by distance is kept: matches come first.
-            first = np.argsort(~matches[complete], axis=1, kind="stable")[:, :k]
-            ids[open_queries[complete]] = rows.ids[slots[complete[:, None], first]]
-            distances[open_queries[complete]] = far[complete[:, None], first]
-            open_queries = open_queries[~is_complete]
-            candidates = plan.unless_exact_is_cheaper(len(open_queries), 4 * candidates)
-        if len(open_queries) < len(vectors) and len(aside := self._aside(version)):
-            aside = aside[rows.mask(predicate, aside)]
-            ids, distances = merge([(ids, distances), self._exact(vectors, k, aside)], k)
-        if len(open_queries):
-            slots = self._matching_slots(predicate, version)
-            exact = self._exact(vectors[open_queries], k, slots)
-            ids[open_queries], distances[open_queries] = exact
-        return ids, distances
-
-    def _matching_slots(self, predicate: Filter, version: int) -> np.ndarray:
-        slots = self._planner.matching(self._rows, predicate)
-        return slots[self._rows.visible(slots, version)]
-
-    def _with_ids(
-        self, slots: np.ndarray, distances: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids in place of slots, padded to k columns."""
-        ids = self._rows.ids[slots]
-        if ids.shape[1] == k:
-            return ids, distances
-        padded = padding(len(ids), k)
-        padded[0][:, : ids.shape[1]], padded[1][:, : ids.shape[1]] = ids, distances
-        return padded
-
-    def _exact(
-        self, vectors: np.ndarray, k: int, slots: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest among the rows of some slots, padded."""
-        if not len(slots):
-            return padding(len(vectors), k)
-        if slots[-1] - slots[0] == len(slots) - 1:  # contiguous: not copied
-            rows = self._rows.vectors[slots[0] : slots[-1] + 1]
-        else:
-            rows = self._rows.vectors[slots]
-        positions, distances = exact_search(vectors, rows, k, self.settings.metric)
-        return self._with_ids(slots[positions], distances, k)
+    def _ids(self, slots: np.ndarray) -> np.ndarray:
+        return np.where(slots < 0, NO_ID, self._rows.ids[slots])

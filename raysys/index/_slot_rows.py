@@ -14,8 +14,10 @@ from raysys.index._rows import with_id
 if TYPE_CHECKING:
     from raysys.index._change_record import ChangeBatch
     from raysys.index._filter import Filter
+    from raysys.index._filter_conditions import Conditions
 
 NEVER = np.iinfo(np.int64).max
+_LINE = 16  # floats
 # How long a shard can answer as of an earlier version: a client that got answers of different
 # versions from its shards asks for the lowest.
 HORIZON_S = 10.0
@@ -39,7 +41,7 @@ class SlotRows:
     def __init__(self, dim: int, schema: pa.Schema, capacity: int = 0) -> None:
         self.length = 0
         self.ids = np.empty(capacity, np.int64)
-        self.vectors = np.empty((capacity, dim), np.float32)
+        self.vectors = _aligned(capacity, dim)
         self.born = np.empty(capacity, np.int64)
         self.died = np.empty(capacity, np.int64)
         self.slot_of: dict[int, int] = {}
@@ -100,18 +102,12 @@ class SlotRows:
         """The attribute columns, from a slot on."""
         return self.table.drop_columns("id").slice(start)
 
-    def mask(self, predicate: Filter, slots: np.ndarray | slice) -> np.ndarray:
-        """Whether each of the slots satisfies a filter, bool; slots in any order, or a slice."""
-        if predicate.is_numeric:
-            columns = {name: self._numbers(name) for name in predicate.names}
-            if all(column is not None for column in columns.values()):
-                return predicate.mask({name: column[slots] for name, column in columns.items()})  # type: ignore[index]
-        if isinstance(slots, slice):
-            return predicate.mask(self.table.slice(slots.start))
-        return predicate.mask(self.table.take(slots))
+    def mask(self, predicate: Filter, start: int) -> np.ndarray:
+        """Whether each of the rows from a slot on satisfies a filter, bool."""
+        return predicate.mask(self.table.slice(start))
 
-    def _numbers(self, name: str) -> np.ndarray | None:
-        """A column as an array, or None if it has nulls."""
+    def numbers(self, name: str) -> np.ndarray | None:
+        """A column of numbers as an array, or None if it has nulls."""
         if name == "id":
             return self.ids[: self.length]
         if name not in self._columns:
@@ -132,12 +128,26 @@ class SlotRows:
         """Whether each of the slots was in the index at a version, bool."""
         return (self.born[slots] <= version) & (self.died[slots] > version)
 
+    def visibility(self, version: int) -> Conditions:
+        """The same of all slots, for a search."""
+        limits, length = np.iinfo(np.int64), self.length
+        born = self.born[:length], limits.min, version
+        return born, (self.died[:length], version + 1, limits.max)
+
     def _grow(self, capacity: int) -> None:
         for name in ("ids", "vectors", "born", "died"):
             old = getattr(self, name)
-            new = np.empty((capacity, *old.shape[1:]), old.dtype)
+            is_matrix = old.ndim == 2
+            new = _aligned(capacity, old.shape[1]) if is_matrix else np.empty(capacity, old.dtype)
             new[: self.length] = old[: self.length]
             setattr(self, name, new)
+
+
+def _aligned(rows: int, dim: int) -> np.ndarray:
+    """A float32 matrix at a line of the processor's cache, else a row of it is in one line more."""
+    memory = np.empty(rows * dim + _LINE, np.float32)
+    start = -(memory.ctypes.data // memory.itemsize) % _LINE
+    return memory[start : start + rows * dim].reshape(rows, dim)
 
 
 class VersionExpiredError(Exception):

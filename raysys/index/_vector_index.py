@@ -40,7 +40,7 @@ class VectorIndex:
     """Approximate nearest neighbours among vectors that change, sharded over actors.
 
     Rows have an id, a vector and attributes. Each belongs to a shard; a shard has one or more
-    replicas, actors named `index:<name>:<shard>.<replica>`, each with an HNSW graph by hnswlib
+    replicas, actors named `index:<name>:<shard>.<replica>`, each with an HNSW graph
     (Malkov & Yashunin, 2018). One more actor, `index:<name>`, orders the changes. The actors are
     detached: they outlive the job that built them, and an actor that dies is restarted with every
     acknowledged change.

@@ -29,7 +29,7 @@ _CONTENT = "raysys.content"
 _OPENED = "raysys.opened"
 _MAX_PARAMS = 100  # of one request
 _PACKAGES = (
-    "deepspeed", "hnswlib", "modin", "optuna", "polars", "pyarrow", "ray", "raysys",
+    "deepspeed", "modin", "optuna", "polars", "pyarrow", "ray", "raysys",
     "scikit-learn", "torch", "xgboost", "xgboost-ray",
 )  # fmt: skip
 

@@ -3,7 +3,6 @@ import itertools
 import operator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -311,17 +310,6 @@ def test_ids_and_constants_of_any_size_are_compared_exactly() -> None:
         assert mask(f"id > x{extra}") == [True, False, False]
 
 
-def test_numbers_without_nulls_are_compared_as_arrays() -> None:
-    columns = {"id": np.array([1, 2, 3]), "score": np.array([0.1, 0.2, 0.3], np.float32)}
-    schema = pa.schema({"id": pa.int64(), "score": pa.float32(), "name": pa.string()})
-    predicate = Filter("id in [1, 3] and not score == 0.1", schema)
-    assert predicate.is_numeric
-    assert predicate.names == {"id", "score"}
-    assert predicate.mask(columns).tolist() == [False, False, True]
-    for text in ("name == 'a'", "id is None", "True", "id > 1 and True", "id > 1 or name == 'a'"):
-        assert not Filter(text, schema).is_numeric
-
-
 def test_timestamps_are_compared_in_their_time_zone() -> None:
     at = pa.array([datetime.datetime(2020, 1, 1, 12)], pa.timestamp("us", "UTC"))
     rows = pa.table({"at": at})
@@ -352,10 +340,9 @@ COMPARE = {
 
 
 @st.composite
-def _comparison(draw: Any, only_numbers: bool) -> tuple:
+def _comparison(draw: Any) -> tuple:
     kinds = ["constant", "mirrored", "columns", "chain", "in", "not in"]
-    if not only_numbers:
-        kinds += ["null", "text", "part", "element", "truth", "constant truth", "texts"]
+    kinds += ["null", "text", "part", "element", "truth", "constant truth", "texts"]
     kind = draw(st.sampled_from(kinds))
     names, signs = st.sampled_from(sorted(KINDS)), st.sampled_from(sorted(COMPARE))
     match kind:
@@ -379,9 +366,9 @@ def _comparison(draw: Any, only_numbers: bool) -> tuple:
             return kind, draw(st.booleans())
 
 
-def _predicates(only_numbers: bool) -> Any:
+def _predicates() -> Any:
     return st.recursive(
-        _comparison(only_numbers),
+        _comparison(),
         lambda inner: st.one_of(
             st.tuples(st.just("not"), inner),
             st.tuples(st.sampled_from(["and", "or"]), inner, inner),
@@ -475,26 +462,14 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.table({name: pa.array([row[name] for row in rows], kinds[name]) for name in kinds})
 
 
-FULL = st.lists(st.fixed_dictionaries(VALUES), max_size=6)
 WITH_NULLS = st.lists(
     st.fixed_dictionaries({name: st.none() | value for name, value in VALUES.items()}), max_size=6
 )
 
 
 @settings(max_examples=250, deadline=None)
-@given(tree=_predicates(only_numbers=False), rows=WITH_NULLS)
+@given(tree=_predicates(), rows=WITH_NULLS)
 def test_arrow_agrees_with_plain_python(tree: tuple, rows: list[dict[str, Any]]) -> None:
     table = _table(rows)
     mask = Filter(_text(tree), table.schema).mask(table)
-    assert mask.tolist() == [_true(tree, row) is True for row in rows]
-
-
-@settings(max_examples=250, deadline=None)
-@given(tree=_predicates(only_numbers=True), rows=FULL)
-def test_numpy_agrees_with_arrow_and_plain_python(tree: tuple, rows: list[dict[str, Any]]) -> None:
-    table = _table(rows)
-    predicate = Filter(_text(tree), table.schema)
-    assert predicate.is_numeric
-    mask = predicate.mask({name: table[name].to_numpy() for name in predicate.names})
-    assert mask.tolist() == predicate.mask(table).tolist()
     assert mask.tolist() == [_true(tree, row) is True for row in rows]

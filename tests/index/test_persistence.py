@@ -100,9 +100,9 @@ def test_changes_while_a_shard_is_written_are_only_in_the_log(
     save = HnswGraph.save
 
     def slow_save(graph: HnswGraph, file: Path) -> None:
-        logged.apply([7, 52], deleted=[4, 50])  # marked in the file, though after the capture
+        logged.apply([7, 52], deleted=[4, 50])
         save(graph, file)
-        logged.apply([8], deleted=[5, 52, 51])  # not marked in the file
+        logged.apply([8], deleted=[5, 52, 51])
 
     monkeypatch.setattr(HnswGraph, "save", slow_save)
     manifest = _snapshot(files, logged.shard)
@@ -119,6 +119,30 @@ def test_changes_while_a_shard_is_written_are_only_in_the_log(
     assert restored.counts()["tombstones"] == logged.shard.counts()["tombstones"]
     logged.model.check_shard(restored, QUERIES)
     logged.model.check_shard(logged.shard, QUERIES)
+
+
+@pytest.mark.parametrize("damage", ["another format", "cut short", "wrong links"])
+def test_a_graph_that_cannot_be_read_is_built_again(
+    files: IndexFiles, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = Logged(files, "l2")
+    logged.apply([50, 51], deleted=[3])
+    save = HnswGraph.save
+
+    def damaged_save(graph: HnswGraph, file: Path) -> None:
+        save(graph, file)
+        data = file.read_bytes()
+        link = 7 * 8 + 4  # the second link after a head of seven numbers
+        wrong = data[:link] + b"\xff\xff\x00\x00" + data[link + 4 :]
+        file.write_bytes(
+            {"another format": b"x" * 500, "cut short": data[:-9], "wrong links": wrong}[damage]
+        )
+
+    monkeypatch.setattr(HnswGraph, "save", damaged_save)
+    manifest = _snapshot(files, logged.shard)
+    restored = files.read_shard(manifest, 0)
+    assert restored.counts() == logged.shard.counts() | {"tombstones": 0}
+    logged.model.check_shard(restored, QUERIES)
 
 
 def test_empty_shards_are_restored(files: IndexFiles) -> None:

@@ -1,0 +1,97 @@
+// Conditions on the columns of a row, evaluated for the rows that a search visits.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "distance.hpp"
+
+namespace raysys {
+
+// low <= column[slot] <= high. A bitmap is a column of bytes between 1 and 1.
+struct Interval {
+    const void* column;
+    char type;  // of struct.pack
+    std::int64_t low = 0, high = 0;
+    double low_float = 0, high_float = 0;
+
+    template <class T>
+    bool holds(Slot slot) const {
+        const T value = static_cast<const T*>(column)[slot];
+        if constexpr (std::is_floating_point_v<T>) {
+            return value >= low_float && value <= high_float;
+        } else {
+            return value >= low && value <= high;
+        }
+    }
+
+    // Calls `use` with the column's type, as a null pointer.
+    template <class Use>
+    auto typed(Use use) const {
+        switch (type) {
+            case 'b': return use(static_cast<std::int8_t*>(nullptr));
+            case 'h': return use(static_cast<std::int16_t*>(nullptr));
+            case 'i': return use(static_cast<std::int32_t*>(nullptr));
+            case '?':
+            case 'B': return use(static_cast<std::uint8_t*>(nullptr));
+            case 'H': return use(static_cast<std::uint16_t*>(nullptr));
+            case 'I': return use(static_cast<std::uint32_t*>(nullptr));
+            case 'f': return use(static_cast<float*>(nullptr));
+            case 'd': return use(static_cast<double*>(nullptr));
+            default: return use(static_cast<std::int64_t*>(nullptr));
+        }
+    }
+
+    bool operator()(Slot slot) const {
+        return typed([&](auto* type) { return holds<std::remove_pointer_t<decltype(type)>>(slot); });
+    }
+};
+
+// All intervals hold; without any every row matches.
+struct RowFilter {
+    std::vector<Interval> intervals;
+
+    bool operator()(Slot slot) const {
+        for (const Interval& interval : intervals)
+            if (!interval(slot)) return false;
+        return true;
+    }
+
+    // The share of matching rows, from a sample.
+    double share(size_t rows) const {
+        constexpr size_t sample = 256;
+        if (intervals.empty() || rows == 0) return 1;
+        const size_t step = rows > sample ? rows / sample : 1;
+        size_t matches = 0, seen = 0;
+        for (size_t slot = step / 2; slot < rows; slot += step, seen++) matches += (*this)(slot);
+        return static_cast<double>(matches) / seen;
+    }
+
+    // Whether finding all matching rows and comparing them with each of some queries costs less than
+    // the graph, where a candidate costs that many comparisons.
+    bool is_scan_cheaper(
+        size_t rows, double share, size_t queries, size_t ef, double candidate_cost
+    ) const {
+        const double per_row = 0.015 * intervals.size();  // of a comparison of vectors
+        const double scan = rows * (per_row / queries + share);
+        return scan * share < candidate_cost * ef;  // the graph visits ef / share
+    }
+
+    // The matching ones of some slots, in the same order.
+    std::vector<Slot> among(std::vector<Slot> slots) const {
+        for (const Interval& interval : intervals) {
+            const size_t count = interval.typed([&](auto* type) {
+                size_t kept = 0;  // without a branch, which would be mispredicted
+                for (const Slot slot : slots) {
+                    slots[kept] = slot;
+                    kept += interval.holds<std::remove_pointer_t<decltype(type)>>(slot);
+                }
+                return kept;
+            });
+            slots.resize(count);
+        }
+        return slots;
+    }
+};
+
+}  // namespace raysys
