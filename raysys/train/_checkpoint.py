@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import queue
 import re
 import threading
@@ -84,7 +85,10 @@ class CheckpointWriter:
                 tensors, count, size = {}, count + 1, 0
             tensors[name] = {k: torch.empty_like(v).copy_(v) for k, v in state.items()}
             size += sum(value.nbytes for value in state.values())
-        part = {"tensors": tensors, "chunks": count, "progress": asdict(progress)}
+        part = {
+            "tensors": tensors, "chunks": count, "progress": asdict(progress),
+            "extra_state": copy.deepcopy(strategy.extra_state()) if self._rank == 0 else {},
+        }  # fmt: skip
         self._chunks.put((f"{path}.pt", part))
 
     def wait(self) -> None:
@@ -157,6 +161,9 @@ class CheckpointReader:
     def __init__(self, parts: list[dict[str, Any]]) -> None:
         self.progress = TrainingProgress(**next(p["progress"] for p in parts if "progress" in p))
         self._tensors = {name: state for part in parts for name, state in part["tensors"].items()}
+        self.extra_state = {
+            name: state for part in parts for name, state in part.get("extra_state", {}).items()
+        }
 
     def read(self, name: str) -> TensorState:
         """State of one parameter or buffer, in a new dict."""
@@ -169,8 +176,8 @@ class CheckpointReader:
             ) from None
 
     def state_dict(self) -> StateDict:
-        """All values by name."""
-        return {name: state["value"] for name, state in self._tensors.items()}
+        """All values by name, and the extra state."""
+        return {name: state["value"] for name, state in self._tensors.items()} | self.extra_state
 
 
 def keep_newest(storage: Storage, folder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import secrets
 import signal
@@ -62,7 +63,7 @@ class FitResult:
         if name is None or done is None:
             raise TrainError(f"no finished run under {storage.uri(folder)}: train it")
         with _checkpoint.opened(storage, folder, name) as saved:
-            parameters = {key: value.clone() for key, value in saved.state_dict().items()}
+            parameters = copy.deepcopy(saved.state_dict())
         return parameters | {alias: parameters[name] for alias, name in done["aliases"].items()}
 
     def module(self) -> Module:

@@ -10,7 +10,6 @@ import numpy as np
 import ray
 
 from raysys import cluster
-from raysys.imports import lazy_import
 from raysys.train._task import TrainingTask
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from raysys.data import Table
     from raysys.train._settings import TrainSettings
     from raysys.train._task import Batch, EpochMetrics, StateDict
-
-torch = lazy_import("torch")
 
 
 def train_in_process(
@@ -43,6 +40,7 @@ def train_in_process(
     """
     from raysys.train._checkpoint import TrainingProgress
     from raysys.train._loop import TrainCallback, run_steps
+    from raysys.train._module import built_module
     from raysys.train.strategies._strategy import SingleDeviceStrategy
 
     class Callback(TrainCallback):
@@ -50,8 +48,8 @@ def train_in_process(
             on_epoch_end(metrics, parameters)
 
     examples = task.prepare(tables)
-    torch.manual_seed(settings.seed)
-    strategy = SingleDeviceStrategy(task.build(), settings, "cpu")
+    module = built_module(task, settings.seed, examples)
+    strategy = SingleDeviceStrategy(module, settings, "cpu")
     strategy.start()
     run_steps(task, settings, strategy, examples, TrainingProgress(), Callback())
 
@@ -120,12 +118,12 @@ def _overfit(
     steps: int,
 ) -> list[float]:  # fmt: skip
     from raysys.train._divergence import divergence_error
+    from raysys.train._module import built_module
     from raysys.train.strategies._strategy import MicroBatch, NotFiniteError, SingleDeviceStrategy
 
     examples = task.prepare({name: table.to_arrow() for name, table in tables.items()})
-    torch.manual_seed(settings.seed)
     settings = settings.model_copy(update={"weight_decay": 0.0})
-    strategy = SingleDeviceStrategy(task.build(), settings, "cpu")
+    strategy = SingleDeviceStrategy(built_module(task, settings.seed, examples), settings, "cpu")
     strategy.start()
     strategy.module.eval()
     rng = np.random.default_rng(settings.seed)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysys.errors import TrainError
+from raysys.train._failures import task_errors
 from raysys.train.strategies._strategy import MicroBatch
 
 if TYPE_CHECKING:
@@ -55,12 +56,8 @@ def micro_batches(
         for part in np.array_split(rows[shard::shards], settings.gradient_accumulation_steps):
             # A fresh generator per micro-batch: all of a step draw the same.
             rng = np.random.default_rng([settings.seed, epoch, within])
-            try:
+            with task_errors(task, "batch"):
                 batch = {name: value.to(device) for name, value in task.batch(part, rng).items()}
-            except OSError:
-                raise  # from a file or a connection: new workers may well succeed
-            except Exception as error:
-                raise TrainError(f"{type(task).__name__}.batch failed: {error!r}") from error
             micro.append(MicroBatch(batch, len(part) * shards / len(rows)))
         return micro
 

@@ -11,10 +11,11 @@ import torch
 
 from raysys.telemetry import ProcessMeter
 from raysys.train._divergence import divergence_error
+from raysys.train._failures import certain_errors, task_errors
 from raysys.train._learning_rate import learning_rate_at
 from raysys.train._loader import micro_batches, steps_per_epoch
-from raysys.train._task import task_errors
-from raysys.train.strategies._strategy import NotFiniteError, Strategy, tensors_of
+from raysys.train._module import module_with
+from raysys.train.strategies._strategy import NotFiniteError, Strategy
 
 if TYPE_CHECKING:
     from raysys.train._checkpoint import TrainingProgress
@@ -73,10 +74,11 @@ def run_steps(
         rate = learning_rate_at(step, steps, settings)
         if settings.max_grad_norm_ratio and len(norms) >= _MIN_NORMS:
             strategy.grad_norm_limit = settings.max_grad_norm_ratio * statistics.median(norms)
-        try:
-            loss = strategy.step(micro, rate)
-        except NotFiniteError as error:
-            raise divergence_error(strategy, micro, step + 1, str(error)) from None
+        with certain_errors(f"step {step + 1} of {type(task).__name__}"):
+            try:
+                loss = strategy.step(micro, rate)
+            except NotFiniteError as error:
+                raise divergence_error(strategy, micro, step + 1, str(error)) from None
         if strategy.grad_norm is not None:
             norms.append(strategy.grad_norm)
         progress.step += 1
@@ -112,16 +114,8 @@ def total_steps(examples: int, settings: TrainSettings) -> int:
 def evaluate(task: TrainingTask, parameters: StateDict) -> dict[str, float]:
     """The task's metrics of a plain module with these parameters."""
     with torch.no_grad(), task_errors(task, "evaluate"):
-        return task.evaluate(module_with(task, parameters))
-
-
-def module_with(task: TrainingTask, parameters: StateDict) -> torch.nn.Module:
-    """A plain module with these parameters, in evaluation mode."""
-    module = task.build()
-    with torch.no_grad():
-        for name, tensor in tensors_of(module).items():
-            tensor.copy_(parameters[name])
-    return module.eval()
+        metrics = task.evaluate(module_with(task, parameters))
+        return {name: float(value) for name, value in metrics.items()}
 
 
 class _CurvePoints:

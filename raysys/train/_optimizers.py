@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,24 +24,52 @@ STATE_KEYS: dict[OptimizerName, tuple[str, ...]] = {
 
 
 def make_optimizer(
-    named_parameters: Iterable[tuple[str, torch.nn.Parameter]], settings: TrainSettings
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+    settings: TrainSettings,
+    sparse: Collection[str] = (),
 ) -> Optimizer:
     """The optimizer of a module.
 
     AdamW and SGD are PyTorch's own and decay all parameters, which may be DTensors; LARS and LAMB
-    decay those of two dimensions and more.
+    decay those of two dimensions and more. Parameters named in `sparse` have sparse gradients:
+    they do not decay, and beside AdamW they are SparseAdam's.
     """
-    parameters = [parameter for _, parameter in named_parameters]
+    named = dict(named_parameters)
+    parameters = [parameter for name, parameter in named.items() if name not in sparse]
+    sparse_parameters = [named[name] for name in sparse]
     rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
         # On CPUs the fused one takes a third of the time. On GPUs the choice is PyTorch's.
         fused = True if all(p.device.type == "cpu" for p in parameters) else None
-        return torch.optim.AdamW(parameters, fused=fused, **rates)
+        adams: list[Optimizer] = []
+        if parameters:
+            adams.append(torch.optim.AdamW(parameters, fused=fused, **rates))
+        if sparse_parameters:
+            adams.append(torch.optim.SparseAdam(sparse_parameters, lr=settings.learning_rate))
+        return adams[0] if len(adams) == 1 else _Chained(adams)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=settings.momentum, **rates)
+        groups: list[dict[str, Any]] = [{"params": parameters}] if parameters else []
+        if sparse_parameters:
+            groups.append({"params": sparse_parameters, "weight_decay": 0.0})
+        return torch.optim.SGD(groups, momentum=settings.momentum, **rates)
     if settings.optimizer == "lars":
         return LARS(parameters, {**rates, "momentum": settings.momentum, "trust": 1e-3})
     return LAMB(parameters, {**rates, "betas": (0.9, 0.999), "eps": 1e-6})
+
+
+class _Chained(Optimizer):
+    """Optimizers of different parameters as one."""
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self._optimizers = optimizers
+        super().__init__([group for o in optimizers for group in o.param_groups], {})
+        for optimizer in optimizers:
+            optimizer.state = self.state
+
+    def step(self) -> None:
+        """Take one step with the current gradients."""
+        for optimizer in self._optimizers:
+            optimizer.step()
 
 
 class _LayerWise(Optimizer):

@@ -64,18 +64,23 @@ class RunState:
         if self.storage.exists(f"{self.folder}/{file}.json"):
             self.storage.remove(f"{self.folder}/{file}.json")
 
-    def write_failure(self, submission: str, error: TrainError) -> None:
-        """Store an error that would recur, for the driver of this submission."""
-        self.write(f"failure-{submission}", {
+    def write_failure(self, submission: str, rank: int, error: TrainError) -> None:
+        """Store an error of a worker that would recur, for the driver of this submission."""
+        self.write(f"failure-{submission}/{rank}", {
             "message": str(error), "step": error.step, "layer": error.layer,
         })  # fmt: skip
 
+    def failures(self, submission: str) -> int:
+        """Number of workers of this submission that stored an error."""
+        return len(self.storage.names(f"{self.folder}/failure-{submission}"))
+
     def failure(self, submission: str) -> TrainError | None:
-        """The error that a worker of this submission stored."""
-        failure = self.read(f"failure-{submission}")
-        if failure is None:
-            return None
-        return TrainError(failure["message"], step=failure["step"], layer=failure["layer"])
+        """The error that a worker of this submission stored, that of the lowest rank if several."""
+        for name in self.storage.names(f"{self.folder}/failure-{submission}"):
+            failure = self.read(f"failure-{submission}/{name.removesuffix('.json')}")
+            if failure is not None:
+                return TrainError(failure["message"], step=failure["step"], layer=failure["layer"])
+        return None
 
     def clean_up(self) -> None:
         """Remove what only a resumed run needs, and the remains of killed writers."""

@@ -206,6 +206,7 @@ class _Inspector:
         self, task: TrainingTask, tables: dict[str, Table], settings: TrainSettings
     ) -> ModuleSummary:
         """Build a task's module and send a micro-batch through it."""
+        from raysys.train._module import built_module
         from raysys.train.strategies._layer_blocks import (
             activation_bytes,
             apply_activation_checkpointing,
@@ -214,7 +215,7 @@ class _Inspector:
 
         examples = task.prepare({name: table.to_arrow() for name, table in tables.items()})
         process = psutil.Process().memory_info().rss
-        module = task.build()
+        module = built_module(task, settings.seed, examples)
         micro_batches = settings.num_workers * settings.gradient_accumulation_steps
         size = -(-settings.batch_size // micro_batches)
         batch = task.batch(np.arange(size) % examples, np.random.default_rng(0))

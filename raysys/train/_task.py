@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from raysys.errors import TrainError
+from raysys.train._failures import task_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,19 +60,13 @@ class TrainingTask(ABC):
         return None
 
 
-@contextlib.contextmanager
-def task_errors(task: TrainingTask, method: str) -> Iterator[None]:
-    """Turn an error of the task's own, which would recur in new workers, into a TrainError."""
-    try:
-        yield
-    except Exception as error:
-        raise TrainError(f"{type(task).__name__}.{method} failed: {error!r}") from error
-
-
 def prepared_examples(task: TrainingTask, tables: Mapping[str, Table]) -> int:
     """Number of training examples of a task, which is prepared for this process."""
     with task_errors(task, "prepare"):
         examples = task.prepare({name: table.to_arrow() for name, table in tables.items()})
-    if examples < 1:
-        raise TrainError(f"{type(task).__name__}.prepare returned no training examples")
-    return examples
+    if not isinstance(examples, numbers.Integral) or examples < 1:
+        raise TrainError(
+            f"{type(task).__name__}.prepare returned {examples!r}, not the number of training "
+            "examples: return it, at least 1"
+        )
+    return int(examples)

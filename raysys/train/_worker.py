@@ -6,6 +6,7 @@ import contextlib
 import logging
 import resource
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
@@ -18,12 +19,19 @@ from raysys.errors import TrainError
 from raysys.telemetry import metrics
 from raysys.train import _checkpoint
 from raysys.train._checkpoint import CheckpointWriter, TrainingProgress
+from raysys.train._failures import certain_errors, task_errors
 from raysys.train._loader import steps_per_epoch
-from raysys.train._loop import TrainCallback, module_with, run_steps, total_steps
+from raysys.train._loop import TrainCallback, run_steps, total_steps
+from raysys.train._module import (
+    aliases_of,
+    built_module,
+    check_extra_state,
+    load_extra_state,
+    module_with,
+)
 from raysys.train._module_file import write_module
-from raysys.train._task import prepared_examples, task_errors
+from raysys.train._task import prepared_examples
 from raysys.train.strategies._registry import make_strategy
-from raysys.train.strategies._strategy import aliases_of
 
 if TYPE_CHECKING:
     from raysys.data import Table
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     from raysys.train.strategies._strategy import Strategy
 
 _MAX_POINTS = 2000
+_AGREEMENT_S = 3.0  # for the other workers to meet the same error
 _log = logging.getLogger("raysys.train")
 
 
@@ -43,17 +52,23 @@ def run_worker(
 ) -> None:  # fmt: skip
     """Train as one worker of a process group, from the newest checkpoint to the end.
 
-    An error that would recur is stored and raised; a restarted group ends at once, and the driver
-    raises the stored error.
+    An error that would recur is stored for the driver, which raises it. If all workers meet it,
+    they end without an error, so that Ray Train does not replace them; else one raises, since its
+    peers wait for it, and the next group ends at once.
     """
     if state.failure(submission):
         return
     try:
-        with _limited_memory(settings.memory_limit_bytes):
+        with certain_errors(type(task).__name__), _limited_memory(settings.memory_limit_bytes):
             _train(task, tables, settings, state, submission, device)
     except TrainError as error:
-        state.write_failure(submission, error)
-        raise
+        rank, world = dist.get_rank(), dist.get_world_size()
+        state.write_failure(submission, rank, error)
+        end = time.monotonic() + _AGREEMENT_S
+        while state.failures(submission) < world:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def _train(
@@ -65,9 +80,8 @@ def _train(
         torch.set_num_threads(settings.threads_per_worker)
     torch.use_deterministic_algorithms(settings.deterministic)
     examples = prepared_examples(task, tables)
-    torch.manual_seed(settings.seed)
-    with task_errors(task, "build"):
-        module = task.build()
+    module = built_module(task, settings.seed, examples)
+    check_extra_state(module)
     aliases = aliases_of(module)
     if rank == 0:
         write_module(state, module)
@@ -87,6 +101,7 @@ def _train(
                     f"now there are {examples}: give another name, or the same tables"
                 )
             strategy.load_tensor_states(saved.read, progress.step)
+            load_extra_state(strategy.inner, saved.extra_state)
     if rank == 0:
         metrics.TRAIN_STARTS.inc(1, {"run": state.name})
         _log.info(

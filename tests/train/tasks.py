@@ -47,6 +47,82 @@ class Normalised(Regression):
         return module
 
 
+class Unused(Regression):
+    """With a layer that no batch uses."""
+
+    def build(self) -> nn.Module:
+        module = Regressor()
+        module.never = nn.Linear(3, 3)
+        return module
+
+
+class Branched(Regression):
+    """With layers for rare examples: few batches, or parts of one, use them."""
+
+    def build(self) -> nn.Module:
+        return BranchedRegressor()
+
+
+class BranchedRegressor(Regressor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rare, self.rarest = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        output = self.layers(x)[:, 0]
+        for least, layer in ((2.0, self.rare), (2.8, self.rarest)):
+            chosen = x[:, 0] > least
+            if chosen.any():
+                output = output.index_add(0, chosen.nonzero()[:, 0], layer(x[chosen, :1])[:, 0])
+        return ((output - y) ** 2).mean()
+
+
+class Embedded(Regression):
+    """An embedding with sparse gradients."""
+
+    def build(self) -> nn.Module:
+        return EmbeddedRegressor()
+
+
+class EmbeddedRegressor(Regressor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 1, sparse=True)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        codes = (x[:, 1].abs() * 10).long().clamp(max=49)
+        return ((self.layers(x)[:, 0] + self.embedding(codes)[:, 0] - y) ** 2).mean()
+
+
+class Counting(nn.Module):
+    """Extra state: a count of the forward passes in training."""
+
+    passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training
+        return x
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"passes": self.passes}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.passes = state["passes"]
+
+
+class Counted(Regression):
+    """With a layer that has extra state, and a lazy one."""
+
+    def build(self) -> nn.Module:
+        module = Regressor()
+        module.layers = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), Counting(), nn.LazyLinear(1))
+        return module
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, Regressor)
+        return super().evaluate(module) | {"passes": module.layers[2].passes}
+
+
 class SlowRegression(Regression):
     """Logs its steps, each of which takes 0.08 s, so that a test can interrupt it."""
 

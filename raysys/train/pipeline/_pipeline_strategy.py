@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from raysys.errors import TrainError
+from raysys.train._module import tensors_of
 from raysys.train.pipeline._cost_profile import profile
 from raysys.train.pipeline._partition import partition
 from raysys.train.pipeline._stage import PendingMicroBatch, StageWorker
@@ -23,7 +24,6 @@ from raysys.train.strategies._strategy import (
     autocast,
     copy_full,
     full_tensor,
-    tensors_of,
 )
 
 if TYPE_CHECKING:

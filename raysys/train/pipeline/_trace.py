@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_unflatten
 
 from raysys.errors import TrainError
-from raysys.train.strategies._strategy import aliases_of, tensors_of
+from raysys.train._module import aliases_of, extra_state_of, tensors_of
 
 if TYPE_CHECKING:
     from raysys.train._task import Batch
@@ -56,6 +56,8 @@ def trace(module: torch.nn.Module, example: Batch) -> TracedModule:
         TrainError: The result depends on Python branches on the data, on gradients defined by
             Python functions, or is not a single loss.
     """
+    if extra := next(iter(extra_state_of(module)), None):
+        raise _untraceable(module, f"{extra} would be lost")
     _refuse_own_gradients(module, example)
     try:
         exported = torch.export.export(module.train(), (), dict(example), strict=False)

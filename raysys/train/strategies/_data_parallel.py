@@ -12,8 +12,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from raysys.train._module import sparse_parameters
 from raysys.train.strategies._layer_blocks import blocks
 from raysys.train.strategies._strategy import SingleDeviceStrategy
+from raysys.train.strategies._unused_parameters import used_parameters, zero_term
 
 if TYPE_CHECKING:
     from raysys.train._settings import TrainSettings
@@ -29,33 +31,43 @@ class DataParallelStrategy(SingleDeviceStrategy):
         super().__init__(module, settings, device)
         self.data_shard = (dist.get_rank(), dist.get_world_size())
 
-    def _mean(self, loss: torch.Tensor) -> Callable[[], float]:
-        return mean_over_workers(loss)
+    def _last_loss(
+        self, loss: torch.Tensor, total: torch.Tensor
+    ) -> tuple[torch.Tensor, Callable[[], float]]:
+        means = mean_over_workers(total.unsqueeze(0))
+        return loss, lambda: float(means())
 
 
-def mean_over_workers(loss: torch.Tensor) -> Callable[[], float]:
-    """Begin to average a loss over the workers; returns a function that waits for it.
+def mean_over_workers(values: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begin to average values over the workers; returns a function that waits for them.
 
-    It travels while gradients are computed, so it costs next to nothing.
+    They travel while gradients are computed, so they cost next to nothing.
     """
-    shared = loss.clone()
+    shared = values.clone()
     work = dist.all_reduce(shared, async_op=True)
 
-    def wait() -> float:
+    def wait() -> torch.Tensor:
         work.wait()
-        return float(shared) / dist.get_world_size()
+        return shared / dist.get_world_size()
 
     return wait
 
 
 class DDPStrategy(DataParallelStrategy):
-    """PyTorch DDP: full parameters on every worker, gradients averaged during backward."""
+    """PyTorch DDP: full parameters on every worker, gradients averaged during backward.
+
+    A parameter that the step of one worker does not use counts with a gradient of zeros; one that
+    no worker uses stays as it is. DDP's own `find_unused_parameters` takes longer, and rejects
+    activation checkpoints of PyTorch's older kind.
+    """
 
     def __init__(self, module: torch.nn.Module, settings: TrainSettings, device: str) -> None:
         super().__init__(module, settings, device)
         # As views of the buckets, gradients are in memory once.
         self._ddp = DistributedDataParallel(self.inner, gradient_as_bucket_view=True)
         self.module = self._ddp
+        self._trained = [p for p in self.inner.parameters() if p.requires_grad]
+        self._sparse = {id(p) for p in sparse_parameters(self.inner).values()}
         if settings.gradient_compression == "fp16":
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
@@ -70,6 +82,25 @@ class DDPStrategy(DataParallelStrategy):
                 start_powerSGD_iter=_POWER_SGD_START,
             )
             self._ddp.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+
+    def _last_loss(
+        self, loss: torch.Tensor, total: torch.Tensor
+    ) -> tuple[torch.Tensor, Callable[[], float]]:
+        used = used_parameters(loss, self._trained)
+        for parameter, is_used in zip(self._trained, used, strict=True):
+            if not is_used:
+                loss = loss + zero_term(parameter, sparse=id(parameter) in self._sparse)
+        flags = torch.tensor(used, dtype=total.dtype, device=total.device)
+        means = mean_over_workers(torch.cat([total.view(1), flags]))
+
+        def wait() -> float:
+            mean, *shares = means().tolist()
+            for parameter, share in zip(self._trained, shares, strict=True):
+                if share == 0:
+                    parameter.grad = None
+            return float(mean)
+
+        return loss, wait
 
     def _synchronizing(self, last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if last else self._ddp.no_sync()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raysys.train._task import task_errors
+from raysys.train._failures import task_errors
+from raysys.train._module import check_sparse
 from raysys.train.strategies._data_parallel import DDPStrategy, FSDPStrategy
 from raysys.train.strategies._layer_blocks import apply_activation_checkpointing
 
@@ -26,7 +27,11 @@ def make_strategy(
     """Spread a task's module over the workers; called by all of them, with the same module.
 
     A pipeline looks at a batch of the task, which is prepared with `examples` training examples.
+
+    Raises:
+        TrainError: The strategy cannot train the module.
     """
+    check_sparse(module, settings, settings.strategy)
     name = settings.strategy
     if name != "ddp":
         _return_freed_memory()

@@ -5,13 +5,21 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from raysys.errors import TrainError
+from raysys.train._module import (
+    check_sparse,
+    extra_state_of,
+    shards_of,
+    sparse_parameters,
+    tensors_of,
+)
 from raysys.train._optimizers import STATE_KEYS, make_optimizer
 
 if TYPE_CHECKING:
@@ -80,7 +88,7 @@ class Strategy(ABC):
     def forward(self, part: MicroBatch) -> torch.Tensor:
         """The weighted loss of a micro-batch; None on the inner stages of a pipeline."""
         with self._autocast():
-            return self.module(**part.batch) * part.weight
+            return _mean_loss(self.inner, self.module(**part.batch)) * part.weight
 
     def gradient(self, parameter: torch.Tensor) -> torch.Tensor | None:
         """A parameter's gradient after a refused step."""
@@ -110,13 +118,18 @@ class Strategy(ABC):
     def _tensor_state(self, tensor: torch.Tensor) -> TensorState:
         """State of a parameter or buffer."""
 
+    def extra_state(self) -> dict[str, Any]:
+        """Extra state of the layers, by name in the `state_dict`."""
+        return extra_state_of(self.inner)
+
     @abstractmethod
     def load_tensor_states(self, read: Callable[[str], TensorState], steps: int) -> None:
         """Restore the `tensor_states` of any strategy, after `steps` optimizer steps."""
 
     def full_state_dict(self) -> StateDict:
-        """Parameters and buffers of the full module on rank 0; empty on the other workers."""
+        """The `state_dict` of the full module on rank 0; empty on the other workers."""
         parameters = {name: self._full(tensor) for name, tensor in tensors_of(self.inner).items()}
+        parameters |= self.extra_state()
         return parameters if self.data_shard[0] == 0 else {}
 
     def _full(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -133,7 +146,9 @@ class SingleDeviceStrategy(Strategy):
 
     def start(self) -> None:
         """Make the optimizer, once the parameters are in their final place."""
-        self.optimizer = make_optimizer(self.inner.named_parameters(), self.settings)
+        check_sparse(self.inner, self.settings, "ddp")
+        sparse = sparse_parameters(self.inner)
+        self.optimizer = make_optimizer(self.inner.named_parameters(), self.settings, sparse)
 
     def step(self, micro: Sequence[MicroBatch], learning_rate: float) -> float:
         total = torch.zeros((), device=self.device)
@@ -143,7 +158,7 @@ class SingleDeviceStrategy(Strategy):
                 loss = self.forward(part)
                 total += loss.detach()
                 if last:
-                    mean = self._mean(total)
+                    loss, mean = self._last_loss(loss, total)
                 loss.backward()
         result = mean()
         self._clip()
@@ -181,57 +196,44 @@ class SingleDeviceStrategy(Strategy):
                     copy_full(restored[key], value)
                 self.optimizer.state[tensor] = restored
 
-    def _mean(self, loss: torch.Tensor) -> Callable[[], float]:
-        """Begin to average a loss over the workers; returns a function that waits for it."""
-        return lambda: float(loss)
+    def _last_loss(
+        self, loss: torch.Tensor, total: torch.Tensor
+    ) -> tuple[torch.Tensor, Callable[[], float]]:
+        """The loss of the last micro-batch of a step, before its backward pass.
+
+        Returns:
+            The loss to pass backward, and a function that waits for the mean of `total`, the
+            step's loss, over the workers.
+        """
+        return loss, lambda: float(total)
 
     def _synchronizing(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Context that exchanges gradients in the last micro-batch of a step only."""
         return contextlib.nullcontext()
 
 
-def tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and saved buffers by name; a shared one by its first name only."""
-    tensors = module.state_dict(keep_vars=True)
-    aliases = aliases_of(module)
-    return {name: tensor for name, tensor in tensors.items() if name not in aliases}
-
-
-def aliases_of(module: torch.nn.Module) -> dict[str, str]:
-    """Further names of shared tensors, with the first name."""
-    first: dict[int, str] = {}
-    return {
-        name: first[id(tensor)]
-        for name, tensor in module.state_dict(keep_vars=True).items()
-        if first.setdefault(id(tensor), name) != name
-    }
-
-
-def shards_of(module: torch.nn.Module, count: int) -> list[set[str]]:
-    """Names of the tensors in `count` shards of nearly equal bytes.
-
-    Buffers are in the first: where the workers' differ, as running statistics do, its own count.
-    """
-    tensors = tensors_of(module)
-    parameters = {name: t for name, t in tensors.items() if isinstance(t, torch.nn.Parameter)}
-    shards: list[set[str]] = [set() for _ in range(count)]
-    shards[0] |= tensors.keys() - parameters.keys()
-    sizes = [0] * count
-    for name in sorted(parameters, key=lambda name: -_numel(parameters[name])):
-        smallest = sizes.index(min(sizes))
-        shards[smallest].add(name)
-        sizes[smallest] += _numel(parameters[name])
-    return shards
-
-
-def _numel(tensor: torch.Tensor) -> int:
-    """Elements of the full tensor, also of a parameter that ZeRO has partitioned."""
-    return int(getattr(tensor, "ds_numel", tensor.numel()))
+def _mean_loss(module: torch.nn.Module, output: object) -> torch.Tensor:
+    """The output of a module, which must be its mean loss."""
+    if not isinstance(output, torch.Tensor):
+        fact = f"a {type(output).__name__}"
+        if isinstance(output, Mapping):
+            fact += f" with the keys {', '.join(map(str, output))}"
+        remedy = "return the loss tensor alone, without float() or .item()"
+    elif output.numel() != 1:
+        fact, remedy = f"a tensor of shape {tuple(output.shape)}", "return its .mean()"
+    elif torch.is_grad_enabled() and not output.requires_grad:
+        fact = "a loss without a gradient"
+        remedy = "compute it from the parameters, without .detach() or torch.no_grad()"
+    else:
+        return output.squeeze()
+    name = type(module).__name__.removeprefix("FSDP")
+    raise TrainError(f"{name}.forward returned {fact}, not the mean loss of the batch: {remedy}")
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor, gathered if it is sharded, detached and on the CPU."""
+    """A tensor, gathered if it is sharded, dense, detached and on the CPU."""
     tensor = tensor.detach()
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 
 

@@ -11,13 +11,14 @@ import torch
 import torch.distributed as dist
 
 from raysys.imports import lazy_import
+from raysys.train._module import tensors_of
 from raysys.train._optimizers import STATE_KEYS, make_optimizer
 from raysys.train.strategies._data_parallel import mean_over_workers
-from raysys.train.strategies._strategy import MicroBatch, Strategy, full_tensor, tensors_of
+from raysys.train.strategies._strategy import MicroBatch, Strategy, full_tensor
 
 if TYPE_CHECKING:
     from raysys.train._settings import TrainSettings
-    from raysys.train.strategies._strategy import TensorState
+from raysys.train.strategies._strategy import TensorState
 
 deepspeed = lazy_import("deepspeed")
 deepspeed_utils = lazy_import("deepspeed.utils")
@@ -96,7 +97,7 @@ class ZeroStrategy(Strategy):
             total += loss.detach()
             if at == len(micro) - 1:
                 # Waits at once: DeepSpeed's own collectives must not come between.
-                result = mean_over_workers(total)()
+                result = float(mean_over_workers(total)())
             # DeepSpeed divides by the number of micro-batches; the weights did already.
             self.engine.backward(loss * len(micro))
             if at == len(micro) - 1:

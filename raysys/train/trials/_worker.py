@@ -22,6 +22,7 @@ import torch.distributed as dist
 from raysys.train._checkpoint import TrainingProgress
 from raysys.train._loader import micro_batches, steps_per_epoch
 from raysys.train._loop import TrainCallback, evaluate, run_steps
+from raysys.train._module import built_module
 from raysys.train._task import prepared_examples
 from raysys.train.strategies._registry import make_strategy
 
@@ -128,8 +129,7 @@ class TrialWorker:
     def _make_strategy(self, settings: TrainSettings) -> Strategy:
         torch.set_num_threads(settings.threads_per_worker or 1)
         torch.use_deterministic_algorithms(settings.deterministic)
-        torch.manual_seed(settings.seed)
-        module = self._task.build()
+        module = built_module(self._task, settings.seed, self._examples)
         return make_strategy(self._task, module, settings, self._device, self._examples)
 
     def _has_fast_bf16(self) -> bool:

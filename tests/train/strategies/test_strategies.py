@@ -16,9 +16,11 @@ from raysys.storage import Storage
 from raysys.train import EpochMetrics, StateDict, TrainSettings
 from raysys.train._checkpoint import CheckpointWriter, TrainingProgress, newest, opened
 from raysys.train._loop import run_steps
+from raysys.train._module import built_module, load_extra_state
 from raysys.train.strategies._registry import make_strategy
 from raysys.train.strategies._strategy import SingleDeviceStrategy, Strategy
-from tests.train.tasks import Normalised, Regression, rows
+from tests.train import tasks
+from tests.train.tasks import rows
 
 STEPS = 12
 HALF = 5  # steps before a checkpoint: in the middle of the second epoch
@@ -63,17 +65,18 @@ def trained(
     save: str | None = None,
     load: str | None = None,
     alone: bool = False,
-    normalised: bool = False,
+    task_name: str = "Regression",
 ) -> tuple[StateDict, list[float], float | None]:
     """StateDict (of rank 0), the losses of the epochs that ended, and the last norm."""
-    task = Normalised() if normalised else Regression()
+    task = getattr(tasks, task_name)()
     examples = task.prepare({"rows": rows()})
-    torch.manual_seed(run_settings.seed)
     if alone:
-        strategy: Strategy = SingleDeviceStrategy(task.build(), run_settings, "cpu")
+        module = built_module(task, run_settings.seed, examples)
+        strategy: Strategy = SingleDeviceStrategy(module, run_settings, "cpu")
         strategy.start()  # type: ignore[attr-defined]
     else:
-        strategy = make_strategy(task, task.build(), run_settings, "cpu", examples)
+        module = built_module(task, run_settings.seed, examples)
+        strategy = make_strategy(task, module, run_settings, "cpu", examples)
     rank, world = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
     progress = TrainingProgress()
     if storage and load:
@@ -81,6 +84,7 @@ def trained(
         assert name
         with opened(storage, load, name) as saved:
             strategy.load_tensor_states(saved.read, saved.progress.step)
+            load_extra_state(strategy.inner, saved.extra_state)
             progress = saved.progress
     checkpoints = None
     if storage and save:
@@ -160,11 +164,27 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]
                 "name": f"{strategy}-to-{resumed}", "settings": {"strategy": resumed},
                 "load": f"{strategy}-half",
             })  # fmt: skip
-    for name, rest in (
-        ("whole", {}), ("half", {"stop": HALF, "save": "n"}), ("rest", {"load": "n"}),
-    ):  # fmt: skip
-        changes = {"strategy": "ddp"}
-        plan.append({"name": f"normalised-{name}", "settings": changes, "normalised": True, **rest})
+        plan.append({
+            "name": f"{strategy}-unused", "settings": {"strategy": strategy}, "task_name": "Unused",
+        })  # fmt: skip
+    for task_name in ("Normalised", "Embedded", "Counted"):
+        for name, rest in (
+            ("whole", {}),
+            ("half", {"stop": HALF, "save": task_name}),
+            ("rest", {"load": task_name}),
+        ):
+            plan.append({
+                "name": f"{task_name}-{name}", "settings": {"strategy": "ddp"},
+                "task_name": task_name, **rest,
+            })  # fmt: skip
+    plan.append({
+        "name": "Branched", "settings": {"strategy": "ddp", "gradient_accumulation_steps": 3},
+        "task_name": "Branched",
+    })  # fmt: skip
+    plan.append({
+        "name": "sgd", "settings": {"strategy": "ddp", "optimizer": "sgd"},
+        "task_name": "Embedded",
+    })  # fmt: skip
     # ZeRO 3 leaves a patched PyTorch behind, which a pipeline's trace does not see through.
     plan.sort(key=lambda item: "zero" in item["settings"]["strategy"] + item.get("load", ""))
     with pytest.MonkeyPatch.context() as patch:
@@ -234,7 +254,32 @@ def test_a_checkpoint_of_two_workers_resumes_with_one_and_with_three(two: Any, a
         assert_same(result["result"][0], alone[0])
 
 
-def test_running_statistics_are_restored(two: Any) -> None:
-    whole, rest = (two[0][f"normalised-{name}"]["result"][0] for name in ("whole", "rest"))
-    assert any("running_mean" in name for name in whole)
+@pytest.mark.parametrize("task_name", ["Normalised", "Embedded", "Counted"])
+def test_statistics_sparse_momenta_and_extra_state_are_restored(task_name: str, two: Any) -> None:
+    whole, rest = (two[0][f"{task_name}-{name}"]["result"][0] for name in ("whole", "rest"))
+    extra = "layers.2._extra_state"
+    assert whole.pop(extra, None) == rest.pop(extra, None)
     assert_same(rest, whole)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_layer_that_no_batch_uses_changes_nothing_else(
+    strategy: str, two: Any, alone: Any
+) -> None:
+    parameters, losses, _ = two[0][f"{strategy}-unused"]["result"]
+    assert_same({k: v for k, v in parameters.items() if not k.startswith("never")}, alone[0])
+    assert losses == pytest.approx(alone[1], rel=1e-5)
+
+
+def test_layers_that_few_batches_use_are_trained_as_in_one_process(two: Any) -> None:
+    one_process = trained(settings("ddp", num_workers=1), alone=True, task_name="Branched")
+    assert_same(two[0]["Branched"]["result"][0], one_process[0])
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [("Embedded-whole", "adamw"), ("sgd", "sgd")])
+def test_sparse_gradients_are_averaged_over_the_workers(
+    name: str, optimizer: str, two: Any
+) -> None:
+    alone = settings("ddp", num_workers=1, optimizer=optimizer)
+    one_process = trained(alone, alone=True, task_name="Embedded")
+    assert_same(two[0][name]["result"][0], one_process[0])
