@@ -13,7 +13,6 @@ __all__ = [
     "StorageError",
     "TrainError",
     "UnavailableError",
-    "error_line",
     "unknown_names",
 ]
 
@@ -93,26 +92,3 @@ def unknown_names(names: Iterable[str], known: Iterable[str]) -> str:
     near = {name: get_close_matches(str(name), known, 1) for name in names}
     shown = [f"{n!r} (did you mean {c[0]!r}?)" if c else repr(n) for n, c in near.items()]
     return ", ".join(shown)
-
-
-def error_line(error: BaseException) -> str:
-    """An error in one line, with its place in the user's own code if it has one.
-
-    Example:
-        >>> try:
-        ...     {}["b"]
-        ... except KeyError as error:
-        ...     error_line(error).partition(" at ")[0]
-        "KeyError: 'b'"
-    """
-    import sysconfig
-    import traceback
-    from pathlib import Path
-
-    paths = sysconfig.get_paths()
-    installed = (paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    libraries = (*installed, str(Path(__file__).parent), "<")
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
-    place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
-    return f"{type(error).__name__}: {error}".strip().partition("\n")[0].removesuffix(":") + place

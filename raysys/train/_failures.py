@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from ray.exceptions import RayError
 
-from raysys.errors import StorageError, TrainError, error_line
+from raysys import cluster
+from raysys.errors import StorageError, TrainError
 from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def certain_errors(what: str) -> Iterator[None]:
     except Exception as error:
         if not recurs(error):
             raise
-        raise TrainError(f"{what} failed: {error_line(error)}") from error
+        raise TrainError(f"{what} failed: {cluster.error_line(error)}") from error
 
 
 def task_errors(task: TrainingTask, method: str) -> contextlib.AbstractContextManager[None]:

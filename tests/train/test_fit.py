@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 import raysys
+from raysys import cluster
 from raysys.data import Table
 from raysys.errors import DataError, ResourceError, TrainError
 from raysys.models import ModelFiles, Predictor
@@ -169,6 +171,35 @@ def test_the_same_call_resumes_under_another_strategy_after_its_driver_died(
     for ours, expected in zip(losses(fitted.history), losses(alone), strict=True):
         assert ours == pytest.approx(expected, rel=1e-4)
     assert status(tmp_path) == ["FINISHED"]
+
+
+def test_an_elastic_run_grows_when_a_cpu_becomes_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_fit, "_RESIZE_S", 2.0)
+    others = int(cluster.limits().cpus) - 1
+
+    @ray.remote(num_cpus=others)
+    class Busy:
+        def ready(self) -> None: ...
+
+    busy = Busy.remote()
+    ray.get(busy.ready.remote())
+
+    def free() -> None:
+        wait_for_steps(tmp_path, 6)
+        ray.kill(busy)
+
+    freeing = threading.Thread(target=free)
+    freeing.start()
+    fitted = run(tmp_path, slow=True, min_workers=1, num_workers=2, epochs=80)
+    freeing.join()
+    assert logged(tmp_path, "start") == 1 + 2
+    done = fitted.state.read("done")
+    assert done is not None
+    assert done["workers"] == 2
+    assert fitted.history[-1]["step"] == 80 * STEPS / 12
+    assert logged(tmp_path, "step") <= 2 * (80 * STEPS / 12 + EVERY + 1), "it began anew"
 
 
 class Exploding(SlowRegression):

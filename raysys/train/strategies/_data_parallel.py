@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raysys.train._module import sparse_parameters
 from raysys.train.strategies._layer_blocks import blocks
 from raysys.train.strategies._strategy import SingleDeviceStrategy
-from raysys.train.strategies._unused_parameters import used_parameters, zero_term
+from raysys.train.strategies._unused_parameters import reached_parameters, zero_term
 
 if TYPE_CHECKING:
     from raysys.train._settings import TrainSettings
@@ -86,10 +86,13 @@ class DDPStrategy(DataParallelStrategy):
     def _last_loss(
         self, loss: torch.Tensor, total: torch.Tensor
     ) -> tuple[torch.Tensor, Callable[[], float]]:
-        used = used_parameters(loss, self._trained)
-        for parameter, is_used in zip(self._trained, used, strict=True):
-            if not is_used:
+        used = []
+        for parameter, reached in zip(
+            self._trained, reached_parameters(loss, self._trained), strict=True
+        ):
+            if not reached:
                 loss = loss + zero_term(parameter, sparse=id(parameter) in self._sparse)
+            used.append(reached or parameter.grad is not None)  # by an earlier micro-batch
         flags = torch.tensor(used, dtype=total.dtype, device=total.device)
         means = mean_over_workers(torch.cat([total.view(1), flags]))
 

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 
-def used_parameters(loss: torch.Tensor, parameters: Sequence[torch.Tensor]) -> list[bool]:
-    """Whether each parameter has a gradient, or gets one in the loss's backward pass.
+def reached_parameters(loss: torch.Tensor, parameters: Sequence[torch.Tensor]) -> list[bool]:
+    """Whether the backward pass of a loss reaches each parameter.
 
     Walks the graph of the backward pass, about a microsecond for each operation. A parameter
     behind a checkpoint of PyTorch's older kind (`use_reentrant=True`) is not visible in it, so
     with such a checkpoint all count as used.
     """
-    seen, waiting = set(), [loss.grad_fn]
+    waiting: list[Any] = [loss.grad_fn]
+    seen = set(waiting)
     reached = set()
     while waiting:
         function = waiting.pop()
-        if function.name() == "CheckpointFunctionBackward":
+        if type(function).__name__ == "CheckpointFunctionBackward":
             return [True] * len(parameters)
-        variable = getattr(function, "variable", None)  # of the node that accumulates a gradient
-        if variable is not None:
-            reached.add(id(variable))
-        for after, _ in function.next_functions:
+        inputs = function.next_functions
+        if not inputs:  # it accumulates the gradient of a parameter
+            reached.add(id(getattr(function, "variable", None)))
+        for after, _ in inputs:
             if after is not None and after not in seen:
                 seen.add(after)
                 waiting.append(after)
-    return [id(p) in reached or p.grad is not None for p in parameters]
+    return [id(parameter) in reached for parameter in parameters]
 
 
 def zero_term(parameter: torch.Tensor, *, sparse: bool) -> torch.Tensor:
