@@ -167,7 +167,8 @@ def run(report: Report, quick: bool) -> None:
                 measured.append(time.perf_counter() - started)
         bare, stored, validated = (statistics.median(measured[1:]) for measured in seconds)
         quarantine = pl.read_parquet(f"{temporary}/quarantine/*.parquet")
-        actual = dict(zip(quarantine["_row"], quarantine["_reason"], strict=True))
+        rows_of = quarantine["_line"] - 2  # after the header
+        actual = dict(zip(rows_of, quarantine["_reason"], strict=True))
         valid = pl.read_parquet(f"{temporary}/valid/*.parquet", columns=["flight"])
     missed = sum(not actual.get(row, "").startswith(start) for row, start in reasons.items())
     expected = np.setdiff1d(np.arange(rows), list(reasons))  # a valid row's flight is its number

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import ray
 
 from raysys.cluster import task_error_cause
@@ -16,8 +17,6 @@ from raysys.telemetry import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-    import pyarrow as pa
 
 # Approximate size of a block: small enough that a few fit in a worker's memory, large enough to
 # amortize a task's start. A constant, so that blocks depend on the data and not on the cluster.
@@ -51,9 +50,9 @@ def block_count(nbytes: int) -> int:
     return max(1, -(-nbytes // BLOCK_BYTES))
 
 
-def table_task(name: str, tables: int = 1) -> Any:
-    """A task that returns (block, meta) for each table that its function returns."""
-    return ray.remote(_run_described).options(name=name, num_returns=2 * tables)
+def table_task(name: str, tables: int = 1, values: int = 0) -> Any:
+    """A task that returns (block, meta) for each table that its function returns, and values."""
+    return ray.remote(_run_described).options(name=name, num_returns=2 * tables + values)
 
 
 def value_task(name: str) -> Any:
@@ -124,10 +123,13 @@ def _run_parts(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _run_described(function: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
-    tables = _run(function, *args)
+    values = _run(function, *args)
     returned: list[Any] = []
-    for table in tables if isinstance(tables, tuple) else (tables,):
-        block, meta = described(table)
+    for value in values if isinstance(values, tuple) else (values,):
+        if not isinstance(value, pa.Table):
+            returned.append(value)
+            continue
+        block, meta = described(value)
         returned += block, meta
         if ray.is_initialized():
             tags = {"operation": ray.get_runtime_context().get_task_name() or ""}

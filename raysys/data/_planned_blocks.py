@@ -122,6 +122,8 @@ class PlannedBlocks:
         return metas
 
     def __len__(self) -> int:
+        if self._metas is None and self.lineage.rows is not None:
+            return self.lineage.rows
         return sum(meta.rows for meta in self.metas())
 
     def nbytes(self) -> int:

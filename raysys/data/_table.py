@@ -234,20 +234,24 @@ class Table(RelationalTable):
         self, function: Callable[..., tuple[pa.Table, pa.Table]], *args: Any, name: str
     ) -> tuple[Table, Table]:
         """Like `map_blocks`, for a function that splits each block in two."""
-        return self.split_sources(evaluate_and_call, function, *args, name=name)
+        return self.split_sources(evaluate_and_call, function, *args, name=name)[:2]
 
     def split_sources(
-        self, function: Callable[..., tuple[pa.Table, pa.Table]], *args: Any, name: str
-    ) -> tuple[Table, Table]:
-        """Like `split_blocks`, for `function(source, operations, *args)`, which evaluates both."""
-        task = table_task(name, tables=2)
+        self, function: Callable[..., tuple[Any, ...]], *args: Any, name: str, values: int = 0
+    ) -> tuple[Table, Table, list[Any]]:
+        """Like `split_blocks`, for `function(source, operations, *args)`, which evaluates both.
+
+        It may return further values after the two tables: their references, by block.
+        """
+        task = table_task(name, tables=2, values=values)
         pairs = [task.remote(function, s, self._operations, *args) for s in self._sources]
         lineages = [
             _lineage_of_call(f"{name} ({n} of 2)", function, args, self.lineage) for n in (1, 2)
         ]
         return (
-            Table.from_blocks([four[:2] for four in pairs], lineages[0]),
-            Table.from_blocks([four[2:] for four in pairs], lineages[1]),
+            Table.from_blocks([refs[:2] for refs in pairs], lineages[0]),
+            Table.from_blocks([refs[2:4] for refs in pairs], lineages[1]),
+            [refs[4:] for refs in pairs],
         )
 
     def coordinate(self, function: Callable[..., Any], *args: Any, name: str) -> Any:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _FAILED = re.compile(r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error")
-_PIECE_BYTES = 1 << 20  # converted first, to find columns that do not convert
+_PIECE_BYTES = 1 << 19  # converted first, to find columns that do not convert
 
 
 class TypedRows(NamedTuple):

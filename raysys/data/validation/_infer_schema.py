@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from raysys.data._blocks import value_task
 from raysys.data._polars import pl
 from raysys.data.readers._column_types import MALFORMED
 from raysys.data.validation._column_statistics import order_statistics, statistics
 from raysys.data.validation._row_rules import as_time, polars_column, to_arrow
 from raysys.data.validation._schema import RESERVED, Column, DistributionBounds, RowBounds, Schema
-from raysys.data.validation._uniqueness import find_suspects
+from raysys.data.validation._uniqueness import hashes_of, repeated_hashes
 from raysys.data.validation._value_types import is_temporal, polars_type, read_values
 from raysys.errors import DataError
 
@@ -186,7 +187,12 @@ def _keys(typed: Table, types: Mapping[str, str], stats: Mapping[str, Any]) -> s
     ]
     parts = typed.gather(_all_distinct, names, name="infer_keys")
     names = [name for name in names if all(part[name] for part in parts)]
-    return {name for name in names if not find_suspects(typed, [[name]])[2].any()}
+    if not names:
+        return set()
+    task, groups = value_task("infer_hash"), [[name] for name in names]
+    hashes = [task.remote(hashes_of, block, groups) for block in typed.blocks()]
+    _, counts = repeated_hashes(hashes, len(typed))
+    return {name for name, count in zip(names, counts, strict=True) if not count}
 
 
 def _all_distinct(block: pa.Table, columns: Sequence[str]) -> dict[str, bool]:

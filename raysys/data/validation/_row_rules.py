@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow as pa
+
 from raysys.data._polars import pl
 from raysys.data.readers._column_types import FILE, MALFORMED, place_column
 from raysys.data.validation._schema import REASON
@@ -17,13 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
-    import pyarrow as pa
 
     from raysys.data.validation._schema import Column, Schema
 
 # Prefixes of working columns: a value as it was written, and whether it is unreadable.
 _WRITTEN, _UNREADABLE = "\1written ", "\1unreadable "
 _EXAMPLES = b"raysys.reasons"
+_MAX_COMPARED = 8  # allowed values that are faster compared one by one than looked up
 _MAX_SHOWN = 80  # characters of a value in a reason
 
 
@@ -34,12 +36,12 @@ class RowRule:
     Attributes:
         kind: The reason without the value, by which rows are counted.
         broken: Expression over the read columns, true where a row breaks the rule; null passes.
-        text: Expression of the reason.
+        text: Function that makes the expression of the reason, which few blocks need.
     """
 
     kind: str
     broken: pl.Expr
-    text: pl.Expr
+    text: Callable[[], pl.Expr]
 
 
 # Number of rows and place of the first, by kind of reason.
@@ -94,7 +96,12 @@ def split_block(
     if MALFORMED in block.column_names and block[MALFORMED].null_count < len(block):
         malformed = polars_column(block, MALFORMED)
         mask = mask | malformed.is_not_null()
-    valid = to_arrow(read.select(list(schema.columns)).filter(~mask))
+    as_written = [
+        name
+        for name in schema.columns
+        if frame[name] is columns[name] and pa.types.is_large_string(block[name].type)
+    ]
+    valid = _valid_rows(read.select(list(schema.columns)), block.select(as_written), mask)
     for name in (FILE, place_column(block.column_names)):
         if schema.unique and name in block.column_names:
             valid = valid.append_column(name, block[name].filter((~mask).to_numpy()))
@@ -108,13 +115,26 @@ def split_block(
     if malformed is not None:
         bad_rows = bad_rows.with_columns(bad[MALFORMED].alias(_WRITTEN + MALFORMED))
         rules = _with_malformed(rules)
-    reasons, marks = _reasons(bad_rows, rules)
-    bad = bad.with_columns(reasons)
-    examples = {}
-    for number, rule in enumerate(rules):
-        if len(places := marks[str(number)].arg_true()):
-            examples[rule.kind] = (len(places), location(bad.row(places[0], named=True)))
+    marks = bad_rows.select(r.broken.fill_null(False).alias(str(n)) for n, r in enumerate(rules))
+    counts = marks.sum().row(0)
+    whys = [pl.when(marks[str(n)]).then(r.text()) for n, r in enumerate(rules) if counts[n]]
+    joined = pl.concat_str(whys, separator="; ", ignore_nulls=True).alias(REASON)
+    bad = bad.with_columns(bad_rows.select(joined).to_series())
+    examples = {
+        rule.kind: (counts[n], location(bad.row(marks[str(n)].arg_max() or 0, named=True)))
+        for n, rule in enumerate(rules)
+        if counts[n]
+    }
     return BlockSplit(valid, to_arrow(bad), examples)
+
+
+def _valid_rows(read: pl.DataFrame, texts: pa.Table, bad: pl.Series) -> pa.Table:
+    """The rows that are not bad; columns of unchanged text are Arrow's, which spares two copies."""
+    values = read.drop(texts.column_names)
+    if bad.any():
+        values, texts = values.filter(~bad), texts.filter((~bad).to_arrow())
+    columns = to_arrow(values)
+    return pa.table({n: (texts if n in texts.column_names else columns)[n] for n in read.columns})
 
 
 def compile_rules(
@@ -124,24 +144,17 @@ def compile_rules(
     rules = []
     for name, column in schema.columns.items():
         value, wrong = pl.col(name), pl.col(_UNREADABLE + name)
-        written = _written(name)
-        quoted = pl.format("'{}'", written)
-        shown = quoted if column.type == "string" else written
         if name in unreadable:
-            rules.append(_rule(name, f" is not a valid {column.type}", wrong, quoted))
+            rules.append(_rule(name, f" is not a valid {column.type}", wrong, quoted=True))
         if not column.nullable:
             missing = value.is_null() & ~wrong if name in unreadable else value.is_null()
-            rules.append(RowRule(f"{name}: missing", missing, pl.lit(f"{name}: missing")))
+            kind = f"{name}: missing"
+            rules.append(RowRule(kind, missing, functools.partial(pl.lit, kind)))
         for ending, broken in _value_rules(column, value, keys):
-            rules.append(_rule(name, ending, broken, shown))
+            rules.append(_rule(name, ending, broken, quoted=column.type == "string"))
     for name in schema.rules:
-        rule = schema.rule(name)
-        values = [
-            pl.format("{}={}", pl.lit(used), _written(used).fill_null("missing"))
-            for used in dict.fromkeys(rule.meta.root_names())
-        ]
-        kind = f"rule '{name}' fails"
-        text = pl.concat_str([pl.lit(f"{kind}: "), pl.concat_str(values, separator=", ")])
+        rule, kind = schema.rule(name), f"rule '{name}' fails"
+        text = functools.partial(_operands, kind, rule.meta.root_names())
         rules.append(RowRule(kind, ~rule, text))
     return rules
 
@@ -160,7 +173,11 @@ def _value_rules(
         rules.append((f" does not match pattern {column.pattern}", ~matches))
     if column.allowed is not None:
         allowed = column.allowed_values(kind)
-        rules.append((" is not an allowed value", ~value.is_in(allowed.implode())))
+        if len(allowed) <= _MAX_COMPARED:
+            is_allowed = pl.any_horizontal([value == one for one in allowed])
+        else:
+            is_allowed = value.is_in(allowed.implode())
+        rules.append((" is not an allowed value", ~is_allowed))
     if column.foreign_key is not None:
         parents, _ = read_values(pl.Series(keys[column.foreign_key]), kind)
         rules.append((f" is not in {column.foreign_key}", ~value.is_in(parents.implode())))
@@ -172,29 +189,29 @@ def _written(name: str) -> pl.Expr:
     return pl.col(_WRITTEN + name).cast(pl.String, strict=False).str.head(_MAX_SHOWN)
 
 
-def _rule(name: str, ending: str, broken: pl.Expr, shown: pl.Expr) -> RowRule:
-    text = pl.concat_str([pl.lit(f"{name}: "), shown, pl.lit(ending)])
+def _rule(name: str, ending: str, broken: pl.Expr, *, quoted: bool) -> RowRule:
+    def text() -> pl.Expr:
+        shown = pl.format("'{}'", _written(name)) if quoted else _written(name)
+        return pl.concat_str([pl.lit(f"{name}: "), shown, pl.lit(ending)])
+
     return RowRule(name + ending, broken, text)
+
+
+def _operands(kind: str, names: Sequence[str]) -> pl.Expr:
+    """The reason of a rule between columns, with their values."""
+    values = [
+        pl.format("{}={}", pl.lit(name), _written(name).fill_null("missing"))
+        for name in dict.fromkeys(names)
+    ]
+    return pl.concat_str([pl.lit(f"{kind}: "), pl.concat_str(values, separator=", ")])
 
 
 def _with_malformed(rules: Sequence[RowRule]) -> list[RowRule]:
     """Rules with one for malformed lines, whose columns are empty and break no other rule."""
     line = pl.col(_WRITTEN + MALFORMED)
-    text = pl.format("malformed line: '{}'", line.str.head(_MAX_SHOWN))
+    text = functools.partial(pl.format, "malformed line: '{}'", line.str.head(_MAX_SHOWN))
     records = [replace(rule, broken=rule.broken & line.is_null()) for rule in rules]
     return [RowRule("malformed line", line.is_not_null(), text), *records]
-
-
-def _reasons(rows: pl.DataFrame, rules: Sequence[RowRule]) -> tuple[pl.Series, pl.DataFrame]:
-    """Reasons of bad rows, and boolean columns named by the rules' numbers."""
-    marks = rows.select(rule.broken.fill_null(False).alias(str(n)) for n, rule in enumerate(rules))
-    texts = [
-        pl.when(marks[str(n)]).then(rule.text)
-        for n, rule in enumerate(rules)
-        if marks[str(n)].any()
-    ]
-    joined = pl.concat_str(texts, separator="; ", ignore_nulls=True).alias(REASON)
-    return rows.select(joined).to_series(), marks
 
 
 def location(row: Mapping[str, Any]) -> str:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from raysys.data._blocks import BlockMeta, results, scatter, table_task, value_task
+from raysys.data._blocks import results, scatter, table_task, value_task
+from raysys.data._lazy_plan import frame_of
 from raysys.data._polars import pl
-from raysys.data._row_hash import hash_rows
+from raysys.data._remaining_rows import RemainingRows
 from raysys.data._table import Table
 from raysys.data.readers._column_types import FILE, LINE, ROW, place_column
 from raysys.data.validation._row_rules import (
@@ -22,165 +23,183 @@ from raysys.data.validation._row_rules import (
 from raysys.data.validation._schema import REASON
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-_ROWS_PER_TASK = 16_000_000  # hashes that one task compares: 16 bytes each
+    from collections.abc import Mapping, Sequence
+_ROWS_PER_TASK = 16_000_000  # hashes that one task compares: 8 bytes each
 _PLACE, _KIND = "\1place", "\1kind"  # number of a row in the table; kind of its reason
 
 
 def split_repeated(
-    table: Table, groups: Sequence[Sequence[str]], columns: Sequence[str]
-) -> tuple[Table, Table]:
+    table: Table, keys: Sequence[Sequence[Any]], groups: Sequence[Sequence[str]],
+    columns: Sequence[str],
+) -> tuple[Table, Table]:  # fmt: skip
     """Split off rows that are equal to an earlier one in one of these groups of columns.
 
-    Tasks hash the columns of each block and compare the hashes of all, each task a share of them;
-    rows with equal hashes are compared by value, in one task. Only blocks with such rows are read
-    again, and only those with duplicates are written again. The groups count one after the other:
-    a row that one removes is not an earlier row for the next. Rows with a missing value in a
-    group are never duplicates by it.
+    Hashes of all rows are compared, each task a share of them; rows with equal hashes are compared
+    by value, in one task. The groups count one after the other: a row that one removes is not an
+    earlier row for the next. Rows with a missing value in a group are never duplicates by it.
+
+    Args:
+        table: Rows.
+        keys: References to the `hashes_of` each block and its rows' origin, arrays by column.
+        groups: Groups of columns.
+        columns: Columns of the duplicates; those that the table lacks are left empty.
 
     Returns:
-        Rows without duplicates; and the duplicates as text with the reason, which may be a Table
-        without blocks, with these columns: those that the table lacks are left empty.
+        Rows without duplicates, which are left out when blocks are read; and the duplicates as
+        text with the reason, which may be a Table without blocks.
     """
-    blocks, metas = list(table.blocks()), list(table.metas())
-    firsts, suspects, is_suspect = find_suspects(table, groups)
+    blocks, metas = table.blocks(), table.metas()
+    twice, counts = repeated_hashes([hashes for hashes, _ in keys], len(table))
+    if not any(counts):
+        return table, Table((), ())
+    firsts = np.cumsum([0, *(meta.rows for meta in metas)])
     gather = value_task("unique_values")
     values = [
-        gather.remote(candidates, blocks[n], groups, firsts[n], *suspects)
-        for n in np.flatnonzero(is_suspect)
+        gather.remote(candidates, block, *key, groups, first, *twice)
+        for block, key, first in zip(blocks, keys, firsts, strict=False)
     ]
-    ((repeated, numbers),) = scatter("unique_repeats", 2, repeats, [(groups, firsts, *values)])
-    task, bad = table_task("unique_split", tables=2), []
-    for n in results([numbers])[0]:
-        blocks[n], metas[n], *pair = task.remote(without, blocks[n], firsts[n], repeated, columns)
-        bad.append(pair)
-    duplicates = Table.from_blocks(bad) if bad else Table((), ())
-    metas = [m if isinstance(m, BlockMeta) else results([m])[0] for m in metas]
-    return Table(blocks, metas, table.lineage), duplicates
+    calls = [(groups, firsts, *values)]
+    ((repeated, removed, of_block),) = scatter("unique_repeats", 3, repeats, calls)
+    task, sources, bad = table_task("unique_rows"), list(blocks), []
+    for n in np.flatnonzero(results([of_block])[0]):
+        bad.append(task.remote(duplicates, blocks[n], firsts[n], repeated, columns))
+        sources[n] = RemainingRows(blocks[n], removed, int(firsts[n]), metas[n].schema)
+    repeats_table = Table.from_blocks(bad) if bad else Table((), ())
+    unique = Table.from_plan(sources, table.schema, (), table.lineage)
+    unique.lineage.rows = len(table) - len(repeats_table)
+    return unique, repeats_table
 
 
-def find_suspects(
-    table: Table, groups: Sequence[Sequence[str]]
-) -> tuple[np.ndarray, list[Any], np.ndarray]:
-    """Rows whose hash of a group's columns occurs in another row too.
+def repeated_hashes(hashes: Sequence[Any], rows: int) -> tuple[list[Any], list[int]]:
+    """Hashes that occur twice.
 
-    Returns:
-        The number of each block's first row, and of all rows; references to results of `shared`,
-        for each part of the hashes; and a mask of the blocks with such rows.
-    """
-    firsts = np.cumsum([0, *(meta.rows for meta in table.metas())])
-    parts = max(1, -(-len(table) // _ROWS_PER_TASK))
-    calls = [(b, groups, n, parts) for b, n in zip(table.blocks(), firsts, strict=False)]
-    pieces = zip(*scatter("unique_hash", parts, hashes, calls), strict=True)
-    compared = scatter("unique_compare", 2, shared, [(firsts, *of_part) for of_part in pieces])
-    is_suspect = np.any(results([mask for _, mask in compared]), axis=0)
-    return firsts, [places for places, _ in compared], is_suspect
-
-
-def hashes(block: pa.Table, groups: Sequence[Sequence[str]], first: int, parts: int) -> Any:
-    """Hashes of each group's columns and the places of their rows, partitioned by hash.
+    Args:
+        hashes: References to the hashes of each block, by group.
+        rows: Number of rows of all blocks.
 
     Returns:
-        For each part a list with, for each group, hashes (uint64) and places (int64).
+        References to the hashes by group, ascending, of each part of them; and their number by
+        group.
     """
-    partitions: list[Any] = [[] for _ in range(parts)]
+    parts = max(1, -(-rows // _ROWS_PER_TASK))
+    pieces: Any = [hashes]
+    if parts > 1:
+        calls = [(of_block, parts) for of_block in hashes]
+        pieces = zip(*scatter("unique_partition", parts, partition, calls), strict=True)
+    compared = scatter("unique_compare", 2, shared, pieces)
+    counts = np.sum(results([count for _, count in compared]), axis=0)
+    return [twice for twice, _ in compared], counts.tolist()
+
+
+def hashes_of(block: pa.Table, groups: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    """Hashes (uint64) by group, of the rows without a missing value in it.
+
+    They are polars' hashes, equal in all processes with one release of it.
+    """
+    hashes = []
     for group in groups:
-        complete = np.all([block[name].is_valid().to_numpy() for name in group], axis=0)
-        values = hash_rows(block, group)[complete]
-        places = first + np.flatnonzero(complete)
-        part_of = values % np.uint64(parts)
-        for part in range(parts):
-            mask = part_of == part if parts > 1 else slice(None)
-            partitions[part].append((values[mask], places[mask]))
-    return partitions
+        values = frame_of(block.select(list(group))).hash_rows(seed=0).to_numpy()
+        rows = _complete(block, group)
+        hashes.append(values if rows is None else values[rows])
+    return hashes
 
 
-def shared(firsts: np.ndarray, *pieces: Any) -> tuple[list[np.ndarray], np.ndarray]:
-    """Places whose hash occurs at another place too.
+def _complete(block: pa.Table, group: Sequence[str]) -> np.ndarray | None:
+    """Numbers of the rows without a missing value; None for all."""
+    if not any(block[name].null_count for name in group):
+        return None
+    return np.flatnonzero(np.all([block[name].is_valid().to_numpy() for name in group], axis=0))
 
-    Returns:
-        For each group the places, ascending; and a mask of the blocks that have any.
-    """
-    suspects, is_suspect = [], np.zeros(len(firsts) - 1, bool)
+
+def partition(hashes: Sequence[np.ndarray], parts: int) -> list[list[np.ndarray]]:
+    """The hashes of each group that belong to each part, by their remainder."""
+    parts_of = [values % np.uint64(parts) for values in hashes]
+    return [
+        [values[part_of == part] for values, part_of in zip(hashes, parts_of, strict=True)]
+        for part in range(parts)
+    ]
+
+
+def shared(*pieces: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
+    """By group, the hashes that occur twice, ascending, and their number."""
+    twice = []
     for group in zip(*pieces, strict=True):
-        values = np.concatenate([values for values, _ in group])
-        places = np.concatenate([places for _, places in group])
-        ordered = np.sort(values)
-        twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        repeated = np.sort(places[np.isin(values, twice)]) if len(twice) else places[:0]
-        is_suspect[_block_of(repeated, firsts)] = True
-        suspects.append(repeated)
-    return suspects, is_suspect
+        values = np.concatenate(group)
+        values.sort()
+        twice.append(np.unique(values[1:][values[1:] == values[:-1]]))
+    return twice, [len(values) for values in twice]
 
 
 def candidates(
-    block: pa.Table, groups: Sequence[Sequence[str]], first: int, *suspects: list[np.ndarray]
+    block: pa.Table,
+    hashes: Sequence[np.ndarray],
+    origin: Mapping[str, pa.Array],
+    groups: Sequence[Sequence[str]],
+    first: int,
+    *twice: Sequence[np.ndarray],
 ) -> list[pa.Table]:
-    """Columns of the suspect rows in a block, with their place and origin, for each group."""
+    """Columns of the rows whose hash occurs twice, with their place and origin, for each group."""
     values = []
-    for number, group in enumerate(groups):
-        places = np.sort(np.concatenate([places[number] for places in suspects]))
-        low, high = np.searchsorted(places, [first, first + len(block)])
-        origin = [name for name in (FILE, LINE, ROW) if name in block.column_names]
-        rows = block.select(list(dict.fromkeys([*group, *origin]))).take(places[low:high] - first)
-        values.append(rows.append_column(_PLACE, pa.array(places[low:high])))
+    for group, of_group, *parts in zip(groups, hashes, *twice, strict=True):
+        rows = np.flatnonzero(np.isin(of_group, np.concatenate(parts)))
+        complete = _complete(block, group)
+        rows = rows if complete is None else complete[rows]
+        table = block.select(list(group)).take(rows)
+        for name, values_of in origin.items():
+            table = table.append_column(name, values_of.take(pa.array(rows)))
+        values.append(table.append_column(_PLACE, pa.array(rows + first)))
     return values
 
 
 def repeats(
     groups: Sequence[Sequence[str]], firsts: np.ndarray, *values: list[pa.Table]
-) -> tuple[pa.Table, np.ndarray]:
+) -> tuple[pa.Table, np.ndarray, np.ndarray]:
     """Rows that repeat an earlier one by value.
 
     Returns:
-        Their places, reasons and kinds of reasons; and the numbers of the blocks that have any.
+        Their places, origins, reasons and kinds of reasons; their places, ascending; and their
+        number in each block.
     """
     repeated: list[pl.DataFrame] = []
-    for group, parts in zip(groups, zip(*values, strict=True), strict=False):
+    for group, parts in zip(groups, zip(*values, strict=True), strict=True):
         rows = pa.concat_tables(parts, promote_options="permissive")
         frame = pl.DataFrame({name: polars_column(rows, name) for name in rows.column_names})
+        frame = frame.cast({pl.Categorical: pl.String})  # `_file`
         for earlier_group in repeated:
             frame = frame.join(earlier_group, on=_PLACE, how="anti")
+        origin = [name for name in (FILE, LINE, ROW) if name in frame.columns]
         frame = frame.sort(_PLACE).with_columns(
             pl.col(name).first().over(list(group)).alias("\1first " + name)
-            for name in (FILE, LINE, ROW, _PLACE)
-            if name in frame.columns
+            for name in [*origin, _PLACE]
         )
         frame = frame.filter(pl.col(_PLACE) != pl.col("\1first " + _PLACE))
         kind = f"duplicate {', '.join(group)}"
         place = place_column(frame.columns)
         earlier = pl.format(f"{place[1:]} {{}}", pl.col("\1first " + place))
-        if FILE in frame.columns:
-            file = pl.col("\1first " + FILE).cast(pl.String)
-            earlier = pl.concat_str(file, pl.lit(", "), earlier)
+        if FILE in origin:
+            earlier = pl.concat_str(pl.col("\1first " + FILE), pl.lit(", "), earlier)
         reason = pl.format("{} (first in {})", pl.lit(kind), earlier)
-        repeated.append(frame.select(_PLACE, reason.alias(REASON), pl.lit(kind).alias(_KIND)))
-    if not repeated:
-        return pa.table({}), np.zeros(0, np.int64)
-    joined = pl.concat(repeated)
-    return to_arrow(joined), np.unique(_block_of(joined[_PLACE].to_numpy(), firsts))
+        reasons = reason.alias(REASON), pl.lit(kind).alias(_KIND)
+        repeated.append(frame.select(_PLACE, *origin, *reasons))
+    joined = pl.concat(repeated).sort(_PLACE)
+    places = joined[_PLACE].to_numpy()
+    of_block = np.searchsorted(firsts, places, "right") - 1
+    return to_arrow(joined), places, np.bincount(of_block, minlength=len(firsts) - 1)
 
 
-def without(
-    block: pa.Table, first: int, repeated: pa.Table, columns: Sequence[str]
-) -> tuple[pa.Table, pa.Table]:
-    """A block without repeated rows; and those, with the columns of the quarantine."""
+def duplicates(block: pa.Table, first: int, repeated: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The repeated rows of a block, with the columns of the quarantine."""
     in_block = pl.col(_PLACE).is_between(first, first + len(block), closed="left")
-    duplicates = pl.DataFrame(repeated).filter(in_block).sort(_PLACE)
-    numbers = duplicates[_PLACE].to_numpy() - first
-    keep = np.ones(len(block), bool)
-    keep[numbers] = False
-    bad = as_text(block.take(numbers)).with_columns(duplicates[REASON])
+    of_block = pl.DataFrame(repeated).filter(in_block)
+    numbers = of_block[_PLACE].to_numpy() - first
+    bad = as_text(block.take(numbers))
+    bad = bad.with_columns(of_block.drop(_PLACE, _KIND))
     bad = bad.select(
         pl.col(name) if name in bad.columns else pl.lit(None, pl.String).alias(name)
         for name in columns
     )
     examples = {}
-    for (kind,), rows in duplicates.group_by([_KIND], maintain_order=True):
+    for (kind,), rows in of_block.group_by([_KIND], maintain_order=True):
         index = int(np.searchsorted(numbers, rows[_PLACE][0] - first))
         examples[str(kind)] = (len(rows), location(bad.row(index, named=True)))
-    return block.filter(pa.array(keep)), with_examples(to_arrow(bad), examples)
-
-
-def _block_of(places: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    return np.searchsorted(firsts, places, "right") - 1
+    return with_examples(to_arrow(bad), examples)

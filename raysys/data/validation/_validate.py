@@ -23,7 +23,7 @@ from raysys.data.validation._row_rules import (
     split_block,
     with_examples,
 )
-from raysys.data.validation._uniqueness import split_repeated
+from raysys.data.validation._uniqueness import hashes_of, split_repeated
 from raysys.errors import DataError
 from raysys.telemetry import metrics
 
@@ -144,11 +144,10 @@ def validate(
     keys = _foreign_keys(schema, tables or {})
     if not {LINE, ROW} & set(table.schema.names):
         table = table.with_row_number(ROW)
-    valid, bad = table.split_sources(_split, schema, keys, name="validate")
+    valid, bad, row_keys = table.split_sources(_split, schema, keys, name="validate", values=2)
     quarantines = [bad]
     if schema.unique:
-        valid, repeated = split_repeated(valid, schema.unique, bad.schema.names)
-        valid = valid.select(list(schema.columns))
+        valid, repeated = split_repeated(valid, row_keys, schema.unique, bad.schema.names)
         if len(repeated):
             quarantines.append(repeated)
     blocks = [block for part in quarantines for block in part.blocks()]
@@ -185,8 +184,12 @@ def validate(
 
 def _split(
     source: Any, steps: Sequence[LazyOperation], schema: Schema, keys: Mapping[str, Table]
-) -> tuple[pa.Table, pa.Table]:
-    """Read a block, typed where it is a part of a raw CSV file, and split it."""
+) -> tuple[Any, ...]:
+    """Read a block, typed where it is a part of a raw CSV file, and split it.
+
+    Returns:
+        Valid rows and bad rows; hashes of the valid ones, and their origin by column.
+    """
     values = {key: table.to_arrow().column(0).combine_chunks() for key, table in keys.items()}
     typed = None
     if (part := raw_part(source)) and all(step.columns for step in steps):
@@ -201,7 +204,10 @@ def _split(
         )
         _, lines, malformed = split_block(typed.malformed.select(names), schema, values)
         bad, examples = concat(bad, lines), examples | malformed
-    return valid, with_examples(bad, examples)
+    origin = [name for name in valid.column_names if name not in schema.columns]
+    places = {name: valid[name].combine_chunks() for name in origin}
+    hashes = hashes_of(valid, schema.unique)
+    return valid.select(list(schema.columns)), with_examples(bad, examples), hashes, places
 
 
 def _arrow_types(schema: Schema) -> dict[str, pa.DataType]:

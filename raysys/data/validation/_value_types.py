@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysys.data._polars import pl
 
@@ -20,6 +21,8 @@ _SIMPLE_TYPES = {
 _TIMESTAMP = re.compile(r"timestamp(?:\[(ms|us|ns)(?:, *([A-Za-z0-9_+:/-]+))?\])?")
 _BLANKS = " \t"
 _TRUE, _FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")
+_REFUSED = re.compile("Failed to parse string: '(.*)' as a scalar of type", re.DOTALL)
+_FIRST_ROWS, _MAX_REFUSED = 8192, 4  # texts such as `N/A`, which are repeated
 _ISO = (
     r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d(?::\d\d)?)(:\d\d)?(\.\d{1,9})?)?"
     r"(?:(Z)|([+-]\d\d)(?::?(\d\d))?)?$"
@@ -115,14 +118,13 @@ def _convert(values: pl.Series, source: Any, kind: Any) -> pl.Series:
         return read.set((~at_midnight).fill_null(False), None)
     same = source == pl.Datetime and kind == pl.Datetime
     if same and (source.time_zone is None) == (kind.time_zone is None):
-        return _in_range(values.cast(kind, strict=False), values.dt.year())
+        times = values.cast(kind, strict=False)
+        return _in_range(times, values.dt.year()) if kind.time_unit == "ns" else times
     return pl.Series(values.name, [], kind).extend_constant(None, len(values))
 
 
 def _in_range(times: pl.Series, years: pl.Series) -> pl.Series:
-    """Timestamps; in nanoseconds, null in years that int64 does not cover."""
-    if times.dtype.time_unit != "ns":  # type: ignore[attr-defined]
-        return times
+    """Timestamps, null in years that int64 does not cover in nanoseconds."""
     return times.set((~years.is_between(1678, 2261)).fill_null(False), None)
 
 
@@ -158,21 +160,52 @@ def _hexadecimal(text: str, kind: Any) -> int | None:
 
 
 def _read_timestamps(text: pl.Series, kind: Any) -> pl.Series:
-    """Texts of full width at once; of all others, each distinct one by its parts."""
+    """Texts in ISO 8601 at once; of all others, each distinct one by its parts."""
     zone = "Z" if kind.time_zone else ""
     naive = pl.Datetime(kind.time_unit)
-    usual = text.str.to_datetime(
-        f"%Y-%m-%dT%H:%M:%S{zone}", strict=False, time_unit=kind.time_unit, cache=False
-    ).dt.replace_time_zone(None)
-    usual = usual.set((text.str.len_bytes() != 19 + len(zone)).fill_null(False), None)
+    usual = _by_arrow(text, kind)
+    if usual is None:
+        usual = text.str.to_datetime(
+            f"%Y-%m-%dT%H:%M:%S{zone}", strict=False, time_unit=kind.time_unit, cache=False
+        ).dt.replace_time_zone(None)
+        usual = usual.set((text.str.len_bytes() != 19 + len(zone)).fill_null(False), None)
     if usual.null_count() > text.null_count():
         failed = (usual.is_null() & text.is_not_null()).arg_true()
         unusual = pl.DataFrame(text.gather(failed).alias("text"))
         distinct = unusual.unique().with_columns(read=_by_parts(naive, bool(zone)))
         joined = unusual.join(distinct, on="text", how="left", maintain_order="left")
         usual = usual.scatter(failed, joined["read"])
-    usual = _in_range(usual, text.str.head(4).cast(pl.Int32, strict=False))
+    if kind.time_unit == "ns":
+        usual = _in_range(usual, text.str.head(4).cast(pl.Int32, strict=False))
     return usual.dt.replace_time_zone("UTC").cast(kind) if zone else usual
+
+
+def _by_arrow(text: pl.Series, kind: Any) -> pl.Series | None:
+    """Times in UTC by Arrow's parser, three times as fast as polars'; null where it refuses a text.
+
+    None if it refuses more than a few distinct texts, or one that the first rows do not have.
+    """
+    values: Any = text.to_arrow(compat_level=pl.CompatLevel.oldest())
+    zoned = pa.timestamp(kind.time_unit, kind.time_zone and "UTC")
+    refused: list[str] = []
+    rows = _FIRST_ROWS
+    while len(refused) <= _MAX_REFUSED:
+        part = values[:rows]
+        if refused:
+            is_refused = pc.is_in(part, value_set=pa.array(refused, part.type))
+            part = pc.if_else(is_refused, None, part)
+        try:
+            times = part.cast(zoned)
+        except pa.ArrowInvalid as error:
+            match = _REFUSED.search(str(error))
+            if match is None or rows > _FIRST_ROWS:
+                return None
+            refused.append(match[1])
+            continue
+        if rows >= len(values):
+            return pl.Series(text.name, times).dt.replace_time_zone(None)
+        rows = len(values)
+    return None
 
 
 def _by_parts(naive: Any, zoned: bool) -> pl.Expr:

@@ -150,6 +150,36 @@ def test_text_reads_as_a_type_or_is_invalid(kind: str, cases: dict[str, Any]) ->
     assert read([None, *cases], kind)[0] is None
 
 
+TIMES = [
+    "2013-01-02T03:04:05", "2013-01-02 03:04:05.25", "2013-01-02T03", "2013-01-02", "0001-01-01",
+    "2013-01-02T03:04:05Z", "2013-01-02 03:04:05+01:00", "2013-01-02T03:04-0130", "9999-12-31T23Z",
+    "2013-01-02T03:04:05.123456789Z", "2013-01-02T24:00:00Z", "2013-01-02T03:04:60Z", "1500-02-29",
+    "2013-01-02T03:04:05+14:59", "2013-01-02T03:04:05+99:00", "2013-02-30", "", "it's", "a\n'b'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "timestamp[ms]",
+        "timestamp",
+        "timestamp[ns]",
+        "timestamp[us, UTC]",
+        "timestamp[ns, Asia/Tokyo]",
+    ],
+)
+def test_a_time_reads_alike_alone_and_beside_others(kind: str) -> None:
+    full = "2013-05-06T07:08:09" + "Z" * (", " in kind)
+    slow = [read([text, *[f"no {n}" for n in range(9)]], kind)[0] for text in TIMES]
+    assert [read([text], kind)[0] for text in TIMES] == slow
+    (value,) = read([full], kind)
+    assert slow.count(BAD) not in (0, len(TIMES))
+    few = [full, None, *TIMES[-3:]] * 4000  # the same few texts are invalid, all over
+    assert read(few, kind) == [value, None, BAD, BAD, BAD] * 4000
+    late = [full] * 9000 + TIMES
+    assert read(late, kind) == [value] * 9000 + slow
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "expected"),
     [

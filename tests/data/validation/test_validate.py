@@ -12,8 +12,16 @@ import pytest
 
 from jobs.film_etl import SCHEMA as RATINGS
 from raysys.data import Schema, Table, ValidationError, ValidationResult, read, validate
+from raysys.data._remaining_rows import rows_of, without
 from raysys.data.validation._row_rules import split_block
-from raysys.data.validation._uniqueness import candidates, hashes, repeats, shared, without
+from raysys.data.validation._uniqueness import (
+    candidates,
+    duplicates,
+    hashes_of,
+    partition,
+    repeats,
+    shared,
+)
 from raysys.errors import DataError
 
 FLIGHTS = Schema.from_yaml("""
@@ -152,31 +160,41 @@ def test_duplicates_are_those_of_pandas(cuts: list[int], parts: int) -> None:
         for low, high in pairwise(bounds)
     ]
     firsts = np.array(bounds)
-    pieces = [hashes(b, groups, n, parts) for b, n in zip(blocks, firsts, strict=False)]
-    suspects = [shared(firsts, *[piece[n] for piece in pieces])[0] for n in range(parts)]
-    values = [candidates(b, groups, n, *suspects) for b, n in zip(blocks, firsts, strict=False)]
-    repeated, _ = repeats(groups, firsts, *values)
-    columns = [*frame.columns, "more", "_reason"]
-    split = [without(b, n, repeated, columns) for b, n in zip(blocks, firsts, strict=False)]
-    assert {tuple(bad.column_names) for _, bad in split} == {tuple(columns)}
-    reasons = {row["_row"]: row["_reason"] for _, bad in split for row in bad.to_pylist()}
+    hashes = [hashes_of(block, groups) for block in blocks]
+    pieces = zip(*[partition(of_block, parts) for of_block in hashes], strict=True)
+    twice = [shared(*of_part)[0] for of_part in pieces]
+    values = [
+        candidates(block, of_block, {"_row": block["_row"].chunk(0)}, groups, n, *twice)
+        for block, of_block, n in zip(blocks, hashes, firsts, strict=False)
+        if len(block)
+    ]
+    repeated, places, counts = repeats(groups, firsts, *values)
+    assert places.tolist() == np.flatnonzero(first | second).tolist()
+    assert counts.tolist() == [(first | second)[a:z].sum() for a, z in pairwise(bounds)]
+    columns = ["a", "b", "more", "c", "_row", "_reason"]
+    bad = [duplicates(b, n, repeated, columns) for b, n in zip(blocks, firsts, strict=False)]
+    assert {tuple(rows.column_names) for rows in bad} == {tuple(columns)}
+    reasons = {row["_row"]: row["_reason"] for rows in bad for row in rows.to_pylist()}
     assert sorted(reasons) == np.flatnonzero(first | second).tolist()
-    unique_rows = [row for good, _ in split for row in good["_row"].to_pylist()]
-    assert unique_rows == np.flatnonzero(~(first | second)).tolist()
     number = int(np.flatnonzero(first)[0])
     same = (frame[groups[0]] == frame.loc[number, groups[0]]).all(axis=1)
     assert reasons[number] == f"duplicate a, b (first in row {same.idxmax()})"
 
 
-def test_rows_that_only_share_a_hash_are_not_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "raysys.data.validation._uniqueness.hash_rows",
-        lambda block, _: np.zeros(len(block), np.uint64),
-    )
-    block, firsts = pa.table({"a": [3, 1, 3, 2], "_row": [0, 1, 2, 3]}), np.array([0, 4])
-    suspects, _ = shared(firsts, *hashes(block, [["a"]], 0, 1))
-    repeated, blocks = repeats([["a"]], firsts, candidates(block, [["a"]], 0, suspects))
-    assert (repeated["\1place"].to_pylist(), blocks.tolist()) == ([2], [0])
+def test_rows_that_only_share_a_hash_are_not_duplicates() -> None:
+    block, hashes = pa.table({"a": [3, 1, 3, 2]}), [np.zeros(4, np.uint64)]
+    twice, counts = shared(hashes)
+    assert counts == [1]
+    rows = candidates(block, hashes, {"_row": pa.array([0, 1, 2, 3])}, [["a"]], 0, twice)
+    _, places, counts = repeats([["a"]], np.array([0, 4]), rows)
+    assert (places.tolist(), counts.tolist()) == ([2], [1])
+
+
+@pytest.mark.parametrize("removed", [[], [0, 3, 4], [*range(10)], [*range(0, 1000, 3)]])
+def test_rows_are_left_out_of_a_block(removed: list[int]) -> None:
+    block = pa.table({"a": np.arange(max(10, len(removed) * 3))})
+    rows = without(block, rows_of(np.array([-2, *removed, 5000]) + 50, 50, len(block)))
+    assert rows["a"].to_pylist() == np.delete(np.arange(len(block)), removed).tolist()
 
 
 # --- on a cluster ---
