@@ -66,6 +66,14 @@ def write_table(table: Table, storage: Storage, path: str) -> str:
     return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
 
 
+def stored_rows(sources: Sequence[Any], operations: Sequence[Any]) -> pa.Table | None:
+    """All rows of a Table of files to which nothing was done; None of another."""
+    stored = [source for source in sources if isinstance(source, StoredBlock)]
+    if operations or not stored or len(stored) < len(sources):
+        return None
+    return pa.concat_tables([source.read() for source in stored], promote_options="permissive")
+
+
 def read_table(
     storage: Storage, path: str
 ) -> tuple[list[StoredBlock], pa.Schema, tuple[()], Lineage]:

@@ -132,7 +132,11 @@ class Table(RelationalTable):
         return _summaries.head(self, rows)
 
     def to_arrow(self) -> pa.Table:
-        """All rows in this process, mapped from the object store."""
+        """All rows in this process, mapped from the object store; without a cluster, from files."""
+        if not ray.is_initialized():
+            stored = _block_files.stored_rows(self._sources, self._operations)
+            if stored is not None:
+                return stored
         return pa.concat_tables(results(self.blocks()), promote_options="permissive")
 
     def to_pandas(self) -> Any:

@@ -95,8 +95,13 @@ def save(storage: Storage, path: str, value: Any) -> StepResult:
     return StepResult(path, content.hexdigest(), known)
 
 
-def load(storage: Storage, result: StepResult) -> Any:
+def load(storage: Storage, result: StepResult, *, values: bool = False) -> Any:
     """Read a value back; its Tables are read by the tasks that need their rows.
+
+    Args:
+        storage: The storage root.
+        result: Result of `save`.
+        values: Read objects of Ray's store as their values, which needs no cluster.
 
     Raises:
         StorageError: The result was removed.
@@ -117,7 +122,8 @@ def load(storage: Storage, result: StepResult) -> Any:
             elif number not in loaded:
                 content = storage.read_bytes(f"{result.path}/object-{number}")
                 assert content is not None
-                loaded[number] = ray.put(pickle.loads(content))
+                item = pickle.loads(content)
+                loaded[number] = item if values else ray.put(item)
             return loaded[number]
 
     return Unpickler(io.BytesIO(data)).load()

@@ -30,7 +30,7 @@ from tests.models import nets
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 KINDS = np.array(["low", "high"])[(X.sum(axis=1) > 0).astype(int)]
-NAMES = ["a", "b", "c"]
+NAMES = ["a", "b", "mean c"]
 
 
 def net() -> nets.Net:
@@ -160,8 +160,8 @@ def test_impossible_calls_are_refused(options: dict[str, Any], message: str) -> 
 
 def test_unfitting_batches_and_outputs_are_refused(tmp_path: Path) -> None:
     loaded = written(net(), tmp_path / "net", inputs=NAMES)
-    with pytest.raises(DataError, match=r"missing features: 'c' \(did you mean 'cc'\?\)"):
-        loaded({"a": X[:, 0], "b": X[:, 1], "cc": X[:, 2]})
+    with pytest.raises(DataError, match=r"missing features: 'mean c' \(did you mean 'mean cc'\?\)"):
+        loaded({"a": X[:, 0], "b": X[:, 1], "mean cc": X[:, 2]})
     with pytest.raises(DataError, match=r"shape \(40, 2\); expected \(rows, 3\)"):
         loaded(X[:, :2])
     with pytest.raises(DataError, match="Net takes numbers, not <U"):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
 from raysys import train
 from raysys.cluster import Resources
@@ -17,6 +18,7 @@ from raysys.storage import Storage
 from raysys.tune import (
     Choice,
     Float,
+    Grid,
     Integer,
     Population,
     Sampler,
@@ -27,6 +29,7 @@ from raysys.tune import (
     TrialScheduler,
     search,
 )
+from tests.train import tasks
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SPACE: Space = {"x": Float(0, 1)}
@@ -172,3 +175,27 @@ def test_training_inside_a_trial_gets_its_nested_resources(storage: Storage) -> 
         search("undeclared", boosted, {}, SPACE, storage, resources=ONE_CPU, **options)
     resources = TrialResources(cpus=1, nested=nested)
     search("declared", boosted, {}, SPACE, storage, resources=resources, **options)
+
+
+def test_a_fit_inside_a_trial_needs_no_more_cpus_than_its_workers(storage: Storage) -> None:
+    def trained(params: dict[str, Any], tables: Tables, report: TrialReporter) -> None:
+        settings = train.TrainSettings(num_workers=int(params["workers"]), epochs=1, batch_size=256)
+        name = f"trial-{params['workers']}"
+        table = Table.from_arrow(tables["rows"])
+        result = train.fit(name, tasks.Regression(), {"rows": table}, settings, storage)
+        report({"loss": result.history[-1]["loss"]})
+
+    others = ray.util.placement_group([{"CPU": 1}] * 3)  # of five CPUs two are left
+    ray.get(others.ready())
+    try:
+        result = search(
+            "fits", trained, {"rows": Table.from_arrow(tasks.rows())}, {"workers": Choice((1, 2))},
+            storage, metric="loss", direction="minimize", n_trials=2, sampler=Grid(),
+            limits=SearchLimits(max_failed_trials=2),
+            resources=TrialResources(cpus=0, nested=Resources(cpus=1, gpus=0)),
+        )  # fmt: skip
+    finally:
+        ray.util.remove_placement_group(others)
+    alone, refused = sorted(result.trials, key=lambda trial: trial.params["workers"])
+    assert alone.state == "finished"
+    assert "needs 2 CPUs and 0 GPUs, and the search reserves 1" in str(refused.reason)
