@@ -19,6 +19,8 @@ def up(
     """Start a Ray head on this machine, or print the address of the running one."""
     head = cluster.start_local(Storage(), cpus=cpus, tls=tls)
     say(f"Ray at {head.address}, dashboard at {head.dashboard_url}")
+    if address := os.environ.get("RAY_ADDRESS"):
+        say(f"other commands mean the cluster of RAY_ADDRESS={address} until you unset it")
     if head.tls:
         say("jobs need no further settings; a process that connects to that address needs")
         for name, value in head.tls.items():

@@ -18,7 +18,7 @@ from raysys.cluster._dashboard import Dashboard, token_header
 from raysys.cluster._doctor_checks import Check
 from raysys.cluster._jobs import Jobs
 from raysys.cluster._machine_facts import Facts, collect, versions
-from raysys.cluster._runtime_env import runtime_env
+from raysys.cluster._runtime_env import environment, runtime_env
 from raysys.errors import RaysysError
 from raysys.secrets import token_path
 
@@ -98,8 +98,7 @@ def _machine_checks(facts: Facts, store_bytes: float | None, gpus: float) -> Ite
 
 def _probe(jobs: Jobs, storage: Storage, folder: Path) -> Facts:
     """Facts of the head, collected by a job with the environment of jobs from this machine."""
-    names = ("RAYSYS_STORAGE", "MLFLOW_TRACKING_URI")
-    env = {name: os.environ[name] for name in names if name in os.environ}
+    env = environment(own_head=not os.environ.get("RAY_ADDRESS"))
     job = jobs.submit(_PROBE, runtime_env(folder, env), storage=storage, name="doctor")
     deadline = time.monotonic() + _PROBE_TIMEOUT_S
     while not (current := jobs.status(job)).is_over:

@@ -1,6 +1,7 @@
 """A user's Ray head on this machine, started and stopped by its process id."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -10,6 +11,8 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,23 +93,45 @@ def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False)
         StorageError: The storage root does not answer, or is not writable.
         ResourceError: The head did not start, or one without TLS is already running.
     """
-    if head := local_head():
-        if tls and not head.tls:
-            raise ResourceError(
-                f"the head at {head.address} runs without TLS: `raysys down`, then "
-                "`raysys up --tls`"
-            )
-        _wait(head)  # another process may have started it a moment ago
-        return head
     storage.check()
     create_token()
+    with _starting():
+        if not (head := local_head()):
+            return _start(storage, cpus or logical_cpus(), tls)
+    if tls and not head.tls:
+        raise ResourceError(
+            f"the head at {head.address} runs without TLS: `raysys down`, then `raysys up --tls`"
+        )
+    return head
+
+
+def stop_local(storage: Storage) -> Head | None:
+    """Stop the head started by `start_local`, with everything that runs on it.
+
+    Args:
+        storage: Storage root of the audit log; any, the head is not bound to one.
+
+    Returns:
+        The head that was running; None if none was.
+    """
+    head = local_head()
+    if head is not None:
+        audit.record(storage, "down", head.address)
+        _stop(head)
+    return head
+
+
+def _start(storage: Storage, cpus: int, tls: bool) -> Head:
     port, dashboard_port = _free_port(6379), _free_port(8265)
-    audit.record(storage, "up", f"127.0.0.1:{port}", cpus=cpus or logical_cpus(), tls=tls)
-    folder = _new_folder(str(port))
+    audit.record(storage, "up", f"127.0.0.1:{port}", cpus=cpus, tls=tls)
+    # It replaces the folder of the last head on that port.
+    folder = _folder_of_heads() / str(port)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     encryption = make_certificates(folder / "tls", []) if tls else {}
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
-        f"--port={port}", f"--num-cpus={cpus or logical_cpus()}", f"--temp-dir={folder}",
+        f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}",
         "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard_port}", "--disable-usage-stats",
         # With one of Ray's fixed ports in use by another head, its server would not start.
@@ -132,28 +157,11 @@ def start_local(storage: Storage, *, cpus: int | None = None, tls: bool = False)
     return head
 
 
-def stop_local(storage: Storage) -> Head | None:
-    """Stop the head started by `start_local`, with everything that runs on it.
-
-    Args:
-        storage: Storage root of the audit log; any, the head is not bound to one.
-
-    Returns:
-        The head that was running; None if none was.
-    """
-    head = local_head()
-    if head is not None:
-        audit.record(storage, "down", head.address)
-        _stop(head)
-    return head
-
-
-def _wait(head: Head, process: subprocess.Popen[bytes] | None = None) -> None:
+def _wait(head: Head, process: subprocess.Popen[bytes]) -> None:
     """Wait until a head's dashboard answers."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not _answers(head.dashboard_url):
-        # The command line of a process is empty for a moment after its start.
-        ended = process.poll() is not None if process else not head.is_alive
+        ended = process.poll() is not None
         if ended or time.monotonic() > deadline:
             log = Path(head.folder, _LOG)
             lines = log.read_text(errors="replace").split("\n") if log.exists() else []
@@ -184,29 +192,28 @@ def _folder_of_heads() -> Path:
     return Path(base).absolute() / f"raysys-{os.getuid()}"
 
 
-def _new_folder(name: str) -> Path:
-    """An empty folder for a head, which no other user can enter.
-
-    It has the name of the head's port, and replaces the folder of the last head on that port.
-    """
-    parent = _folder_of_heads()
-    folder = parent / name
-    if len(str(folder)) > _MAX_FOLDER_CHARACTERS:
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Let one process of this user start a head at a time; makes the folder of heads."""
+    folder = _folder_of_heads()
+    characters = len(str(folder)) + len("/65535")
+    if characters > _MAX_FOLDER_CHARACTERS:
         raise ResourceError(
-            f"{folder} is too long for Ray's sockets, {len(str(folder))} characters of at most "
-            f"{_MAX_FOLDER_CHARACTERS}: set RAY_TMPDIR to a shorter folder, such as /tmp"
+            f"{folder} is too long for Ray's sockets, {characters} characters with a port of at "
+            f"most {_MAX_FOLDER_CHARACTERS}: set RAY_TMPDIR to a shorter folder, such as /tmp"
         )
     try:
-        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if parent.stat().st_uid != os.getuid():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.lstat().st_uid != os.getuid():
             raise PermissionError("another user owns it")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        lock = (folder / "lock").open("w")
     except OSError as error:
         raise ResourceError(
             f"no folder for Ray at {folder} ({error}): set RAY_TMPDIR to a writable folder"
         ) from error
-    return folder
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _tls(pid: int) -> dict[str, str]:

@@ -116,7 +116,8 @@ def deploy(
 
     The new version's replicas start beside the old ones and run the example before they receive
     requests. No request fails during the update, and if the new version cannot start the old one
-    stays. A request whose replica dies is retried on another, so nodes may run twice.
+    stays. A request whose replica dies is retried on another, so nodes may run twice. An endpoint
+    ends with its cluster; a line on standard error says so where that ends with a process.
 
     Args:
         name: Name of the application: letters, digits, `_` and `-`.

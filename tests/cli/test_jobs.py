@@ -302,7 +302,7 @@ def test_nothing_starts_for_a_job_whose_folder_or_root_is_refused(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # without a head
-    monkeypatch.setattr("raysys.cluster._local_head._new_folder", pytest.fail)
+    monkeypatch.setattr("raysys.cluster._local_head._starting", pytest.fail)
     (tmp_path / "hello.py").touch()
     monkeypatch.setenv("RAYSYS_STORAGE", str(tmp_path / "hello.py"))
     for command in (["up"], ["submit", "hello.py"]):

@@ -1,11 +1,13 @@
 """Heads of a user on this machine, found by their processes; nothing is started."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from raysys.cluster import local_head, start_local, stop_local
+from raysys.cluster import Head, _local_head, local_head, start_local, stop_local
 from raysys.errors import ResourceError, StorageError
 from raysys.ray_internals import local_processes
 from raysys.storage import Storage
@@ -55,3 +57,24 @@ def test_a_process_knows_its_ancestor_node(monkeypatch: pytest.MonkeyPatch) -> N
         local_processes, "arguments", lambda pid: raylet if pid == parent else real(pid)
     )
     assert local_processes.own_gcs_address() == "10.0.0.7:1"
+
+
+def test_two_processes_that_start_a_head_at_once_share_it(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, starts = list[Head](), list[int]()
+
+    def start(_: Storage, cpus: int, tls: bool) -> Head:
+        starts.append(cpus)
+        time.sleep(0.2)
+        heads.append(Head(1, "127.0.0.1:1", "http://127.0.0.1:2"))
+        return heads[0]
+
+    monkeypatch.setattr(_local_head, "_folder_of_heads", lambda: tmp_path)
+    monkeypatch.setattr(_local_head, "_MAX_FOLDER_CHARACTERS", 4096)
+    monkeypatch.setattr(_local_head, "local_head", lambda: heads[0] if heads else None)
+    monkeypatch.setattr(_local_head, "_start", start)
+    with ThreadPoolExecutor(2) as threads:
+        both = list(threads.map(lambda cpus: start_local(storage, cpus=cpus), (1, 2)))
+    assert both == [heads[0]] * 2
+    assert len(starts) == 1

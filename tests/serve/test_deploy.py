@@ -154,8 +154,11 @@ def test_a_route_that_is_taken_is_refused(double: Endpoint, deployer: Deployer) 
     eventually(lambda: not [one for one in serve.status().applications if "other" in one])
 
 
-def test_an_application_that_is_undeployed_is_gone(deployer: Deployer) -> None:
+def test_an_application_that_is_undeployed_is_gone(
+    deployer: Deployer, capsys: pytest.CaptureFixture[str]
+) -> None:
     brief = deployer("brief", counted_graph())
+    assert "the endpoint 'brief' ends with the process that started" in capsys.readouterr().err
     assert post(brief.url, {"x": 1}).status == 200
     undeploy("brief")
     assert post(brief.url, {"x": 1}).status == 404
