@@ -248,6 +248,8 @@ class _Translation:
             async with self._session.request(
                 method, url, data=body, headers=headers, allow_redirects=False
             ) as reply:
+                identity = "x-request-id", reply.headers.get("x-request-id", "")
+                context.set_trailing_metadata((identity,))
                 return reply.status, reply.headers, await reply.read()
         except aiohttp.ClientError as error:
             text = f"{self._url} is not reachable: {error}"

@@ -60,7 +60,9 @@ class Endpoint:
         if self.status != 200:
             error = {"error": self.error} if self.error else ["?"]
             return web.json_response(error, status=self.status, headers={"Location": "/base/v2"})
-        return await handler(request)
+        response = await handler(request)
+        response.headers["x-request-id"] = request.headers.get("x-request-id", "")
+        return response
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.json_response({}, status=200 if self.healthy else 503)
@@ -429,6 +431,16 @@ def test_the_model_configuration_has_the_shapes_of_a_row(
         assert one.data_type == model_config_pb2.TYPE_STRING
     config = triton.get_model_config("float32").config
     assert config.input[0].data_type == model_config_pb2.TYPE_FP32
+
+
+def test_a_response_and_an_error_have_the_id_of_their_request(served: Served, stub: Any) -> None:
+    request = service_pb2.ModelMetadataRequest(name="float32")
+    _, call = stub.ModelMetadata.with_call(request, metadata=[("x-request-id", "mine")])
+    assert ("x-request-id", "mine") in call.trailing_metadata()
+    request.name = "nobody"
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.ModelMetadata(request, metadata=[("x-request-id", "mine")])
+    assert ("x-request-id", "mine") in refused.value.trailing_metadata()
 
 
 # --- streams and garbage ---
