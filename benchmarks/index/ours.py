@@ -25,12 +25,14 @@ class _Asked(Peer):
 
     def filtered(self, vector: np.ndarray, k: int, low: int, high: int) -> np.ndarray:
         """By a predicate in the index's language."""
-        return self.batch_filtered(vector[None], k, low, high)[0]
+        return self.batch_filtered(vector[None], k, [(low, high)])[0]
 
-    def batch_filtered(self, vectors: np.ndarray, k: int, low: int, high: int) -> np.ndarray:
-        """One predicate for a batch."""
-        text = f"{low} <= price < {high}"
-        return self._asked.query(vectors, k, ef_search=self._ef, filters=text).ids
+    def batch_filtered(
+        self, vectors: np.ndarray, k: int, ranges: list[tuple[int, int]]
+    ) -> np.ndarray:
+        """A batch in which each query has its own predicate."""
+        filters = [f"{low} <= price < {high}" for low, high in ranges]
+        return self._asked.query(vectors, k, ef_search=self._ef, filters=filters).ids
 
 
 class Ours(_Asked):
