@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstring>
 #include <limits>
-#include <numeric>
 #include <system_error>
 #include <thread>
 #include <unordered_map>
@@ -314,15 +313,15 @@ PyObject* scan(PyObject*, PyObject* arguments) {
                           &filters, &visible, &threads, &slots, &distances))
         return nullptr;
     return guarded([&] {
-        std::vector<Slot> all;
-        if (PyLong_Check(among)) {
-            all.resize(PyLong_AsSize_t(among));
-            std::iota(all.begin(), all.end(), 0);
-        } else {
+        const bool is_range = PyLong_Check(among);
+        std::vector<Slot> some;
+        if (!is_range) {
             const View view(among, "l", 0, 0);
-            all.assign(view.data<std::int64_t>(), view.data<std::int64_t>() + view.length());
+            some.assign(view.data<std::int64_t>(), view.data<std::int64_t>() + view.length());
         }
-        const size_t length = all.empty() ? 0 : all.back() + size_t{1};  // they ascend
+        const size_t length = is_range       ? PyLong_AsSize_t(among)
+                              : some.empty() ? 0
+                                             : some.back() + size_t{1};  // they ascend
         const View rows(vectors, "f", dim, length), asked(queries, "f", dim, 0);
         const View found(slots, "l", k, asked.length(), true);
         const View far(distances, "f", k, asked.length(), true);
@@ -337,7 +336,8 @@ PyObject* scan(PyObject*, PyObject* arguments) {
             chosen.distinct.emplace_back();  // of queries without a filter
         std::vector<std::vector<Slot>> matching(chosen.distinct.size());
         in_threads(matching.size(), threads, [&](size_t i, size_t) {
-            matching[i] = shown.among(chosen.distinct[i].among(all));
+            const RowFilter& filter = chosen.distinct[i];
+            matching[i] = shown.among(is_range ? filter.below(length) : filter.among(some));
         });
         in_threads(asked.length(), threads, [&](size_t query, size_t) {
             std::vector<Near> heap;

@@ -1,14 +1,18 @@
 // Conditions on the columns of a row, evaluated for the rows that a search visits.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "distance.hpp"
 
 namespace raysys {
 
-// low <= column[slot] <= high. A bitmap is a column of bytes between 1 and 1.
+// low <= column[slot] <= high, without a branch, which would be mispredicted. A bitmap is a column of bytes between 1 and 1.
 struct Interval {
     const void* column;
     char type;  // of struct.pack
@@ -19,9 +23,9 @@ struct Interval {
     bool holds(Slot slot) const {
         const T value = static_cast<const T*>(column)[slot];
         if constexpr (std::is_floating_point_v<T>) {
-            return value >= low_float && value <= high_float;
+            return (value >= low_float) & (value <= high_float);
         } else {
-            return value >= low && value <= high;
+            return (value >= low) & (value <= high);
         }
     }
 
@@ -78,17 +82,33 @@ struct RowFilter {
     }
 
     // The matching ones of some slots, in the same order.
-    std::vector<Slot> among(std::vector<Slot> slots) const {
-        for (const Interval& interval : intervals) {
-            const size_t count = interval.typed([&](auto* type) {
-                size_t kept = 0;  // without a branch, which would be mispredicted
-                for (const Slot slot : slots) {
-                    slots[kept] = slot;
-                    kept += interval.holds<std::remove_pointer_t<decltype(type)>>(slot);
+    std::vector<Slot> among(std::vector<Slot> slots) const { return narrowed(std::move(slots), 0); }
+
+    // All matching slots below `rows`, ascending.
+    std::vector<Slot> below(size_t rows) const {
+        // Not a vector, which would touch all of its memory.
+        const std::unique_ptr<Slot[]> slots(new Slot[rows + 1]);
+        size_t kept = rows;
+        if (intervals.empty()) {
+            for (size_t slot = 0; slot < rows; slot++) slots[slot] = slot;
+        } else {
+            kept = intervals[0].typed([&](auto* type) {
+                size_t count = 0;  // without a branch, which would be mispredicted
+                for (size_t slot = 0; slot < rows; slot++) {
+                    slots[count] = slot;
+                    count += intervals[0].holds<std::remove_pointer_t<decltype(type)>>(slot);
                 }
-                return kept;
+                return count;
             });
-            slots.resize(count);
+        }
+        return narrowed({slots.get(), slots.get() + kept}, 1);
+    }
+
+  private:
+    std::vector<Slot> narrowed(std::vector<Slot> slots, size_t first) const {
+        for (size_t i = first; i < intervals.size(); i++) {
+            const auto fails = [&](Slot slot) { return !intervals[i](slot); };
+            slots.erase(std::remove_if(slots.begin(), slots.end(), fails), slots.end());
         }
         return slots;
     }
