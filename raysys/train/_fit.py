@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
-from raysys.console import text_table
+from raysys.console import say, text_table
 from raysys.errors import TrainError
 from raysys.identity import RunIdentity, digest
 from raysys.imports import lazy_import
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from raysys.train._settings import TrainSettings
     from raysys.train._task import EpochMetrics, StateDict, TrainingTask
 
+ray = lazy_import("ray")
 torch = lazy_import("torch")
 ray_train = lazy_import("ray.train")
 ray_train_torch = lazy_import("ray.train.torch")
@@ -228,7 +229,7 @@ def _trainer(
     cluster.require(
         f"training {state.name}", cpus=min_workers * threads, gpus=float(min_workers * gpus)
     )
-    elastic = (min_workers, settings.num_workers)
+    most_workers = _startable_workers(settings, threads, gpus)
     return ray_train_torch.TorchTrainer(
         _run_worker,
         train_loop_config={
@@ -237,7 +238,7 @@ def _trainer(
             "tables": {key: table.materialize() for key, table in tables.items()},
         },
         scaling_config=ray_train.ScalingConfig(
-            num_workers=elastic if settings.min_workers else settings.num_workers,
+            num_workers=(min_workers, most_workers) if min_workers < most_workers else most_workers,
             use_gpu=bool(gpus),
             resources_per_worker={"CPU": threads} | ({"GPU": gpus} if gpus else {}),
             elastic_resize_monitor_interval_s=_RESIZE_S,
@@ -249,6 +250,25 @@ def _trainer(
             failure_config=ray_train.FailureConfig(max_failures=settings.max_failures),
         ),
     )  # fmt: skip
+
+
+def _startable_workers(settings: TrainSettings, threads: int, gpus: int) -> int:
+    """Number of workers to start, or of an elastic run to grow to.
+
+    Ray Train counts what actors hold as free, and would wait for it for ever: an elastic run
+    beside them takes what is free now.
+    """
+    count = settings.num_workers
+    if settings.min_workers is None:
+        return count
+    total, free = ray.cluster_resources(), ray.available_resources()
+    for resource, amount in (("CPU", threads), ("GPU", gpus)):
+        if amount and free.get(resource, 0.0) < total.get(resource, 0.0):
+            count = min(count, int(free.get(resource, 0.0) // amount))
+    if count < settings.num_workers:
+        count = max(count, settings.min_workers)
+        say(f"{count} workers of num_workers={settings.num_workers}: other actors hold the rest")
+    return count
 
 
 def _run_worker(config: dict[str, Any]) -> None:

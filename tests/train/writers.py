@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +31,9 @@ class State:
             "exp_avg": torch.full((9,), self.value),
         }
         return [(f"{self.rank}-{at}", dict(tensors)) for at in range(4)]
+
+    def extra_state(self) -> dict[str, Any]:
+        return {}
 
 
 def write_until_killed(storage: Storage, attempt: int, rank: int, first: int) -> None:
