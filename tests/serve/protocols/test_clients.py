@@ -16,6 +16,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from raysys.gateway import ANNOUNCE_S
 from raysys.serve import Endpoint, HTTPOptions, undeploy
 from tests.serve.conftest import Deployer
 from tests.serve.protocols.test_protocols import ROWS, Triton, assert_plain, json_body
@@ -151,6 +152,7 @@ def test_triton_gets_the_statistics_of_a_model(triton: Triton) -> None:
         assert mixed["version"] == "1"
         return mixed
 
+    time.sleep(2 * ANNOUNCE_S)  # until the requests of other tests are counted
     before = statistics("mixed", "1")
     for _ in range(3):
         triton.client.infer("mixed", triton.inputs())
