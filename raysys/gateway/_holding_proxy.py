@@ -48,7 +48,7 @@ class HoldingProxy:
         self._session = aiohttp.ClientSession(
             connector=connector, auto_decompress=False, skip_auto_headers=["Accept-Encoding"]
         )
-        app = web.Application()
+        app = web.Application(middlewares=[web.middleware(_refuse_first)])
         for path in READY.split():
             app.router.add_get(path, self._ready)
         app.add_routes(routes)
@@ -64,9 +64,6 @@ class HoldingProxy:
         return web.json_response({"ready": ready}, status=200 if ready else 503)
 
     async def _hold(self, request: Any) -> Any:
-        if refusal := request.headers.get(REFUSAL_HEADER):
-            status, _, text = refusal.partition(" ")
-            return await _refuse(request, int(status), text)
         if self._waiting >= _MAX_WAITING:
             return await _unavailable(request)
         self._waiting += 1
@@ -116,6 +113,14 @@ class HoldingProxy:
                 return web.Response(status=reply.status, body=await reply.read(), headers=headers)
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
+
+
+async def _refuse_first(request: Any, handler: Callable[[Any], Any]) -> Any:
+    """Send HAProxy's refusal, whatever the path is."""
+    if refusal := request.headers.get(REFUSAL_HEADER):
+        status, _, text = refusal.partition(" ")
+        return await _refuse(request, int(status), text)
+    return await handler(request)
 
 
 def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:

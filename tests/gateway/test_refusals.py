@@ -14,6 +14,7 @@ import pytest
 from raysys.gateway._haproxy_config import HAProxySettings
 from raysys.gateway._haproxy_process import HAProxy
 from raysys.gateway._holding_proxy import HoldingProxy
+from raysys.gateway._model_directory import ModelDirectory
 from tests.gateway.fronts import TOKEN, app, free_port, key
 
 LONG = 20_000_000  # more than any socket buffer
@@ -26,7 +27,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     holding = HoldingProxy(lambda _: [], lambda _: 0.0, lambda: True)
-    holding_port = asyncio.run_coroutine_threadsafe(holding.start(), loop).result()
+    models = ModelDirectory(lambda: {"guarded": 1})
+    starting = holding.start(models.routes())
+    holding_port = asyncio.run_coroutine_threadsafe(starting, loop).result()
     port, folder = free_port(), tmp_path_factory.mktemp("front")
     proxy = HAProxy(HAProxySettings(folder / "0", "127.0.0.1", port, holding_port, TOKEN))
     proxy.apply([app("a"), app("guarded", protected=True)], {}, [key("joe", "rs_joe")])
@@ -54,6 +57,9 @@ def chunks(size: int) -> Iterator[bytes]:
         ("/guarded", {}, 401, b"x" * LONG),
         ("/guarded", {"x-api-key": "rs_joe"}, 413, b"x" * LONG),
         ("/v2", {}, 405, b"x" * LONG),
+        ("/v2/repository/index", {}, 401, b" " * 20_000),
+        ("/v2/repository/index", {"transfer-encoding": "chunked"}, 401, chunks),
+        ("/v2/repository/index", {"x-api-key": "rs_joe"}, 413, b" " * 100_000),
         ("/a", {}, 503, b"x" * 900),
     ],
 )
