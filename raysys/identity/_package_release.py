@@ -19,7 +19,7 @@ def check_release(
         package: Name of the package.
         stored: Version that stored it.
         present: Version of this process.
-        what: What was stored, such as "the module at /models/digits".
+        what: Stored object for messages, such as "the module at /models/digits".
         equal: Refuse an earlier release too. Releases differ in the first two numbers.
 
     Raises:

@@ -29,7 +29,7 @@ def write_module(state: RunState, module: Module) -> None:
     for name, tensor in module.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), name)
 
-    class Pickler(cloudpickle.Pickler):
+    class ModulePickler(cloudpickle.Pickler):
         def persistent_id(self, item: Any) -> Any:
             if not isinstance(item, torch.Tensor) or id(item) not in names:
                 return None
@@ -37,7 +37,7 @@ def write_module(state: RunState, module: Module) -> None:
 
     buffer = io.BytesIO()
     try:
-        Pickler(buffer, protocol=5).dump(module)
+        ModulePickler(buffer, protocol=5).dump(module)
     except Exception as error:  # whatever the module contains: training needs no such file
         _log.info("%s is not stored with its run: %s", type(module).__name__, error)
     else:
@@ -51,7 +51,7 @@ def read_module(state: RunState, parameters: StateDict) -> Module | None:
         return None
     tensors: dict[str, Any] = {}
 
-    class Unpickler(pickle.Unpickler):
+    class ModuleUnpickler(pickle.Unpickler):
         def persistent_load(self, persistent: Any) -> Any:
             name, is_parameter, requires_grad = persistent
             if name not in tensors:
@@ -59,6 +59,6 @@ def read_module(state: RunState, parameters: StateDict) -> Module | None:
                 tensors[name] = torch.nn.Parameter(value, requires_grad) if is_parameter else value
             return tensors[name]
 
-    module = Unpickler(io.BytesIO(data)).load()
+    module = ModuleUnpickler(io.BytesIO(data)).load()
     module.load_state_dict(parameters, strict=False)  # what else it reads from its state
     return module.eval()
