@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import orjson
 
 from raysys.errors import GraphError
 from raysys.serve._column_types import Array
+from raysys.serve._json_values import host_array
 
 Outputs = dict[str, Any] | list[Any]
 """Columns of n values by name, or a list of n rows."""
@@ -24,11 +24,11 @@ def as_outputs(output: str, value: Any, rows: int) -> Outputs:
     outputs: Outputs
     if isinstance(value, Mapping):
         outputs = {
-            name: column if isinstance(column, list) else np.asarray(column)
+            name: column if isinstance(column, list) else _array(column)
             for name, column in value.items()
         }
-    elif isinstance(value, np.ndarray) and value.ndim:
-        outputs = {output: value}
+    elif (isinstance(value, np.ndarray) or hasattr(value, "detach")) and value.ndim:
+        outputs = {output: _array(value)}
     elif isinstance(value, list):
         outputs = value
     else:
@@ -50,16 +50,18 @@ def output_columns(output: str, outputs: Outputs) -> dict[str, Any]:
     return outputs if isinstance(outputs, dict) else {output: outputs}
 
 
-def json_bytes(value: Any) -> bytes:
-    """A value with arrays as JSON."""
-    return orjson.dumps(value, _as_list, orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _as_list(value: Any) -> Any:
-    """Convert arrays that orjson does not support, such as those in Fortran order."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not JSON serializable")
+def _array(column: Any) -> np.ndarray | list[Any]:
+    """A column as an array; as a list if its values have unequal lengths."""
+    if isinstance(column, np.ndarray):
+        # Such as float128, which no protocol has.
+        is_wide = column.dtype.kind == "f" and column.dtype.itemsize > 8
+        return column.astype(np.float64) if is_wide else column
+    if hasattr(column, "detach"):
+        return host_array(column)
+    try:
+        return np.asarray(column)
+    except ValueError:
+        return list(column)
 
 
 def slice_outputs(outputs: Outputs, start: int, stop: int) -> Outputs:

@@ -18,7 +18,7 @@ import uvloop
 from ray.exceptions import RayActorError
 
 from raysys.cluster import raise_priority
-from raysys.errors import RaysysError
+from raysys.errors import GraphError, RaysysError
 from raysys.gateway import ANNOUNCE_S, Announcement, find_gateway
 from raysys.serve._autoscaling import LOAD, LoadEstimator
 from raysys.serve._batcher import Batcher
@@ -180,8 +180,8 @@ class EntryReplica:
             columns = graph.check_columns(example)
         try:
             return await self._executors[action](columns, ())
-        except Exception:
-            if action in examples:
+        except Exception as error:
+            if action in examples or isinstance(error, GraphError):
                 raise
             which = f"the graph of action {action!r}" if action else "the graph"
             _log.warning("%s failed on zeros: give an example to warm up with", which)

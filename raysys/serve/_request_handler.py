@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import BaseModel, ValidationError, create_model
 
-from raysys.errors import DataError, StorageError, UnavailableError, unknown_names
+from raysys.errors import DataError, GraphError, StorageError, UnavailableError, unknown_names
 from raysys.gateway import TIMEOUT_HEADER
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
 from raysys.serve._http_server import HTTPStatusError, request_id
-from raysys.serve._outputs import Outputs, json_bytes, output_columns, output_types
+from raysys.serve._json_values import json_bytes
+from raysys.serve._outputs import Outputs, output_columns, output_types, slice_outputs
 from raysys.serve._request_context import RequestContext
 from raysys.serve.protocols import _arrow
 from raysys.serve.protocols import _open_inference as _v2
@@ -50,6 +51,8 @@ class RequestHandler:
         self._cache_ttl_s = 0.0 if graph.writes else application.cache_ttl_s
         self._model = application.model(action)
         self._outputs = {} if example is None else output_types(graph.output, example)
+        if example is not None:
+            _require_encodable(graph.output, example)
         fields: Any = {name: kind.field() for name, kind in graph.inputs.items()}
         request = graph.request or create_model(f"{action}Request", **fields)
         if not application.ignore_unknown_fields and "extra" not in request.model_config:
@@ -226,6 +229,22 @@ def _encoded(outputs: Outputs) -> bytes:
     if isinstance(outputs, dict):
         outputs = [{name: column[0] for name, column in outputs.items()}]
     return json_bytes(outputs[0])
+
+
+def _require_encodable(output: str, outputs: Outputs) -> None:
+    """Encode outputs in every protocol.
+
+    Raises:
+        GraphError: A protocol has no form of a value.
+    """
+    columns = output_columns(output, outputs)
+    try:
+        for row in range(len(next(iter(columns.values())))):
+            _encoded(slice_outputs(outputs, row, row + 1))
+    except TypeError as error:
+        raise GraphError(f"the answer of node {output!r} cannot be sent: {error}") from error
+    _arrow.encode(columns)
+    _v2.encode(_v2.InferRequest({}, None, None, True), "", "", columns)
 
 
 def _decoded(decode: Callable[[], Any]) -> Any:

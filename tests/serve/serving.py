@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -282,6 +283,19 @@ class Shelf:
 
 def _far(number: np.ndarray) -> np.ndarray:
     return np.full(len(number), os.getpid())
+
+
+def kinds_graph(*, is_complex: bool = False) -> Graph:
+    """Rows with values that JSON lacks; complex numbers, which no protocol has, if asked."""
+
+    def answer(x: np.ndarray) -> list[dict[str, Any]]:
+        extra = {"z": 1j} if is_complex else {}
+        return [
+            {1: Decimal("1.10"), "set": {2, 1}, "at": np.datetime64("NaT"), "nan": np.nan, **extra}
+            for _ in x
+        ]
+
+    return Graph(inputs={"x": Array("int64")}, nodes={"answer": answer}, output="answer")
 
 
 def shelf_graphs() -> dict[str, Graph]:

@@ -31,6 +31,7 @@ from tests.serve.serving import (
     eventually,
     held_graph,
     kill,
+    kinds_graph,
     load,
     post,
     stamped_graph,
@@ -100,6 +101,16 @@ def test_a_version_that_cannot_start_leaves_the_old_one(
             deployer("stamped", stamped_graph(9, broken=True), replicas=2)
         running.wait_for(20)
     assert {one["near"] for one in running.answers()} == {before}
+
+
+def test_a_version_whose_answers_cannot_be_sent_leaves_the_old_one(deployer: Deployer) -> None:
+    endpoint = deployer("kinds", kinds_graph())
+    expected = b'{"1":1.10,"set":[1,2],"at":null,"nan":null}'
+    assert post(endpoint.url, {"x": 1}).body == expected
+    with pytest.raises(RaysysError, match=r"the answer of node 'answer' cannot be sent: a complex"):
+        deployer("kinds", kinds_graph(is_complex=True))
+    assert post(endpoint.url, {"x": 1}).body == expected
+    undeploy("kinds")
 
 
 def test_an_update_that_changes_settings_fails_no_request(deployer: Deployer) -> None:

@@ -9,6 +9,7 @@ its flatbuffer is inspected here (layout: Message.fbs and Schema.fbs of Apache A
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import reprlib
 import struct
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysys.errors import DataError, GraphError
+from raysys.serve._json_values import json_bytes
 
 if TYPE_CHECKING:
     from raysys.serve._column_types import Array
@@ -31,6 +33,8 @@ _TEXTS = (pa.types.is_string, pa.types.is_large_string)
 _NUMBERS = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
 # Errors of pyarrow, and of reading a forged flatbuffer.
 _MALFORMED = (pa.ArrowException, OSError, ValueError, struct.error)
+# Errors of pyarrow for values in Python; it lets those of the conversions through.
+_UNCONVERTIBLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 def decode(
@@ -96,21 +100,29 @@ def from_table(table: pa.Table, inputs: Mapping[str, Array]) -> dict[str, np.nda
 
 
 def encode(columns: Mapping[str, Any] | list[dict[str, Any]]) -> bytes:
-    """Columns, or rows, as an Arrow IPC stream of one record batch; see `to_batch`."""
-    batch = to_batch(columns)
+    """Columns, or rows, as an Arrow IPC stream of one record batch; see `to_batch`.
+
+    A column whose values have no common type is text: strings unchanged, other values as JSON.
+    """
+    batch = to_batch(columns, mixed_as_text=True)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return sink.getvalue().to_pybytes()
 
 
-def to_batch(columns: Mapping[str, Any] | list[dict[str, Any]]) -> pa.RecordBatch:
+def to_batch(
+    columns: Mapping[str, Any] | list[dict[str, Any]], *, mixed_as_text: bool = False
+) -> pa.RecordBatch:
     """Columns, or rows, as a record batch.
+
+    Values of types that Arrow lacks, such as sets and tensors, are converted as for JSON.
 
     Args:
         columns: Arrays `(n, ...)` or lists of n by name; an array with more than one side becomes
             a FixedSizeList, a list of dicts a struct. Or rows as a list of dicts; missing keys
             become null.
+        mixed_as_text: Convert a column whose values have no common type to text.
 
     Raises:
         GraphError: Arrow has no type for the values, or the columns have unequal lengths.
@@ -118,7 +130,7 @@ def to_batch(columns: Mapping[str, Any] | list[dict[str, Any]]) -> pa.RecordBatc
     if isinstance(columns, list):
         names = dict.fromkeys(name for row in columns for name in row)
         columns = {name: [row.get(name) for row in columns] for name in names}
-    arrays = [_to_arrow(name, values) for name, values in columns.items()]
+    arrays = [_to_arrow(name, values, mixed_as_text) for name, values in columns.items()]
     if len({len(array) for array in arrays}) > 1:
         lengths = dict(zip(columns, map(len, arrays), strict=True))
         raise GraphError(f"outputs must have equal lengths, given {lengths}")
@@ -190,25 +202,45 @@ def _from_arrow(name: str, column: pa.Array, array: Array) -> np.ndarray:
     return inner.reshape(rows, side, *inner.shape[1:])
 
 
-def _to_arrow(name: str, values: np.ndarray | list) -> pa.Array:
-    try:
-        if not isinstance(values, np.ndarray):
-            return pa.array(values)
-        if values.dtype.kind in "OUT":
-            leaf = pa.array(values.ravel().tolist())
-        else:
-            leaf = pa.array(np.ascontiguousarray(values, values.dtype.newbyteorder("=")).ravel())
-        sides = values.shape[1:]
-        if 0 in sides:  # from_arrays refuses such lists
-            kind = leaf.type
-            for side in reversed(sides):
-                kind = pa.list_(kind, side)
-            return pa.array(values.tolist(), kind)
+def _to_arrow(name: str, values: np.ndarray | list, mixed_as_text: bool) -> pa.Array:
+    if not isinstance(values, np.ndarray):
+        return _leaves(name, values, mixed_as_text)
+    flat = values.ravel()
+    if values.dtype.kind in "OUT":
+        leaf = _leaves(name, flat.tolist(), mixed_as_text)
+    elif values.dtype.kind in "Mmc":
+        leaf = _leaves(name, flat, mixed_as_text)
+    else:
+        leaf = pa.array(np.ascontiguousarray(values, values.dtype.newbyteorder("=")).ravel())
+    sides = values.shape[1:]
+    if 0 in sides:  # from_arrays refuses such lists
+        kind = leaf.type
         for side in reversed(sides):
-            leaf = pa.FixedSizeListArray.from_arrays(leaf, side)
-        return leaf
-    except pa.ArrowException as error:
+            kind = pa.list_(kind, side)
+        return pa.array(values.tolist(), kind)
+    for side in reversed(sides):
+        leaf = pa.FixedSizeListArray.from_arrays(leaf, side)
+    return leaf
+
+
+def _leaves(name: str, values: Any, mixed_as_text: bool) -> pa.Array:
+    """Values in Arrow's types, or else in those of JSON."""
+    try:
+        return pa.array(values)
+    except _UNCONVERTIBLE:
+        pass
+    try:
+        texts = [v if isinstance(v, str) else json_bytes(v).decode() for v in values]
+        pairs = zip(values, texts, strict=True)
+        plain = [value if value is text else json.loads(text) for value, text in pairs]
+    except TypeError as error:
         raise GraphError(f"output {name!r}: not representable in Arrow ({error})") from error
+    try:
+        return pa.array(plain)
+    except _UNCONVERTIBLE as error:
+        if not mixed_as_text:
+            raise GraphError(f"output {name!r}: not representable in Arrow ({error})") from error
+    return pa.array(texts)
 
 
 def _scan(body: bytes, max_bytes: int) -> int:

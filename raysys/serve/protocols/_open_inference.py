@@ -21,7 +21,7 @@ import orjson
 from raysys.errors import DataError, GraphError
 from raysys.gateway import JSON_LENGTH_HEADER
 from raysys.serve._column_types import DATATYPES, Array, rows_of
-from raysys.serve._outputs import json_bytes
+from raysys.serve._json_values import json_bytes, time_texts
 
 PLATFORM = "raysys_graph"
 # Python types of a column's JSON values, by the kind of its dtype.
@@ -108,11 +108,12 @@ def encode(
 ) -> tuple[bytes, int | None]:
     """Serialize a response: the body, and the length of its JSON if bytes follow.
 
-    Lists and arrays of objects become BYTES: strings unchanged, other values as JSON. In JSON,
-    float16 is sent as FP32, and numbers that are not finite as null. An empty version is omitted.
+    Lists and arrays of objects become BYTES: strings and bytes unchanged, other values as JSON,
+    times as ISO 8601; durations become FP64 seconds. In JSON, float16 is sent as FP32, and numbers
+    that are not finite as null. An empty version is omitted.
 
     Raises:
-        DataError: Unknown output.
+        DataError: Unknown output, or bytes that are not UTF-8 in JSON.
         GraphError: A value of the graph is not representable in the protocol.
     """
     tensors, parts = [], []
@@ -320,10 +321,14 @@ def _tensor(name: str, column: np.ndarray | list, binary: bool) -> tuple[dict[st
     tensor: dict[str, Any] = {"name": name, "shape": values.shape}
     if values.dtype == object:
         tensor["datatype"] = DATATYPES["str"]
-        texts = _texts(name, values)
+        parts = _texts(name, values)
         if not binary:
-            return {**tensor, "data": texts}, None
-        parts = [text.encode() for text in texts]
+            try:
+                return {**tensor, "data": [part.decode() for part in parts]}, None
+            except UnicodeDecodeError:
+                raise DataError(
+                    f"output {name!r} has bytes that are not UTF-8: ask for binary_data"
+                ) from None
         raw = b"".join(struct.pack("<I", len(part)) + part for part in parts)
         return {**tensor, "parameters": {"binary_data_size": len(raw)}}, raw
     tensor["datatype"] = DATATYPES[values.dtype.name]
@@ -337,21 +342,25 @@ def _as_array(name: str, column: np.ndarray | list) -> np.ndarray:
     """The column as an array of numbers or objects."""
     if not isinstance(column, np.ndarray):
         return np.fromiter(column, object, len(column))
-    if column.dtype.kind in "OUT":
+    if column.dtype.kind in "OUTS":
         return column.astype(object, copy=False)
+    if column.dtype.kind == "M":
+        return time_texts(column)
+    if column.dtype.kind == "m":
+        return column / np.timedelta64(1, "s")
     if column.dtype.name not in DATATYPES:
         raise GraphError(f"output {name!r}: protocol v2 has no datatype for {column.dtype}")
     return column
 
 
-def _texts(name: str, values: np.ndarray) -> list[str]:
+def _texts(name: str, values: np.ndarray) -> list[bytes]:
+    """Values of BYTES."""
     try:
-        texts = [
-            value if isinstance(value, str) else json_bytes(value).decode()
+        return [
+            value.encode() if isinstance(value, str)
+            else bytes(value) if isinstance(value, bytes | bytearray | memoryview)
+            else json_bytes(value)
             for value in values.ravel().tolist()
-        ]
-        for text in texts:
-            text.encode()
+        ]  # fmt: skip
     except (TypeError, UnicodeEncodeError) as error:
         raise GraphError(f"output {name!r}: {error}") from error
-    return texts

@@ -505,9 +505,7 @@ def test_an_output_that_is_not_there_is_refused() -> None:
         _v2.encode(asking(("b", True)), "m", "1", {"a": np.array([1])})
 
 
-@pytest.mark.parametrize(
-    "column", [np.array([1j]), np.array(["2026-01-01"], "M8[D]"), [object()], ["\ud800"]]
-)
+@pytest.mark.parametrize("column", [np.array([1j]), [object()], ["\ud800"], [{(1, 2): 3}]])
 def test_values_without_a_form_are_the_graphs_fault(column: Any) -> None:
     for binary in (True, False):
         with pytest.raises(GraphError, match="output 'z'"):
