@@ -29,33 +29,14 @@ _PROGRESS_S = 5.0
 
 
 def map_table(
-    graph: Graph, table: Table, *, name: str = "map", batch_size: int = 2048,
-    max_actors: int | None = None, storage: Storage | None = None, path: str | None = None,
+    graph: Graph, table: Table, *, keep: Sequence[str], name: str, batch_size: int,
+    max_actors: int | None, storage: Storage | None, path: str | None,
 ) -> Table:  # fmt: skip
-    """Run a graph over the rows of a Table, on actors of the whole cluster.
-
-    All nodes run in each actor, which requests the largest of their placements. Actors are
-    requested at once, and each takes blocks as soon as it is scheduled. The block of an actor that
-    dies is retried on another.
-
-    Args:
-        graph: Its inputs are columns of the Table; other columns are ignored.
-        table: Its blocks are the units of work.
-        name: Name in progress messages and in the lineage.
-        batch_size: Number of rows per call of the nodes.
-        max_actors: Maximum number of actors; by default all CPUs but a reserve for tasks.
-        storage: With `path`: each block's outputs are written there when they are computed, and an
-            interrupted run resumes from them.
-        path: Folder in the storage.
-
-    Returns:
-        The outputs in row order, a column for each output.
-
-    Raises:
-        DataError: A column is missing or has the wrong type, or the path holds outputs of another
-            graph.
-    """
-    if missing := [column for column in graph.inputs if column not in table.schema.names]:
+    """See `Graph.map`."""
+    if isinstance(keep, str):
+        raise DataError(f"keep={keep!r} is a text: give a list of columns, keep=[{keep!r}]")
+    needed = list(dict.fromkeys([*graph.inputs, *keep]))
+    if missing := [column for column in needed if column not in table.schema.names]:
         raise DataError(f"the table lacks the columns {missing}; it has {table.schema.names}")
     placements = [node.placement for node in graph.nodes.values() if node.placement]
     cpus = max([1.0, *(place.cpus for place in placements)])
@@ -66,15 +47,14 @@ def map_table(
         max_actors = int((limits.cpus - cluster.HEADROOM_CPUS) / cpus)
         if gpus:
             max_actors = min(max_actors, int(limits.gpus / gpus))
-    has_unused = len(table.schema.names) > len(graph.inputs)
-    inputs = table.select(list(graph.inputs)) if has_unused else table
+    inputs = table.select(needed) if len(table.schema.names) > len(needed) else table
     cache = None
     if storage is not None and path:
         cache = storage, path
         identity = RunIdentity({"graph": graph.fingerprint})
         identity.claim(storage, path, f"map {name!r}", error=DataError)
     actor = ray.remote(_Mapper).options(num_cpus=cpus, num_gpus=gpus)
-    start = functools.partial(actor.remote, ray.put(graph), batch_size, cache)
+    start = functools.partial(actor.remote, ray.put(graph), list(keep), batch_size, cache)
     return Table.from_blocks(
         _map_blocks(inputs.blocks(), start, max_actors, name),
         Lineage(name, {}, (table.lineage,), graph.fingerprint),
@@ -138,10 +118,20 @@ def _map_blocks(
     return [results[number] for number in range(len(blocks))]
 
 
+def _beside(kept: pa.Table, outputs: pa.Table) -> pa.Table:
+    if both := [name for name in kept.column_names if name in outputs.column_names]:
+        raise DataError(f"keep={both}: outputs of the graph have these names: rename the columns")
+    names = [*kept.column_names, *outputs.column_names]
+    return pa.table([*kept.columns, *outputs.columns], names=names)
+
+
 class _Mapper:
     """An actor that holds the graph; the cache has outputs by the digest of their block."""
 
-    def __init__(self, graph: Graph, batch_size: int, cache: tuple[Storage, str] | None) -> None:
+    def __init__(
+        self, graph: Graph, keep: list[str], batch_size: int, cache: tuple[Storage, str] | None
+    ) -> None:
+        self._keep = keep
         self._graph, self._batch_size, self._cache = graph, batch_size, cache
         graph.load(graph.order)
 
@@ -161,7 +151,7 @@ class _Mapper:
             if (data := storage.read_bytes(path)) is not None:
                 return described(pa.ipc.open_file(pa.BufferReader(data)).read_all())
         graph, parts = self._graph, []
-        columns = _arrow.from_table(block, graph.inputs)
+        columns = _arrow.from_table(block.select(list(graph.inputs)), graph.inputs)
         for start in range(0, max(1, len(block)), self._batch_size):
             stop = min(len(block), start + self._batch_size)
             batch = {name: column[start:stop] for name, column in columns.items()}
@@ -169,6 +159,8 @@ class _Mapper:
             parts.append(as_outputs(graph.output, value, stop - start))
         computed = output_columns(graph.output, concat_outputs(parts))
         outputs = pa.Table.from_batches([_arrow.to_batch(computed)])
+        if self._keep:
+            outputs = _beside(block.select(self._keep), outputs)
         if self._cache:
             sink = pa.BufferOutputStream()
             with pa.ipc.new_file(sink, outputs.schema) as writer:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from raysys.data import Table
+    from raysys.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,39 @@ class Graph:
         """
         return self.run(self.order, self.check_columns(batch))[self.output]
 
-    def map(self, table: Table, **options: Any) -> Table:
-        """Run the graph over a Table on the whole cluster; see `map_table`."""
+    def map(
+        self, table: Table, *, keep: Sequence[str] = (), name: str = "map", batch_size: int = 2048,
+        max_actors: int | None = None, storage: Storage | None = None, path: str | None = None,
+    ) -> Table:  # fmt: skip
+        """Run the graph over the rows of a Table, on actors of the whole cluster.
+
+        All nodes run in each actor, which requests the largest of their placements. Actors are
+        requested at once, and each takes blocks as soon as it is scheduled. The block of an actor
+        that dies is retried on another.
+
+        Args:
+            table: The graph's inputs are columns of it; its blocks are the units of work.
+            keep: Columns of the table that stand before the outputs, such as keys.
+            name: Name in progress messages and in the lineage.
+            batch_size: Number of rows per call of the nodes.
+            max_actors: Maximum number of actors; by default all CPUs but a reserve for tasks.
+            storage: With `path`: each block's outputs are written there when they are computed, and
+                an interrupted run resumes from them.
+            path: Folder in the storage.
+
+        Returns:
+            The outputs in row order, a column for each output.
+
+        Raises:
+            DataError: A column is missing or has the wrong type, a kept one has the name of an
+                output, or the path holds outputs of another graph.
+        """
         from raysys.serve._bulk_map import map_table
 
-        return map_table(self, table, **options)
+        return map_table(
+            self, table, keep=keep, name=name, batch_size=batch_size, max_actors=max_actors,
+            storage=storage, path=path,
+        )  # fmt: skip
 
     def check_columns(self, batch: Mapping[str, Any]) -> Columns:
         """The input columns as arrays of their types; other columns are ignored."""

@@ -1,4 +1,5 @@
 import functools
+import inspect
 import os
 import pickle
 import subprocess
@@ -9,11 +10,13 @@ from typing import Annotated, Any
 
 import cloudpickle
 import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic import BaseModel, Field
 
 from raysys.errors import DataError, GraphError
 from raysys.serve import Array, Graph, LazyObject, Placement, bind_inputs
+from raysys.serve._bulk_map import _Mapper
 
 INT = {"x": Array("int64")}
 
@@ -576,3 +579,16 @@ def test_a_partial_of_what_is_not_a_parameter_is_refused(call: Any, message: str
 def test_a_function_whose_parameters_have_no_place_is_refused(call: Callable[..., Any]) -> None:
     with pytest.raises(GraphError, match="node 'y'"):
         graph_of({"y": call})
+
+
+def test_map_shows_its_signature_and_keeps_columns() -> None:
+    parameters = inspect.signature(Graph.map).parameters
+    assert list(parameters)[1:] == [
+        "table", "keep", "name", "batch_size", "max_actors", "storage", "path",
+    ]  # fmt: skip
+    assert "keep: Columns of the table" in (Graph.map.__doc__ or "")
+    graph, block = graph_of({"y": double}), pa.table({"id": ["a", "b"], "x": [1, 2]})
+    mapped, _ = _Mapper(graph, ["id", "x"], 1, None).run(block)
+    assert mapped.to_pydict() == {"id": ["a", "b"], "x": [1, 2], "y": [2, 4]}
+    with pytest.raises(DataError, match=r"keep=\['y'\]: outputs of the graph have these names"):
+        _Mapper(graph, ["y"], 1, None).run(block.append_column("y", block["x"]))
