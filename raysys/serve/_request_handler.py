@@ -242,7 +242,9 @@ def _require_encodable(output: str, outputs: Outputs) -> None:
         for row in range(len(next(iter(columns.values())))):
             _encoded(slice_outputs(outputs, row, row + 1))
     except TypeError as error:
-        raise GraphError(f"the answer of node {output!r} cannot be sent: {error}") from error
+        raise GraphError(
+            f"the answer of node {output!r} cannot be sent: {error.__cause__ or error}"
+        ) from error
     _arrow.encode(columns)
     _v2.encode(_v2.InferRequest({}, None, None, True), "", "", columns)
 

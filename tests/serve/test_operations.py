@@ -107,7 +107,7 @@ def test_a_version_whose_answers_cannot_be_sent_leaves_the_old_one(deployer: Dep
     endpoint = deployer("kinds", kinds_graph())
     expected = b'{"1":1.10,"set":[1,2],"at":null,"nan":null}'
     assert post(endpoint.url, {"x": 1}).body == expected
-    with pytest.raises(RaysysError, match=r"the answer of node 'answer' cannot be sent: a complex"):
+    with pytest.raises(RaysysError, match=r"the answer of node 'answer' cannot be sent"):
         deployer("kinds", kinds_graph(is_complex=True))
     assert post(endpoint.url, {"x": 1}).body == expected
     undeploy("kinds")
