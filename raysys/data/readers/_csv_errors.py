@@ -59,10 +59,12 @@ def parse_error(part: CsvPart, text: bytes, names: Sequence[str], message: str) 
 def require_exact(part: CsvPart, text: bytes, table: pa.Table) -> None:
     """Raise a DataError if a column of an inferred type has a value that the type changes."""
     numbers = [f for f in table.schema if is_number(f.type) and f.name not in part.given]
-    if not (numbers and _may_have_codes(text, part.options.delimiter)):
+    if not (numbers and may_have_codes(text, part.options.delimiter)):
         numbers = [f for f in numbers if may_lose_digits(table[f.name])]
+    names = [field.name for field in numbers]
+    written = parse(text, part, names, text_schema(names)) if names else table
     for field in numbers:
-        texts = parse(text, part, [field.name], text_schema([field.name]))[field.name]
+        texts = written[field.name]
         row = inexact_row(field.type, pc.utf8_trim_whitespace(texts))
         if row is not None:
             ends, _ = record_ends(text, part.options.delimiter)
@@ -74,13 +76,17 @@ def require_exact(part: CsvPart, text: bytes, table: pa.Table) -> None:
             )
 
 
-def _may_have_codes(text: bytes, delimiter: str) -> bool:
-    """Whether a number may start with 0 or `+`: a scan that costs a fifth of the parsing."""
+def may_have_codes(text: bytes, delimiter: str) -> bool:
+    """Whether a number may start with 0 or `+`: a scan that costs a fifth of the parsing.
+
+    Comparing bytes in numpy, piece by piece, costs as much.
+    """
     whole = pa.LargeStringArray.from_buffers(
         1, pa.py_buffer(np.array([0, len(text)], np.int64)), pa.py_buffer(text)
     )
     start = rf'(?:^|[\n{re.escape(delimiter)}])\s*"?\s*'
-    code = rf'{start}(?:-?0[0-9]+["\s.{re.escape(delimiter)}]|-?0[xX]|\+[0-9]{{7}})'
+    end = rf'(?:["\s.{re.escape(delimiter)}]|$)'
+    code = rf"{start}(?:-?0[0-9]+{end}|-?0[xX]|\+[0-9]{{7}})"
     return bool(pc.match_substring_regex(whole, code)[0].as_py())
 
 

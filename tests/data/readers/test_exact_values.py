@@ -1,6 +1,7 @@
 """Numbers and times of CSV and JSON are kept as written, or refused; without a cluster."""
 
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,18 @@ def test_a_json_line_after_the_sample_that_does_not_fit_is_a_finding(
 def test_unsigned_beside_signed_integers_are_unsigned() -> None:
     assert _wider(pa.int64(), pa.uint64()) == pa.uint64()
     assert _wider(pa.int64(), pa.float64()) == pa.float64()
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_a_code_after_the_sample_is_an_error_at_the_end_too(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"x,y\n1,2\n3,007{end}")
+    part = _csv_inspect.inspect(find(path)[0], CsvOptions())
+    part = replace(part, columns=pa.schema([("x", pa.int64()), ("y", pa.int64())]))
+    with pytest.raises(DataError, match=r"line 3: y: '007' is not kept as written"):
+        part.read()
+
+
+def test_codes_of_a_text_column_leave_numbers_as_they_are(tmp_path: Path) -> None:
+    table = csv_table(tmp_path / "a.csv", "zip,n,x\n00501,1,1.5\n00502,2,0.5\n")
+    assert table.to_pydict() == {"zip": ["00501", "00502"], "n": [1, 2], "x": [1.5, 0.5]}
