@@ -10,7 +10,7 @@ import ast
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -19,21 +19,32 @@ from raysys.errors import ArgumentError, unknown_names
 __all__ = ["checked"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_BUILTIN: dict[str, Any] = {
-    "None": type(None), "str": str, "bytes": bytes, "Path": PurePath, "int": Integral,
-    "float": Real, "Mapping": Mapping, "dict": Mapping,
-}  # fmt: skip
 _LISTS = ("Sequence", "Iterable", "list")
+_MAPPINGS = ("Mapping", "dict")
+# Classes by the last part of their names: package and name.
 _CLASSES = {
-    "BoostSettings", "Graph", "ModelStore", "Schema", "Splits", "Storage", "StoredModel", "Table",
-    "TrainSettings", "TrainingTask", "VectorIndex", "BaseModel", "Batching", "HTTPOptions",
-    "GatewayOptions", "SearchLimits", "TrialResources", "TrialScheduler", "LeakLimits",
+    "pa.Table": "pyarrow.Table", "pd.DataFrame": "pandas.DataFrame",
+    "pl.DataFrame": "polars.DataFrame", "pl.Expr": "polars.Expr",
+    **{name: f"raysys.{name}" for name in (
+        "Batching", "BoostSettings", "GatewayOptions", "Graph", "HTTPOptions", "LeakLimits",
+        "ModelStore", "Schema", "SearchLimits", "Splits", "Storage", "StoredModel", "Table",
+        "TrainSettings", "TrainingTask", "TrialResources", "TrialScheduler", "VectorIndex",
+    )},
 }  # fmt: skip
 _SETTINGS = ("Settings", "Options", "Limits", "Resources", "Scheduler", "Batching")
-_ALIASES = {"Space": "Mapping[str, Any]"}
-_FRAMES = {
+_ALIASES = {"Space": "Mapping[str, Any]", "PlannedBlocks": "Table"}
+_CONVERSIONS = {
     "pandas": "Table.from_pandas({})", "polars": "Table.from_polars({})",
     "pyarrow": "Table.from_arrow({})", "modin": "Table.from_modin({})",
+}  # fmt: skip
+# Packages whose objects cannot stand in for an object of another class.
+_OTHERS = {
+    *_CONVERSIONS, "builtins", "collections", "datetime", "numpy", "pathlib", "ray", "raysys",
+}  # fmt: skip
+_WORDS = {
+    "str": "text", "int": "a whole number", "float": "a number", "Path": "a path",
+    "Callable": "a function", "BaseModel": "a pydantic model", "Mapping": "a dict",
+    "Iterable": "a list", "Sequence": "a list", "None": "None",
 }  # fmt: skip
 
 
@@ -47,7 +58,7 @@ def checked(function: _Function) -> _Function:
         function.__init__ = checked(function.__init__)  # type: ignore[misc]
         return function
     signature = inspect.signature(function)
-    kinds = {name: _parsed(part.annotation) for name, part in signature.parameters.items()}
+    kinds = {name: _parsed(part) for name, part in signature.parameters.items()}
     title = function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)
@@ -56,11 +67,12 @@ def checked(function: _Function) -> _Function:
             arguments = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             unknown = [name for name in kwargs if name not in kinds]
-            text = f"{error}; arguments: {signature}" if not unknown else (
-                f"unknown arguments {unknown_names(unknown, kinds)}; arguments: "
-                f"{', '.join(name for name in kinds if name != 'self')}"
-            )  # fmt: skip
-            raise ArgumentError(f"{title}: {text}") from None
+            if not unknown:
+                raise ArgumentError(f"{title}: {error}") from None
+            names = ", ".join(name for name in kinds if name not in ("self", "cls"))
+            raise ArgumentError(
+                f"{title}: unknown arguments {unknown_names(unknown, kinds)}; arguments: {names}"
+            ) from None
         for name, value in arguments.items():
             kind = kinds[name]
             if kind is not None and not _accepts(kind, value):
@@ -70,12 +82,18 @@ def checked(function: _Function) -> _Function:
     return call  # type: ignore[return-value]
 
 
-def _parsed(annotation: Any) -> ast.expr | None:
+def _parsed(parameter: inspect.Parameter) -> ast.expr | None:
     """Syntax of an annotation; None if it accepts everything."""
-    if annotation is inspect.Parameter.empty:
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
         return None
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    return ast.parse(_ALIASES.get(text, text), mode="eval").body
+    text = _ALIASES.get(text, text)
+    if parameter.kind is parameter.VAR_KEYWORD:
+        text = f"Mapping[str, {text}]"
+    elif parameter.kind is parameter.VAR_POSITIONAL:
+        text = f"Sequence[{text}]"
+    return ast.parse(text, mode="eval").body
 
 
 def _accepts(kind: ast.expr, value: Any) -> bool:
@@ -83,7 +101,7 @@ def _accepts(kind: ast.expr, value: Any) -> bool:
     if isinstance(kind, ast.BinOp):
         return _accepts(kind.left, value) or _accepts(kind.right, value)
     name, inner = _name(kind), _inner(kind)
-    if name in ("Mapping", "dict"):
+    if name in _MAPPINGS:
         is_mapping = isinstance(value, Mapping)
         return is_mapping and (not inner or all(_accepts(inner[-1], v) for v in value.values()))
     if name in _LISTS:
@@ -91,17 +109,26 @@ def _accepts(kind: ast.expr, value: Any) -> bool:
             return False
         is_list = isinstance(value, list | tuple) and bool(inner)
         return not is_list or all(_accepts(inner[0], item) for item in value)
-    if name in _BUILTIN:
-        return isinstance(value, _BUILTIN[name])
-    if name == "Callable":
-        return callable(value)
-    if name in _CLASSES or name == "pa.Table":
-        package = "pyarrow" if name == "pa.Table" else "raysys" if name != "BaseModel" else ""
-        plain = name.removeprefix("pa.")
-        return any(
-            cls.__name__ == plain and cls.__module__.startswith(package)
-            for cls in type(value).__mro__
-        )
+    if name in _CLASSES:
+        package, _, plain = _CLASSES[name].partition(".")
+        mro = type(value).__mro__
+        is_one = any(c.__name__ == plain and c.__module__.startswith(package) for c in mro)
+        return is_one or _package(value) not in _OTHERS  # another class may behave like it
+    match name:
+        case "None":
+            return value is None
+        case "str":
+            return isinstance(value, str)
+        case "Path":
+            return isinstance(value, PurePath)
+        case "int":
+            return hasattr(type(value), "__index__")
+        case "float":
+            return hasattr(type(value), "__float__") or hasattr(type(value), "__index__")
+        case "Callable":
+            return callable(value)
+        case "BaseModel":
+            return hasattr(type(value), "model_fields")
     return True
 
 
@@ -132,7 +159,7 @@ def _refusal(name: str, kind: ast.expr, value: Any) -> str:
     for part in parts:  # the item at fault of a list or a mapping of the right kind
         inner = _inner(part)[-1:]
         items: Iterable[tuple[Any, Any]] = ()
-        if _name(part) in ("Mapping", "dict") and isinstance(value, Mapping):
+        if _name(part) in _MAPPINGS and isinstance(value, Mapping):
             items = value.items()
         elif _name(part) in _LISTS and isinstance(value, list | tuple):
             items = enumerate(value)
@@ -145,12 +172,9 @@ def _refusal(name: str, kind: ast.expr, value: Any) -> str:
 
 def _word(kind: ast.expr) -> str:
     name = _name(kind)
-    words = {"str": "text", "int": "a whole number", "float": "a number", "Path": "a path",
-             "bool": "True or False", "Callable": "a function", "pa.Table": "a pyarrow Table",
-             "Mapping": "a dict", "Iterable": "a list", "Sequence": "a list"}  # fmt: skip
-    if name in words:
-        return words[name]
-    return name if name.endswith(("Settings", "Options", "Limits")) else f"a {name}"
+    word = _WORDS.get(name) or _CLASSES.get(name, name).removeprefix("raysys.").replace(".", " ")
+    is_plain = name in _WORDS or word.endswith(("Settings", "Options", "Limits"))
+    return word if is_plain else f"a {word}"
 
 
 def _given(value: Any) -> str:
@@ -162,20 +186,26 @@ def _given(value: Any) -> str:
             return f"{word} {text!r:.80}"
     cls = value if isinstance(value, type) else type(value)
     package = cls.__module__.partition(".")[0]
-    title = f"{package} {cls.__name__}" if package in {*_FRAMES, "numpy"} else cls.__name__
+    title = f"{package} {cls.__name__}" if package in {*_CONVERSIONS, "numpy"} else cls.__name__
     article = "the class" if cls is value else "an" if title[0].lower() in "aeiou" else "a"
     return f"{article} {title}"
 
 
+def _package(value: Any) -> str:
+    return "builtins" if isinstance(value, type) else type(value).__module__.partition(".")[0]
+
+
 def _remedy(name: str, kinds: list[ast.expr], value: Any) -> str:
     names = [_name(kind) for kind in kinds]
-    package = type(value).__module__.partition(".")[0]
+    package = _package(value)
     given = name if name.isidentifier() else "it"
     text = ""
     if type(value).__name__ in ("Step", "StepItem") and package == "raysys":
         text = "a step's result exists once it runs: give it as an argument of another step"
-    elif "Table" in names and package in _FRAMES:
-        text = f"give {_FRAMES[package].format(given)}"
+    elif "Table" in names and package in _CONVERSIONS:
+        text = f"give {_CONVERSIONS[package].format(given)}"
+    elif names[0] in ("pa.Table", "pd.DataFrame", "pl.DataFrame") and package in _CONVERSIONS:
+        text = f"give it to {_CONVERSIONS[package].partition('(')[0]}"
     elif "Table" in names and isinstance(value, str | PurePath):
         text = f"give read({given})"
     elif "pa.Table" in names and package == "raysys":
@@ -192,7 +222,7 @@ def _remedy(name: str, kinds: list[ast.expr], value: Any) -> str:
         text = f"give [{value!r}]"
     elif "Mapping" in names and type(value).__name__ == "Table" and package == "raysys":
         text = f'give {{"train": {given}}}'
-    elif names[0] in ("Mapping", "dict") and isinstance(value, list | tuple):
+    elif names[0] in _MAPPINGS and isinstance(value, list | tuple):
         text = "give names and values, {name: value}"
     elif isinstance(value, type):
         text = f"give an instance, {value.__name__}(...)"

@@ -10,6 +10,7 @@ import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from raysys.arguments import checked
 from raysys.data._row_hash import block_digest
 from raysys.identity import digest
 
@@ -119,6 +120,7 @@ def _restored(flat: Sequence[tuple[Any, ...]]) -> Lineage:
     return chain[-1]
 
 
+@checked
 def read_lineage(storage: Storage, lineage_id: str) -> dict[str, dict[str, Any]]:
     """Records of a chain by id, that of `lineage_id` first; empty for an unknown id."""
     records: dict[str, dict[str, Any]] = {}

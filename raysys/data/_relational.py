@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from raysys.arguments import checked
 from raysys.data import _aggregate, _join, _shuffle
 from raysys.data._blocks import block_count, table_task
 from raysys.data._lazy_plan import LazyOperation
@@ -28,6 +29,7 @@ class RelationalTable(PlannedBlocks):
 
     # --- lazy ---
 
+    @checked
     def select(self, columns: str | Sequence[str]) -> Self:
         """These columns, in this order. Lazy."""
         names = self._names("select", columns)
@@ -36,21 +38,25 @@ class RelationalTable(PlannedBlocks):
         operation = LazyOperation("select", pl.LazyFrame.select, (names,), columns=tuple(names))
         return self._planned(operation, columns=names)
 
+    @checked
     def drop(self, columns: str | Sequence[str]) -> Self:
         """All columns but these. Lazy."""
         dropped = self._names("drop", columns)
         return self.select([name for name in self.columns if name not in dropped])
 
+    @checked
     def rename(self, names: Mapping[str, str]) -> Self:
         """New names for some columns, old to new. Lazy."""
         operation = LazyOperation("rename", pl.LazyFrame.rename, (dict(names),))
         return self._planned(operation, names=dict(names))
 
+    @checked
     def filter(self, predicate: pl.Expr) -> Self:
         """Rows for which a polars expression is true: neither false nor null. Lazy."""
         operation = LazyOperation("filter", pl.LazyFrame.filter, (predicate,))
         return self._planned(operation, predicate=predicate)
 
+    @checked
     def with_columns(self, **columns: pl.Expr) -> Self:
         """Add or replace columns by polars expressions that need one row at a time. Lazy.
 
@@ -60,6 +66,7 @@ class RelationalTable(PlannedBlocks):
         function = functools.partial(with_columns, **columns)
         return self._planned(LazyOperation("with_columns", function), columns=columns)
 
+    @checked
     def join(
         self,
         right: PlannedBlocks,
@@ -98,6 +105,7 @@ class RelationalTable(PlannedBlocks):
 
     # --- computing: a new Table ---
 
+    @checked
     def aggregate(self, by: Sequence[str] = (), **aggregates: _aggregate.Aggregation) -> Self:
         """One row for each group, ascending by group (within a block, if there are several).
 
@@ -114,6 +122,7 @@ class RelationalTable(PlannedBlocks):
         pairs = _aggregate.aggregate(self, by, aggregates)
         return self._computed("aggregate", pairs, {"by": list(by), "of": aggregates})
 
+    @checked
     def window(
         self,
         time: str,
@@ -138,6 +147,7 @@ class RelationalTable(PlannedBlocks):
         planned = self._planned(operation, time=time, every=every, period=period)
         return planned.aggregate(["window", *by], **aggregates)
 
+    @checked
     def sort(
         self,
         by: str | Sequence[str],
@@ -162,6 +172,7 @@ class RelationalTable(PlannedBlocks):
         pairs = _shuffle.merge(pieces, LazyOperation("sort", _shuffle.sort_rows, (keys, order)))
         return self._computed("sort", pairs, {"by": keys, **order})
 
+    @checked
     def distinct(self, columns: str | Sequence[str] | None = None) -> Self:
         """The first of rows that are equal in these columns, or in all.
 
@@ -176,6 +187,7 @@ class RelationalTable(PlannedBlocks):
         )
         return self._computed("distinct", _shuffle.merge(pieces, operation), {"columns": names})
 
+    @checked
     def partition_by(self, columns: str | Sequence[str], blocks: int) -> Self:
         """Bring all rows with equal values of the columns into one block, in row order."""
         names = self._names("partition_by", columns)
@@ -185,6 +197,7 @@ class RelationalTable(PlannedBlocks):
         pairs = _shuffle.merge(pieces, name="partition_by")
         return self._computed("partition_by", pairs, {"columns": names, "blocks": blocks})
 
+    @checked
     def repartition(self, blocks: int) -> Self:
         """The same rows in the same order, in this many blocks of about equal numbers of rows."""
         if blocks < 1:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import pyarrow as pa
 import ray
 
+from raysys.arguments import checked
 from raysys.data import _block_files, _conversions
 from raysys.data import _describe as _summaries
 from raysys.data._block_files import write_part
@@ -23,6 +24,8 @@ from raysys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    import pandas as pd
 
     from raysys.storage import Storage
 
@@ -50,6 +53,7 @@ class Table(RelationalTable):
     """
 
     @classmethod
+    @checked
     def load(cls, read: Callable[..., pa.Table], *args: Any, name: str = "load") -> Table:
         """A Table of one block that a task reads, on whatever node it runs."""
         return cls.from_blocks(
@@ -57,6 +61,7 @@ class Table(RelationalTable):
         )
 
     @classmethod
+    @checked
     def from_modin(
         cls, frame: Any, name: str = "from_modin", inputs: Sequence[Table] = ()
     ) -> Table:
@@ -76,6 +81,7 @@ class Table(RelationalTable):
         return table
 
     @classmethod
+    @checked
     def from_arrow(cls, table: pa.Table, rows_per_block: int = 1_000_000) -> Table:
         """A Table of rows in this process; for small ones, and tests."""
         if rows_per_block < 1:
@@ -89,16 +95,19 @@ class Table(RelationalTable):
         )
 
     @classmethod
-    def from_pandas(cls, frame: Any, rows_per_block: int = 1_000_000) -> Table:
+    @checked
+    def from_pandas(cls, frame: pd.DataFrame, rows_per_block: int = 1_000_000) -> Table:
         """A Table of a pandas frame in this process, without its row labels."""
         return cls.from_arrow(_conversions.from_pandas(frame), rows_per_block)
 
     @classmethod
+    @checked
     def from_polars(cls, frame: pl.DataFrame, rows_per_block: int = 1_000_000) -> Table:
         """A Table of a polars frame in this process."""
         return cls.from_arrow(frame.to_arrow(), rows_per_block)
 
     @classmethod
+    @checked
     def concat(cls, tables: Sequence[Table]) -> Table:
         """The rows of several Tables after one another; numbers become the widest type."""
         if not tables:
@@ -127,6 +136,7 @@ class Table(RelationalTable):
         """
         return _summaries.describe(self)
 
+    @checked
     def head(self, rows: int = 5) -> pl.DataFrame:
         """The first rows; reads only the blocks that have them, and keeps none."""
         return _summaries.head(self, rows)
@@ -215,6 +225,7 @@ class Table(RelationalTable):
 
     # --- computing: functions over blocks ---
 
+    @checked
     def map_blocks(
         self, function: Callable[..., pa.Table], *args: Any, name: str | None = None
     ) -> Table:
@@ -273,6 +284,7 @@ class Table(RelationalTable):
 
     # --- computing: files ---
 
+    @checked
     def write_parquet(
         self, storage: Storage, path: str, *, partition_by: str | Sequence[str] = ()
     ) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from pydantic import BaseModel, Field, ValidationError
 
+from raysys.arguments import checked
 from raysys.errors import DataError
 from raysys.features import _fitting
 from raysys.features import _target_encoding as _target
@@ -60,6 +61,7 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
         except ValidationError as error:
             raise DataError(f"Featurizer: {first_fault(error)}") from error
 
+    @checked
     def fit(self, table: Table) -> FittedFeaturizer:
         """Learn from a Table, by tasks over its blocks.
 
@@ -73,6 +75,7 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
         table.materialize()  # or each of the passes would compute the plan
         return self._fit(table, table, None)[0]
 
+    @checked
     def fit_transform(
         self, table: Table, keep: Sequence[str] = ()
     ) -> tuple[FittedFeaturizer, Table]:

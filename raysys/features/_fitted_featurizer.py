@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from raysys.arguments import checked
 from raysys.errors import DataError, StorageError, unknown_names
 from raysys.features import _target_encoding as _target
 from raysys.features._operations import FeatureProgram
@@ -172,6 +173,7 @@ class FittedFeaturizer:
                 f"{', '.join(self.inputs)}. Correct them, or give ignore_unknown=True"
             )
 
+    @checked
     def transform(self, table: Table, keep: Sequence[str] = ()) -> Table:
         """Features of a Table, in one task a block.
 
@@ -197,6 +199,7 @@ class FittedFeaturizer:
                 raise DataError(f"the table has no column {name!r}; it has: {', '.join(names)}")
         check_unique(self.feature_names, keep)
 
+    @checked
     def save(self, folder: Path) -> None:
         """Write the state: `featurizer.json`, and float64 arrays in `arrays.npz`.
 
@@ -222,6 +225,7 @@ class FittedFeaturizer:
         np.savez(folder / ARRAYS_FILE, allow_pickle=False, **arrays)
 
     @classmethod
+    @checked
     def load(cls, folder: Path) -> FittedFeaturizer:
         """Read a featurizer that this or an earlier version of raysys saved.
 

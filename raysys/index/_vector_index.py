@@ -10,6 +10,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from raysys.arguments import checked
 from raysys.cluster import task_error_cause
 from raysys.console import html_table
 from raysys.errors import UnavailableError
@@ -93,6 +94,7 @@ class VectorIndex:
     # --- lifecycle ---
 
     @classmethod
+    @checked
     def build(
         cls, name: str, rows: Table | pa.Table, storage: Storage, path: str | None = None, *,
         metric: Metric = "cosine", shards: int | None = None, replicas: int | None = None,
@@ -122,6 +124,7 @@ class VectorIndex:
         return cls(name, files, _build.build(name, rows, files, settings))
 
     @classmethod
+    @checked
     def restore(
         cls, name: str, storage: Storage, path: str | None = None, *,
         version: int | None = None, shards: int | None = None, replicas: int | None = None,
@@ -144,6 +147,7 @@ class VectorIndex:
         return cls(name, files, _build.restore(name, files, version, shards, replicas))
 
     @classmethod
+    @checked
     def connect(cls, name: str) -> VectorIndex:
         """Connect to a running index.
 
@@ -160,6 +164,7 @@ class VectorIndex:
             raise _not_running(name) from error
 
     @classmethod
+    @checked
     def open(cls, name: str, storage: Storage, path: str | None = None) -> VectorIndex:
         """Connect to a running index, or `restore` it from its folder.
 
@@ -259,6 +264,7 @@ class VectorIndex:
 
     # --- changes ---
 
+    @checked
     def upsert(self, rows: pa.Table, *, timeout_s: float | None = None) -> int:
         """Add rows and replace those of the same ids: all of them or, after an error, none.
 
@@ -346,6 +352,7 @@ class VectorIndex:
         return self._call_writer("snapshot")
 
     @staticmethod
+    @checked
     def snapshots(name: str, storage: Storage, path: str | None = None) -> list[IndexSnapshot]:
         """The snapshots of an index's folder, oldest first."""
         manifests = _files(name, storage, path).manifests()

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysys.arguments import checked
 from raysys.errors import DataError
 from raysys.imports import lazy_import
 
@@ -25,6 +26,7 @@ UNCERTAINTY = "uncertainty"
 _ROW, _RANK = "\x1frow", "\x1frank"
 
 
+@checked
 def select_for_labeling(
     table: Table, probabilities: Sequence[str], n_rows: int, *,
     strategy: QueryStrategy = "entropy", balance_by: str | None = None,

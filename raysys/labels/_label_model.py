@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from raysys.arguments import checked
 from raysys.errors import DataError
 from raysys.labels import _expectation_maximization as _em
 from raysys.labels._labelers import ABSTAIN, check_classes, check_columns, codes_of, count_patterns
@@ -63,6 +64,7 @@ class LabelModel:
                 "above 0 and of sum 1"
             )
 
+    @checked
     def fit(self, votes: Table, labelers: Iterable[str]) -> FittedLabelModel:
         """Fit to votes: patterns are counted in tasks, the model is fitted in this process.
 
@@ -152,6 +154,7 @@ class FittedLabelModel:
         """Probability columns of `predict`."""
         return [f"probability_{number}" for number in range(len(self.balance))]
 
+    @checked
     def predict(self, votes: Table) -> Table:
         """Add probabilities and labels.
 
@@ -168,6 +171,7 @@ class FittedLabelModel:
             raise DataError(f"the table already has columns {duplicates}: rename or drop them")
         return votes.map_blocks(predict_block, self, name="predict_labels")
 
+    @checked
     def score(self, votes: Table, gold: str) -> LabelModelScore:
         """Accuracy of the labels, and of a majority vote, on gold labels.
 

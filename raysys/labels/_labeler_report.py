@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raysys.arguments import checked
 from raysys.console import text_table
 from raysys.labels._labelers import ABSTAIN, count_patterns
 
@@ -69,6 +70,7 @@ class LabelerReport:
         return f"{text_table(columns, rows)}\n{self.coverage:.1%} of {self.rows} rows have a vote"
 
 
+@checked
 def labeler_report(
     votes: Table, labelers: Iterable[str], *, gold: str | None = None
 ) -> LabelerReport:

@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysys.arguments import checked
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ ABSTAIN = -1
 _ROWS = "rows_of_pattern"
 
 
+@checked
 def apply_labelers(table: Table, labelers: Mapping[str, pl.Expr]) -> Table:
     """Add the votes of labelling functions.
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from raysys.arguments import checked
 from raysys.data import Lineage, Splits, Table, class_counts
 from raysys.errors import DataError
 
@@ -63,6 +64,7 @@ class SelfTrainingResult:
         return f"SelfTrainingResult({self.termination_condition}, rows added by round: {added})"
 
 
+@checked
 def self_train(
     fit: Callable[[Table], Predictor], labelled: Table | Splits, unlabelled: Table, *,
     label: str, threshold: float = 0.9, max_iter: int = 10,

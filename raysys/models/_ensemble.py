@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from raysys.arguments import checked
 from raysys.errors import DataError
 from raysys.imports import lazy_import
 from raysys.models import _combiners
@@ -30,6 +31,7 @@ pandas = lazy_import("pandas")
 _FILE, _MEMBERS = "ensemble.json", "members"
 
 
+@checked
 @dataclass(frozen=True)
 class EnsembleMember:
     """A stored model in an ensemble.
@@ -68,6 +70,7 @@ class Ensemble:
     combiner: Combiner
 
     @classmethod
+    @checked
     def mean(cls, storage: Storage, members: Sequence[EnsembleMember]) -> Ensemble:
         """Mean of values or probabilities: soft voting, or bagging of bootstrap samples.
 
@@ -79,6 +82,7 @@ class Ensemble:
         return cls(storage, tuple(members), signature, Combiner("mean", weights))
 
     @classmethod
+    @checked
     def vote(cls, storage: Storage, members: Sequence[EnsembleMember]) -> Ensemble:
         """Share of the members whose likeliest class is this one: hard voting.
 
@@ -91,6 +95,7 @@ class Ensemble:
         return cls(storage, tuple(members), signature, Combiner("vote"))
 
     @classmethod
+    @checked
     def blend(
         cls, storage: Storage, members: Sequence[EnsembleMember], table: Table, *, label: str,
         method: Literal["convex", "logistic"] = "convex",
@@ -122,6 +127,7 @@ class Ensemble:
         return cls(storage, tuple(members), signature, combiner)
 
     @classmethod
+    @checked
     def stack(
         cls, storage: Storage, members: Sequence[EnsembleMember], final_estimator: Any
     ) -> Ensemble:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raysys import audit
+from raysys.arguments import checked
 from raysys.errors import StorageError, unknown_names
 from raysys.imports import lazy_import
 from raysys.secrets import shown
@@ -57,6 +58,7 @@ class StoredModel:
         cells = "".join(f"<tr><th>{k}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
         return f"<table><caption>{escape(self.name)}</caption>{cells}</table>"
 
+    @checked
     def fetch(self, storage: Storage) -> Path:
         """A local folder with the model's files.
 
@@ -73,6 +75,7 @@ class StoredModel:
             )
         return folder
 
+    @checked
     def manifest(self, storage: Storage) -> dict[str, Any]:
         """Signature, data fingerprint, settings and metrics, as registered."""
         return json.loads((self.fetch(storage) / _MANIFEST).read_text())
@@ -84,6 +87,7 @@ class ModelStore:
     The tracking server is that of the root's runs, `raysys.tracking.tracking_uri`.
     """
 
+    @checked
     def __init__(self, storage: Storage) -> None:
         """Open the store of a storage root; the server is contacted by the first call."""
         self.storage = storage
@@ -91,6 +95,7 @@ class ModelStore:
     def __repr__(self) -> str:
         return f"ModelStore({self.storage.root!r})"
 
+    @checked
     def register(
         self, name: str, write: Callable[[Path], None], *,
         manifest: Mapping[str, Any] | None = None, run: TrackedRun | None = None,
@@ -124,6 +129,7 @@ class ModelStore:
         metrics.MODELS_STORED.inc(1, {"model": name})
         return StoredModel(name, int(version), path, sha256)
 
+    @checked
     def promote(self, model: StoredModel, alias: str = "champion") -> None:
         """Point an alias at a version; the previous version stays in the store.
 
@@ -142,6 +148,7 @@ class ModelStore:
         _log.info("model %s version %d is now %s", model.name, model.version, alias)
         metrics.MODELS_PROMOTED.inc(1, {"model": model.name, "alias": alias})
 
+    @checked
     def get(self, name: str, alias: str = "champion", version: int | None = None) -> StoredModel:
         """The version that an alias points at, or a version by its number.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from raysys.arguments import checked
 from raysys.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 PREDICTION = "prediction"
 
 
+@checked
 def predict(
     model_class: type, storage: Storage, model: StoredModel, table: Table, *,
     keep: Sequence[str] = (),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.arguments import checked
 from raysys.errors import DataError
 from raysys.identity import check_release
 from raysys.imports import lazy_import
@@ -24,6 +25,7 @@ sklearn = lazy_import("sklearn")
 _FILE, _METADATA = "estimator.joblib", "estimator.json"
 
 
+@checked
 def estimator_signature(estimator: Any, inputs: Sequence[str] | None = None) -> dict[str, Any]:
     """Signature of a fitted estimator, for `Run.store_model`.
 
@@ -52,6 +54,7 @@ def estimator_signature(estimator: Any, inputs: Sequence[str] | None = None) -> 
     }
 
 
+@checked
 def save_estimator(estimator: Any, folder: Path, inputs: Sequence[str] | None = None) -> None:
     """Write a fitted estimator to a folder: the `write` of `Run.store_model`.
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raysys.arguments import checked
 from raysys.errors import RaysysError
 from raysys.imports import lazy_import
 
@@ -22,6 +23,7 @@ _FORGET = 0.98  # weight of earlier batches after each batch
 _QUEUE_S = 1.0  # queued work of this many seconds adds a load of 1
 
 
+@checked
 @dataclass(frozen=True)
 class Autoscaling:
     """A number of replicas that follows the load.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.arguments import checked
 from raysys.errors import RaysysError
 from raysys.serve._outputs import Outputs, concat_outputs, slice_outputs
 
@@ -43,6 +44,7 @@ class DeadlineError(RaysysError):
         super().__init__("deadline exceeded before the response was ready")
 
 
+@checked
 @dataclass(frozen=True)
 class Batching:
     """Batching options.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raysys import audit, cluster
+from raysys.arguments import checked
 from raysys.console import note
 from raysys.errors import RaysysError, ResourceError
 from raysys.gateway import SLOTS, Backend, find_gateway, start_gateway
@@ -41,6 +42,7 @@ _POLL_S = 0.1
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9.:\[\]-]+")
 
 
+@checked
 @dataclass(frozen=True)
 class GatewayOptions:
     """Options of the gateway; all but `storage` matter only to the call that starts it.
@@ -58,6 +60,7 @@ class GatewayOptions:
     storage: Storage = field(default_factory=Storage)
 
 
+@checked
 @dataclass(frozen=True)
 class HTTPOptions:
     """Options of an application's HTTP requests.
@@ -87,6 +90,7 @@ class HTTPOptions:
         object.__setattr__(self, "cors_origins", tuple(origins))
 
 
+@checked
 def deploy(
     name: str,
     graph: Graph | Mapping[str, Graph],
@@ -201,6 +205,7 @@ def deploy(
     return Endpoint(name, version, f"http://{host}:{address['port']}", route, grpc_address, actions)
 
 
+@checked
 def undeploy(name: str) -> None:
     """Stop an application; its path is 404 from then on.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.arguments import checked
 from raysys.console import html_table
 from raysys.errors import DataError, GraphError
 from raysys.identity import digest
@@ -147,6 +148,7 @@ class Graph:
         """
         return self.run(self.order, self.check_columns(batch))[self.output]
 
+    @checked
     def map(
         self, table: Table, *, keep: Sequence[str] = (), name: str = "map", batch_size: int = 2048,
         max_actors: int | None = None, storage: Storage | None = None, path: str | None = None,
@@ -231,6 +233,7 @@ class Graph:
         """The deployments and the steps of a batch."""
         return _compiler.compile_plan(self)
 
+    @checked
     def explain(self, form: typing.Literal["text", "mermaid"] = "text") -> str:
         """The plan with its reasons, as text or as a Mermaid flowchart."""
         return _compiler.as_mermaid(self) if form == "mermaid" else _compiler.as_text(self)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field, create_model
 
+from raysys.arguments import checked
 from raysys.errors import GraphError
 from raysys.index import FILTER_GRAMMAR, VectorIndex, vector_table
 from raysys.serve._graph import Graph
@@ -74,6 +75,7 @@ class WriteResponse(BaseModel):
     version: int
 
 
+@checked
 def index_graphs(index: VectorIndex, *, read_only: bool = False) -> dict[str, Graph]:
     """The actions of an application over an index, for `deploy`.
 

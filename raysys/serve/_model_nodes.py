@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.arguments import checked
 from raysys.errors import DataError, StorageError
 from raysys.models import ModelStore, Predictor, signature_of
 from raysys.serve._nodes import LazyObject
@@ -26,6 +27,7 @@ _MAX_MISSING = 10_000
 class LazyModel(LazyObject):
     """A LazyObject over a stored model: each replica fetches its files and checks their hashes."""
 
+    @checked
     def __init__(
         self, cls: type, storage: Storage, model: StoredModel | str, /, *args: Any,
         alias: str = "champion", **kwargs: Any,
@@ -97,6 +99,7 @@ class ModelPool:
     recently used one is evicted.
     """
 
+    @checked
     def __init__(
         self, factory: Callable[..., Any], storage: Storage, family: str, *,
         max_loaded: int = 16, alias: str = "champion",

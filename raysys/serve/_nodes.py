@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raysys.arguments import checked
 from raysys.errors import GraphError
 from raysys.identity import digest
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from raysys.serve._autoscaling import Autoscaling
 
 
+@checked
 @dataclass(frozen=True)
 class Placement:
     """A deployment of its own for a node.

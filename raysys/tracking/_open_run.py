@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from raysys.arguments import checked
 from raysys.errors import StorageError
 from raysys.identity import digest
 from raysys.imports import lazy_import
@@ -42,6 +43,7 @@ class TracedTable(Protocol):
         """Lineage with `id`, and with `rows` and `fingerprint`, None while unknown."""
 
 
+@checked
 def open_run(
     storage: Storage,
     experiment: str,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from raysys.arguments import checked
 from raysys.errors import RaysysError
 from raysys.imports import lazy_import
 from raysys.tracking._curves import safe_name
@@ -76,6 +77,7 @@ class Runs:
         steps, losses = runs.curve(best, "loss")
     """
 
+    @checked
     def __init__(self, storage: Storage) -> None:
         """Connect to the server.
 
@@ -107,6 +109,7 @@ class Runs:
         """Child runs, oldest first."""
         return self._search(f"tags.{PARENT} = '{record.id}'")[::-1]
 
+    @checked
     def find(self, name: str) -> RunRecord:
         """The run of a name.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from raysys.arguments import checked
 from raysys.errors import StorageError, UnavailableError
 from raysys.imports import lazy_import
 from raysys.secrets import shown
@@ -73,6 +74,7 @@ def write_pointer(folder: Storage, target: TrackingTarget, run_id: str) -> None:
     folder.write_json(POINTER, run)
 
 
+@checked
 def tracking_uri(storage: Storage) -> str:
     """URI of the MLflow server or database of a storage root's runs.
 

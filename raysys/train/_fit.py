@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
+from raysys.arguments import checked
+from raysys.console import text_table
 from raysys.console import say, text_table
 from raysys.errors import TrainError
 from raysys.identity import RunIdentity, digest
@@ -103,6 +105,7 @@ def load_state_dict(checkpoint: Checkpoint) -> StateDict:
         return torch.load(Path(folder) / _PARAMETERS, weights_only=True, map_location="cpu")
 
 
+@checked
 def fit(
     name: str,
     task: TrainingTask,

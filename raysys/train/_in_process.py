@@ -10,6 +10,7 @@ import numpy as np
 import ray
 
 from raysys import cluster
+from raysys.arguments import checked
 from raysys.train._task import TrainingTask
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from raysys.train._task import Batch, EpochMetrics, StateDict
 
 
+@checked
 def train_in_process(
     task: TrainingTask,
     tables: Mapping[str, pa.Table],
@@ -82,6 +84,7 @@ class OverfitResult:
         return f"{self._course} on one batch: {verdict}"
 
 
+@checked
 def overfit_one_batch(
     task: TrainingTask,
     tables: Mapping[str, Table],
@@ -146,6 +149,7 @@ class LearningCurvePoint:
     metrics: dict[str, float]
 
 
+@checked
 def learning_curve(
     task: TrainingTask,
     tables: Mapping[str, Table],

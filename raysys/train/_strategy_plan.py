@@ -11,6 +11,7 @@ import psutil
 import ray
 
 from raysys import cluster
+from raysys.arguments import checked
 from raysys.console import text_table
 from raysys.errors import ResourceError
 from raysys.imports import lazy_import
@@ -107,6 +108,7 @@ class StrategyPlan:
         return f"{head}\n{text_table(columns, rows)}"
 
 
+@checked
 def plan(
     task: TrainingTask,
     tables: Mapping[str, Table],

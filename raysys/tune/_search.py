@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from raysys.arguments import checked
 from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.identity import digest
@@ -36,6 +37,7 @@ _NO_LIMITS, _ONE_ROUND, _TWO_CPUS = SearchLimits(), TrialScheduler(), TrialResou
 _log = logging.getLogger("raysys.tune")
 
 
+@checked
 def search(
     name: str,
     objective: Callable[..., None],

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from raysys import cluster
+from raysys.arguments import checked
 from raysys.errors import RaysysError, ResourceError
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _NOTHING = cluster.Resources(cpus=0, gpus=0)
 
 
+@checked
 @dataclass(frozen=True)
 class Grid:
     """Every combination of the values of Choices and `points` of each range, in random order."""
@@ -22,6 +24,7 @@ class Grid:
     points: int = 3
 
 
+@checked
 @dataclass(frozen=True)
 class Population:
     """Population-based training (Jaderberg et al., 2017).
@@ -39,6 +42,7 @@ class Population:
 SamplerName = Literal["random", "tpe", "gp", "bohb"]
 
 
+@checked
 @dataclass(frozen=True)
 class Sampler:
     """How a search proposes parameters.
@@ -76,6 +80,7 @@ class Sampler:
             )
 
 
+@checked
 @dataclass(frozen=True)
 class SearchLimits:
     """Limits of a search beside its number of trials; the first that is reached ends it.
@@ -108,6 +113,7 @@ class SearchLimits:
         )
 
 
+@checked
 @dataclass(frozen=True)
 class TrialResources:
     """Resources of each trial, and the number of trials at a time.

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raysys.arguments import checked
+
 if TYPE_CHECKING:
     from raysys.tune._objectives import Objectives
     from raysys.tune._trial import Trial
 
 
+@checked
 @dataclass(frozen=True)
 class TrialScheduler:
     """Length of trials.

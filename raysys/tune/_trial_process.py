@@ -127,7 +127,8 @@ def run_trial(
             objective(dict(trial.params), arrays, report)
         report.send()
     except BaseException as error:  # an objective may call sys.exit
-        if isinstance(error, KeyboardInterrupt) or process.is_ray_exit(error):
+        is_end = report.is_stopped or isinstance(error, KeyboardInterrupt)
+        if is_end or process.is_ray_exit(error):
             raise
         traceback.print_exc()  # for the worker's log; the driver gets a line
         ray_tune.report({"failed": cluster.error_line(error)})
@@ -136,7 +137,7 @@ def run_trial(
 class _WorkerReporter:
     def __init__(self, trial: Trial, folder: Storage, objectives: Objectives) -> None:
         self._trial, self._folder, self._objectives = trial, folder, objectives
-        self._resumes = False
+        self._resumes = self.is_stopped = False
         self._sent = 0
         self._spent = {SECONDS: 0.0, CPU_SECONDS: 0.0}
         self._started, self._started_cpu = time.perf_counter(), time.process_time()
@@ -194,7 +195,11 @@ class _WorkerReporter:
         """Send the rounds that have not been sent: the last one, and those resumed from."""
         if unsent := self._trial.rounds[self._sent :]:
             self._sent = len(self._trial.rounds)
-            ray_tune.report({"rounds": unsent, "last_round": self._trial.last_round})
+            try:
+                ray_tune.report({"rounds": unsent, "last_round": self._trial.last_round})
+            except SystemExit:  # so Ray Tune ends a trial that was stopped
+                self.is_stopped = True
+                raise
 
     def _write(self, save: Callable[[Path], None], keep: set[int]) -> None:
         number = self._trial.number

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raysys.arguments import checked
+
 _MARKS = {"waiting": "·", "running": "▶", "done": "✓", "skipped": "=", "failed": "✗"}
 _COLOURS = {
     "running": "fill:#fff3c4", "done": "fill:#d3f9d8", "skipped": "fill:#e7f5ff",
@@ -13,6 +15,7 @@ _COLOURS = {
 _Steps = Sequence[Mapping[str, Any]]  # of a run's record
 
 
+@checked
 def draw_record(record: Mapping[str, Any], kind: str = "text") -> str:
     """The steps of a run's record, `run.json`; `kind` is "text" or "mermaid"."""
     return _mermaid(record["steps"]) if kind == "mermaid" else _text(record["steps"])

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
+from raysys.arguments import checked
 from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.identity import digest
@@ -81,6 +82,7 @@ class Job:
         verbose: Whether the run prints each step's measured traffic.
     """
 
+    @checked
     def __init__(
         self,
         name: str,
@@ -111,6 +113,7 @@ class Job:
         run = f", run {self.run_id}" if self.run_id else ""
         return f"Job({self.name!r}, {len(self.steps)} steps{run})"
 
+    @checked
     def step(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Step:
         """Add a step with the name of its function.
 
@@ -139,10 +142,12 @@ class Job:
         self.progress[step.name] = StepProgress()
         return step
 
+    @checked
     def on_failure(self, step: Step, undo: Callable[[Any], None]) -> None:
         """Call `undo(result)` if the job fails after a step, to end the step's processes."""
         self._undo.append((step, undo))
 
+    @checked
     def run(self, start: str | None = None, *, verbose: bool = False) -> None:
         """Run the steps that have no result yet; after a failure, running steps still end.
 

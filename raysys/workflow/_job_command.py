@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
+from raysys.arguments import checked
 from raysys.console import say
 from raysys.errors import RaysysError, unknown_names
 from raysys.workflow._job import Job
@@ -28,6 +29,7 @@ flags of every job:
 """
 
 
+@checked
 def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
     """Settings from the command line: flags first, then the file of `--config`, then defaults.
 
@@ -101,6 +103,7 @@ def _refusal(*lines: str) -> SystemExit:
     return SystemExit(2)
 
 
+@checked
 def run_job(make_job: Callable[[Config], Job], config: type[Config]) -> None:
     """Run a job from the command line; an error of raysys is one line and exit status 1.
 

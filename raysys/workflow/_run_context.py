@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from raysys.arguments import checked
 from raysys.console import say, text_table
 from raysys.models import ModelFiles, ModelStore, StoredModel
 from raysys.storage import Storage
@@ -62,6 +63,7 @@ class Run:
         self.notes = Notes()
         self._record, self._tracked = record, tracked
 
+    @checked
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Record named results."""
         self.notes.metrics |= metrics
@@ -71,6 +73,7 @@ class Run:
         self.notes.facts |= facts
         self.notes.tags |= {k: v for k, v in facts.items() if isinstance(v, str | int | float)}
 
+    @checked
     def log_tables(self, **tables: Table) -> None:
         """Record rows, fingerprint and lineage of Tables; `raysys lineage` prints the latter."""
         facts = self.notes.facts.setdefault("tables", {})
@@ -96,6 +99,7 @@ class Run:
         for reason, count in result.reasons.items():
             say(f"  {count} x {reason}")
 
+    @checked
     def log_curve(self, name: str, lines: Mapping[str, Sequence[float]]) -> None:
         """Record measurements over epochs, and plot them."""
         self.notes.curves |= {line: [float(v) for v in values] for line, values in lines.items()}
@@ -107,6 +111,7 @@ class Run:
         self.log_metrics({f"{name}_validation_score": score})
         say(f"search {name}: best of {len(trials)} trials {score:.4f}")
 
+    @checked
     def log_comparison(self, name: str, results: Mapping[str, Mapping[str, float]]) -> None:
         """Record measures by model, plot them, and print them as a table."""
         for model, values in results.items():
@@ -118,6 +123,7 @@ class Run:
                 for model, values in results.items()]  # fmt: skip
         say("\n" + text_table([name, *(f">{measure}" for measure in measures)], rows))
 
+    @checked
     def store_model(
         self, name: str, model: Any, *, signature: Mapping[str, Any] | None = None, **options: Any
     ) -> StoredModel:

@@ -17,6 +17,7 @@ import ray
 from ray import ObjectRef
 
 from raysys import audit
+from raysys.arguments import checked
 from raysys.data import Table
 from raysys.errors import StorageError
 
@@ -129,6 +130,7 @@ def load(storage: Storage, result: StepResult, *, values: bool = False) -> Any:
     return Unpickler(io.BytesIO(data)).load()
 
 
+@checked
 def prune(storage: Storage, older_than: timedelta, now: datetime | None = None) -> list[str]:
     """Remove step results of a minimum age; a later run computes them again.
 

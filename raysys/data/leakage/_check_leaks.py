@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from raysys.arguments import checked
 from raysys.data._blocks import coordinate
 from raysys.data._row_hash import hash_rows
 from raysys.data._row_numbers import each_block, need
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from raysys.data.sampling._split import Splits
 
 
+@checked
 def check_leaks(
     splits: Splits,
     *,

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from raysys.arguments import checked
 from raysys.console import html_table, text_table
 from raysys.errors import DataError
 
@@ -17,6 +18,7 @@ Kind = Literal[
 _COLUMNS = ["", "kind", "subject", "value", "fact"]
 
 
+@checked
 @dataclass(frozen=True)
 class LeakLimits:
     """Thresholds above which a column is reported.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from raysys.arguments import checked
 from raysys.data._blocks import results, value_task
 from raysys.data._lineage import Lineage
 from raysys.data._supported_types import supported_type
@@ -44,6 +45,7 @@ _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _COMPRESSED = ("gz", "bz2", "zst", "zip")
 
 
+@checked
 def read(
     path: str | Path | Sequence[str | Path],
     columns: Sequence[str] | None = None,

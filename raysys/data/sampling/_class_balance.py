@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
+from raysys.arguments import checked
 from raysys.data._order_statistics import groups_of
 from raysys.data._row_numbers import deal, each_block, need
 from raysys.data.sampling._sample import drawn, limits_of, random_key, strata
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from raysys.data._table import Table
 
 
+@checked
 def oversample(
     splits: Splits, label: str, *, sampling_strategy: float = 1.0, seed: int = 0
 ) -> Splits:
@@ -40,6 +42,7 @@ def oversample(
     return _balance("oversample", splits, label, sampling_strategy, seed)
 
 
+@checked
 def undersample(
     splits: Splits, label: str, *, sampling_strategy: float = 1.0, seed: int = 0
 ) -> Splits:
@@ -51,6 +54,7 @@ def undersample(
     return _balance("undersample", splits, label, sampling_strategy, seed)
 
 
+@checked
 def class_weights(splits: Splits, label: str) -> dict[Any, float]:
     """Weights that balance the classes of the training split.
 
@@ -72,6 +76,7 @@ def class_weights(splits: Splits, label: str) -> dict[Any, float]:
     return {value: len(table) / (len(counts) * rows) for value, rows in counts.items()}
 
 
+@checked
 def class_counts(table: Table, label: str) -> dict[Any, int]:
     """Number of rows of each class, in the order of the classes.
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysys.arguments import checked
 from raysys.data._order_statistics import Group, count_groups, groups_of, locate
 from raysys.data._row_hash import mix, uniforms
 from raysys.data._row_numbers import deal, each_block, need
@@ -33,6 +34,7 @@ _NONE = (0, -1)
 _MAX_GROUPS = 100_000
 
 
+@checked
 def sample(
     table: Table,
     rows: int | None = None,
@@ -77,6 +79,7 @@ def sample(
     return deal(table, ["sample"], _drawn, key, tuple(stratify), limits, name="sample", how=how)[0]
 
 
+@checked
 def importance_sample(
     table: Table, rows: int, *, weights: str, column: str = "weight", seed: int = 0
 ) -> Table:

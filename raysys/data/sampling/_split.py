@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from raysys.arguments import checked
 from raysys.data._order_statistics import (
     RankedKey,
     count_groups,
@@ -86,6 +87,7 @@ class Splits(Mapping[str, Table]):
         train = self.train if self.unbalanced is None else self.unbalanced
         return {**self.tables, self.training: train}
 
+    @checked
     def with_train(self, table: Table, description: str) -> Splits:
         """The same evaluation splits beside a balanced training split."""
         return dataclasses.replace(
@@ -96,6 +98,7 @@ class Splits(Mapping[str, Table]):
         )
 
 
+@checked
 def split_by_hash(
     table: Table,
     fractions: Mapping[str, float],
@@ -125,6 +128,7 @@ def split_by_hash(
     return cut(table, list(fractions), hash_key(columns, seed), cuts, description, training)
 
 
+@checked
 def split_by_group(
     table: Table,
     fractions: Mapping[str, float],
@@ -146,6 +150,7 @@ def split_by_group(
     return cut(table, list(fractions), key, cuts, description, training)
 
 
+@checked
 def split_stratified(
     table: Table,
     fractions: Mapping[str, float],
@@ -169,6 +174,7 @@ def split_stratified(
     )  # fmt: skip
 
 
+@checked
 def split_by_time(
     table: Table,
     column: str,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from raysys.arguments import checked
 from raysys.data._blocks import value_task
 from raysys.data._polars import pl
 from raysys.data.readers._column_types import MALFORMED
@@ -36,6 +37,7 @@ _MARGIN = 0.1  # fraction of the range by which it is widened on each side
 _NULL_MARGIN = 0.05  # tolerance of the fraction of missing values
 
 
+@checked
 def infer_schema(table: Table, name: str) -> Schema:
     """Infer a schema that the table itself satisfies.
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from raysys.arguments import checked
 from raysys.data._polars import pl
 from raysys.data.readers._column_types import FILE, LINE, MALFORMED, ROW
 from raysys.data.validation._value_types import is_temporal, polars_type
@@ -204,6 +205,7 @@ class Schema(_SchemaPart):
         return self
 
     @classmethod
+    @checked
     def from_yaml(cls, text: str) -> Schema:
         """Read a schema from YAML or JSON.
 

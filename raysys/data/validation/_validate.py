@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysys.arguments import checked
 from raysys.console import html_table
 from raysys.data._lazy_plan import LazyOperation, evaluate
 from raysys.data._polars import pl
@@ -112,6 +113,7 @@ class ValidationError(DataError):
         return type(self), (str(self), self.result)
 
 
+@checked
 def validate(
     table: Table, schema: Schema, *, tables: Mapping[str, Table] | None = None
 ) -> ValidationResult:

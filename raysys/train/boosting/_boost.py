@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
 from raysys import cluster, tracking
+from raysys.arguments import checked
 from raysys.console import say
 from raysys.errors import DataError
 from raysys.identity import RunIdentity
@@ -86,6 +87,7 @@ class BoostSettings(BaseModel, extra="forbid"):
         return {**params, **seeded, "tree_method": "hist", "nthread": 1, "verbosity": 0}
 
 
+@checked
 def boost(
     table: Table,
     settings: BoostSettings,

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from raysys.arguments import checked
 from raysys.errors import DataError, StorageError
 from raysys.identity import check_release
 from raysys.imports import lazy_import
@@ -76,6 +77,7 @@ class BoostedModel:
         total = sum(sums.values()) or 1.0
         return {n: sums[n] / total for n in sorted(sums, key=lambda name: -sums[name])}
 
+    @checked
     def predict(self, table: Table, *, keep: Sequence[str] = ()) -> Table:
         """Predict the rows of a Table in one task a block; rows stay in their order.
 
@@ -137,6 +139,7 @@ class BoostedModel:
         """Names of the features, and the classes or None, for the model store."""
         return {"inputs": list(self.encoding.features), "classes": self.encoding.classes}
 
+    @checked
     def save(self, folder: Path) -> None:
         """Write `trees.ubj`, which XGBoost reads, and `boosted.json` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,6 +151,7 @@ class BoostedModel:
         (folder / _METADATA_FILE).write_text(json.dumps(metadata))
 
     @classmethod
+    @checked
     def load(cls, folder: Path) -> BoostedModel:
         """Read a model that `save` wrote.
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raysys.arguments import checked
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -17,6 +19,7 @@ _FACTORIALS = np.cumprod([1.0, *range(1, _MAX_DRAWS + 1)])
 _CUMULATIVE = np.cumsum(np.exp(-1.0) / _FACTORIALS)
 
 
+@checked
 def bootstrap(table: Table, seed: int) -> Table:
     """A sample of rows with replacement, in their order, to train a member of a bag.
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysys import cluster
+from raysys.arguments import checked
 from raysys.data import Table
 from raysys.errors import DataError
 from raysys.imports import lazy_import
@@ -40,6 +41,7 @@ class FoldScores:
         return {name: float(values.mean()) for name, values in self.scores.items()}
 
 
+@checked
 def cross_validate(
     estimator: Any,
     table: Table,
@@ -78,6 +80,7 @@ def cross_validate(
     )
 
 
+@checked
 def cross_val_predict(
     estimators: Mapping[str, Any],
     table: Table,

@@ -12,6 +12,7 @@ from joblib import parallel_config
 from threadpoolctl import threadpool_limits
 
 from raysys import cluster
+from raysys.arguments import checked
 from raysys.errors import DataError
 from raysys.imports import lazy_import
 from raysys.train.estimators._table_frame import FrameColumns, FrameRows
@@ -24,6 +25,7 @@ pipeline = lazy_import("sklearn.pipeline")
 sklearn_base = lazy_import("sklearn.base")
 
 
+@checked
 def fit_estimator(
     estimator: Any,
     table: Table,

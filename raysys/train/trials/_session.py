@@ -15,6 +15,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysys import cluster
+from raysys.arguments import checked
 from raysys.errors import TrainError
 from raysys.train.trials._worker_group import START_S, WorkerGroup
 
@@ -90,6 +91,7 @@ class TrialSession:
             print(session.train(candidate, samples=100_000, evaluate=True)["validation_loss"])
     """
 
+    @checked
     def __init__(
         self,
         task: TrainingTask,

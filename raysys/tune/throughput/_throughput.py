@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raysys import cluster, train
+from raysys.arguments import checked
 from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.tune._objectives import Objectives
@@ -31,6 +32,7 @@ _LOSS_SHARE = 1 / 15  # of the time, for one run of the defaults up to their los
 _MIN_LOSS_STEPS = 30
 
 
+@checked
 def tune_throughput(
     name: str,
     task: TrainingTask,
