@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from raysys import cluster
 from raysys.arguments import checked
-from raysys.console import text_table
 from raysys.console import say, text_table
 from raysys.errors import TrainError
 from raysys.identity import RunIdentity, digest
