@@ -72,7 +72,7 @@ def test_submit_starts_a_head_and_streams_the_job(environment: dict[str, str]) -
 
 def test_the_dashboard_wants_the_token(environment: dict[str, str]) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{head(environment)['dashboard_url']}/api/jobs/", timeout=30)
+        urllib.request.urlopen(f"{head(environment).dashboard_url}/api/jobs/", timeout=30)
     assert refused.value.code in (401, 403)
 
 
