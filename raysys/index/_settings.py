@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from raysys.settings import Settings
 
 Metric = Literal["cosine", "ip", "l2"]
 
 
-class IndexSettings(BaseModel, frozen=True, extra="forbid"):
+class IndexSettings(Settings, frozen=True):
     """Settings of an index; the words of the graph are those of hnswlib.
 
     Attributes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from raysys.gateway import ALIVE_PATH, APP_HEADER, TOKEN_HEADER
 from raysys.serve._compression import compressing, decompress
 from raysys.serve._http_server import HTTPStatusError, body_limit
 from raysys.serve._request_handler import JSON_TYPE, RequestHandler, fail
-from raysys.serve.protocols import _openapi
+from raysys.serve.protocols import _openapi, _swagger_ui
 
 if TYPE_CHECKING:
     from raysys.serve._application import Application
@@ -41,8 +42,11 @@ class Router:
         self._get: dict[str, Callable[[], Any]] = {
             f"{application.route}/healthz": lambda: {"status": "ok"},
             f"{application.route}/openapi.json": self._openapi,
-            f"{application.route}/docs": lambda: _openapi.page(application),
+            f"{application.route}/docs": lambda: _swagger_ui.page(application),
         }
+        for name in _swagger_ui.ASSETS:
+            path = f"{application.route}/docs/{name}"
+            self._get[path] = functools.partial(_swagger_ui.asset, name)
         self._post: dict[str, tuple[Handler, ModelStatistics]] = {}
         for action, handler in self._handlers.items():
             statistics = metrics[action].statistics
@@ -101,8 +105,8 @@ class Router:
         get = self._get.get(path)
         if get is not None and method in ("GET", "HEAD"):
             content = get()
-            if isinstance(content, bytes):
-                return 200, "text/html; charset=utf-8", content, None
+            if isinstance(content, _swagger_ui.Page):
+                return 200, *content, None
             return 200, JSON_TYPE, orjson.dumps(content), None
         if get is None and path not in self._post:
             paths = ", ".join(map(self._app.path, self._handlers))

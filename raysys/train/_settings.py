@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from raysys.settings import Settings
 
 StrategyName = Literal["ddp", "fsdp", "zero1", "zero2", "zero3", "pipeline"]
 OptimizerName = Literal["adamw", "sgd", "lars", "lamb"]
@@ -17,15 +19,13 @@ _EXECUTION = {
 }  # fmt: skip
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Settings):
     """Settings of a training run.
 
     The learning rate warms up linearly and decays along a cosine (Loshchilov & Hutter, "SGDR",
     2017). The optimizers are AdamW (Loshchilov & Hutter, 2019), SGD with momentum, and for large
     batches LARS (You et al., 2017) and LAMB (You et al., 2020).
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     strategy: StrategyName = "ddp"
     num_workers: int = Field(2, ge=1)

@@ -159,7 +159,7 @@ def plan(
         "gradient_compression": "none"
     }  # fmt: skip
     chosen = settings.model_dump() | {"strategy": cheapest.strategy} | dropped
-    return StrategyPlan(module, limit, estimates, TrainSettings.model_validate(chosen))
+    return StrategyPlan(module, limit, estimates, TrainSettings(**chosen))
 
 
 def estimate(

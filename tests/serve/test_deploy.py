@@ -1,6 +1,7 @@
 """A deployed graph: batches, the HTTP contract, and a node in a deployment of its own."""
 
 import concurrent.futures
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,6 +118,16 @@ def test_health_docs_and_openapi(double: Endpoint) -> None:
     docs = get(double.docs_url)
     assert docs.headers["content-type"].startswith("text/html")
     assert b"/arithmetic/double/openapi.json" in docs.body
+    # The page loads all that it needs from the application, since its reader may be offline.
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', docs.body.decode())
+    assert len(loaded) == 3
+    assert b"http:" not in docs.body
+    assert b"https:" not in docs.body
+    origin = double.url.removesuffix("/arithmetic/double")
+    for path in loaded:
+        asset = get(origin + path)
+        assert (path.startswith("/arithmetic/double/docs/"), asset.status) == (True, 200), path
+        assert len(asset.body) > 500
     document = get(f"{double.url}/openapi.json").json
     assert set(document["paths"]) == {"/arithmetic/double", "/arithmetic/double/healthz"}
     question = document["components"]["schemas"]["Question"]

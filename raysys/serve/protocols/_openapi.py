@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic.json_schema import models_json_schema
 
-from raysys.imports import lazy_import
 from raysys.serve.protocols import _arrow
 
 if TYPE_CHECKING:
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
     from raysys.serve._application import Application
     from raysys.serve._outputs import Outputs
-
-fastapi_docs = lazy_import("fastapi.openapi.docs")
 
 _ERRORS = {
     "400": "Malformed body",
@@ -120,11 +117,3 @@ def _schema_of(columns: Mapping[str, Any]) -> dict[str, Any]:
                 kind = {"type": "array", "items": kind}
             properties[name] = kind
     return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-def page(application: Application) -> bytes:
-    """The Swagger UI page of the document; the browser loads its scripts from a CDN."""
-    page = fastapi_docs.get_swagger_ui_html(
-        openapi_url=f"{application.route}/openapi.json", title=application.name
-    )
-    return bytes(page.body)

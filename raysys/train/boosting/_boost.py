@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from raysys import cluster, tracking
 from raysys.arguments import checked
@@ -14,6 +14,7 @@ from raysys.console import say
 from raysys.errors import DataError
 from raysys.identity import RunIdentity
 from raysys.imports import lazy_import
+from raysys.settings import Settings
 from raysys.train.boosting._boost_inputs import BoostInputs
 from raysys.train.boosting._boosted_model import BoostedModel
 from raysys.train.boosting._boosting_rounds import progress_line, unpack
@@ -30,7 +31,7 @@ xgboost = lazy_import("xgboost")
 _NOT_IDENTITY = {"num_actors", "min_actors", "max_actor_restarts", "checkpoint_frequency"}
 
 
-class BoostSettings(BaseModel, extra="forbid"):
+class BoostSettings(Settings):
     """Training parameters in XGBoost's and xgboost-ray's words.
 
     (Chen & Guestrin, "XGBoost: A Scalable Tree Boosting System", 2016.)

@@ -9,10 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from raysys.console import say
-from raysys.errors import RaysysError, TrainError
+from raysys.errors import RaysysError, SettingsError, TrainError
 from raysys.train import TrainSettings
 from raysys.tune.throughput._decisions import faster, needs_another_round, speed_ratio
 from raysys.tune.throughput._result import ThroughputTrial, with_losses
@@ -88,12 +86,12 @@ class ThroughputBench:
         if values["strategy"] != "ddp":
             values["gradient_compression"] = "none"
         try:
-            settings = TrainSettings.model_validate(values)
+            settings = TrainSettings(**values)
             if any(trial.settings == settings for trial in self.trials):
                 return None
             opened = self.session.prepare(settings, timeout_s=max(10.0, self.remaining_s()))
             pairs, cpu_s = self._side_by_side(opened, incumbent.opened)
-        except (TrainError, ValidationError) as error:
+        except (TrainError, SettingsError) as error:
             self._add_failure(values, error)
             return None
         speed = speed_ratio(pairs) * self.speed(incumbent.index)
@@ -211,9 +209,7 @@ class ThroughputBench:
 
     def _add_failure(self, values: Mapping[str, Any], error: Exception) -> None:
         """Record a configuration that fails, perhaps as its settings are invalid."""
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        reason = str(error).removeprefix("TrainSettings: ")
         settings = TrainSettings.model_construct(**values)
         self.trials.append(ThroughputTrial(settings, self._changes(values), error=reason))
         self.say(f"{self.trials[-1].label}: {reason}")

@@ -10,11 +10,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import xgboost
-from pydantic import ValidationError
 from sklearn.metrics import accuracy_score, log_loss, ndcg_score, roc_auc_score
 
 from raysys.data import Table
-from raysys.errors import DataError, ResourceError, StorageError
+from raysys.errors import DataError, ResourceError, SettingsError, StorageError
 from raysys.evaluate import regression_measures
 from raysys.storage import Storage
 from raysys.train import BoostedModel, BoostSettings, boost
@@ -93,13 +92,13 @@ def test_settings_reach_xgboost() -> None:
     ],
 )  # fmt: skip
 def test_invalid_settings_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=next(iter(wrong))):
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
         BoostSettings(**({"objective": "rank:ndcg"} | wrong))
 
 
 def test_a_quantile_without_its_number_is_refused() -> None:
     for more in ({"objective": "reg:quantileerror"}, {"eval_metric": "quantile"}):
-        with pytest.raises(ValidationError, match="need quantile_alpha, such as"):
+        with pytest.raises(SettingsError, match="need quantile_alpha, such as"):
             BoostSettings(**({"objective": "reg:squarederror"} | more))
 
 
