@@ -83,11 +83,21 @@ def jobs(
 
 
 def logs(
-    id: Id, follow: Annotated[bool, typer.Option(help="Continue until the job ends.")] = False
+    id: Annotated[str | None, typer.Argument(help="Id of the job, or a unique prefix.")] = None,
+    follow: Annotated[bool, typer.Option(help="Continue until the job ends.")] = False,
+    app: Annotated[str | None, typer.Option(help="A served application.")] = None,
+    request: Annotated[str | None, typer.Option(help="Id of one request to the app.")] = None,
 ) -> None:
-    """Print the output of a job."""
+    """Print the output of a job, or the log of a served application's replicas."""
+    if (id is None) == (app is None):
+        raise RaysysError("give the id of a job (`raysys jobs` lists them), or --app NAME")
+    if app is not None:
+        dashboard = cluster.Dashboard(cluster.find_dashboard())
+        lines = cluster.application_log(dashboard, app, request=request)
+        say("\n".join(lines) or f"no lines{f' of request {request}' if request else ''}")
+        return
     jobs = _jobs()
-    job = jobs.find(id)
+    job = jobs.find(str(id))
     if follow and not job.is_over:
         followed(jobs, job.id)
         return

@@ -1,5 +1,6 @@
 """The Ray cluster: connection, resources, a local head, submitted jobs and diagnosis."""
 
+from raysys.cluster._application_log import application_log
 from raysys.cluster._certificates import make_certificates
 from raysys.cluster._connection import ON_DEMAND_ONLY, connect, raise_priority
 from raysys.cluster._dashboard import Dashboard, find_dashboard, submission_dashboard
@@ -33,6 +34,7 @@ __all__ = [
     "Jobs",
     "Resources",
     "SubmittedJob",
+    "application_log",
     "can_grow",
     "check_config",
     "check_demand",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
@@ -37,16 +38,23 @@ class Dashboard:
         Raises:
             UnavailableError: The dashboard does not answer, rejects the token, or returns an error.
         """
+        try:
+            return json.loads(self.text(path, timeout_s=timeout_s))
+        except ValueError as error:
+            raise UnavailableError(f"{self.url} is not a Ray dashboard ({error})") from None
+
+    def text(self, path: str, *, timeout_s: float = 20.0) -> str:
+        """The response of a path as text; errors as of `get`."""
         request = urllib.request.Request(f"{self.url}{path}", headers=token_header())
         try:
             with urllib.request.urlopen(request, timeout=timeout_s) as reply:
-                return json.load(reply)
+                return str(reply.read().decode(errors="replace"))
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 raise UnavailableError(token_error(self.url, error.code)) from None
             body = error.read(500).decode(errors="replace")
             raise UnavailableError(f"{self.url}{path} answers {error.code}: {body}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise UnavailableError(
                 f"no Ray dashboard answers at {self.url} ({error}): check RAY_ADDRESS, or start a "
                 "cluster here with `raysys up`"

@@ -14,7 +14,7 @@ import orjson
 from pydantic import BaseModel, ValidationError, create_model
 
 from raysys.errors import DataError, GraphError, StorageError, UnavailableError, unknown_names
-from raysys.gateway import TIMEOUT_HEADER
+from raysys.gateway import APP_HEADER, TIMEOUT_HEADER
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
 from raysys.serve._http_server import HTTPStatusError, request_id
 from raysys.serve._json_values import json_bytes
@@ -221,7 +221,10 @@ def _as_http(error: BaseException, headers: Headers) -> HTTPStatusError:
         return HTTPStatusError(503, str(error), {"retry-after": "1"})
     request = request_id(headers)
     _log.error("request %s failed", request, exc_info=error, extra={"request_id": request})
-    return HTTPStatusError(500, f"the graph failed; see the replica's log for request {request}")
+    app = headers.get(APP_HEADER.encode(), b"NAME").decode()
+    return HTTPStatusError(
+        500, f"the graph failed: `raysys logs --app {app} --request {request}` prints why"
+    )
 
 
 def _encoded(outputs: Outputs) -> bytes:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
+from raysys import cluster
 from raysys.errors import RaysysError
 from raysys.serve import Endpoint, undeploy
 from tests.serve.conftest import Deployer
@@ -109,6 +111,15 @@ def test_a_bad_request_fails_alone(double: Endpoint) -> None:
     errors = {x: reply.json["error"] for x, reply in zip(xs, replies, strict=True) if x < 0}
     assert errors[-1] == "x: -1 is not answered"
     assert "node that fails" not in errors[-2]  # the log says it, with the request's id
+    request = [reply.json["request_id"] for reply in replies if reply.status == 500][-1]
+    assert f"--request {request}` prints why" in errors[-2]
+    dashboard = cluster.Dashboard(f"http://{ray._private.worker.get_dashboard_url()}")
+    app = double.url.rpartition("/")[2]
+    lines = eventually(lambda: cluster.application_log(dashboard, app, request=request))
+    assert f" v1 ERROR request {request} failed" in lines[0]
+    assert "node that fails" in lines[0]
+    with pytest.raises(RaysysError, match=rf"'{app}x' \(did you mean '{app}'\?\)"):
+        cluster.application_log(dashboard, f"{app}x")
     # The good ones shared batches all the same.
     assert max(reply.json["batch"] for reply in replies if reply.status == 200) > 1
 
