@@ -258,15 +258,16 @@ def _startable_workers(settings: TrainSettings, threads: int, gpus: int) -> int:
     """Number of workers to start, or of an elastic run to grow to.
 
     Ray Train counts what actors hold as free, and would wait for it for ever: an elastic run
-    beside them takes what is free now.
+    beside them takes what is free now, but for the headroom of tasks.
     """
     count = settings.num_workers
     if settings.min_workers is None:
         return count
     total, free = ray.cluster_resources(), ray.available_resources()
-    for resource, amount in (("CPU", threads), ("GPU", gpus)):
+    headroom = cluster.HEADROOM_CPUS
+    for resource, amount, reserve in (("CPU", threads, headroom), ("GPU", gpus, 0.0)):
         if amount and free.get(resource, 0.0) < total.get(resource, 0.0):
-            count = min(count, int(free.get(resource, 0.0) // amount))
+            count = min(count, int((free.get(resource, 0.0) - reserve) // amount))
     if count < settings.num_workers:
         count = max(count, settings.min_workers)
         say(f"{count} workers of num_workers={settings.num_workers}: other actors hold the rest")
