@@ -105,8 +105,10 @@ def _accepts(kind: ast.expr, value: Any) -> bool:
         is_mapping = isinstance(value, Mapping)
         return is_mapping and (not inner or all(_accepts(inner[-1], v) for v in value.values()))
     if name in _LISTS:
-        if isinstance(value, str | bytes | Mapping) or not hasattr(type(value), "__iter__"):
+        if isinstance(value, str | bytes) or not hasattr(type(value), "__iter__"):
             return False
+        if isinstance(value, Mapping):  # its names may be what is asked for
+            return name == "Iterable"
         is_list = isinstance(value, list | tuple) and bool(inner)
         return not is_list or all(_accepts(inner[0], item) for item in value)
     if name in _CLASSES:

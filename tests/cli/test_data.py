@@ -37,7 +37,7 @@ def test_a_schema_is_inferred_and_the_next_file_validated(
         catch_exceptions=False,
     )  # fmt: skip
     assert bad.exit_code == 1
-    place = f"{tmp_path}/next.csv: row 7"
+    place = f"{tmp_path}/next.csv: line 9"
     assert f"  1 x carrier is not in carriers.code; first in {place}\n" in bad.stdout
     assert f"  1 x delay is not a valid int64; first in {place}\n" in bad.stdout
     assert "  20 x duplicate id" in bad.stdout

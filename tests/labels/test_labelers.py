@@ -90,7 +90,7 @@ def test_invalid_labelers_are_refused(table: Table) -> None:
     with pytest.raises(DataError, match="no vote column 'a'"):
         LabelModel(2).fit(table, ["a"])
     with pytest.raises(DataError, match="text: votes are integers"):
-        labeler_report(table, "text")
+        labeler_report(table, ["text"])
     for names, gold in ((["gold", "gold"], None), (["gold"], "gold")):
         with pytest.raises(DataError, match="without duplicates"):
             labeler_report(table, names, gold=gold)

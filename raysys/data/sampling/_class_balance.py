@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from raysys.data._table import Table
 
 
-@checked
 def oversample(
     splits: Splits, label: str, *, sampling_strategy: float = 1.0, seed: int = 0
 ) -> Splits:
@@ -42,7 +41,6 @@ def oversample(
     return _balance("oversample", splits, label, sampling_strategy, seed)
 
 
-@checked
 def undersample(
     splits: Splits, label: str, *, sampling_strategy: float = 1.0, seed: int = 0
 ) -> Splits:
@@ -54,7 +52,6 @@ def undersample(
     return _balance("undersample", splits, label, sampling_strategy, seed)
 
 
-@checked
 def class_weights(splits: Splits, label: str) -> dict[Any, float]:
     """Weights that balance the classes of the training split.
 

@@ -34,7 +34,7 @@ from raysys.data.leakage._column_power import (
     transferred_power,
 )
 from raysys.data.leakage._shared_rows import RowComparison, SharedRows, compare, entries
-from raysys.errors import DataError
+from raysys.errors import ArgumentError, DataError
 
 ROWS = 4000
 
@@ -386,7 +386,7 @@ def test_a_numeric_label_is_predicted_as_a_number(ray_cluster: None) -> None:
 def test_a_column_that_a_split_lacks_is_refused(clean: Splits) -> None:
     with pytest.raises(DataError, match=r"no such columns: \['id', 'price'"):
         _check(clean, label="price")
-    with pytest.raises(DataError, match=r"no such columns: 'id'; give a list"):
+    with pytest.raises(ArgumentError, match=r"keys is the text 'id', not a list: give \['id'\]"):
         _check(clean, keys="id")
 
 
