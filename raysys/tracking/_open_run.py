@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raysys.arguments import checked
@@ -177,14 +178,16 @@ def _earlier(client: Any, where: str, identity: str, content: str, fresh: bool) 
     return None if ended and run.data.tags.get(_CONTENT) != content else run
 
 
-@functools.cache
 def git_commit() -> str:
     """Commit of the code: RAYSYS_GIT_COMMIT, else of the checkout; "unknown" without either."""
-    if commit := os.environ.get("RAYSYS_GIT_COMMIT"):
-        return commit
+    return os.environ.get("RAYSYS_GIT_COMMIT") or _commit_of(Path.cwd())
+
+
+@functools.cache
+def _commit_of(folder: Path) -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return answer.stdout.strip()
