@@ -36,7 +36,7 @@ def regression_measures(
         `alpha` the `mean_pinball_loss`, the quantile loss.
 
     Raises:
-        DataError: Lengths differ, there are no rows, a value is missing or not finite, a weight
+        DataError: Lengths differ, rows are missing, a value is missing or not finite, a weight
             is negative or all are 0, or `alpha` is not between 0 and 1.
     """
     truth, values = _column("targets", targets), _column("predictions", predictions)
