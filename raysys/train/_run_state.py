@@ -75,7 +75,7 @@ class RunState:
         return len(self.storage.names(f"{self.folder}/failure-{submission}"))
 
     def failure(self, submission: str) -> TrainError | None:
-        """The error that a worker of this submission stored, that of the lowest rank if several."""
+        """The error that a worker of this submission stored, one of them if several did."""
         for name in self.storage.names(f"{self.folder}/failure-{submission}"):
             failure = self.read(f"failure-{submission}/{name.removesuffix('.json')}")
             if failure is not None:
