@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from raysys.data import Table
-from raysys.errors import DataError, ResourceError, StorageError, UnavailableError
+from raysys.errors import DataError, ResourceError, SettingsError, StorageError, UnavailableError
 from raysys.index import VectorIndex, _build, vector_table
 from raysys.storage import Storage
 
@@ -317,7 +317,7 @@ def test_an_id_in_two_blocks_is_refused(films: VectorIndex, shared_storage: Stor
 def test_invalid_settings_are_refused(
     films: VectorIndex, shared_storage: Storage, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(SettingsError, match=message):
         VectorIndex.build("films", FILMS, shared_storage, **options)
     assert films.size == SIZE
 
@@ -491,7 +491,7 @@ def test_an_index_is_restored_from_its_folder(storage: Storage) -> None:
     index.upsert(some(range(50, 60), 4))
     now = at_newer | dict.fromkeys(range(50, 60), 4)
     for wrong in ({"shards": 0}, {"replicas": -1}):
-        with pytest.raises(DataError, match=next(iter(wrong))):
+        with pytest.raises(SettingsError, match=next(iter(wrong))):
             VectorIndex.restore("restored", storage, **wrong)
     with pytest.raises(StorageError, match=r"no snapshot 77 .* available: \[1, "):
         VectorIndex.restore("restored", storage, version=77)
