@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import ray
-from pydantic import ValidationError
 from ray.exceptions import RayActorError, RayTaskError
 
 from raysys import cluster
@@ -148,10 +147,7 @@ def _snapshot(name: str, files: IndexFiles, version: int | None) -> Manifest:
 def _settings(name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> IndexSettings:
     """Settings from options; None is the default."""
     chosen = {option: value for option, value in options.items() if value is not None}
-    try:
-        return IndexSettings(**{**defaults, **chosen})
-    except ValidationError as error:
-        raise DataError(f"invalid settings of index {name!r}: {error}") from error
+    return IndexSettings(**{**defaults, **chosen})
 
 
 def _default_partition(rows: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import _raysys_hnsw
 import numpy as np
 
-from raysys.index._query_result import padding
+from raysys.index._exact_search import exact_search
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,32 +23,39 @@ _SKELETON, _ROWS_PER_PIVOT, _MAX_PIVOTS = 0.1, 100, 4096
 _QUERIES_PER_THREAD = 4
 # Of the graph, in comparisons of an exact search.
 _PER_CANDIDATE = 18.0
+# How 8-bit rows are tried.
+_SAMPLE_ROWS, _SAMPLE_QUERIES, _MIN_RECALL = 100_000, 64, 0.99
 _CORES = len(os.sched_getaffinity(0))
 
 
 class HnswGraph:
     """A hierarchical navigable small world (Malkov & Yashunin, 2018), in C++ (`native`).
 
-    The graph refers to rows of a matrix, the same in each call except for further rows. Not
-    thread-safe; the shard's lock guards it.
+    The graph refers to rows of a matrix, the same in each call except for further rows. It compares
+    them as 8-bit integers (scalar quantization, one scale a row) where that finds the neighbours of
+    its first rows, and orders what it found by the exact distances. Not thread-safe; the shard's
+    lock guards it.
 
     Attributes:
         tombstones: Deleted rows, which searches traverse and leave out.
     """
 
-    def __init__(self, settings: IndexSettings, capacity: int) -> None:
+    def __init__(self, settings: IndexSettings, rows: np.ndarray) -> None:
+        """An empty graph for these first rows, float32 `(n, dim)`."""
         self._threads = max(1, _CORES // settings.shards)
         self._graph = _raysys_hnsw.Graph(
             settings.dim, settings.M, settings.ef_construction, settings.seed % (1 << 64),
-            settings.metric == "l2", capacity,
+            settings.metric == "l2", is_quantizable(rows, settings), len(rows),
         )  # fmt: skip
         self.tombstones = 0
 
     @classmethod
-    def load(cls, settings: IndexSettings, file: Path, deleted: np.ndarray) -> HnswGraph:
-        """A saved graph; `deleted` are the slots of deleted rows, in the graph or not."""
-        graph = cls(settings, 0)
-        graph._graph.load(os.fsencode(file))
+    def load(
+        cls, settings: IndexSettings, file: Path, rows: np.ndarray, deleted: np.ndarray
+    ) -> HnswGraph:
+        """A saved graph of rows; `deleted` are the slots of deleted ones, in the graph or not."""
+        graph = cls(settings, rows)
+        graph._graph.load(os.fsencode(file), rows)
         graph.delete(deleted)
         return graph
 
@@ -77,13 +84,38 @@ class HnswGraph:
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """The approximate k nearest: slots int64 and distances float32 `(n, k)`, padded.
 
-        Fewer than k where the graph reaches no more (by inner product some rows are not a neighbour
-        of any other), and none where `exact_nearest` costs less.
+        Fewer than k where the graph reaches no more: by inner product some rows are not a neighbour
+        of any other.
         """
-        answers = padding(len(queries), k)
+        answers = _answers(len(queries), k)
         threads = min(self._threads, max(1, len(queries) // _QUERIES_PER_THREAD))
         self._graph.search(rows, queries, k, ef, _PER_CANDIDATE, filters, threads, *answers)
         return answers
+
+
+def is_quantizable(rows: np.ndarray, settings: IndexSettings) -> bool:
+    """Whether rows in 8 bits, one scale each, have nearly the same neighbours.
+
+    The nearest rows of some of them must be among a few times as many by the quantized rows. It is
+    not so where rows are much nearer to each other than to the origin.
+    """
+    if not len(rows):
+        return False
+    rng = np.random.default_rng(settings.seed)
+    rows = (
+        rows[rng.choice(len(rows), _SAMPLE_ROWS, replace=False)]
+        if len(rows) > _SAMPLE_ROWS
+        else rows
+    )
+    queries, k = rows[:: -(-len(rows) // _SAMPLE_QUERIES)], min(10, len(rows))
+    exact, _ = exact_search(queries, rows, k, settings.metric)
+    near, _ = exact_search(_quantized(queries), _quantized(rows), 3 * k, settings.metric)
+    return bool((exact[:, :, None] == near[:, None]).any(axis=2).mean() > _MIN_RECALL)
+
+
+def _quantized(rows: np.ndarray) -> np.ndarray:
+    scales = np.abs(rows).max(axis=1, keepdims=True) / 127
+    return np.rint(rows / np.where(scales > 0, scales, 1)) * scales
 
 
 def exact_nearest(
@@ -94,7 +126,7 @@ def exact_nearest(
 
     And the conditions of `visible`. Slots int64 and distances float32 `(n, k)`, padded.
     """
-    answers = padding(len(queries), k)
+    answers = _answers(len(queries), k)
     threads = min(_CORES, len(queries))
     _raysys_hnsw.scan(
         metric == "l2", rows, slots, queries, rows.shape[1], k, filters, visible, threads, *answers
@@ -102,10 +134,15 @@ def exact_nearest(
     return answers
 
 
+def _answers(queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slots and distances, all of which the search writes."""
+    return np.empty((queries, k), np.int64), np.empty((queries, k), np.float32)
+
+
 def memory_bytes(rows: int, settings: IndexSettings) -> int:
-    """Estimated memory of a replica of a shard: vectors, links, ids."""
+    """Estimated memory of a replica of a shard: vectors, also quantized, links, ids."""
     links = 4 * settings.M * 2 + 4 * settings.M / max(1, settings.M - 1) + 4
-    return int(rows * (1.1 * 4 * settings.dim + links + _ROW_BYTES))
+    return int(rows * (1.1 * 4 * settings.dim + settings.dim + 40 + links + _ROW_BYTES))
 
 
 def insertion_order(vectors: np.ndarray, seed: int) -> np.ndarray:

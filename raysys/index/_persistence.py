@@ -183,10 +183,10 @@ class IndexFiles:
         settings, merged, version = manifest.settings, facts["merged"], facts["version"]
         rows, deleted = _read_rows(folder / _ROWS, manifest, version)
         try:
-            graph = HnswGraph.load(settings, folder / _GRAPH, deleted)
+            graph = HnswGraph.load(settings, folder / _GRAPH, rows.vectors[: rows.length], deleted)
         except RuntimeError as error:  # of an earlier format
             _log.warning("building the graph of %d rows again: %s", merged, error)
-            graph = HnswGraph(settings, merged)
+            graph = HnswGraph(settings, rows.vectors[:merged])
             graph.add(np.setdiff1d(np.arange(merged), deleted), rows.vectors)
         return Shard(settings, rows, graph, merged, version)
 

@@ -77,7 +77,7 @@ class Shard:
     def empty(cls, settings: IndexSettings, schema: pa.Schema, version: int = 0) -> Shard:
         """A shard without rows; `schema` is the schema of the attributes."""
         rows = SlotRows(settings.dim, schema)
-        return cls(settings, rows, HnswGraph(settings, 0), 0, version)
+        return cls(settings, rows, HnswGraph(settings, rows.vectors), 0, version)
 
     @classmethod
     def build(
@@ -92,7 +92,7 @@ class Shard:
         rows = SlotRows(settings.dim, attributes.schema, int(len(ids) * 1.1))
         rows.append(ids[order], vectors[order], attributes.take(order), version, NEVER)
         rows.index_ids()
-        graph = HnswGraph(settings, len(ids))
+        graph = HnswGraph(settings, rows.vectors[: len(ids)])
         for start in range(0, len(ids), 2000):
             end = min(start + 2000, len(ids))
             graph.add(np.arange(start, end), rows.vectors)
@@ -162,7 +162,7 @@ class Shard:
                 old, start = self._rows, self._rows.length
                 alive, version, table = old.alive(), self.version, old.table
             count, rows = len(alive), old.take(alive, table)
-            graph = HnswGraph(self.settings, count)
+            graph = HnswGraph(self.settings, rows.vectors[:count])
             for first in range(0, count, 64):
                 last = min(first + 64, count)
                 graph.add(np.arange(first, last), rows.vectors)
@@ -238,6 +238,8 @@ class Shard:
                 self._readable(version)
                 part = vectors[chunk], k, ef, predicates and predicates[chunk], version
                 parts.append(self._nearest(*part))
+        if len(parts) == 1:
+            return version, *parts[0]
         ids, distances = map(np.concatenate, zip(*parts, strict=True))
         return version, ids, distances
 
@@ -299,10 +301,9 @@ class Shard:
             conditions = {each: self._conditions.of(rows, each) for each in predicates if each}
             filters = [conditions[each] if each else None for each in predicates]
         slots, distances = self._graph.search(rows.vectors, vectors, k, ef, filters)
-        is_open = slots[:, -1] < 0
+        ids, is_open = self._ids(slots), slots[:, -1] < 0
         if version < self.version:  # the graph is of the present
             is_open |= (rows.born[slots] > version).any(axis=1)
-        ids = self._ids(slots)
         if version < self.version or rows.length > self._merged + self._dead_aside:
             aside = self._aside(version)
             beside = exact_nearest(rows.vectors, aside, vectors, k, metric, filters)
@@ -324,4 +325,7 @@ class Shard:
         return slots[self._rows.visible(slots, version)]
 
     def _ids(self, slots: np.ndarray) -> np.ndarray:
-        return np.where(slots < 0, NO_ID, self._rows.ids[slots])
+        ids = self._rows.ids.take(slots, mode="wrap")  # a missing slot is -1
+        if slots.size and slots[:, -1].min() < 0:
+            ids[slots < 0] = NO_ID
+        return ids

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NEVER = np.iinfo(np.int64).max
 _LINE = 16  # floats
+_NO_NUMBERS = np.empty(0)
 # How long a shard can answer as of an earlier version: a client that got answers of different
 # versions from its shards asks for the lowest.
 HORIZON_S = 10.0
@@ -63,7 +64,7 @@ class SlotRows:
     ) -> None:
         """Add rows; the caller updates `slot_of`."""
         if not len(ids):
-            return  # the cached columns of filters stay valid
+            return
         start, end = self.length, self.length + len(ids)
         if end > len(self.ids):
             self._grow(max(end, len(self.ids) + len(self.ids) // 2, 1024))
@@ -74,7 +75,6 @@ class SlotRows:
         while len(self._chunks) > 1 and len(self._chunks[-2]) <= 2 * len(self._chunks[-1]):
             self._chunks[-2:] = [pa.concat_tables(self._chunks[-2:]).combine_chunks()]
         self._table = None
-        self._columns.clear()
         self.length = end
 
     def change(self, batch: ChangeBatch, version: int) -> np.ndarray:
@@ -107,13 +107,16 @@ class SlotRows:
         return predicate.mask(self.table.slice(start))
 
     def numbers(self, name: str) -> np.ndarray | None:
-        """A column of numbers as an array, or None if it has nulls."""
+        """A column of numbers as an array, integers in as few bytes as hold them; None with nulls."""
         if name == "id":
             return self.ids[: self.length]
-        if name not in self._columns:
-            column = self.table[name]
-            self._columns[name] = None if column.null_count else column.to_numpy()
-        return self._columns[name]
+        known = self._columns.get(name, _NO_NUMBERS)
+        if known is not None and len(known) < self.length:
+            column = self.table[name].slice(len(known))
+            new = None if column.null_count else _narrow(column.to_numpy())
+            known = new if new is None or not len(known) else np.concatenate([known, new])
+            self._columns[name] = known
+        return known
 
     def index_ids(self) -> None:
         """Fill `slot_of` from the living rows."""
@@ -141,6 +144,16 @@ class SlotRows:
             new = _aligned(capacity, old.shape[1]) if is_matrix else np.empty(capacity, old.dtype)
             new[: self.length] = old[: self.length]
             setattr(self, name, new)
+
+
+def _narrow(numbers: np.ndarray) -> np.ndarray:
+    """Integers in the smallest type that holds them: a search reads fewer lines of memory."""
+    if numbers.dtype.kind in "iu" and len(numbers):
+        for dtype in (np.int8, np.int16, np.int32):
+            limits = np.iinfo(dtype)
+            if limits.min <= numbers.min() and numbers.max() <= limits.max:
+                return numbers.astype(dtype)
+    return numbers
 
 
 def _aligned(rows: int, dim: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raysys.index import IndexSettings, Metric, _hnsw_graph
-from raysys.index._hnsw_graph import HnswGraph, exact_nearest
+from raysys.index._hnsw_graph import HnswGraph, exact_nearest, is_quantizable
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(2_000, 37)).astype(np.float32)  # a length that no register divides
@@ -23,7 +23,7 @@ def _distances(metric: Metric) -> np.ndarray:
 
 
 def _graph(metric: Metric = "l2") -> HnswGraph:
-    graph = HnswGraph(IndexSettings(metric=metric, dim=37), len(ROWS))
+    graph = HnswGraph(IndexSettings(metric=metric, dim=37), ROWS)
     graph.add(np.arange(len(ROWS)), ROWS)
     return graph
 
@@ -79,11 +79,48 @@ def test_fewer_matches_than_k_are_padded() -> None:
 
 
 @METRIC
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_rows_are_quantized_only_where_their_neighbours_stay(metric: Metric, offset: float) -> None:
+    rows, queries = (ROWS + np.float32(offset), QUERIES + np.float32(offset))
+    settings = IndexSettings(metric=metric, dim=37)
+    assert is_quantizable(rows, settings) == (offset == 0)
+    graph = HnswGraph(settings, rows)
+    graph.add(np.arange(len(rows)), rows)
+    slots, distances = graph.search(rows, queries, 10, 64)
+    if metric == "l2":  # an inner product with an offset is the same for nearly all rows
+        assert _recall(slots, metric, np.ones_like(rows[:, 0], bool)) > 0.95
+    near = rows[slots].astype(float)
+    exact = ((near - queries[:, None]) ** 2).sum(axis=2)
+    if metric == "ip":
+        exact = 1 - np.einsum("qkd,qd->qk", near, queries.astype(float))
+    np.testing.assert_allclose(distances, exact, rtol=1e-4, atol=1e-4)
+    assert (np.diff(distances, axis=1) >= 0).all()
+
+
+def test_an_empty_matrix_and_zeros_are_searched() -> None:
+    assert not is_quantizable(ROWS[:0], IndexSettings(metric="l2", dim=37))
+    graph = HnswGraph(IndexSettings(metric="l2", dim=37), np.zeros_like(ROWS))
+    graph.add(np.arange(3), np.zeros_like(ROWS))
+    slots, distances = graph.search(np.zeros_like(ROWS), QUERIES[:1], 4, 10)
+    assert sorted(slots[0]) == [-1, 0, 1, 2]
+    np.testing.assert_allclose(distances[0, :3], (QUERIES[0] ** 2).sum(), rtol=1e-5)
+
+
+def test_a_narrow_filter_finds_no_row_outside_the_graph() -> None:
+    graph = HnswGraph(IndexSettings(metric="l2", dim=37), ROWS)
+    graph.add(np.arange(0, len(ROWS), 2), ROWS)
+    graph.delete(np.arange(0, len(ROWS), 4))
+    filters: list[Any] = [((np.arange(len(ROWS)), 0, 19),)] * len(QUERIES)
+    slots, _ = graph.search(ROWS, QUERIES, 10, 64, filters)
+    assert (np.sort(slots) == [-1] * 5 + [2, 6, 10, 14, 18]).all()
+
+
+@METRIC
 def test_a_saved_graph_answers_alike(metric: Metric, tmp_path: Path) -> None:
     graph = _graph(metric)
     graph.save(tmp_path / "graph")
     deleted = np.array([5, 9])
-    loaded = HnswGraph.load(IndexSettings(metric=metric, dim=37), tmp_path / "graph", deleted)
+    loaded = HnswGraph.load(IndexSettings(metric=metric, dim=37), tmp_path / "graph", ROWS, deleted)
     assert (loaded.size, loaded.tombstones) == (len(ROWS) - 2, 2)
     graph.delete(np.array([5, 9, 9, 12_345]))
     assert (graph.size, graph.tombstones) == (len(ROWS) - 2, 2)

@@ -159,6 +159,22 @@ def test_filters_apply_to_rows_in_and_beside_the_graph(
     assert (ids[::2, 0] == np.arange(5000, 5100, 2)).all()
 
 
+def test_filters_see_integers_of_any_size_as_rows_arrive() -> None:
+    shard = Shard.empty(exact_settings(), pa.schema({"price": pa.int64()}))
+    prices = [1, -128, 127, 40_000, -(2**31), 2**31, 2**62, 5]
+    for number, price in enumerate(prices):
+        vectors = np.full((1, 4), number, np.float32)
+        rows = pa.table({"price": pa.array([price])})
+        none = np.empty(0, np.int64)
+        shard.apply(number + 1, ChangeBatch(np.array([number]), vectors, rows, none))
+        for low in (-(2**31), -5, 127, 2**31):
+            _, ids, _ = shard.search(vectors, 8, filters=[f"price >= {low}"])
+            matching = [i for i in range(number + 1) if prices[i] >= low]
+            assert sorted(ids[ids >= 0]) == matching
+        if number % 2:
+            _merge_all(shard)
+
+
 def test_answers_are_in_the_order_of_the_queries(large: Shard) -> None:
     queries = _clustered(6, 300)
     _, together, far = large.search(queries, 3)

@@ -120,37 +120,12 @@ struct Answers {
     void write(size_t query, const std::vector<Near>& nearest) const {
         for (size_t i = 0; i < k; i++) {
             const bool is_there = i < nearest.size();
-            slots[query * k + i] = is_there ? std::int64_t{nearest[i].second} : -1;
+            slots[query * k + i] = is_there ? std::int64_t{nearest[i].slot()} : -1;
             distances[query * k + i] =
-                is_there ? nearest[i].first : std::numeric_limits<float>::infinity();
+                is_there ? nearest[i].distance() : std::numeric_limits<float>::infinity();
         }
     }
 };
-
-// The k nearest of some slots, into `heap`, nearest first.
-void nearest_of(
-    const std::vector<Slot>& slots, const float* rows, const float* query, size_t dim, size_t k,
-    Distances distances, std::vector<Near>& heap
-) {
-    constexpr size_t step = 256;
-    float block[step];
-    heap.clear();
-    for (size_t first = 0; first < slots.size(); first += step) {
-        const size_t count = std::min(step, slots.size() - first);
-        distances(query, rows, dim, &slots[first], count, block);
-        for (size_t i = 0; i < count; i++) {
-            const Near near{block[i], slots[first + i]};
-            if (heap.size() >= k) {
-                if (!(near < heap.front())) continue;
-                std::pop_heap(heap.begin(), heap.end());
-                heap.pop_back();
-            }
-            heap.push_back(near);
-            std::push_heap(heap.begin(), heap.end());
-        }
-    }
-    std::sort_heap(heap.begin(), heap.end());
-}
 
 class WithoutLock {
   public:
@@ -185,8 +160,9 @@ PyObject* guarded(Call call) {
 PyObject* graph_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
     Py_ssize_t dim, M, ef_construction, capacity;
     unsigned long long seed;
-    int l2;
-    if (!PyArg_ParseTuple(arguments, "nnnKpn", &dim, &M, &ef_construction, &seed, &l2, &capacity))
+    int l2, coded;
+    if (!PyArg_ParseTuple(arguments, "nnnKppn", &dim, &M, &ef_construction, &seed, &l2, &coded,
+                          &capacity))
         return nullptr;
     PyObject* self = type->tp_alloc(type, 0);  // zeroed
     if (!self) return nullptr;
@@ -194,7 +170,7 @@ PyObject* graph_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
         auto* object = reinterpret_cast<PyGraph*>(self);
         object->dim = dim;
         object->scratch = new std::vector<Scratch>;
-        object->graph = new Graph(dim, M, ef_construction, seed, l2, capacity);
+        object->graph = new Graph(dim, M, ef_construction, seed, l2, coded, capacity);
     });
     Py_XDECREF(done);
     if (!done) Py_CLEAR(self);
@@ -236,8 +212,8 @@ PyObject* graph_remove(PyObject* self, PyObject* slots) {
 }
 
 // search(vectors float32 (n, dim), queries float32 (q, dim), k, ef, candidate_cost, filters, threads,
-//        slots int64 (q, k), distances float32 (q, k)): no answer where an exact search costs less;
-//        `candidate_cost` is in distances
+//        slots int64 (q, k), distances float32 (q, k)): by comparison with all matching rows where
+//        that costs less; `candidate_cost` is in distances
 PyObject* graph_search(PyObject* self, PyObject* arguments) {
     PyObject *vectors, *queries, *filters, *slots, *distances;
     Py_ssize_t k, ef, threads;
@@ -256,19 +232,24 @@ PyObject* graph_search(PyObject* self, PyObject* arguments) {
         const Answers answers{found.data<std::int64_t>(), far.data<float>(), size_t(k)};
         WithoutLock unlocked;
         if (object->scratch->size() < size_t(threads)) object->scratch->resize(threads);
-        std::vector<double> shares;
-        for (const RowFilter& filter : chosen.distinct) shares.push_back(filter.share(graph.slots()));
-        in_threads(asked.length(), threads, [&](size_t query, size_t thread) {
+        // The matching rows of each filter for which that costs less than the graph.
+        std::vector<std::unique_ptr<std::vector<Slot>>> matching(chosen.distinct.size());
+        in_threads(matching.size(), threads, [&](size_t i, size_t) {
+            const RowFilter& filter = chosen.distinct[i];
+            const double share = filter.share(graph.slots());
+            if (filter.is_scan_cheaper(graph.slots(), share, chosen.queries[i], ef, candidate_cost))
+                matching[i].reset(new std::vector<Slot>(filter.below(graph.slots())));
+        });
+        in_threads(asked.length(), threads, [&](size_t i, size_t thread) {
             Scratch& scratch = (*object->scratch)[thread];
-            const int filter = chosen.of_query[query];
-            const RowFilter* of_query = filter < 0 ? nullptr : &chosen.distinct[filter];
-            if (of_query && of_query->is_scan_cheaper(graph.slots(), shares[filter],
-                                                      chosen.queries[filter], ef, candidate_cost))
-                scratch.results.clear();
+            const int filter = chosen.of_query[i];
+            const float *vector = rows.data<float>(), *query = asked.data<float>() + i * object->dim;
+            if (filter >= 0 && matching[filter])
+                graph.search_among(*matching[filter], vector, query, k, ef, scratch);
             else
-                graph.search(rows.data<float>(), asked.data<float>() + query * object->dim, k, ef,
-                             of_query, scratch);
-            answers.write(query, scratch.results);
+                graph.search(vector, query, k, ef, filter < 0 ? nullptr : &chosen.distinct[filter],
+                             scratch);
+            answers.write(i, scratch.results);
         });
     });
 }
@@ -293,9 +274,19 @@ PyObject* graph_save(PyObject* self, PyObject* path) {
     return graph_file(path, "wb", [&](std::FILE* file) { graph.save(file); });
 }
 
-PyObject* graph_load(PyObject* self, PyObject* path) {
-    Graph& graph = *reinterpret_cast<PyGraph*>(self)->graph;
-    return graph_file(path, "rb", [&](std::FILE* file) { graph.load(file); });
+// load(path bytes, vectors float32 (n, dim))
+PyObject* graph_load(PyObject* self, PyObject* arguments) {
+    PyObject *path, *vectors;
+    if (!PyArg_ParseTuple(arguments, "OO", &path, &vectors)) return nullptr;
+    return guarded([&] {
+        auto* object = reinterpret_cast<PyGraph*>(self);
+        const View rows(vectors, "f", object->dim, 0);
+        PyObject* done = graph_file(path, "rb", [&](std::FILE* file) {
+            object->graph->load(file, rows.data<float>(), rows.length());
+        });
+        if (!done) throw std::runtime_error("");
+        Py_DECREF(done);
+    });
 }
 
 PyObject* graph_size(PyObject* self, void*) {
@@ -328,7 +319,7 @@ PyObject* scan(PyObject*, PyObject* arguments) {
         Filters chosen(filters, asked.length(), length);
         const RowFilter shown = chosen.parse(visible, length);
         const Answers answers{found.data<std::int64_t>(), far.data<float>(), size_t(k)};
-        const Distances function = distances_function(l2);
+        const Distances function = distances_function<float>(l2);
         WithoutLock unlocked;
         for (int& filter : chosen.of_query)
             if (filter < 0) filter = chosen.distinct.size();
@@ -341,8 +332,10 @@ PyObject* scan(PyObject*, PyObject* arguments) {
         });
         in_threads(asked.length(), threads, [&](size_t query, size_t) {
             std::vector<Near> heap;
-            nearest_of(matching[chosen.of_query[query]], rows.data<float>(),
-                       asked.data<float>() + query * dim, dim, k, function, heap);
+            nearest_of(matching[chosen.of_query[query]], {rows.data<float>()},
+                       {asked.data<float>() + query * dim}, dim, k, function,
+                       [](Slot) { return true; }, heap);
+            std::sort_heap(heap.begin(), heap.end());
             answers.write(query, heap);
         });
     });
@@ -353,7 +346,7 @@ PyMethodDef graph_methods[] = {
     {"remove", graph_remove, METH_O, "Leave rows out of answers."},
     {"search", graph_search, METH_VARARGS, "The approximate k nearest of each query."},
     {"save", graph_save, METH_O, "Write the graph to a path, bytes."},
-    {"load", graph_load, METH_O, "Read the graph from a path, bytes."},
+    {"load", graph_load, METH_VARARGS, "Read the graph of some rows from a path, bytes."},
     {nullptr, nullptr, 0, nullptr},
 };
 PyGetSetDef graph_properties[] = {

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <limits>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -12,7 +14,47 @@
 
 namespace raysys {
 
-// low <= column[slot] <= high, without a branch, which would be mispredicted. A bitmap is a column of bytes between 1 and 1.
+constexpr size_t BLOCK = 64;
+
+// The slots of values between two bounds, ascending; room for one more.
+template <class T>
+__attribute__((always_inline)) inline size_t slots_between(
+    const T* values, size_t count, T low, T high, Slot* slots
+) {
+    size_t kept = 0, slot = 0;
+    for (; slot + BLOCK <= count; slot += BLOCK) {
+        alignas(BLOCK) std::uint8_t holds[BLOCK];
+        for (size_t i = 0; i < BLOCK; i++)
+            holds[i] = (values[slot + i] >= low) & (values[slot + i] <= high);
+        for (size_t i = 0; i < BLOCK; i += 8) {
+            std::uint64_t eight;
+            std::memcpy(&eight, holds + i, 8);
+            for (; eight; eight &= eight - 1) slots[kept++] = slot + i + __builtin_ctzll(eight) / 8;
+        }
+    }
+    for (; slot < count; slot++) {  // without a branch, which would be mispredicted
+        slots[kept] = slot;
+        kept += (values[slot] >= low) & (values[slot] <= high);
+    }
+    return kept;
+}
+
+template <class T>
+size_t slots_default(const T* values, size_t count, T low, T high, Slot* slots) {
+    return slots_between(values, count, low, high, slots);
+}
+
+#if defined(__x86_64__)
+template <class T>
+__attribute__((target("avx2"))) size_t slots_avx2(
+    const T* values, size_t count, T low, T high, Slot* slots
+) {
+    return slots_between(values, count, low, high, slots);
+}
+#endif
+
+// low <= column[slot] <= high, without a branch, which would be mispredicted. A bitmap is a column
+// of bytes between 1 and 1.
 struct Interval {
     const void* column;
     char type;  // of struct.pack
@@ -26,6 +68,24 @@ struct Interval {
             return (value >= low_float) & (value <= high_float);
         } else {
             return (value >= low) & (value <= high);
+        }
+    }
+
+    // The slots below `rows` for which it holds, ascending; room for one more.
+    template <class T>
+    size_t below(size_t rows, Slot* slots) const {
+        auto* function = slots_default<T>;
+#if defined(__x86_64__)
+        if (__builtin_cpu_supports("avx2")) function = slots_avx2<T>;
+#endif
+        const T* values = static_cast<const T*>(column);
+        if constexpr (std::is_floating_point_v<T>) {
+            return function(values, rows, low_float, high_float, slots);
+        } else {
+            using Limits = std::numeric_limits<T>;
+            const std::int64_t least = Limits::min(), most = Limits::max();
+            if (low > most || high < least) return 0;
+            return function(values, rows, std::max(low, least), std::min(high, most), slots);
         }
     }
 
@@ -63,7 +123,7 @@ struct RowFilter {
 
     // The share of matching rows, from a sample.
     double share(size_t rows) const {
-        constexpr size_t sample = 256;
+        constexpr size_t sample = 128;
         if (intervals.empty() || rows == 0) return 1;
         const size_t step = rows > sample ? rows / sample : 1;
         size_t matches = 0, seen = 0;
@@ -93,12 +153,7 @@ struct RowFilter {
             for (size_t slot = 0; slot < rows; slot++) slots[slot] = slot;
         } else {
             kept = intervals[0].typed([&](auto* type) {
-                size_t count = 0;  // without a branch, which would be mispredicted
-                for (size_t slot = 0; slot < rows; slot++) {
-                    slots[count] = slot;
-                    count += intervals[0].holds<std::remove_pointer_t<decltype(type)>>(slot);
-                }
-                return count;
+                return intervals[0].below<std::remove_pointer_t<decltype(type)>>(rows, slots.get());
             });
         }
         return narrowed({slots.get(), slots.get() + kept}, 1);
