@@ -101,12 +101,9 @@ def is_quantizable(rows: np.ndarray, settings: IndexSettings) -> bool:
     """
     if not len(rows):
         return False
-    rng = np.random.default_rng(settings.seed)
-    rows = (
-        rows[rng.choice(len(rows), _SAMPLE_ROWS, replace=False)]
-        if len(rows) > _SAMPLE_ROWS
-        else rows
-    )
+    if len(rows) > _SAMPLE_ROWS:
+        rng = np.random.default_rng(settings.seed)
+        rows = rows[rng.choice(len(rows), _SAMPLE_ROWS, replace=False)]
     queries, k = rows[:: -(-len(rows) // _SAMPLE_QUERIES)], min(10, len(rows))
     exact, _ = exact_search(queries, rows, k, settings.metric)
     near, _ = exact_search(_quantized(queries), _quantized(rows), 3 * k, settings.metric)

@@ -107,7 +107,7 @@ class SlotRows:
         return predicate.mask(self.table.slice(start))
 
     def numbers(self, name: str) -> np.ndarray | None:
-        """A column of numbers as an array, integers in as few bytes as hold them; None with nulls."""
+        """A column of numbers, integers in as few bytes as hold them; None if it has nulls."""
         if name == "id":
             return self.ids[: self.length]
         known = self._columns.get(name, _NO_NUMBERS)
