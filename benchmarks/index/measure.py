@@ -25,14 +25,14 @@ def smallest_ef(
     peer: HasEf, ask: Ask, queries: np.ndarray, truth: np.ndarray, least: float = 0.95,
     efs: Sequence[int] = EFS,
 ) -> tuple[int, float]:  # fmt: skip
-    """Set the smallest ef of a rising list that reaches a recall, or the last if none does.
+    """Set the smallest ef of a rising list that exceeds a recall, or the last if none does.
 
     Args:
         peer: Whose ef is set.
         ask: Queries `(q, dim)` to ids `(q, k)`, such as `lambda rows: peer.query(rows, 10)`.
         queries: `(q, dim)` float32.
         truth: The exact ids `(q, k)`.
-        least: The recall to reach.
+        least: The recall to exceed.
         efs: What is tried; `FILTER_EFS` for filters, where some peers need far more.
 
     Returns:
@@ -42,7 +42,7 @@ def smallest_ef(
     for ef in efs:
         peer.set_ef(ef)
         reached = recall(ask(queries), truth)
-        if reached >= least:
+        if reached > least:
             break
     return ef, reached
 

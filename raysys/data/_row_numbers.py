@@ -69,7 +69,7 @@ def numbered(table: Table) -> list[tuple[Any, int]]:
 def need(table: Table, columns: Sequence[str]) -> None:
     """Refuse a table without these columns or without rows."""
     names = table.schema.names
-    if isinstance(columns, str) or not set(columns) <= set(names):
+    if not set(columns) <= set(names):
         raise DataError(f"no such columns: {columns!r}; give a list of some of {names}")
     if len(table) == 0:
         raise DataError("the table has no rows; check the filters before this call")

@@ -7,17 +7,14 @@ import functools
 import operator
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysys.errors import DataError
-
-if TYPE_CHECKING:
-    from raysys.index._filter_intervals import Interval
 
 GRAMMAR = (
     "comparisons of columns and constants with ==, !=, <, <=, >, >= (also chained: 1990 <= year < "
@@ -50,22 +47,14 @@ class Filter:
         array([ True, False,  True])
     """
 
-    def __init__(
-        self, text: str, schema: pa.Schema, intervals: Mapping[str, Interval] | None = None
-    ) -> None:
-        """Parse a predicate, see `raysys.index.FILTER_GRAMMAR`, and check its types.
-
-        Not if it is known to consist of intervals, see `IntervalParser`.
-        """
+    def __init__(self, text: str, schema: pa.Schema) -> None:
+        """Parse a predicate, see `raysys.index.FILTER_GRAMMAR`, and check its types."""
         self._text, self._schema = text, schema
         if not isinstance(text, str) or len(text) > _MAX_CHARACTERS:
             raise self._error(f"a filter must be a string of at most {_MAX_CHARACTERS} characters")
-        self.intervals = intervals
-        if intervals is None:
-            _ = self._evaluate  # now, for its errors
+        self._evaluate = self._checked()
 
-    @functools.cached_property
-    def _evaluate(self) -> _Value:
+    def _checked(self) -> _Value:
         """The predicate as a function of columns, with its types checked."""
         schema = self._schema
         try:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import keyword
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-Interval = tuple[int | float, int | float]
+Interval = tuple[str, int | float, int | float]  # a column, its lowest and its highest value
+Intervals = tuple[Interval, ...]
+Bounds = tuple[Sequence[int | float], Sequence[int | float]]  # lowest and highest of each filter
 
 # As Python writes them, and within int64; not a part of a name or of a longer number.
 _NUMBER = re.compile(
@@ -24,7 +27,6 @@ _COMPARISON = re.compile(
 )
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "=="}
 _MAX_SHAPES = 1024
-_EVERY = (-math.inf, math.inf)
 _INT64 = np.iinfo(np.int64)
 
 
@@ -40,25 +42,41 @@ class IntervalParser:
         self._bounds = {name: function for name, function in bounds.items() if function}
         self._shapes: dict[tuple[str, ...], list[tuple[str, str]] | None] = {}
 
-    def __call__(self, text: str) -> dict[str, Interval] | None:
-        """The closed interval of each column, or None of any other filter."""
-        if not isinstance(text, str):
-            return None
-        pieces = _NUMBER.split(text)
-        shape = tuple(pieces[::2])  # a `#` of the text itself matches no comparison
-        if shape not in self._shapes:
+    def __call__(self, texts: Sequence[str]) -> list[Intervals | None]:
+        """The closed interval of each column, or None of any other filter, for each text.
+
+        Texts that differ in their numbers alone are read at once.
+        """
+        shape = _NUMBER.split(texts[0])[::2] if texts else []
+        numbers = len(shape) - 1
+        pieces = _NUMBER.split("\0".join(texts))
+        joint = f"{shape[-1]}\0{shape[0]}" if texts else ""
+        between = [*shape[1:-1], joint] * len(texts)
+        if numbers > 0 and pieces[::2] == [shape[0], *between[:-1], shape[-1]]:
+            return self._of_shape(shape, [pieces[2 * n + 1 :: 2 * numbers] for n in range(numbers)])
+        return [self([text])[0] for text in texts] if len(texts) > 1 else [None] * len(texts)
+
+    def _of_shape(
+        self, shape: Sequence[str], numbers: Sequence[Sequence[str]]
+    ) -> list[Intervals | None]:
+        """Intervals from the numbers at each place of texts."""
+        key = tuple(shape)  # a `#` of the text itself matches no comparison
+        if key not in self._shapes:
             if len(self._shapes) >= _MAX_SHAPES:
                 self._shapes.clear()
-            self._shapes[shape] = self._comparisons(shape)
-        comparisons = self._shapes[shape]
+            self._shapes[key] = self._comparisons(key)
+        comparisons = self._shapes[key]
         if comparisons is None:
-            return None
-        columns: dict[str, Interval] = {}
-        for (name, operator), number in zip(comparisons, pieces[1::2], strict=True):
-            low, high = self._bounds[name](operator, number)
-            least, most = columns.get(name, _EVERY)
-            columns[name] = max(low, least), min(high, most)
-        return columns
+            return [None] * len(numbers[0])
+        columns: dict[str, Bounds] = {}
+        for (name, operator), texts in zip(comparisons, numbers, strict=True):
+            lows, highs = self._bounds[name](operator, texts)
+            if name in columns:
+                least, most = columns[name]
+                lows, highs = list(map(max, lows, least)), list(map(min, highs, most))
+            columns[name] = lows, highs
+        intervals = [zip(itertools.repeat(name), *bounds) for name, bounds in columns.items()]
+        return list(zip(*intervals, strict=True))
 
     def _comparisons(self, shape: tuple[str, ...]) -> list[tuple[str, str]] | None:
         """The column and the operator of each number, or None of any other filter."""
@@ -75,8 +93,8 @@ class IntervalParser:
         return comparisons if len(comparisons) == len(shape) - 1 else None
 
 
-def _bounds(kind: pa.DataType) -> Callable[[str, str], Interval] | None:
-    """The values of a type that satisfy a comparison, by operator and number."""
+def _bounds(kind: pa.DataType) -> Callable[[str, Sequence[str]], Bounds] | None:
+    """The values of a type that satisfy comparisons, by operator and numbers."""
     if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
         return _integer_bounds
     if pa.types.is_float64(kind):
@@ -84,21 +102,23 @@ def _bounds(kind: pa.DataType) -> Callable[[str, str], Interval] | None:
     return functools.partial(_float_bounds, np.float32) if pa.types.is_float32(kind) else None
 
 
-def _integer_bounds(operator: str, number: str) -> Interval:
-    if "." in number:
-        low, high = math.ceil(float(number)), math.floor(float(number))
+def _integer_bounds(operator: str, numbers: Sequence[str]) -> Bounds:
+    if "." in "".join(numbers):
+        lows = [math.ceil(float(n)) if "." in n else int(n) for n in numbers]
+        highs = [math.floor(float(n)) if "." in n else int(n) for n in numbers]
     else:
-        low = high = int(number)
+        lows = highs = list(map(int, numbers))
     if operator == "==":
-        return low, high  # empty of a number between two integers
+        return lows, highs  # empty of a number between two integers
     if operator in ("<", "<="):
-        return _INT64.min, low - 1 if operator == "<" else high
-    return high + 1 if operator == ">" else low, _INT64.max
+        return [_INT64.min] * len(lows), [n - 1 for n in lows] if operator == "<" else highs
+    return [n + 1 for n in highs] if operator == ">" else lows, [_INT64.max] * len(lows)
 
 
-def _float_bounds(dtype: type[np.floating], operator: str, number: str) -> Interval:
-    value = dtype(float(number))
+def _float_bounds(dtype: type[np.floating], operator: str, numbers: Sequence[str]) -> Bounds:
+    values = np.array(list(map(float, numbers))).astype(dtype)
     if operator in ("<", ">"):  # the next number on that side
-        value = np.nextafter(value, dtype(-math.inf if operator == "<" else math.inf))
-    low = -math.inf if operator in ("<", "<=") else float(value)
-    return low, math.inf if operator in (">", ">=") else float(value)
+        values = np.nextafter(values, dtype(-math.inf if operator == "<" else math.inf))
+    every, ends = [math.inf] * len(values), values.tolist()
+    lows = [-math.inf] * len(values) if operator in ("<", "<=") else ends
+    return lows, every if operator in (">", ">=") else ends

@@ -81,6 +81,8 @@ def as_matrix(vectors: Any) -> np.ndarray:
             f"vectors must be a matrix of numbers (n, dim); given: {array.dtype} "
             f"{array.shape}{hint}"
         )
+    if array.dtype == np.float32:
+        return np.ascontiguousarray(array)
     with np.errstate(over="ignore"):  # values too large for float32 are refused as infinite
         return np.ascontiguousarray(array, np.float32)
 

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raysys.index._exact_search import exact_search
-from raysys.index._filter import Filter
 from raysys.index._filter_conditions import FilterConditions
-from raysys.index._filter_intervals import IntervalParser
 from raysys.index._hnsw_graph import HnswGraph, exact_nearest, insertion_order
 from raysys.index._query_result import merge, padding
 from raysys.index._rows import NO_ID, normalized
 from raysys.index._slot_rows import NEVER, SlotRows, VersionHistory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import pyarrow as pa
 
     from raysys.index._change_record import ChangeBatch
+    from raysys.index._filter_conditions import Conditions
+    from raysys.index._filter_intervals import Intervals
     from raysys.index._settings import IndexSettings
 
 _MERGE_ROWS = 8
@@ -68,10 +67,7 @@ class Shard:
         # Number of ended rows beside the graph.
         self._dead_aside = int((rows.died[merged : rows.length] != NEVER).sum())
         self._history = VersionHistory(version)
-        self._conditions = FilterConditions()
-        schema = rows.table.schema
-        intervals = IntervalParser(schema)
-        self._parse = functools.lru_cache(1024)(lambda text: Filter(text, schema, intervals(text)))
+        self._conditions = FilterConditions(rows.table.schema)
 
     @classmethod
     def empty(cls, settings: IndexSettings, schema: pa.Schema, version: int = 0) -> Shard:
@@ -190,7 +186,7 @@ class Shard:
                 since = np.flatnonzero(rows.died[: rows.length] != NEVER)
                 self._history = VersionHistory(version)
                 self._history.record(self.version, since)
-                self._conditions = FilterConditions()
+                self._conditions.forget()
 
     def capture(self, write: Callable[[ShardCapture], None]) -> None:
         """Call `write` with the present state, while queries and changes continue."""
@@ -225,9 +221,8 @@ class Shard:
             vectors = normalized(vectors)
         ef = ef_search or self.settings.ef_search
         # A filter that cannot be parsed raises before any search.
-        predicates: list[Filter | None] | None = None
-        if filters:
-            predicates = [None if text is None else self._parse(text) for text in filters]
+        texts = [text for text in filters or () if text is not None]
+        intervals = self._conditions.parse(texts) if texts else {}
         parts = []
         with self._lock:
             version = self._readable(as_of)
@@ -236,8 +231,8 @@ class Shard:
             with self._lock:
                 # A long batch releases the lock in between, and stays at its first version.
                 self._readable(version)
-                part = vectors[chunk], k, ef, predicates and predicates[chunk], version
-                parts.append(self._nearest(*part))
+                conditions = self._conditions_of(filters[chunk], intervals) if filters else None
+                parts.append(self._nearest(vectors[chunk], k, ef, conditions, version))
         if len(parts) == 1:
             return version, *parts[0]
         ids, distances = map(np.concatenate, zip(*parts, strict=True))
@@ -245,9 +240,10 @@ class Shard:
 
     def matching(self, text: str | None, limit: int) -> np.ndarray:
         """Up to `limit` ids of rows that satisfy a predicate, unordered."""
-        predicate = self._parse(text or "True")
+        text = text or "True"
+        self._conditions.parse([text])
         with self._lock:
-            slots = np.flatnonzero(self._conditions.mask(self._rows, predicate))
+            slots = np.flatnonzero(self._conditions.mask(self._rows, text))
             return self._rows.ids[slots[self._rows.visible(slots, self.version)][:limit]]
 
     def get(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, pa.Table]:
@@ -288,18 +284,25 @@ class Shard:
         self._history.check(as_of)
         return min(as_of, self.version)
 
+    def _conditions_of(
+        self, filters: Sequence[str | None], intervals: Mapping[str, Intervals | None]
+    ) -> list[Conditions | None]:
+        """The conditions of each filter; equal filters are one object, as the search wants it."""
+        distinct = {
+            text: self._conditions.of(self._rows, text, intervals[text])
+            for text in dict.fromkeys(filters)
+            if text is not None
+        }
+        return [None if text is None else distinct[text] for text in filters]
+
     def _nearest(
-        self, vectors: np.ndarray, k: int, ef: int, predicates: Sequence[Filter | None] | None,
+        self, vectors: np.ndarray, k: int, ef: int, filters: Sequence[Conditions | None] | None,
         version: int,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """The k nearest by the graph and among the rows beside it; by all rows where it fails."""
-        rows, metric, filters = self._rows, self.settings.metric, None
+        rows, metric = self._rows, self.settings.metric
         if not rows.length:
             return padding(len(vectors), k)
-        if predicates is not None:
-            # Equal filters are one object, by which the search recognizes them.
-            conditions = {each: self._conditions.of(rows, each) for each in predicates if each}
-            filters = [conditions[each] if each else None for each in predicates]
         slots, distances = self._graph.search(rows.vectors, vectors, k, ef, filters)
         ids, is_open = self._ids(slots), slots[:, -1] < 0
         if version < self.version:  # the graph is of the present
@@ -309,7 +312,9 @@ class Shard:
             beside = exact_nearest(rows.vectors, aside, vectors, k, metric, filters)
             ids, distances = merge([(ids, distances), (self._ids(beside[0]), beside[1])], k)
         if is_open.any():
-            open_filters = filters and [filters[query] for query in np.flatnonzero(is_open)]
+            open_filters = filters and [
+                filters[query] for query in np.flatnonzero(is_open).tolist()
+            ]
             visible = rows.visibility(version)
             slots, distances[is_open] = exact_nearest(
                 rows.vectors, rows.length, vectors[is_open], k, metric, open_filters, visible

@@ -33,8 +33,6 @@ def map_table(
     max_actors: int | None, storage: Storage | None, path: str | None,
 ) -> Table:  # fmt: skip
     """See `Graph.map`."""
-    if isinstance(keep, str):
-        raise DataError(f"keep={keep!r} is a text: give a list of columns, keep=[{keep!r}]")
     needed = list(dict.fromkeys([*graph.inputs, *keep]))
     if missing := [column for column in needed if column not in table.schema.names]:
         raise DataError(f"the table lacks the columns {missing}; it has {table.schema.names}")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysys.index._filter import Filter
-from raysys.index._filter_intervals import IntervalParser
+from raysys.index._filter_intervals import IntervalParser, Intervals
 
 TYPES = {
     name: getattr(pa, name)()
@@ -29,9 +29,9 @@ NUMBERS = st.sampled_from(
 OPERATORS = st.sampled_from(["<", "<=", ">", ">=", "=="])
 
 
-def _matching(intervals: dict[str, Any]) -> list[bool]:
+def _matching(intervals: Intervals) -> list[bool]:
     mask = np.ones(len(ROWS), bool)
-    for name, (low, high) in intervals.items():
+    for name, low, high in intervals:
         mask &= (ROWS[name].to_numpy() >= low) & (ROWS[name].to_numpy() <= high)
     return mask.tolist()
 
@@ -49,25 +49,25 @@ def _ranges(draw: st.DrawFn) -> str:
 
 @given(_ranges())
 def test_intervals_mean_what_the_parser_says(text: str) -> None:
-    intervals = IntervalParser(SCHEMA)(text)
+    (intervals,) = IntervalParser(SCHEMA)([text])
     assert intervals is not None
     assert _matching(intervals) == Filter(text, SCHEMA).mask(ROWS).tolist()
 
 
 @pytest.mark.parametrize(
-    ("text", "interval"),
+    ("text", "intervals"),
     [
-        ("3 <= int64 < 5", {"int64": (3, 4)}),
-        ("`release-year` > 1990", {"release-year": (1991, 2**63 - 1)}),
-        ("int64 > 2 and int64 < 9 and int8 == 1", {"int64": (3, 8), "int8": (1, 1)}),
-        ("int32 == 1.5", {"int32": (2, 1)}),
-        ("float64 < 0.5", {"float64": (-np.inf, np.nextafter(0.5, -1))}),
-        ("float32 >= 0.1", {"float32": (float(np.float32(0.1)), np.inf)}),
+        ("3 <= int64 < 5", [("int64", 3, 4)]),
+        ("`release-year` > 1990", [("release-year", 1991, 2**63 - 1)]),
+        ("int64 > 2 and int64 < 9 and int8 == 1", [("int64", 3, 8), ("int8", 1, 1)]),
+        ("int32 == 1.5", [("int32", 2, 1)]),
+        ("float64 < 0.5", [("float64", -np.inf, np.nextafter(0.5, -1))]),
+        ("float32 >= 0.1", [("float32", float(np.float32(0.1)), np.inf)]),
     ],
 )
-def test_intervals_of_columns(text: str, interval: dict[str, Any]) -> None:
+def test_intervals_of_columns(text: str, intervals: list[Any]) -> None:
     parser = IntervalParser(SCHEMA)
-    assert parser(text) == parser(text) == interval
+    assert parser([text]) == parser([text]) == [tuple(intervals)]
 
 
 @pytest.mark.parametrize(
@@ -81,4 +81,22 @@ def test_intervals_of_columns(text: str, interval: dict[str, Any]) -> None:
     ],
 )  # fmt: skip
 def test_other_filters_are_left_to_the_parser(text: str) -> None:
-    assert IntervalParser(SCHEMA)(text) is None
+    assert IntervalParser(SCHEMA)([text]) == [None]
+    assert IntervalParser(SCHEMA)([text] * 3) == [None] * 3
+
+
+@given(st.lists(_ranges(), max_size=4), st.integers(1, 3))
+def test_texts_are_parsed_together_as_alone(texts: list[str], repeats: int) -> None:
+    parser = IntervalParser(SCHEMA)
+    alone = [parser([text])[0] for text in texts * repeats]
+    assert parser(texts * repeats) == alone
+
+
+def test_texts_that_differ_in_their_numbers() -> None:
+    texts = [f"{low} <= int64 < {low + 2.5} and float64 > {low}" for low in range(3)]
+    texts += ["int64 < 3\0", "\0", "", "int64 < 3"]
+    parser = IntervalParser(SCHEMA)
+    assert parser(texts[:3]) == [
+        (("int64", low, low + 2), ("float64", np.nextafter(low, 9), np.inf)) for low in range(3)
+    ]
+    assert parser(texts) == [parser([text])[0] for text in texts]

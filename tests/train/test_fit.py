@@ -219,6 +219,23 @@ def test_a_non_finite_loss_ends_the_run_until_the_task_is_mended(
     assert plan["settings"]["learning_rate"] == 0.01
 
 
+class Wrong(SlowRegression):
+    """Its second step fails on each worker, as it would on a new one."""
+
+    def batch(self, rows: Any, rng: Any) -> dict[str, torch.Tensor]:
+        batch = super().batch(rows, rng)
+        if logged(self.log.parent, "step") > 2:
+            raise KeyError("age")
+        return batch
+
+
+def test_an_error_that_all_workers_meet_ends_the_run_without_new_workers(tmp_path: Path) -> None:
+    task, tables = Wrong(tmp_path / "log"), {"rows": Table.from_arrow(rows())}
+    with pytest.raises(TrainError, match=r"^Wrong.batch failed: KeyError: 'age' at .*test_fit.py:"):
+        fit("wrong", task, tables, settings(num_workers=2, max_failures=3), Storage(tmp_path))
+    assert logged(tmp_path, "start") == 2
+
+
 def test_more_workers_than_fit_are_refused_at_once(storage: Storage) -> None:
     with pytest.raises(ResourceError, match="needs 64 CPUs beside 1"):
         fit("big", Regression(), {}, settings(num_workers=64), storage)

@@ -52,17 +52,18 @@ struct Filters {
     std::vector<size_t> queries;  // of each distinct filter
     std::vector<int> of_query;    // -1 without a filter
     std::vector<View> views;
+    std::unordered_map<PyObject*, size_t> numbers;  // of the views, by column
 
     // From a list with None or a sequence of (column, low, high) for each query.
     Filters(PyObject* list, size_t count, size_t rows) : of_query(count, -1) {
         if (list == Py_None) return;
         if (!PyList_Check(list) || static_cast<size_t>(PyList_GET_SIZE(list)) != count)
             throw std::invalid_argument("a list with a filter for each query is expected");
-        std::unordered_map<PyObject*, int> numbers;
+        std::unordered_map<PyObject*, int> filters;
         for (size_t i = 0; i < count; i++) {
             PyObject* filter = PyList_GET_ITEM(list, i);
             if (filter == Py_None) continue;
-            const auto [place, is_new] = numbers.try_emplace(filter, distinct.size());
+            const auto [place, is_new] = filters.try_emplace(filter, distinct.size());
             if (is_new) {
                 distinct.push_back(parse(filter, rows));
                 queries.push_back(0);
@@ -79,8 +80,10 @@ struct Filters {
             PyObject *column, *low, *high;
             if (!PyArg_ParseTuple(PyTuple_GET_ITEM(sequence, i), "OOO", &column, &low, &high))
                 throw std::invalid_argument("");
-            views.emplace_back(column, "?bBhHiIlfd", 0, rows);
-            Interval interval{views.back().data<void>(), views.back().type};
+            const auto [place, is_new] = numbers.try_emplace(column, views.size());
+            if (is_new) views.emplace_back(column, "?bBhHiIlfd", 0, rows);
+            const View& view = views[place->second];
+            Interval interval{view.data<void>(), view.type};
             if (std::strchr("fd", interval.type)) {
                 interval.low_float = PyFloat_AsDouble(low);
                 interval.high_float = PyFloat_AsDouble(high);
@@ -234,15 +237,20 @@ PyObject* graph_search(PyObject* self, PyObject* arguments) {
         if (object->scratch->size() < size_t(threads)) object->scratch->resize(threads);
         // The matching rows of each filter for which that costs less than the graph.
         std::vector<std::unique_ptr<std::vector<Slot>>> matching(chosen.distinct.size());
-        in_threads(matching.size(), threads, [&](size_t i, size_t) {
+        const auto match = [&](size_t i) {
             const RowFilter& filter = chosen.distinct[i];
             const double share = filter.share(graph.slots());
             if (filter.is_scan_cheaper(graph.slots(), share, chosen.queries[i], ef, candidate_cost))
                 matching[i].reset(new std::vector<Slot>(filter.below(graph.slots())));
-        });
+        };
+        std::vector<size_t> shared;  // by several queries
+        for (size_t i = 0; i < matching.size(); i++)
+            if (chosen.queries[i] > 1) shared.push_back(i);
+        in_threads(shared.size(), threads, [&](size_t i, size_t) { match(shared[i]); });
         in_threads(asked.length(), threads, [&](size_t i, size_t thread) {
             Scratch& scratch = (*object->scratch)[thread];
             const int filter = chosen.of_query[i];
+            if (filter >= 0 && chosen.queries[filter] == 1) match(filter);
             const float *vector = rows.data<float>(), *query = asked.data<float>() + i * object->dim;
             if (filter >= 0 && matching[filter])
                 graph.search_among(*matching[filter], vector, query, k, ef, scratch);
@@ -250,6 +258,7 @@ PyObject* graph_search(PyObject* self, PyObject* arguments) {
                 graph.search(vector, query, k, ef, filter < 0 ? nullptr : &chosen.distinct[filter],
                              scratch);
             answers.write(i, scratch.results);
+            if (filter >= 0 && chosen.queries[filter] == 1) matching[filter].reset();
         });
     });
 }
