@@ -311,7 +311,7 @@ def test_an_id_in_two_blocks_is_refused(films: VectorIndex, shared_storage: Stor
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"shards": 0}, "shards"), ({"replicas": -1}, "replicas"), ({"M": 1}, "M\n"),
+    [({"shards": 0}, "shards"), ({"replicas": -1}, "replicas"), ({"M": 1}, "M: Input"),
      ({"metric": "l1"}, "metric")],
 )  # fmt: skip
 def test_invalid_settings_are_refused(
