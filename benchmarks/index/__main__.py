@@ -60,7 +60,9 @@ def _measure(
     _one_by_one(report, data, truth, plain, actors, whole, fused, repeats)
     _against_exact(report, data, truth, [fused, whole, actors], full)
     _filters(report, data, plain, fused, repeats)
-    _table(data, truth, [Exact(2), *(one for one in built if one is not whole), fused], repeats)
+    _table(
+        report, data, truth, [Exact(2), *(one for one in built if one is not whole), fused], repeats
+    )
     # Last: its rows would be found by the queries before.
     changing.run(report, actors.index, data.queries, 4.0 if repeats < 5 else 10.0, len(data.price))
     for peer in (fused, *built):
@@ -173,22 +175,19 @@ def _filtered(peer: Peer, queries: np.ndarray, ranges: list[tuple[int, int]]) ->
     return np.stack([one for one in found if one is not None])
 
 
-def _table(data: Data, truth: np.ndarray, peers: list[Peer], repeats: int) -> None:
-    """All side by side, each at the smallest ef that reaches a recall of 0.95."""
-    print(f"\n{'':<22} {'build s':>8} {'ef':>4} {'recall':>7} {'one by one/s':>13} {'batch/s':>9}")
+def _table(report: Report, data: Data, truth: np.ndarray, peers: list[Peer], repeats: int) -> None:
+    """All side by side, each at the smallest ef that exceeds a recall of 0.95."""
     for peer in peers:
         if isinstance(peer, Exact):
             peer.build(data.vectors, data.price)
         ef, reached = smallest_ef(peer, _ask(peer), data.queries, truth)
         few = data.queries[:100] if isinstance(peer, Exact) else data.queries
-        alone = queries_per_s(_ask(peer), few, 1, repeats)
-        batch = queries_per_s(_ask(peer), data.queries, 100, repeats)
-        print(
-            f"{peer.name:<22} {peer.build_seconds:>8.1f} {ef:>4} {reached:>7.3f} {alone:>13,.0f} "
-            f"{batch:>9,.0f}",
-            flush=True,
-        )
-    print()
+        report.add(f"{peer.name}: build", peer.build_seconds, "s")
+        report.add(f"{peer.name}: ef", ef, "candidates")
+        report.add(f"{peer.name}: recall@10", reached, "share")
+        for name, batch in (("one by one", 1), ("in batches of 100", 100)):
+            speed = queries_per_s(_ask(peer), few if batch == 1 else data.queries, batch, repeats)
+            report.add(f"{peer.name}: {name}", speed, "queries/s")
 
 
 def _ask(peer: Peer) -> Callable[[np.ndarray], np.ndarray]:

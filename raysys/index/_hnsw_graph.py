@@ -24,7 +24,7 @@ _QUERIES_PER_THREAD = 4
 # Of the graph, in comparisons of an exact search.
 _PER_CANDIDATE = 18.0
 # How 8-bit rows are tried.
-_SAMPLE_ROWS, _SAMPLE_QUERIES, _MIN_RECALL = 100_000, 64, 0.99
+_MIN_ROWS, _SAMPLE_NUMBERS, _SAMPLE_QUERIES, _MIN_RECALL = 1000, 1 << 24, 64, 0.99
 _CORES = len(os.sched_getaffinity(0))
 
 
@@ -97,14 +97,15 @@ def is_quantizable(rows: np.ndarray, settings: IndexSettings) -> bool:
     """Whether rows in 8 bits, one scale each, have nearly the same neighbours.
 
     The nearest rows of some of them must be among a few times as many by the quantized rows. It is
-    not so where rows are much nearer to each other than to the origin.
+    not so where rows are much nearer to each other than to the origin. Few rows prove nothing:
+    those that follow may be of another kind.
     """
-    if not len(rows):
+    if len(rows) < _MIN_ROWS:
         return False
-    if len(rows) > _SAMPLE_ROWS:
+    if len(rows) > (count := max(_MIN_ROWS, _SAMPLE_NUMBERS // settings.dim)):
         rng = np.random.default_rng(settings.seed)
-        rows = rows[rng.choice(len(rows), _SAMPLE_ROWS, replace=False)]
-    queries, k = rows[:: -(-len(rows) // _SAMPLE_QUERIES)], min(10, len(rows))
+        rows = rows[rng.choice(len(rows), count, replace=False)]
+    queries, k = rows[:: -(-len(rows) // _SAMPLE_QUERIES)], 10
     exact, _ = exact_search(queries, rows, k, settings.metric)
     near, _ = exact_search(_quantized(queries), _quantized(rows), 3 * k, settings.metric)
     return bool((exact[:, :, None] == near[:, None]).any(axis=2).mean() > _MIN_RECALL)

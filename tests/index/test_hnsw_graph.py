@@ -98,7 +98,9 @@ def test_rows_are_quantized_only_where_their_neighbours_stay(metric: Metric, off
 
 
 def test_an_empty_matrix_and_zeros_are_searched() -> None:
-    assert not is_quantizable(ROWS[:0], IndexSettings(metric="l2", dim=37))
+    settings = IndexSettings(metric="l2", dim=37)
+    assert not is_quantizable(ROWS[:0], settings)
+    assert not is_quantizable(ROWS[:500], settings)  # later rows may be of another kind
     graph = HnswGraph(IndexSettings(metric="l2", dim=37), np.zeros_like(ROWS))
     graph.add(np.arange(3), np.zeros_like(ROWS))
     slots, distances = graph.search(np.zeros_like(ROWS), QUERIES[:1], 4, 10)

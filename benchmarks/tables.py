@@ -1,0 +1,93 @@
+"""`python -m benchmarks.tables`: tables of the READMEs, from `benchmarks/results`."""
+
+import json
+import re
+from pathlib import Path
+
+READMES = [Path(__file__).parents[1] / name for name in ("README.md", "benchmarks/README.md")]
+_RESULTS = Path(__file__).parent / "results"
+_PLACE = re.compile(r"(<!-- figures: ([\w ]+) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+_CUT = "10 x 336,776 flights"
+_AUC, _AP, _ECE = "area under the ROC curve", "average precision", "calibration error"
+
+# Cells of each row, by the name of the place; `{data[polars]:.1f}` is the value of the figure
+# "polars" in data.json.
+TABLES: dict[str, list[list[str]]] = {
+    "peers": [
+        ["two cores, load generators included; compare within a row", "peer", "raysys"],
+        ["read, join, aggregate, write 3.4 million rows",
+         f"polars {{data[pipeline, {_CUT}: polars]:.1f}} s, "
+         f"pandas {{data[pipeline, {_CUT}: pandas]:.1f}} s, "
+         f"Modin {{data[pipeline, {_CUT}: Modin]:.1f}} s",
+         f"{{data[pipeline, {_CUT}: raysys]:.1f}} s"],
+        ["JSON requests/s through a graph of models",
+         "Ray Serve 85, LitServe 1,540, MLServer 3,770, FastAPI by hand 8,800", "11,000"],
+        ["nearest neighbours in batches of 100, queries/s",
+         "hnswlib {index[hnswlib: in batches of 100]:,.0f}, "
+         "faiss {index[faiss: in batches of 100]:,.0f}, "
+         "Qdrant Edge {index[Qdrant Edge: in batches of 100]:,.0f}",
+         "{index[raysys, fused: in batches of 100]:,.0f}"],
+        ["a step of DDP on two workers", "torchrun 1", "0.9"],
+        ["film ranking, NDCG@10", "tuned ALS 0.0689", "0.0864"],
+        ["late flights, AUC",
+         f"tuned HistGradientBoosting {{data[HistGradientBoosting tuned: {_AUC}]:.4f}}",
+         f"{{data[raysys: {_AUC}]:.4f}}"],
+    ],
+    "data": [
+        ["ten times the flights of 2013 (3.4 million): read, join three tables, aggregate, join "
+         "back, write", "s"],
+        *[[title, f"{{data[pipeline, {_CUT}: {name}]:.1f}}"]
+          for title, name in (
+              ("Modin on Ray", "Modin"), ("pandas", "pandas"), ("polars", "polars"),
+              ("raysys, the same rows in the same order", "raysys"),
+          )],
+    ],
+    "flights": [
+        ["", "AUC", "average precision", "calibration error"],
+        *[[title, *(f"{{data[{name}: {measure}]:{form}}}" for measure, form in
+                    ((_AUC, ".4f"), (_AP, ".4f"), (_ECE, ".3f")))]
+          for title, name in (
+              ("scikit-learn's HistGradientBoosting", "HistGradientBoosting"),
+              ("the same, tuned", "HistGradientBoosting tuned"), ("XGBoost alone", "XGBoost alone"),
+              ("network alone", "network alone"),
+              ("raysys: both, blended and calibrated on October", "raysys"),
+          )],
+    ],
+    "index": [
+        ["", "build, s", "one by one, queries/s", "in batches of 100"],
+        *[[title, f"{{index[{name}: build]:.0f}}", f"{{index[{name}: one by one]:,.0f}}",
+           f"{{index[{name}: in batches of 100]:,.0f}}"]
+          for title, name in (
+              ("exact, NumPy", "exact, NumPy"), ("hnswlib, 2 threads", "hnswlib"),
+              ("faiss HNSW, 2 threads", "faiss"), ("USearch, 2 threads", "USearch"),
+              ("Qdrant Edge, 2 threads", "Qdrant Edge"),
+              ("hnswlib, 2 shards in one process", "hnswlib, 2 shards"),
+              ("raysys, 2 actors", "raysys, 2 actors"),
+              ("raysys, a copy of 1 shard inside a serving replica", "raysys, fused"),
+          )],
+    ],
+}  # fmt: skip
+
+
+def render(text: str) -> str:
+    """A README with its tables made from the results.
+
+    Raises:
+        KeyError: A figure is missing: run its benchmark with `--json`.
+    """
+    results = {}
+    for path in _RESULTS.glob("*.json"):
+        figures = json.loads(path.read_text())["figures"]
+        results[path.stem] = {each["name"]: each.get("value") for each in figures}
+
+    def table(place: re.Match[str]) -> str:
+        first, *rows = [[cell.format_map(results) for cell in row] for row in TABLES[place[2]]]
+        lines = ["| " + " | ".join(row) + " |" for row in (first, ["---"] * len(first), *rows)]
+        return place[1] + "\n".join(lines) + place[4]
+
+    return _PLACE.sub(table, text)
+
+
+if __name__ == "__main__":
+    for path in READMES:
+        path.write_text(render(path.read_text()))
