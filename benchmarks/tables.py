@@ -42,6 +42,20 @@ TABLES: dict[str, list[list[str]]] = {
               ("raysys, the same rows in the same order", "raysys"),
           )],
     ],
+    "tables": [
+        ["", ""],
+        ["out of core, an object store of a quarter of the data: largest process",
+         "{data[out of core: peak memory of ray::filter+join]:.0f} MB"],
+        ["from a Table to its first batch in a training worker",
+         "{data[hand-off, 3 million rows x 10: first batch in a worker]:.4f} s"],
+        ["one request of 20 raw fields to 510 features, p50",
+         "{data[featurizer, 20 fields to 510 features: one request, p50]:.0f} microseconds"],
+        ["3 million rows, one in a hundred broken in ten ways: read and written with checks over "
+         "without",
+         "{data[quarantine: time with validation / without]:.2f} times"],
+        ["broken rows missed; good rows lost",
+         "{data[quarantine: bad rows missed]:.0f}; {data[quarantine: valid rows lost]:.0f}"],
+    ],
     "flights": [
         ["", "AUC", "average precision", "calibration error"],
         *[[title, *(f"{{data[{name}: {measure}]:{form}}}" for measure, form in
@@ -51,6 +65,28 @@ TABLES: dict[str, list[list[str]]] = {
               ("the same, tuned", "HistGradientBoosting tuned"), ("XGBoost alone", "XGBoost alone"),
               ("network alone", "network alone"),
               ("raysys: both, blended and calibrated on October", "raysys"),
+          )],
+    ],
+    "tune": [
+        ["boosting, 48 cells: median share of the full grid's CPU-seconds until its best value",
+         "share", "best at a fifth, AUC over the grid's"],
+        *[[title, f"{{tune[search: {name}: until the grid's best ({reached} of 3 seeds)]:.2f}}",
+           f"{{tune[search: {name}: best at a fifth, over the grid's]:+.4f}}"]
+          for title, name, reached in (
+              ("random search; not reached by 2 of 3 seeds within 0.3", "random search", 1),
+              ("Optuna, TPE and its pruner; likewise", "Optuna alone, TPE and its pruner", 1),
+              ("Ray Tune with OptunaSearch and ASHA; likewise",
+               "Ray Tune with OptunaSearch and ASHA", 1),
+              ("raysys; not reached by 1 of 3", "raysys", 2),
+          )],
+    ],
+    "throughput": [
+        ["film towers", "samples/s over the defaults'", "validation loss over the defaults'"],
+        *[[title, f"{{tune[{name}: samples/s over the defaults']:.2f}}",
+           f"{{tune[{name}: loss above the defaults']:+.1%}}"]
+          for title, name in (
+              ("largest batch", "largest batch"), ("fastest point of a grid", "grid"),
+              ("raysys, `tune_throughput`", "tune_throughput"),
           )],
     ],
     "index": [
