@@ -10,7 +10,10 @@ import numpy as np
 from benchmarks.index.data import recall
 
 EFS = (10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 256, 512)
-FILTER_EFS = (10, 16, 24, 32, 48, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+FILTER_EFS = (
+    10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024,
+    2048, 4096, 8192,
+)  # fmt: skip
 Ask = Callable[[np.ndarray], np.ndarray]
 
 
