@@ -9,6 +9,7 @@ _RESULTS = Path(__file__).parent / "results"
 _PLACE = re.compile(r"(<!-- figures: ([\w ]+) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
 _CUT = "10 x 336,776 flights"
 _AUC, _AP, _ECE = "area under the ROC curve", "average precision", "calibration error"
+_FILTERED = "filters that keep {}: queries/s against hnswlib's Python filter, {}"
 
 # Cells of each row, by the name of the place; `{data[polars]:.1f}` is the value of the figure
 # "polars" in data.json.
@@ -99,8 +100,18 @@ TABLES: dict[str, list[list[str]]] = {
               ("Qdrant Edge, 2 threads", "Qdrant Edge"),
               ("hnswlib, 2 shards in one process", "hnswlib, 2 shards"),
               ("raysys, 2 actors", "raysys, 2 actors"),
-              ("raysys, a copy of 1 shard inside a serving replica", "raysys, fused"),
           )],
+        ["raysys, a copy of 1 shard inside a serving replica",
+         "loaded in {index[raysys, fused: build]:.0f}",
+         "{index[raysys, fused: one by one]:,.0f}",
+         "{index[raysys, fused: in batches of 100]:,.0f}"],
+    ],
+    "filters": [
+        ["queries/s over hnswlib's with a Python function, by a filter of its own each, that keeps",
+         "a batch of 100", "one by one"],
+        *[[share, *(f"{{index[{_FILTERED.format(share, how)}]:.1f}} times"
+                    for how in ("a batch of 100", "one by one"))]
+          for share in ("50.0%", "5.0%", "0.5%")],
     ],
 }  # fmt: skip
 
