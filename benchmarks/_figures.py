@@ -29,9 +29,13 @@ class Figure:
 
 @dataclass
 class Report:
-    """Collects figures; says each at once."""
+    """Collects figures; says each at once.
+
+    Its date, commit and machine are those at the start: the checkout may change meanwhile.
+    """
 
     figures: list[Figure] = field(default_factory=list)
+    circumstances: dict[str, Any] = field(default_factory=lambda: _circumstances())
 
     def add(
         self, name: str, value: float, unit: str, *, below: float | None = None,
@@ -50,7 +54,7 @@ class Report:
     def write(self, path: Path | None) -> None:
         """Write the figures as JSON; a bar that does not hold ends the program with status 1."""
         if path:
-            result = {**_circumstances(), "figures": [asdict(f) for f in self.figures]}
+            result = {**self.circumstances, "figures": [asdict(f) for f in self.figures]}
             path.write_text(json.dumps(result, indent=2) + "\n")
         if any(figure.holds is False for figure in self.figures):
             raise SystemExit(1)

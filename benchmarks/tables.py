@@ -6,7 +6,7 @@ from pathlib import Path
 
 READMES = [Path(__file__).parents[1] / name for name in ("README.md", "benchmarks/README.md")]
 _RESULTS = Path(__file__).parent / "results"
-_PLACE = re.compile(r"(<!-- figures: ([\w ]+) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- figures: ([\w ]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 _CUT = "10 x 336,776 flights"
 _AUC, _AP, _ECE = "area under the ROC curve", "average precision", "calibration error"
 _FILTERED = "filters that keep {}: queries/s against hnswlib's Python filter, {}"
@@ -43,7 +43,7 @@ TABLES: dict[str, list[list[str]]] = {
               ("raysys, the same rows in the same order", "raysys"),
           )],
     ],
-    "tables": [
+    "data costs": [
         ["", ""],
         ["out of core, an object store of a quarter of the data: largest process",
          "{data[out of core: peak memory of ray::filter+join]:.0f} MB"],
@@ -130,7 +130,7 @@ def render(text: str) -> str:
     def table(place: re.Match[str]) -> str:
         first, *rows = [[cell.format_map(results) for cell in row] for row in TABLES[place[2]]]
         lines = ["| " + " | ".join(row) + " |" for row in (first, ["---"] * len(first), *rows)]
-        return place[1] + "\n".join(lines) + place[4]
+        return place[1] + "\n".join(lines) + place[3]
 
     return _PLACE.sub(table, text)
 

@@ -23,7 +23,8 @@ _SKELETON, _ROWS_PER_PIVOT, _MAX_PIVOTS = 0.1, 100, 4096
 _QUERIES_PER_THREAD = 4
 # Of the graph, in comparisons of an exact search.
 _PER_CANDIDATE = 18.0
-# How 8-bit rows are tried.
+# How 8-bit rows are tried; a product of longer ones may exceed int32.
+_MAX_DIM = (2**31 - 1) // 127**2
 _MIN_ROWS, _SAMPLE_NUMBERS, _SAMPLE_QUERIES, _MIN_RECALL = 1000, 1 << 24, 64, 0.99
 _CORES = len(os.sched_getaffinity(0))
 
@@ -100,7 +101,7 @@ def is_quantizable(rows: np.ndarray, settings: IndexSettings) -> bool:
     not so where rows are much nearer to each other than to the origin. Few rows prove nothing:
     those that follow may be of another kind.
     """
-    if len(rows) < _MIN_ROWS:
+    if len(rows) < _MIN_ROWS or settings.dim > _MAX_DIM:
         return False
     if len(rows) > (count := max(_MIN_ROWS, _SAMPLE_NUMBERS // settings.dim)):
         rng = np.random.default_rng(settings.seed)

@@ -71,7 +71,7 @@ inline size_t code_bytes(size_t dim) { return (dim + 31) / 32 * 32; }
 inline Scale encode(const float* vector, size_t dim, std::int8_t* codes) {
     float largest = 0;
     for (size_t i = 0; i < dim; i++) largest = std::max(largest, std::abs(vector[i]));
-    const float inverse = largest > 0 ? 127 / largest : 0, factor = largest / 127;
+    const float inverse = largest > 1e-30f ? 127 / largest : 0, factor = largest / 127;
     std::int64_t squares = 0;
     std::fill(codes, codes + code_bytes(dim), std::int8_t{0});
     for (size_t i = 0; i < dim; i++) {

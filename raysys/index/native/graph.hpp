@@ -108,6 +108,16 @@ struct Scratch {
     }
 };
 
+// Into a heap with the farthest on top, which makes room where it is full.
+inline void push_nearest(std::vector<Near>& heap, Near near, size_t capacity) {
+    if (heap.size() >= capacity) {
+        std::pop_heap(heap.begin(), heap.end());
+        heap.pop_back();
+    }
+    heap.push_back(near);
+    std::push_heap(heap.begin(), heap.end());
+}
+
 // The k nearest of some slots that are allowed, into `heap`, the farthest on top.
 template <class Allowed>
 void nearest_of(
@@ -124,12 +134,7 @@ void nearest_of(
             const Near near{block[i], slots[first + i]};
             if (heap.size() >= k && !(near < heap.front())) continue;
             if (!allowed(near.slot())) continue;
-            if (heap.size() >= k) {
-                std::pop_heap(heap.begin(), heap.end());
-                heap.pop_back();
-            }
-            heap.push_back(near);
-            std::push_heap(heap.begin(), heap.end());
+            push_nearest(heap, near, k);
         }
     }
 }
@@ -453,12 +458,7 @@ class Graph {
             std::push_heap(candidates.begin(), candidates.end(), std::greater<>());
             if (!level) prefetch(links_of(near.slot(), 0), lines_ * sizeof(Line));
             if (!allowed(near.slot())) continue;
-            if (results.size() >= ef) {
-                std::pop_heap(results.begin(), results.end());
-                results.pop_back();
-            }
-            results.push_back(near);
-            std::push_heap(results.begin(), results.end());
+            push_nearest(results, near, ef);
         }
     }
 
