@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from raysys.index import IndexSettings, Metric
 from raysys.index._change_record import ChangeBatch
 from raysys.index._rows import NO_ID
 from raysys.index._shard import Shard
 
+METRICS: list[Metric] = ["cosine", "ip", "l2"]
+METRIC = pytest.mark.parametrize("metric", METRICS)
 SCHEMA = pa.schema({"year": pa.int16(), "name": pa.string()})
 # Each filter, and what it means.
 FILTERS: dict[str, Callable[[int, dict[str, Any]], bool]] = {
@@ -120,3 +123,41 @@ def queries_of(settings: IndexSettings, count: int = 4, seed: int = 9) -> np.nda
     """Vectors that are not in the index."""
     drawn = np.random.default_rng(seed).normal(size=(count, settings.dim))
     return (3 * drawn).astype(np.float32)
+
+
+QUERIES = queries_of(exact_settings())
+
+
+class Pair:
+    """A shard, and the model of each of its versions."""
+
+    def __init__(self, metric: Metric = "l2", rows: int = 40) -> None:
+        self.settings = exact_settings(metric)
+        batch = batch_of(self.settings, range(rows), seed=5)
+        self.model = Model(self.settings)
+        self.model.apply(batch)
+        self.shard = shard_of_batch(self.settings, batch)
+        self.history = {1: self.model.copy()}
+
+    def apply(self, ids: object = (), deleted: object = ()) -> int:
+        version = self.shard.version + 1
+        batch = batch_of(self.settings, ids, deleted, seed=version)  # type: ignore[arg-type]
+        self.shard.apply(version, batch)
+        self.model.apply(batch)
+        self.history[version] = self.model.copy()
+        assert self.shard.version == version
+        return version
+
+    def check(self) -> None:
+        assert self.shard.size == len(self.model.rows)
+        self.model.check_shard(self.shard, QUERIES)
+
+    def check_history(self, since: int = 1) -> None:
+        for version in range(since, self.shard.version + 1):
+            self.history[version].check_shard(self.shard, QUERIES, as_of=version)
+
+
+def merge_all(shard: Shard) -> None:
+    """Merge until nothing is pending."""
+    while shard.merge():
+        pass

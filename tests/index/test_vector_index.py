@@ -1,12 +1,10 @@
-import dataclasses
 import os
 import re
 import signal
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,29 +13,12 @@ import pytest
 import ray
 
 from raysys.data import Table
-from raysys.errors import DataError, ResourceError, SettingsError, StorageError, UnavailableError
-from raysys.index import VectorIndex, _build, vector_table
+from raysys.errors import DataError, ResourceError, SettingsError, UnavailableError
+from raysys.index import VectorIndex, _actor_names, vector_table
 from raysys.storage import Storage
+from tests.index.films import DIM, FILMS, IDS, QUERIES, SIZE, VECTORS, YEARS, axis, until, versions
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-SIZE, DIM, CLUSTERS = 900, 16, 30
-
-
-def _clustered(seed: int, count: int) -> np.ndarray:
-    """Vectors around the same centres whatever the seed: float32 `(count, DIM)`."""
-    centres = np.random.default_rng(0).normal(size=(CLUSTERS, DIM))
-    rng = np.random.default_rng(seed)
-    vectors = centres[rng.integers(0, CLUSTERS, count)] + 0.3 * rng.normal(size=(count, DIM))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-VECTORS, QUERIES = _clustered(1, SIZE), _clustered(2, 50)
-IDS = np.arange(SIZE) * 7 + 3  # not row numbers
-YEARS = np.arange(SIZE) % 100 + 1920
-FILMS = vector_table(
-    IDS, VECTORS, {"year": YEARS, "genre": [["Drama", "War"][i % 2] for i in range(SIZE)]}
-)
 
 
 def _table(blocks: list[pa.Table]) -> Table:
@@ -46,11 +27,6 @@ def _table(blocks: list[pa.Table]) -> Table:
         tuple(ref for part in parts for ref in part.blocks()),
         tuple(meta for part in parts for meta in part.metas()),
     )
-
-
-def _axis(number: int) -> np.ndarray:
-    """A unit vector along an axis, float32 `(1, DIM)`."""
-    return np.eye(DIM, dtype=np.float32)[[number]]
 
 
 def _exact(k: int, mask: np.ndarray | None = None) -> np.ndarray:
@@ -63,17 +39,6 @@ def _exact(k: int, mask: np.ndarray | None = None) -> np.ndarray:
 def _recall(ids: np.ndarray, truth: np.ndarray) -> float:
     hits = [len(set(ours) & set(best)) for ours, best in zip(ids, truth, strict=True)]
     return sum(hits) / truth.size
-
-
-def _until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timeout"
-        time.sleep(0.05)
-
-
-def _versions(index: VectorIndex) -> set[int]:
-    return {counts["version"] if counts else -1 for counts in index.status().values()}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +57,7 @@ def films(shared_storage: Storage) -> Iterator[VectorIndex]:
 
 @pytest.fixture(scope="module")
 def changing(shared_storage: Storage) -> Iterator[VectorIndex]:
-    """Two shards, from arrays, by inner product; the first rows are far from `_axis`."""
+    """Two shards, from arrays, by inner product; the first rows are far from `axis`."""
     table = vector_table(
         np.arange(1000, 1100), -np.abs(VECTORS[:100]), {"value": np.zeros(100, np.int64)}
     )
@@ -222,7 +187,7 @@ def test_actors_are_named_and_report_metrics(films: VectorIndex) -> None:
         is_complete = all(re.search(f"ray_raysys_index_{name}{tags}", text) for name in names)
         return is_complete and sum(map(float, rows)) == SIZE
 
-    _until(all_reported, 60.0)
+    until(all_reported, 60.0)
 
 
 def test_a_build_prints_and_checks_the_required_memory(
@@ -235,7 +200,7 @@ def test_a_build_prints_and_checks_the_required_memory(
     assert "index large: 900 rows of 16 numbers, shards=1, replicas=1; requires about" in (
         capsys.readouterr().out
     )
-    assert "large" not in _running()
+    assert "large" not in _actor_names.indexes()
 
 
 def test_an_index_is_passed_to_a_task(films: VectorIndex) -> None:
@@ -286,7 +251,7 @@ def test_a_build_or_upsert_of_invalid_rows_changes_nothing(
     with pytest.raises(DataError, match=message):
         films.upsert(table)
     assert films.size == SIZE
-    assert _versions(films) == {1}
+    assert versions(films) == {1}
     assert VectorIndex.connect("films").query(QUERIES, 3).ids.shape == (50, 3)
 
 
@@ -299,7 +264,7 @@ def test_an_upsert_requires_every_attribute_and_the_dimension(films: VectorIndex
         films.upsert(vector_table([1], np.ones((1, 3)), {"year": [1], "genre": ["War"]}))
     with pytest.raises(DataError, match="ids must be integers"):
         films.delete(["a"])
-    assert _versions(films) == {1}
+    assert versions(films) == {1}
 
 
 def test_an_id_in_two_blocks_is_refused(films: VectorIndex, shared_storage: Storage) -> None:
@@ -334,29 +299,29 @@ def test_a_name_with_a_colon_or_no_rows_are_refused(shared_storage: Storage) -> 
 
 def test_changes_are_visible_at_once_over_both_shards(changing: VectorIndex) -> None:
     size, ids = changing.size, np.arange(200, 220)
-    near = np.repeat(_axis(0), 20, axis=0)
+    near = np.repeat(axis(0), 20, axis=0)
     version = changing.upsert(vector_table(ids, 5 * near, {"value": np.full(20, 7)}))
-    assert _versions(changing) == {version}
-    assert sorted(changing.query(_axis(0), 20).ids[0]) == ids.tolist()
+    assert versions(changing) == {version}
+    assert sorted(changing.query(axis(0), 20).ids[0]) == ids.tolist()
     assert changing.size == size + 20
     # A replaced row loses its old vector.
     assert (
         changing.upsert(vector_table(ids[:5], -near[:5], {"value": np.full(5, 8)})) == version + 1
     )
-    assert sorted(changing.query(_axis(0), 15).ids[0]) == ids[5:].tolist()
+    assert sorted(changing.query(axis(0), 15).ids[0]) == ids[5:].tolist()
     assert changing.matching("value == 8").tolist() == ids[:5].tolist()
     changing.delete(ids[:15])
-    assert sorted(changing.query(_axis(0), 5).ids[0]) == ids[15:].tolist()
+    assert sorted(changing.query(axis(0), 5).ids[0]) == ids[15:].tolist()
     assert changing.size == size + 5
     changing.upsert(vector_table(ids[:3], 6 * near[:3], {"value": np.full(3, 9)}))
-    assert sorted(changing.query(_axis(0), 3).ids[0]) == ids[:3].tolist()
+    assert sorted(changing.query(axis(0), 3).ids[0]) == ids[:3].tolist()
     assert changing.get(ids[:3])["value"].to_pylist() == [9, 9, 9]
     changing.delete(np.append(ids, 999_999))
     assert changing.size == size
 
 
 def test_empty_changes_make_a_version(changing: VectorIndex) -> None:
-    size, before = changing.size, max(_versions(changing))
+    size, before = changing.size, max(versions(changing))
     assert changing.delete([]) == before + 1
     assert changing.upsert(changing.get([])) == before + 2
     assert changing.size == size
@@ -368,7 +333,7 @@ def test_readers_see_each_batch_as_a_whole(changing: VectorIndex) -> None:
     def batch(number: int) -> pa.Table:
         noise = np.random.default_rng(number).normal(scale=0.01, size=(50, DIM))
         return vector_table(
-            ids, 10 * _axis(number % DIM) + noise, {"value": np.full(50, number + 1)}
+            ids, 10 * axis(number % DIM) + noise, {"value": np.full(50, number + 1)}
         )
 
     def write() -> None:
@@ -411,10 +376,10 @@ def test_a_local_copy_follows_the_changes(single: VectorIndex, films: VectorInde
     assert _recall(result.ids, _exact(10)) >= 0.95
     new = vector_table([1], -QUERIES[:1], {"year": [2030], "genre": ["War"]})
     version = single.upsert(new)
-    _until(lambda: local.version >= version)
+    until(lambda: local.version >= version)
     assert local.query(-QUERIES[:1], 1, filters="year == 2030").ids.tolist() == [[1]]
     version = single.delete([1])
-    _until(lambda: local.version >= version)
+    until(lambda: local.version >= version)
     assert (local.query(-QUERIES[:1], 1, filters="year == 2030").ids == -1).all()
     with pytest.raises(DataError, match="2 filters for 1 vectors"):
         local.query(QUERIES[:1], 1, filters=[None, None])
@@ -454,144 +419,6 @@ def test_the_tuned_ef_search_survives_a_killed_replica(single: VectorIndex) -> N
     before, pid = ef()
     assert before == ef_search
     os.kill(pid, signal.SIGKILL)
-    _until(lambda: ef()[1] != pid)
+    until(lambda: ef()[1] != pid)
     assert ef()[0] == ef_search
     assert VectorIndex.connect("single").settings.ef_search == ef_search
-
-
-# --- lifecycle ---
-
-
-def test_an_index_is_restored_from_its_folder(storage: Storage) -> None:
-    def values(index: VectorIndex) -> dict[int, int]:
-        table = index.get(np.arange(60))
-        assert table.num_rows == index.size == len(set(table["id"].to_pylist()))
-        return dict(zip(table["id"].to_pylist(), table["value"].to_pylist(), strict=True))
-
-    def some(ids: range, value: int) -> pa.Table:
-        return vector_table(list(ids), VECTORS[ids.start : ids.stop], {"value": [value] * len(ids)})
-
-    with pytest.raises(StorageError, match=r"no snapshot .* available: none"):
-        VectorIndex.restore("restored", storage)
-    index = VectorIndex.build("restored", some(range(30), 1), storage, shards=2, keep_snapshots=3)
-    index.upsert(some(range(20, 40), 2))
-    older = index.snapshot()
-    assert index.snapshot() == older
-    index.upsert(some(range(40, 50), 3))
-    index.delete(range(5))
-    newer = index.snapshot()
-    at_newer = dict.fromkeys(range(5, 20), 1) | dict.fromkeys(range(20, 40), 2)
-    at_older = dict.fromkeys(range(5), 1) | at_newer
-    at_newer |= dict.fromkeys(range(40, 50), 3)
-    assert values(index) == at_newer
-    snapshots = VectorIndex.snapshots("restored", storage)
-    assert [dataclasses.astuple(snapshot) for snapshot in snapshots] == [
-        (1, 30, 2), (older, 40, 2), (newer, 45, 2)
-    ]  # fmt: skip
-    index.upsert(some(range(50, 60), 4))
-    now = at_newer | dict.fromkeys(range(50, 60), 4)
-    for wrong in ({"shards": 0}, {"replicas": -1}):
-        with pytest.raises(SettingsError, match=next(iter(wrong))):
-            VectorIndex.restore("restored", storage, **wrong)
-    with pytest.raises(StorageError, match=r"no snapshot 77 .* available: \[1, "):
-        VectorIndex.restore("restored", storage, version=77)
-    assert values(index) == now  # which still runs
-
-    again = VectorIndex.restore("restored", storage)
-    assert values(again) == now
-    with pytest.raises(UnavailableError, match="have ended"):
-        index.query(QUERIES, 3)
-    assert again.query(VECTORS[55:56], 1).ids.tolist() == [[55]]
-    again.delete([55])
-    del now[55]
-
-    narrow = VectorIndex.restore("restored", storage, shards=1)
-    assert narrow.settings.shards == 1
-    assert values(narrow) == now
-    assert narrow.query(VECTORS[54:55], 1).ids.tolist() == [[54]]
-
-    past = VectorIndex.restore("restored", storage, version=older)
-    assert past.settings.shards == 2
-    assert values(past) == at_older
-    past.upsert(some(range(50, 60), 5))
-    assert values(past) == at_older | dict.fromkeys(range(50, 60), 5)
-    # The last three snapshots and the log since remain.
-    snapshots = VectorIndex.snapshots("restored", storage)
-    assert len(snapshots) == 3
-    log = [int(name) for name in storage.names("indexes/restored/log")]
-    assert min(log) > snapshots[0].version
-    past.close()
-    with pytest.raises(UnavailableError, match="have ended"):
-        past.query(QUERIES, 3)
-    for refused in (past.snapshot, lambda: past.delete([1]), past.status):
-        with pytest.raises(UnavailableError, match="index 'restored' is not running"):
-            refused()
-    past.close()  # does no harm
-
-
-def test_changes_to_an_index_that_is_being_replaced_do_not_reach_the_new_one(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old = VectorIndex.build("anew", FILMS.slice(0, 20), storage, shards=1)
-    split = _build._split
-
-    def late(*args: Any) -> Any:
-        pieces = split(*args)
-        for start in range(20, 80, 20):
-            old.upsert(FILMS.slice(start, 20))
-        return pieces
-
-    monkeypatch.setattr(_build, "_split", late)
-    index = VectorIndex.build("anew", FILMS.slice(0, 10), storage, shards=1)
-    index.upsert(FILMS.slice(10, 1))
-    assert sorted(index.matching()) == IDS[:11].tolist()
-    with pytest.raises(UnavailableError):
-        old.upsert(FILMS.slice(0, 1))
-    index.close()
-
-
-def test_an_index_without_rows_is_restored(storage: Storage) -> None:
-    index = VectorIndex.build("emptied", FILMS.slice(0, 3), storage, shards=1)
-    index.delete(IDS[:3])
-    index = VectorIndex.restore("emptied", storage, shards=2)
-    assert index.size == 0
-    assert (index.query(QUERIES, 2).ids == -1).all()
-    index.upsert(FILMS.slice(0, 3))
-    assert index.query(VECTORS[:1], 1).ids.tolist() == [[IDS[0]]]
-    index.close()
-
-
-def test_a_replica_answers_while_another_restarts(shared_storage: Storage, tmp_path: Path) -> None:
-    old = VectorIndex.build("run-1", FILMS.slice(0, 20), shared_storage, shards=1)
-    index = VectorIndex.build("run-2", FILMS.slice(0, 20), Storage(tmp_path), shards=1, replicas=2)
-    single = VectorIndex.connect("single") if "single" in _running() else None
-    index.close_others("run-")
-    assert "run-1" not in _running()
-    _until(lambda: _is_refused(old))
-    assert single is None or single.size == SIZE
-
-    for victim in index._router._replicas[0]:
-        pid = ray.get(victim.__ray_call__.remote(lambda _: os.getpid()))
-        os.kill(pid, signal.SIGKILL)
-        for number in range(20):
-            version = index.upsert(
-                vector_table([1], _axis(0), {"year": [number], "genre": ["War"]})
-            )
-            result = index.query(_axis(0), 1, filters=f"year == {number}", timeout_s=10.0)
-            assert result.ids.tolist() == [[1]], f"{number} was acknowledged, and is not seen"
-        _until(lambda version=version: _versions(index) == {version})
-    index.close()
-
-
-def _is_refused(index: VectorIndex) -> bool:
-    try:
-        index.query(QUERIES, 3)
-    except UnavailableError:
-        return True
-    return False  # its process is about to end
-
-
-def _running() -> set[str]:
-    from raysys.index import _actor_names as _names
-
-    return set(_names.indexes())
