@@ -28,7 +28,8 @@ TABLES: dict[str, list[list[str]]] = {
          "faiss {index[faiss: in batches of 100]:,.0f}, "
          "Qdrant Edge {index[Qdrant Edge: in batches of 100]:,.0f}",
          "{index[raysys, fused: in batches of 100]:,.0f}"],
-        ["a step of DDP on two workers", "torchrun 1", "0.9"],
+        ["a step of DDP on two workers", "torchrun {train[DDP step, torchrun]:.0f} ms",
+         "{train[DDP step, raysys]:.0f} ms"],
         ["film ranking, NDCG@10", "tuned ALS 0.0689", "0.0864"],
         ["late flights, AUC",
          f"tuned HistGradientBoosting {{data[HistGradientBoosting tuned: {_AUC}]:.4f}}",
@@ -67,6 +68,27 @@ TABLES: dict[str, list[list[str]]] = {
               ("network alone", "network alone"),
               ("raysys: both, blended and calibrated on October", "raysys"),
           )],
+    ],
+    "train": [
+        ["", ""],
+        ["a step of DDP over the same under `torchrun`, two workers",
+         "{train[DDP step, raysys over torchrun]:.2f} times"],
+        ["call to first step over Ray Train's bare TorchTrainer",
+         "{train[call to first step, raysys over bare]:.2f} times"],
+        ["pipeline of two stages over one process, where two processes apart give "
+         "{train[pipeline: what this machine gives 2 processes over 1]:.2f}",
+         "{train[pipeline of 2 stages over one process]:.2f} times"],
+        ["peak memory a worker, {train[parameters]:.0f} million parameters with Adam: DDP, ZeRO-3, "
+         "FSDP, pipeline",
+         ", ".join(f"{{train[peak memory a worker, {name}]:.2f}}"
+                   for name in ("ddp", "zero3", "fsdp", "pipeline")) + " GB"],
+        ["3 million rows x 20, 100 rounds, reading counted: XGBoost with 2 threads, raysys with 2 "
+         "actors",
+         "{train[boosting, 3 million rows x 20, 100 rounds: XGBoost, 2 threads]:.1f}, "
+         "{train[boosting: raysys, 2 actors of 1 thread]:.1f} s"],
+        ["20 times `kill -9` of workers, nodes and drivers in turn: runs that ended with the "
+         "undisturbed losses",
+         "{train[  that ended]:.0f}"],
     ],
     "tune": [
         ["boosting, 48 cells: median share of the full grid's CPU-seconds until its best value",
