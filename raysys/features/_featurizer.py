@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import ray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from raysys.arguments import checked
-from raysys.errors import DataError
 from raysys.features import _fitting
 from raysys.features import _target_encoding as _target
 from raysys.features._fitted_featurizer import FittedFeaturizer, featurize
@@ -17,8 +16,8 @@ from raysys.features._transforms import (
     TargetEncoded,
     Transform,
     check_unique,
-    first_fault,
 )
+from raysys.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from raysys.features._target_encoding import TargetCounts
 
 
-class Featurizer(BaseModel, frozen=True, extra="forbid"):
+class Featurizer(Settings, frozen=True):
     """The features of a model as transforms of columns, without data until it is fitted.
 
     Attributes:
@@ -55,11 +54,8 @@ class Featurizer(BaseModel, frozen=True, extra="forbid"):
 
     transforms: tuple[AnyTransform, ...] = Field(min_length=1)
 
-    def __init__(self, transforms: Sequence[Transform]) -> None:
-        try:
-            super().__init__(transforms=transforms)
-        except ValidationError as error:
-            raise DataError(f"Featurizer: {first_fault(error)}") from error
+    def __init__(self, transforms: Sequence[Transform] = (), **options: Any) -> None:
+        super().__init__(transforms=transforms, **options)
 
     @checked
     def fit(self, table: Table) -> FittedFeaturizer:

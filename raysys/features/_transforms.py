@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from raysys.errors import DataError
+from raysys.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,11 +23,11 @@ Encode = Literal["onehot", "ordinal"]
 BucketCount = Annotated[int, Field(ge=2, le=1 << 24)]
 
 
-class Transform(BaseModel, frozen=True, extra="forbid"):
+class Transform(Settings, frozen=True):
     """Base of the transforms.
 
     Subclasses define an initializer that calls this one: type checkers would otherwise take
-    `columns` for a keyword.
+    `columns` for a keyword. They require it, but pydantic calls them with what a file has.
 
     Attributes:
         columns: Input columns of the table, fields of a request.
@@ -34,11 +35,8 @@ class Transform(BaseModel, frozen=True, extra="forbid"):
 
     columns: Annotated[tuple[str, ...], Field(min_length=1)]
 
-    def __init__(self, columns: Sequence[str], **options: Any) -> None:
-        try:
-            super().__init__(columns=columns, **options)
-        except ValidationError as error:
-            raise DataError(f"{type(self).__name__}({columns!r}): {first_fault(error)}") from error
+    def __init__(self, columns: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(columns=columns, **options)
 
     def required_columns(self) -> list[str]:
         """Columns that a table must have to fit the transform."""
@@ -74,7 +72,7 @@ class Numeric(Transform, frozen=True):
     log: bool = False
     scale: Literal["standard", "minmax"] | None = None
 
-    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+    def __init__(self, columns: Sequence[str] = (), **options: Any) -> None:
         super().__init__(columns, **options)
 
     def feature_names(self, states: Sequence[State]) -> list[str]:
@@ -97,7 +95,7 @@ class Binned(Transform, frozen=True):
     strategy: Literal["quantile", "uniform"] = "quantile"
     encode: Encode = "onehot"
 
-    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+    def __init__(self, columns: Sequence[str] = (), **options: Any) -> None:
         super().__init__(columns, **options)
 
     def names_of(self, name: str, state: State) -> list[str]:
@@ -121,7 +119,7 @@ class Cyclic(Transform, frozen=True):
     period: float = Field(gt=0, allow_inf_nan=False)
     harmonics: int = Field(1, ge=1, le=64)
 
-    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+    def __init__(self, columns: Sequence[str] = (), **options: Any) -> None:
         super().__init__(columns, **options)
 
     def feature_names(self, states: Sequence[State]) -> list[str]:
@@ -141,7 +139,7 @@ class Calendar(Transform, frozen=True):
     kind: Literal["calendar"] = "calendar"
     fields: tuple[CalendarField, ...] = Field(("month", "weekday", "hour"), min_length=1)
 
-    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+    def __init__(self, columns: Sequence[str] = (), **options: Any) -> None:
         super().__init__(columns, **options)
 
     def names_of(self, name: str, state: State) -> list[str]:
@@ -160,7 +158,7 @@ class OneHot(Transform, frozen=True):
     kind: Literal["onehot"] = "onehot"
     max_categories: int = Field(20, ge=1, le=10_000)
 
-    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+    def __init__(self, columns: Sequence[str] = (), **options: Any) -> None:
         super().__init__(columns, **options)
 
     def names_of(self, name: str, state: State) -> list[str]:
@@ -184,7 +182,7 @@ class Hashed(Transform, frozen=True):
     buckets: BucketCount
     encode: Encode = "onehot"
 
-    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+    def __init__(self, columns: Sequence[str] = (), **options: Any) -> None:
         super().__init__(columns, **options)
 
     def names_of(self, name: str, state: State) -> list[str]:
@@ -205,7 +203,7 @@ class Crossed(Transform, frozen=True):
     buckets: BucketCount
     encode: Encode = "onehot"
 
-    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+    def __init__(self, columns: Sequence[str] = (), **options: Any) -> None:
         super().__init__(columns, **options)
 
     def feature_names(self, states: Sequence[State]) -> list[str]:
@@ -226,7 +224,7 @@ class TextHashed(Transform, frozen=True):
     buckets: BucketCount
     ngrams: int = Field(1, ge=1, le=8)
 
-    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+    def __init__(self, columns: Sequence[str] = (), **options: Any) -> None:
         super().__init__(columns, **options)
 
     def names_of(self, name: str, state: State) -> list[str]:
@@ -280,7 +278,7 @@ class TargetEncoded(Transform, frozen=True):
         extra = (self.target, self.group, self.time)
         return [*self.columns, *(name for name in extra if name is not None)]
 
-    def __init__(self, columns: Sequence[str], **options: Any) -> None:
+    def __init__(self, columns: Sequence[str] = (), **options: Any) -> None:
         super().__init__(columns, **options)
 
     def names_of(self, name: str, state: State) -> list[str]:
@@ -298,13 +296,6 @@ AnyTransform = Annotated[
     Numeric | Binned | Cyclic | Calendar | OneHot | Hashed | Crossed | TextHashed | TargetEncoded,
     Field(discriminator="kind"),
 ]
-
-
-def first_fault(error: ValidationError) -> str:
-    """First error of a definition, with the option named."""
-    fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"]) or "options"
-    return f"{place}: {fault['msg']}; given: {fault['input']!r}"
 
 
 def check_unique(names: Iterable[str], keep: Iterable[str] = ()) -> None:

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as MalformedFlag
 
 from raysys.arguments import checked
 from raysys.console import say
-from raysys.errors import RaysysError, unknown_names
+from raysys.errors import RaysysError, SettingsError, unknown_names
 from raysys.workflow._job import Job
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -63,9 +64,17 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
 
     JobSettings.__doc__ = f"{inspect.cleandoc(config.__doc__ or '')}\n{_RUN_FLAGS}".strip()
     try:
-        return config(**JobSettings(**from_file).model_dump())
+        settings = JobSettings(**from_file)
+        return config(**{name: getattr(settings, name) for name in config.model_fields})
     except ValidationError as error:
         raise _refusal(*map(_message, error.errors())) from None
+    except SettingsError as error:  # of a config that is a `raysys.settings.Settings`
+        raise _refusal(str(error).replace(JobSettings.__name__, config.__name__)) from None
+    except MalformedFlag as error:
+        name = str(error).partition('"')[2].partition('"')[0].replace("_", "-")
+        raise _refusal(
+            f"--{name}: give JSON ({error.__cause__}), or a file with --config"
+        ) from None
 
 
 def _add_argument(parser: Any, *flags: str, **options: Any) -> Any:
@@ -93,9 +102,10 @@ def _check_names(
 
 def _message(problem: Any) -> str:
     flag = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
-    # A malformed secret may be the secret itself.
-    value = "" if problem["type"] == "secret" else f"; given: {problem['input']!r}"
-    return f"{flag}: {problem['msg']}{value}"
+    text = problem["msg"].removeprefix("Value error, ")
+    # A malformed secret may be the secret itself; the text of nested settings has the value.
+    is_said = problem["type"] == "secret" or "; given: " in text
+    return f"{flag}: {text}" if is_said else f"{flag}: {text}; given: {problem['input']!r}"
 
 
 def _refusal(*lines: str) -> SystemExit:

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from raysys.errors import DataError
+from raysys.errors import DataError, SettingsError
 from raysys.features import (
     Calendar,
     Crossed,
@@ -19,9 +19,10 @@ from tests.features.local import fit
 @pytest.mark.parametrize(
     ("define", "message"),
     [
-        (lambda: Numeric(["x"], impute="mode"), r"Numeric\(\['x'\]\): impute.*given: 'mode'"),
-        (lambda: Numeric(["x"], scaler="standard"), r"Numeric\(\['x'\]\): scaler: Extra inputs"),
-        (lambda: Numeric([]), r"Numeric\(\[\]\): columns"),
+        (lambda: Numeric(["x"], impute="mode"), "Numeric: impute.*given: 'mode'"),
+        (lambda: Numeric(["x"], scaler="standard"), r"'scaler' \(did you mean 'scale'\?\)"),
+        (lambda: Numeric([]), "Numeric: columns"),
+        (lambda: Numeric(colums=["x"]), r"'colums' \(did you mean 'columns'\?\)"),
         (lambda: Hashed("tail", buckets=8), "columns: Input should be a valid tuple"),
         (lambda: Hashed(["tail"]), "buckets: Field required"),
         (lambda: Hashed(["tail"], buckets=1), "buckets.*greater than or equal to 2; given: 1"),
@@ -33,7 +34,7 @@ from tests.features.local import fit
     ],
 )
 def test_an_invalid_definition_names_the_option(define: Callable[[], object], message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(SettingsError, match=message):
         define()
 
 

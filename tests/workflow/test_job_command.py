@@ -8,7 +8,11 @@ import pytest
 from pydantic import BaseModel, Field
 
 from jobs import recommender
-from raysys.workflow import parse
+from raysys.data import Schema
+from raysys.features import Featurizer, Numeric, OneHot
+from raysys.identity import digest
+from raysys.settings import Settings
+from raysys.workflow import Job, parse
 
 
 class Config(BaseModel):
@@ -78,6 +82,79 @@ def test_an_unknown_flag_is_refused(flag: str, capsys: pytest.CaptureFixture[str
     assert refusal.startswith(f"unknown flags: '{flag}'")
     assert "flags: --max-depth, --rate, --strategy, --serve" in refusal
     assert "did you mean '--max-depth'?" in refusal
+
+
+SCHEMA = Schema.from_yaml("""
+name: flights
+columns:
+  carrier: {type: string, allowed: [AA, UA]}
+  day: {type: date, min: 2020-01-01}
+  at: {type: 'timestamp[us, UTC]', nullable: true, min: '2020-01-01T00:30:00Z'}
+unique: [[carrier, day]]
+""")
+
+
+class Defined(BaseModel):
+    """A job whose settings are definitions."""
+
+    rows: Schema = SCHEMA
+    other_rows: Schema | None = None
+    features: Featurizer = Featurizer([Numeric(["x"], impute=0.5), OneHot(["c"])])
+    part: Numeric | OneHot = OneHot(["c"], max_categories=3)
+
+
+def test_schemas_and_featurizers_are_settings(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        f"other_rows:\n  {SCHEMA.to_yaml().replace(chr(10), chr(10) + '  ')}\n"
+        "features: {transforms: [{kind: onehot, columns: [z]}]}\n"
+        "part: {columns: [y], log: true}\n"
+    )
+    assert parse(Defined, []) == Defined()
+    settings = parse(Defined, ["--config", str(path), "--part.impute", "median"])
+    assert settings.other_rows == SCHEMA
+    assert settings.features == Featurizer([OneHot(["z"])])
+    assert settings.part == Numeric(["y"], log=True, impute="median")
+    flag = parse(Defined, ["--features", '{"transforms": [{"kind": "onehot", "columns": ["z"]}]}'])
+    assert flag.features == settings.features
+    for each in (Defined(), settings):
+        recorded = Job("defined", each).record("RUNNING")["config"]
+        assert Defined.model_validate(recorded) == each
+        assert digest(Defined.model_validate(recorded)) == digest(each)
+    narrower = SCHEMA.model_copy(update={"unique": []})
+    keys = {digest(part) for part in (SCHEMA, narrower, settings.part, Numeric(["y"], log=True))}
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--rows", '{"name": "x", "columns": {"a": {"type": "int65"}}}'],
+         "--rows-columns-a: unknown type 'int65'"),
+        (["--features", '{"transforms": [{"kind": "onehot", "column": ["z"]}]}'],
+         "--features: Featurizer: transforms.0.onehot: OneHot: unknown settings: 'column' "
+         "(did you mean 'columns'?)"),
+        (["--part", '{"columns": [], "kind": "onehot"}'], "OneHot: columns: Tuple should have"),
+        (["--features", "c"], "--features: give JSON (Expecting value: line 1 column 1 (char 0)), or"),
+    ],
+)  # fmt: skip
+def test_a_wrong_definition_is_refused_by_flag(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(Defined, argv)
+    assert said in capsys.readouterr().err
+
+
+class Own(Settings):
+    n: int = 3
+
+
+def test_settings_of_raysys_are_refused_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(Own, ["--n", "4"]) == Own(n=4)
+    with pytest.raises(SystemExit):
+        parse(Own, ["--n", "x"])
+    assert capsys.readouterr().err.startswith("Own: n: Input should be a valid integer")
 
 
 class Short(BaseModel):
