@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -44,9 +46,21 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     os.environ["RAYSYS_STORAGE"] = str(tmp_path_factory.mktemp("storage"))
     os.environ.pop("RAY_ADDRESS", None)
-    cluster.connect("local", measure_traffic=True)
+    os.environ["RAY_metrics_report_interval_ms"] = "2000"  # noqa: SIM112 - tests wait for metrics
+    with agents_port_in_use():
+        cluster.connect("local", measure_traffic=True)
     yield
     ray.shutdown()
+
+
+@contextmanager
+def agents_port_in_use() -> Iterator[None]:
+    """Ray's fixed port of dashboard agents in use, as by another cluster of the machine."""
+    with socket.socket() as other:
+        with suppress(OSError):  # in use already
+            other.bind(("", 52365))
+            other.listen()
+        yield
 
 
 @pytest.fixture

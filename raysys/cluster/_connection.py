@@ -62,7 +62,9 @@ def _init(address: str | None, hook: Any) -> None:
     options: dict[str, Any] = {"num_cpus": logical_cpus()} if address == LOCAL else {}
     if address == LOCAL or cluster_token():
         enable_token_auth()
-    if address != LOCAL:
+    if address == LOCAL:
+        process.free_agent_port()
+    else:
         address = gcs_of(address)
         if head and address == head.address:
             os.environ.update(head.tls)

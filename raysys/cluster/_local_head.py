@@ -134,9 +134,8 @@ def _start(storage: Storage, cpus: int, tls: bool) -> Head:
         f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}",
         "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard_port}", "--disable-usage-stats",
-        # With one of Ray's fixed ports in use by another head, its server would not start.
-        f"--dashboard-agent-listen-port={_free_port(52365)}",
-        f"--ray-client-server-port={_free_port(10001)}",
+        # Any free port: with Ray's fixed one in use by another head, it has no logs and no jobs.
+        "--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_port(10001)}",
     ]  # fmt: skip
     # A job's `python` is that of this environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ def session_folder() -> Path:
 def reread_settings() -> None:
     """Let Ray read its environment variables again; it does so once, when it is imported."""
     lazy_import("ray._raylet").Config.initialize("")
+
+
+def free_agent_port() -> None:
+    """Let the agent of a cluster that this process starts choose its port.
+
+    `ray.init` asks for the port 52365. While another cluster of the machine has it, the agent
+    serves neither logs nor submitted jobs, and says so in its own log only.
+    """
+    params = lazy_import("ray._private.parameter").RayParams
+    params.__init__ = functools.partialmethod(params.__init__, dashboard_agent_listen_port=0)
 
 
 def live_jobs() -> set[str]:

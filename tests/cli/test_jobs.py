@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,21 @@ JOBS = {
     "hello.py": "import sys; print('hello', *sys.argv[1:])",
     "greedy.py": "DEMAND = {'gpus': 8}\nprint('never')",
     "connected.py": "from raysys import cluster; cluster.connect(); print('connected')",
-    "address.py": "import os, ray; ray.init(); print('cluster', "
-    "ray.get_runtime_context().gcs_address.rpartition(':')[2], os.environ['RAYSYS_STORAGE'])",
+    "address.py": """
+import json, os, ray, sys
+
+@ray.remote(num_cpus=0)
+class Replica:
+    def log(self, message):
+        line = {"time": "noon", "level": "ERROR", "message": message}
+        print(json.dumps(line), file=sys.stderr, flush=True)
+
+ray.init()
+port = ray.get_runtime_context().gcs_address.rpartition(":")[2]
+replica = Replica.options(name="SERVE_REPLICA::films-v1#entry#1").remote()
+ray.get(replica.log.remote(f"of {port}"))
+print("cluster", port, os.environ["RAYSYS_STORAGE"])
+""",
     "seven.py": "import sys; sys.exit(7)",
     "killed.py": "import os; os.kill(os.getpid(), 9)",
     "endless.py": "import time\nprint('begun', flush=True)\nwhile True: time.sleep(0.1)",
@@ -138,17 +152,23 @@ def test_a_process_of_this_machine_joins_the_head_by_default_and_by_the_dashboar
             f"(dashboard {url})"  # fmt: skip
 
 
-def test_two_heads_on_a_machine_run_their_own_jobs(
+def test_two_heads_on_a_machine_run_their_own_jobs_and_show_their_own_logs(
     environment: dict[str, str], folder: Path, tmp_path: Path
 ) -> None:
     raysys = BIN / "raysys"
-    with place_for_a_head(tmp_path / "second") as second:
+    with place_for_a_head(tmp_path / "second") as second, ThreadPoolExecutor() as threads:
         assert call(second, raysys, "up").returncode == 0
-        for env in (second, environment):
-            done = call(env, raysys, "submit", "address.py", cwd=folder)
+
+        def submit(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+            return call(env, raysys, "submit", "address.py", cwd=folder)
+
+        heads = (second, environment)
+        for env, done in zip(heads, threads.map(submit, heads), strict=True):
             assert done.returncode == 0, done.stdout + done.stderr
             port = head(env).address.rpartition(":")[2]
             assert f"cluster {port} {env['RAYSYS_STORAGE']}\n" in done.stdout
+            dashboard = cluster.Dashboard(head(env).dashboard_url)
+            assert cluster.application_log(dashboard, "films") == [f"noon v1 ERROR of {port}"]
         elsewhere = second | {"RAYSYS_STORAGE": str(tmp_path / "other")}
         address = head(second).address
         assert call(elsewhere, raysys, "down").stdout == f"stopped the Ray head at {address}\n"
