@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+from raysys.cluster._request_counts import read_metrics, request_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +19,14 @@ _LIMIT = "limit=10000"
 _ALIVE = f"{_LIMIT}&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
 _PATHS = (
     f"/api/v0/nodes?detail=1&{_LIMIT}", "/api/cluster_status", "/api/serve/applications/",
-    f"/api/v0/actors?{_ALIVE}", "/api/jobs/",
+    f"/api/v0/actors?{_ALIVE}", "/api/jobs/", "/api/prometheus/sd",
 )  # fmt: skip
 _SHOWN = ("CPU", "GPU", "memory", "object_store_memory")
 _GIB = 1 << 30
 # A replica of an index is the actor index:<name>:<shard>.<replica>.
 _INDEX = re.compile(r"index:(?P<name>.+):(?P<shard>\d+)\.\d+")
+# Serve's application of a version.
+_VERSION = re.compile(r"(?P<name>.+)-v\d+")
 
 
 def status_lines(dashboard: Dashboard) -> list[str]:
@@ -31,12 +36,20 @@ def status_lines(dashboard: Dashboard) -> list[str]:
         UnavailableError: The dashboard does not answer, or rejects the token.
     """
     with ThreadPoolExecutor(len(_PATHS)) as threads:
-        nodes, cluster, applications, actors, jobs = threads.map(dashboard.get, _PATHS)
+        nodes, cluster, serve, actors, jobs, metrics = threads.map(dashboard.get, _PATHS)
     load = (cluster["data"].get("clusterStatus") or {}).get("loadMetricsReport") or {}
+    nodes = nodes["data"]["result"]["result"]
+    applications = serve.get("applications") or {}
+    # The gateway runs on the head.
+    heads = {node["node_ip"] for node in nodes if node["is_head_node"]}
+    targets = {target for group in metrics for target in group["targets"]}
+    texts = read_metrics(
+        target for target in targets if applications and target.rpartition(":")[0] in heads
+    )
     return [
-        *node_lines(nodes["data"]["result"]["result"], load.get("usageByNode") or {}),
+        *node_lines(nodes, load.get("usageByNode") or {}),
         *pending_lines(load),
-        *application_lines(applications.get("applications") or {}),
+        *application_lines(applications, request_counts(texts)),
         *index_lines(actors["data"]["result"]["result"]),
         *job_lines(jobs),
     ]
@@ -71,20 +84,46 @@ def pending_lines(load: Mapping[str, Any]) -> list[str]:
     return _section("pending demands", pending)
 
 
-def application_lines(applications: Mapping[str, Any]) -> list[str]:
-    """Serve applications with the states of their replicas."""
+def application_lines(
+    applications: Mapping[str, Any], requests: Mapping[str, Counter[str]] | None
+) -> list[str]:
+    """Serve applications with their replicas, stored models, and requests so far.
+
+    Args:
+        applications: Serve's description of each version, by `<name>-v<version>`.
+        requests: Responses of all versions by name and status class; None if unknown.
+    """
     lines = []
-    for name, application in sorted(applications.items()):
-        parts = []
-        for title, deployment in sorted((application.get("deployments") or {}).items()):
+    for title, application in sorted(applications.items()):
+        parts, models = [], list[str]()
+        for name, deployment in sorted((application.get("deployments") or {}).items()):
             states = Counter(str(replica["state"]) for replica in deployment.get("replicas") or [])
             target = deployment.get("target_num_replicas")
             summary = ", ".join(
                 f"{count} {state.lower()}" for state, count in sorted(states.items())
             )
-            parts.append(f"{title} {summary or 'no replicas'} (target {target})")
-        lines.append(f"  {name}: {application.get('status')}; {'; '.join(parts)}")
+            parts.append(f"{name} {summary or 'no replicas'} (target {target})")
+            options = (deployment.get("deployment_config") or {}).get("user_config") or {}
+            models += options.get("models", [])
+        if models:
+            parts.append(f"models {', '.join(models)}")
+        if requests is not None and (version := _VERSION.fullmatch(title)):
+            parts.append(_answered(requests.get(version["name"], Counter())))
+        since = datetime.fromtimestamp(application["last_deployed_time_s"])
+        head = f"  {title}: {application.get('status')} since {since:%Y-%m-%d %H:%M}"
+        lines.append("; ".join([head, *parts]))
+    if lines and requests is None:
+        lines.append("  numbers of requests: unknown, this machine reads no metrics of the gateway")
     return _section("applications", lines)
+
+
+def _answered(counts: Counter[str]) -> str:
+    """Number of requests, and of failed ones."""
+    failed = {code: counts[code] for code in ("4xx", "5xx") if counts[code]}
+    if not failed:
+        return f"{counts.total()} requests, none failed"
+    codes = ", ".join(f"{count} {code}" for code, count in failed.items())
+    return f"{sum(failed.values())} of {counts.total()} requests failed ({codes})"
 
 
 def index_lines(actors: Iterable[Mapping[str, Any]]) -> list[str]:

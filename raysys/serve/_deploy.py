@@ -28,6 +28,7 @@ from raysys.serve._autoscaling import (
 from raysys.serve._batcher import Batching
 from raysys.serve._compiler import ENTRY
 from raysys.serve._endpoint import Endpoint
+from raysys.serve._model_nodes import stored_models
 from raysys.serve._nodes import Placement
 from raysys.storage import Storage
 
@@ -326,6 +327,7 @@ def _deployment(
         name=ENTRY,
         **deployment_options(replicas, running),
         ray_actor_options={"num_cpus": cpus, **on_demand},
+        user_config={"models": stored_models(application.graphs.values())},
         **shared,
     ).bind(application, handles)
 

@@ -6,18 +6,18 @@ import collections
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raysys.arguments import checked
 from raysys.errors import DataError, StorageError
-from raysys.models import ModelStore, Predictor, signature_of
-from raysys.serve._nodes import LazyObject
+from raysys.models import ModelStore, Predictor, StoredModel, signature_of
+from raysys.serve._nodes import LazyObject, lazy_object_of
 
 if TYPE_CHECKING:
-    from raysys.models import StoredModel
+    from raysys.serve._graph import Graph
     from raysys.storage import Storage
 
 _MISSING_TTL_S = 10.0
@@ -89,6 +89,15 @@ class LazyPredictor(LazyModel):
 
     def __call__(self, *columns: Any) -> Any:
         return self._get()(dict(zip(self._inputs or (), columns, strict=True)))
+
+
+def stored_models(graphs: Iterable[Graph]) -> list[str]:
+    """Names and versions, `films v3`, of the stored models of graphs' nodes."""
+    calls = (graph.nodes[name].call for graph in graphs for name in graph.order)
+    objects = filter(None, map(lazy_object_of, calls))
+    arguments = (value for lazy in objects for value in (*lazy._args, *lazy._kwargs.values()))
+    models = (value for value in arguments if isinstance(value, StoredModel))
+    return list(dict.fromkeys(f"{model.name} v{model.version}" for model in models))
 
 
 class ModelPool:

@@ -102,12 +102,17 @@ class LazyMethod:
         return getattr(self.owner._get(), self.name)(*args, **kwargs)
 
 
-def load(call: Callable[..., Any]) -> None:
-    """Construct the LazyObject of a node, if it has one."""
+def lazy_object_of(call: Callable[..., Any]) -> LazyObject | None:
+    """The LazyObject behind a node, if it has one."""
     while isinstance(call, functools.partial):
         call = call.func
     owner = call.owner if isinstance(call, LazyMethod) else call
-    if isinstance(owner, LazyObject):
+    return owner if isinstance(owner, LazyObject) else None
+
+
+def load(call: Callable[..., Any]) -> None:
+    """Construct the LazyObject of a node, if it has one."""
+    if owner := lazy_object_of(call):
         owner._get()
 
 

@@ -104,6 +104,9 @@ class EntryReplica:
         if self._failure:
             raise self._failure
 
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Called by Serve with what `raysys status` shows of the deployment."""
+
     def check_health(self) -> None:
         """Called by Serve each second.
 

@@ -1,6 +1,9 @@
 """Lines of `raysys status`, from the dashboard's responses."""
 
+from datetime import datetime
+
 from raysys.cluster import _status as status
+from raysys.cluster._request_counts import request_counts
 
 GIB = 1 << 30
 
@@ -40,22 +43,53 @@ def test_pending_demands_are_counted() -> None:
     assert status.pending_lines({}) == ["pending demands: none"]
 
 
-def test_applications_are_listed_with_their_replicas() -> None:
+METRICS = """
+# HELP ray_raysys_serve_requests_total Requests by status class
+ray_raysys_serve_requests_total{WorkerId="1",application="films",code="2xx"} 110.0
+ray_raysys_serve_requests_total{WorkerId="2",application="films",code="2xx"} 4.0
+ray_raysys_serve_requests_total{WorkerId="1",application="films",code="4xx"} 3.0
+ray_raysys_serve_requests_total{WorkerId="1",application="films",code="5xx"} 1.0
+ray_raysys_serve_requests_total{WorkerId="1",application="",code="4xx"} 9.0
+ray_raysys_serve_shed_total{WorkerId="1",application="films",by="gateway"} 2.0
+ray_raysys_serve_shed_total{WorkerId="3",application="films",by="replica"} 1.0
+ray_raysys_serve_replicas{WorkerId="1",application="films"} 2.0
+"""
+
+
+def test_requests_are_counted_over_processes_and_with_those_that_the_gateway_shed() -> None:
+    counts = request_counts([METRICS, "ray_node_cpu_count{} 2.0"])
+    assert counts == {"films": {"2xx": 114, "4xx": 3, "5xx": 3}, "": {"4xx": 9}}
+    assert request_counts(["ray_node_cpu_count{} 2.0"]) is None
+
+
+def test_applications_are_listed_with_replicas_models_and_failed_requests() -> None:
     replicas = [{"state": "RUNNING"}, {"state": "RUNNING"}, {"state": "STARTING"}]
+    config = {"user_config": {"models": ["tower v7", "ranker v2"]}}
+    deployments = {
+        "entry": {"replicas": replicas, "target_num_replicas": 3, "deployment_config": config},
+        "model": {"replicas": [], "target_num_replicas": 1, "deployment_config": {}},
+    }
+    moment = datetime(2026, 11, 22, 9, 30).timestamp()
     applications = {
         "films-v3": {
-            "status": "RUNNING",
-            "deployments": {
-                "entry": {"replicas": replicas, "target_num_replicas": 3},
-                "model": {"replicas": [], "target_num_replicas": 1},
-            },
-        }
-    }
-    assert status.application_lines(applications) == [
+            "status": "RUNNING", "last_deployed_time_s": moment, "deployments": deployments,
+        },
+        "quiet-v1": {"status": "DEPLOYING", "last_deployed_time_s": moment},
+    }  # fmt: skip
+    films = (
+        "  films-v3: RUNNING since 2026-11-22 09:30; entry 2 running, 1 starting (target 3); "
+        "model no replicas (target 1); models tower v7, ranker v2"
+    )
+    quiet = "  quiet-v1: DEPLOYING since 2026-11-22 09:30"
+    assert status.application_lines(applications, request_counts([METRICS])) == [
         "applications:",
-        "  films-v3: RUNNING; entry 2 running, 1 starting (target 3); model no replicas (target 1)",
+        f"{films}; 6 of 120 requests failed (3 4xx, 3 5xx)",
+        f"{quiet}; 0 requests, none failed",
     ]
-    assert status.application_lines({}) == ["applications: none"]
+    *lines, unknown = status.application_lines(applications, None)
+    assert lines == ["applications:", films, quiet]
+    assert unknown.startswith("  numbers of requests: unknown")
+    assert status.application_lines({}, None) == ["applications: none"]
 
 
 def test_indexes_are_listed_by_their_actors() -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
+from raysys import cluster
 from raysys.data import Table
 from raysys.errors import RaysysError, StorageError
 from raysys.index import VectorIndex
@@ -18,7 +20,7 @@ from raysys.serve import Endpoint, LazyModel, undeploy
 from raysys.storage import Storage
 from raysys.tracking import connect, open_run, tracking_uri
 from tests.serve.conftest import Deployer
-from tests.serve.serving import Linear, Reply, post, stored_graph
+from tests.serve.serving import Linear, Reply, eventually, post, stored_graph
 
 MODELS = 12
 DIM = 4
@@ -86,6 +88,23 @@ def arrow_body(models: list[str], x: np.ndarray) -> bytes:
 def ask_rows(stored: Stored, models: list[str], x: np.ndarray) -> Reply:
     kind = {"content-type": "application/vnd.apache.arrow.stream"}
     return post(stored.endpoint.url, arrow_body(models, x), kind)
+
+
+def test_status_says_which_model_serves_and_how_many_requests_failed(stored: Stored) -> None:
+    """The first test of this application: its counts start at 0."""
+    for model in ("m0", "nobody", "m1", "", "m2"):
+        ask(stored, model, [1, 1, 1, 1])
+    dashboard = cluster.Dashboard(f"http://{ray._private.worker.get_dashboard_url()}")
+
+    def line() -> str:
+        return next(
+            line for line in cluster.status_lines(dashboard) if line.startswith("  stored-v")
+        )
+
+    failed = "2 of 5 requests failed (2 4xx)"
+    eventually(lambda: failed in line())
+    assert line().startswith(f"  stored-v{stored.endpoint.version}: RUNNING since 20")
+    assert f"; models base v{stored.base.version}; " in line()
 
 
 def test_a_stored_model_answers(stored: Stored) -> None:
