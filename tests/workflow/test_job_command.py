@@ -135,7 +135,8 @@ def test_schemas_and_featurizers_are_settings(tmp_path: Path) -> None:
          "--features: Featurizer: transforms.0.onehot: OneHot: unknown settings: 'column' "
          "(did you mean 'columns'?)"),
         (["--part", '{"columns": [], "kind": "onehot"}'], "OneHot: columns: Tuple should have"),
-        (["--features", "c"], "--features: give JSON (Expecting value: line 1 column 1 (char 0)), or"),
+        (["--features", "c"],
+         "--features: give JSON (Expecting value: line 1 column 1 (char 0)), or"),
     ],
 )  # fmt: skip
 def test_a_wrong_definition_is_refused_by_flag(
