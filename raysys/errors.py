@@ -7,6 +7,7 @@ __all__ = [
     "DataError",
     "GraphError",
     "RaysysError",
+    "ReservationError",
     "ResourceError",
     "SettingsError",
     "StepError",
@@ -35,6 +36,10 @@ class GraphError(RaysysError):
 
 class ResourceError(RaysysError):
     """A demand that the cluster can never satisfy."""
+
+
+class ReservationError(ResourceError):
+    """A demand above what is reserved for the trial or step that makes it."""
 
 
 class SettingsError(RaysysError, ValueError):

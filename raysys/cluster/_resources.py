@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 
-from raysys.errors import ResourceError
+from raysys.errors import ReservationError, ResourceError
 from raysys.imports import lazy_import
 
 if TYPE_CHECKING:
@@ -107,13 +107,14 @@ def require(purpose: str, *, cpus: float, gpus: float = 0.0) -> None:
     A demand that fits after autoscaling passes: the demand itself triggers the autoscaler.
 
     Raises:
+        ReservationError: The demand is above this thread's `share`.
         ResourceError: The demand can never fit.
     """
     current = resources()
     if limit := _share.get():
         if not current.covers(cpus, gpus):
             more = limit.remedy.format(f"Resources(cpus={cpus:g}, gpus={gpus:g})")
-            raise ResourceError(
+            raise ReservationError(
                 f"{purpose} needs {cpus:g} CPUs and {gpus:g} GPUs, and {limit.owner} reserves "
                 f"{current.cpus:g} and {current.gpus:g} for it: {more}"
             )

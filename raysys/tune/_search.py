@@ -86,7 +86,9 @@ def search(
 
     Raises:
         ResourceError: The trials can never fit on the cluster, with what they start.
-        RaysysError: Too many trials failed, or the name belongs to a different search.
+        RaysysError: Too many trials failed, or one by an error that every trial would meet, such
+            as a reservation too small for the training inside it; or the name belongs to a
+            different search.
     """
     objectives = Objectives({metric: direction} if isinstance(metric, str) else dict(metric))
     if not space:
@@ -166,6 +168,11 @@ def _result(name: str, ledger: TrialLedger, objectives: Objectives) -> SearchRes
     failed, trials = ledger.failed, [ledger.trials[number] for number in sorted(ledger.trials)]
     summary = f"{len(failed)} of {len(trials)} trials of search {name!r} failed"
     first = f"the first, trial {failed[0].number}: {failed[0].reason}" if failed else ""
+    if certain := next((trial for trial in failed if trial.certain), None):
+        raise RaysysError(
+            f"search {name!r} ends with trial {certain.number}, whose error every trial would "
+            f"meet: {certain.reason}. Then call again, under another name if the objective changes"
+        )
     if ledger.broken or (failed and not any(trial.rounds for trial in trials)):
         raise RaysysError(
             f"{summary}, more than max_failed_trials={ledger.max_failed} or all; {first}. The "

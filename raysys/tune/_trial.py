@@ -17,6 +17,7 @@ class Trial:
         params: Values of the space's parameters.
         state: `finished` ran to its end, `stopped` was ended early, `failed` has a reason.
         reason: Cause of a failure or of an early end.
+        certain: Whether the failure ended the search, since every trial would meet it.
         parent: Number of the trial from whose checkpoint this one started.
         start_round: Rounds run by its parents.
         rounds: Metrics reported in each of its own rounds, with `seconds` (wall clock) and
@@ -29,6 +30,7 @@ class Trial:
     params: dict[str, Any]
     state: TrialState = "running"
     reason: str | None = None
+    certain: bool = False
     parent: int | None = None
     start_round: int = 0
     rounds: list[dict[str, float]] = field(default_factory=list)

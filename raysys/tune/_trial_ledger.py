@@ -49,7 +49,7 @@ class TrialLedger:
         repeated = {"running", "failed"} if self.broken else {"running"}
         self._waiting = [trial for trial in self.trials.values() if trial.state in repeated]
         for trial in self._waiting:
-            trial.state, trial.reason, trial.rounds = "running", None, []
+            trial.state, trial.reason, trial.certain, trial.rounds = "running", None, False, []
         times = [(trial.ended or trial.started) for trial in self.trials.values()]
         self._before, self._opened = max(times, default=0.0), time.monotonic()
 
@@ -65,9 +65,10 @@ class TrialLedger:
 
     @property
     def broken(self) -> bool:
-        """Whether more than `max_failed` trials failed, or all of them."""
+        """Whether more than `max_failed` trials failed, all of them, or one by a certain error."""
         failed = len(self.failed)
-        return failed > self.max_failed or 0 < failed == self.max_trials
+        certain = any(trial.certain for trial in self.failed)
+        return certain or failed > self.max_failed or 0 < failed == self.max_trials
 
     @property
     def unfinished(self) -> list[Trial]:
@@ -117,12 +118,20 @@ class TrialLedger:
     def record(self, number: int, report: Mapping[str, Any]) -> bool:
         """Record a report, `rounds` and `last_round` or `failed`; whether to stop the trial.
 
-        Rounds already recorded are ignored: Ray Tune repeats a trial's last report at its end.
+        A failure that is `certain` whatever the parameters ends the search, unless another trial
+        has shown otherwise. Rounds already recorded are ignored: Ray Tune repeats a trial's last
+        report at its end.
         """
         trial = self.trials[number]
         if trial.state != "running":
             return True
         if "failed" in report:
+            continues = trial.parent is not None
+            trial.certain = report.get("certain", False) and not any(
+                earlier.rounds
+                for earlier in self.trials.values()
+                if (earlier.parent is not None) == continues
+            )
             self._end(trial, "failed", report["failed"])
         elif report["last_round"] > trial.last_round:
             for metrics in report["rounds"]:

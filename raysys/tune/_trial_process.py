@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 
 from raysys import cluster
-from raysys.errors import RaysysError
+from raysys.errors import RaysysError, ReservationError
 from raysys.imports import lazy_import
 from raysys.ray_internals import process
 from raysys.train import EpochMetrics, StateDict, save_state_dict, train_in_process
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 ray_tune = lazy_import("ray.tune")
 
 _ROUNDS, _FILES = "rounds.json", "files"
+
+
+class ObjectiveError(RaysysError):
+    """An objective that does not fit its search, whatever the parameters."""
 
 
 def saved_path(number: int, round_: int) -> str:
@@ -70,7 +74,7 @@ class TrialReporter(Protocol):
         """Folder last written by `save`; None for a trial that starts anew.
 
         Raises:
-            RaysysError: A round was reported before, or the parent saved nothing.
+            ObjectiveError: A round was reported before, or the parent saved nothing.
         """
 
     def __call__(
@@ -83,7 +87,7 @@ class TrialReporter(Protocol):
         round are the trial's checkpoint.
 
         Raises:
-            RaysysError: A metric of the search is missing or not finite.
+            RaysysError: A metric of the search is missing (an ObjectiveError) or not finite.
         """
 
 
@@ -131,7 +135,8 @@ def run_trial(
         if is_end or process.is_ray_exit(error):
             raise
         traceback.print_exc()  # for the worker's log; the driver gets a line
-        ray_tune.report({"failed": cluster.error_line(error)})
+        certain = isinstance(error, ReservationError | ObjectiveError)
+        ray_tune.report({"failed": cluster.error_line(error), "certain": certain})
 
 
 class _WorkerReporter:
@@ -149,7 +154,7 @@ class _WorkerReporter:
     def resume(self) -> Path | None:
         trial = self._trial
         if trial.rounds:
-            raise RaysysError("report.resume() comes too late: call it before the first round")
+            raise ObjectiveError("report.resume() comes too late: call it before the first round")
         self._resumes = True
         if own := saved_rounds(self._folder, trial.number):
             saved = self._folder.fetch(saved_path(trial.number, own[-1]))
@@ -159,7 +164,7 @@ class _WorkerReporter:
         if trial.parent is None:
             return None
         if trial.start_round not in saved_rounds(self._folder, trial.parent):
-            raise RaysysError(
+            raise ObjectiveError(
                 f"trial {trial.parent} saved no checkpoint in round {trial.start_round} to "
                 "continue from: give report(..., save=...)"
             )
@@ -170,7 +175,7 @@ class _WorkerReporter:
     ) -> None:
         trial = self._trial
         if trial.parent is not None and not self._resumes:
-            raise RaysysError(
+            raise ObjectiveError(
                 "the trials of a population continue each other, and this objective starts anew: "
                 "let it call report.resume() before its first round"
             )
@@ -181,7 +186,8 @@ class _WorkerReporter:
         measured = {**spent, **{name: float(value) for name, value in metrics.items()}}
         for name in self._objectives.directions:
             if not math.isfinite(measured.get(name, math.nan)):
-                raise RaysysError(
+                error = RaysysError if name in measured else ObjectiveError
+                raise error(
                     f"round {trial.last_round + 1} reported {dict(metrics)}, and the search "
                     f"optimizes {name!r}: report a finite number for it"
                 )

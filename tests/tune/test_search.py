@@ -109,11 +109,8 @@ def test_a_search_of_failing_trials_ends_with_their_reason(storage: Storage) -> 
     def broken(params: dict[str, Any], tables: Tables, report: TrialReporter) -> None:
         report({"scores": 1.0})
 
-    with pytest.raises(RaysysError, match=r"optimizes 'score'.*report a finite number"):
-        search(
-            "broken", broken, {}, SPACE, storage, metric="score", n_trials=9, resources=ONE_CPU,
-            limits=SearchLimits(max_failed_trials=0),
-        )  # fmt: skip
+    with pytest.raises(RaysysError, match=r"ends with trial 0.* 'score': report a finite number"):
+        search("broken", broken, {}, SPACE, storage, metric="score", n_trials=30, resources=ONE_CPU)
 
 
 def test_a_population_continues_from_the_checkpoints_of_the_best(storage: Storage) -> None:
@@ -169,12 +166,16 @@ def test_training_inside_a_trial_gets_its_nested_resources(storage: Storage) -> 
         train.boost(table, settings, label="label")
         report({"score": params["x"]})
 
-    options: dict[str, Any] = {"metric": "score", "n_trials": 1}
+    options: dict[str, Any] = {"metric": "score", "limits": SearchLimits(max_failed_trials=9)}
     nested = Resources(cpus=2, gpus=0)
-    with pytest.raises(RaysysError, match=r"nested=Resources\(cpus=2, gpus=0\)"):
-        search("undeclared", boosted, {}, SPACE, storage, resources=ONE_CPU, **options)
+    with pytest.raises(RaysysError, match=r"ends with trial 0.*nested=Resources\(cpus=2, gpus=0\)"):
+        search("nested", boosted, {}, SPACE, storage, resources=ONE_CPU, n_trials=30, **options)
+    assert storage.names("searches/nested/trials") == ["00000.json"]
     resources = TrialResources(cpus=1, nested=nested)
-    search("declared", boosted, {}, SPACE, storage, resources=resources, **options)
+    result = search(
+        "nested", boosted, {}, SPACE, storage, resources=resources, n_trials=1, **options
+    )
+    assert [trial.state for trial in result.trials] == ["finished"]
 
 
 def test_a_fit_inside_a_trial_needs_no_more_cpus_than_its_workers(storage: Storage) -> None:

@@ -63,6 +63,22 @@ def test_a_repeated_report_counts_once(storage: Storage) -> None:
     assert len(ledger.trials[0].rounds) == 1
 
 
+def test_a_certain_failure_ends_a_search_of_which_no_trial_has_run(storage: Storage) -> None:
+    failure = {"failed": "two workers in the place of one", "certain": True}
+    ledger = open_ledger(storage, SPACE, n_trials=9, max_failed_trials=5)
+    ledger.next_trial()
+    assert ledger.record(0, failure)
+    assert ledger.broken
+    assert ledger.next_trial() == "end"
+    again = open_ledger(storage, SPACE, n_trials=9, max_failed_trials=5)
+    assert isinstance(trial := again.next_trial(), Trial)
+    assert trial.number == 0
+    again.record(0, report_of(1, {"y": 1.0}))
+    again.next_trial()
+    again.record(1, failure)  # so its own parameters are the cause
+    assert (again.trials[1].state, again.broken) == ("failed", False)
+
+
 @pytest.mark.parametrize("budget", [{"timeout_s": 1e-9}, {"cpu_hours": 1e-12}])
 def test_a_spent_budget_stops_the_trial_at_its_next_round_and_starts_no_more(
     storage: Storage, budget: dict[str, Any]
