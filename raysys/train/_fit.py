@@ -24,6 +24,7 @@ from raysys.train import _checkpoint
 from raysys.train._module_file import read_module
 from raysys.train._progress import reported_progress
 from raysys.train._run_state import RunState
+from raysys.train._settings import GPU_BACKEND, TrainSettings
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
@@ -32,13 +33,12 @@ if TYPE_CHECKING:
 
     from raysys.data import Table
     from raysys.storage import Storage
-    from raysys.train._settings import TrainSettings
     from raysys.train._task import EpochMetrics, StateDict, TrainingTask
 
-ray = lazy_import("ray")
 torch = lazy_import("torch")
 ray_train = lazy_import("ray.train")
 ray_train_torch = lazy_import("ray.train.torch")
+elastic = lazy_import("raysys.ray_internals.elastic")
 
 _PARAMETERS = "parameters.pt"
 _RESIZE_S = 20.0
@@ -51,7 +51,7 @@ class FitResult:
 
     Attributes:
         state: Files of the run.
-        history: Metrics of each epoch.
+        history: Metrics of each epoch; `workers` is their number at its end.
     """
 
     state: RunState
@@ -116,9 +116,10 @@ def fit(
 
     Workers receive references and map the tables' blocks from the object store. They write
     checkpoints in the background; when a worker or its node is lost, Ray Train restarts the group,
-    which resumes from the newest. The same call resumes too after its driver was lost, also with
-    another strategy or number of workers; of a finished run it returns the result. Of two such
-    calls at once the later one takes over. Ctrl-C ends the workers; the same call resumes.
+    which resumes from the newest. With `min_workers` it starts with the workers that fit, and again
+    when there was room for more during 20 s. The same call resumes too after its driver was lost,
+    also with another strategy or number of workers; of a finished run it returns the result. Of two
+    such calls at once the later one takes over. Ctrl-C ends the workers; the same call resumes.
 
     Args:
         name: Name of the run.
@@ -226,13 +227,19 @@ def _trainer(
 ) -> TorchTrainer:  # fmt: skip
     """Ray Train's trainer for a submission."""
     min_workers = settings.min_workers or settings.num_workers
-    gpus = 1 if cluster.limits().gpus >= min_workers else 0
+    limits = cluster.limits()
+    gpus = 1 if limits.gpus >= min_workers else 0
     threads = settings.threads_per_worker or 1
     cluster.require(
         f"training {state.name}", cpus=min_workers * threads, gpus=float(min_workers * gpus)
     )
-    most_workers = _startable_workers(settings, threads, gpus)
-    return ray_train_torch.TorchTrainer(
+    if settings.cpu_offload and not gpus:
+        say(f"[{state.name}] cpu_offload has no effect: its workers have no GPUs")
+    # The limits are lower in a trial of a search, to which a part of the cluster is reserved.
+    most_workers = min(settings.num_workers, int(limits.cpus // threads))
+    if gpus:
+        most_workers = min(most_workers, int(limits.gpus))
+    return elastic.ElasticTrainer(
         _run_worker,
         train_loop_config={
             "task": task, "settings": settings, "state": state, "submission": submission,
@@ -245,33 +252,14 @@ def _trainer(
             resources_per_worker={"CPU": threads} | ({"GPU": gpus} if gpus else {}),
             elastic_resize_monitor_interval_s=_RESIZE_S,
         ),
-        torch_config=ray_train_torch.TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=ray_train_torch.TorchConfig(backend=GPU_BACKEND if gpus else "gloo"),
         run_config=ray_train.RunConfig(
             name=f"{state.name}-{submission}",
             storage_path=state.storage.uri(f"{state.folder}/ray"),
             failure_config=ray_train.FailureConfig(max_failures=settings.max_failures),
         ),
+        headroom_cpus=cluster.HEADROOM_CPUS,
     )  # fmt: skip
-
-
-def _startable_workers(settings: TrainSettings, threads: int, gpus: int) -> int:
-    """Number of workers to start, or of an elastic run to grow to.
-
-    Ray Train counts what actors hold as free, and would wait for it for ever: an elastic run
-    beside them takes what is free now, but for the headroom of tasks.
-    """
-    count = settings.num_workers
-    if settings.min_workers is None:
-        return count
-    total, free = ray.cluster_resources(), ray.available_resources()
-    headroom = cluster.HEADROOM_CPUS
-    for resource, amount, reserve in (("CPU", threads, headroom), ("GPU", gpus, 0.0)):
-        if amount and free.get(resource, 0.0) < total.get(resource, 0.0):
-            count = min(count, int((free.get(resource, 0.0) - reserve) // amount))
-    if count < settings.num_workers:
-        count = max(count, settings.min_workers)
-        say(f"{count} workers of num_workers={settings.num_workers}: other actors hold the rest")
-    return count
 
 
 def _run_worker(config: dict[str, Any]) -> None:

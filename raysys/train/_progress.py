@@ -42,12 +42,16 @@ def reported_progress(
     def track() -> None:
         tracked: tracking.TrackedRun | None = None
         printed, step = len(earlier["history"]) if earlier else 0, 0.0
+        workers = settings.num_workers
         if first_step:
             say(f"[{state.name}] resumes after step {first_step}")
         while True:
             last = ended.wait(_POLL_S)
             progress = state.read("progress")
             if progress and (progress != earlier or (last and result)):
+                if progress.get("workers", workers) != workers:
+                    workers = progress["workers"]
+                    say(f"[{state.name}] trains on {workers} of {settings.num_workers} workers")
                 for epoch in progress["history"][printed:]:
                     text = ", ".join(f"{key} {value:.4g}" for key, value in epoch.items())
                     say(f"[{state.name}] {text}")

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from raysys.settings import Settings
 
 StrategyName = Literal["ddp", "fsdp", "zero1", "zero2", "zero3", "pipeline"]
+# What is offloaded from GPUs to the host's memory is exchanged by gloo.
+GPU_BACKEND = "cpu:gloo,cuda:nccl"
 OptimizerName = Literal["adamw", "sgd", "lars", "lamb"]
 # Settings that decide where and how fast a run trains: a resumed run may have other values.
 _EXECUTION = {
@@ -29,14 +31,13 @@ class TrainSettings(Settings):
 
     strategy: StrategyName = "ddp"
     num_workers: int = Field(2, ge=1)
-    min_workers: int | None = Field(
-        None, ge=1, description="start with as few if no more fit, and grow later"
-    )
+    min_workers: int | None = Field(None, ge=1, description="train on as few while no more fit")
     num_stages: int = Field(
         2, ge=2, description="pipeline stages; num_workers / num_stages pipelines run in parallel"
     )
     cpu_offload: bool = Field(
-        False, description="optimizer state (fsdp, zero3: parameters too) in the host's memory"
+        False,
+        description="on GPUs: optimizer state (fsdp, zero3: parameters too) in the host's memory",
     )
 
     epochs: int = Field(6, ge=1)

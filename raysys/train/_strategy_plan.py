@@ -126,7 +126,8 @@ def plan(
     Args:
         task: Task to train.
         tables: Tables for the task's `prepare`.
-        settings: Workers, batch and optimizer; the strategy is ignored.
+        settings: Workers, batch and optimizer; the strategy is ignored, and one that rules the
+            other settings out is left out.
         memory_limit_bytes: Memory of a worker. By default `settings.memory_limit_bytes`, else the
             memory of the GPU, or that of the nodes divided by the workers on them.
 
@@ -140,10 +141,14 @@ def plan(
     # An actor has a process of its own, whose memory is that of a worker.
     inspector = ray.remote(_Inspector).options(num_cpus=1).remote()
     module = ray.get(inspector.inspect.remote(task, dict(tables), settings))
-    estimates = [
-        estimate(strategy, module, settings, limit)
+    possible = {
+        strategy: chosen
         for strategy in get_args(StrategyName)
-        if strategy != "pipeline" or workers % settings.num_stages == 0
+        if (chosen := _settings_under(strategy, settings))
+    }
+    estimates = [
+        estimate(strategy, module, chosen, limit, offloads=gpu and chosen.cpu_offload)
+        for strategy, chosen in possible.items()
     ]
     estimates.sort(key=lambda e: (e.bubble_fraction > _MAX_BUBBLE, e.traffic_bytes))
     cheapest = next((e for e in estimates if e.fits), None)
@@ -155,17 +160,27 @@ def plan(
             "batch_size, gradient_accumulation_steps, activation_checkpointing, or workers with "
             "more memory"
         )
-    dropped = {"cpu_offload": False} if cheapest.strategy == "ddp" else {
-        "gradient_compression": "none"
-    }  # fmt: skip
-    chosen = settings.model_dump() | {"strategy": cheapest.strategy} | dropped
-    return StrategyPlan(module, limit, estimates, TrainSettings(**chosen))
+    return StrategyPlan(module, limit, estimates, possible[cheapest.strategy])
+
+
+def _settings_under(strategy: StrategyName, settings: TrainSettings) -> TrainSettings | None:
+    """The settings under a strategy, without options of others; None if it rules them out."""
+    values = settings.model_dump() | {"strategy": strategy}
+    if strategy != "ddp":
+        values["gradient_compression"] = "none"
+    if strategy in ("ddp", "pipeline"):
+        values["cpu_offload"] = False
+    try:
+        return TrainSettings(**values)
+    except ValueError:
+        return None
 
 
 def estimate(
-    strategy: StrategyName, module: ModuleSummary, settings: TrainSettings, limit: int
-) -> MemoryEstimate:
-    """Memory and traffic of one strategy."""
+    strategy: StrategyName, module: ModuleSummary, settings: TrainSettings, limit: int,
+    *, offloads: bool = False,
+) -> MemoryEstimate:  # fmt: skip
+    """Memory and traffic of one strategy; `offloads` counts a GPU's memory under cpu_offload."""
     count, workers = module.parameters, settings.num_workers
     states = _STATES[settings.optimizer] * _VALUE_BYTES * count
     values = gradients = _VALUE_BYTES * count
@@ -175,18 +190,19 @@ def estimate(
     if strategy == "ddp":
         memory = values + gradients + states
     elif strategy == "zero1":
-        memory = values + gradients + (values + states) // workers
+        memory = values + gradients + (0 if offloads else (values + states) // workers)
     elif strategy == "zero2":
-        needs = zero12.estimate_zero2_model_states_mem_needs(count, workers, 1, cpu_offload=False)
+        needs = zero12.estimate_zero2_model_states_mem_needs(count, workers, 1, offloads)
         memory = needs[1] + values // 2
     elif strategy == "zero3":
         needs = zero3.estimate_zero3_model_states_mem_needs(
-            count, module.largest_layer, workers, 1, cpu_offload=False, cpu_offload_params=False
+            count, module.largest_layer, workers, 1, offloads, offloads
         )
-        memory = needs[1] + values // 2 // workers
+        memory = needs[1] + (0 if offloads else values // 2 // workers)
         traffic = 1.5 * all_reduce
     elif strategy == "fsdp":
-        memory = (values + gradients + states) // workers + 2 * _VALUE_BYTES * module.largest_layer
+        memory = 0 if offloads else (values + gradients + states) // workers
+        memory += 2 * _VALUE_BYTES * module.largest_layer
         traffic = 1.5 * all_reduce
     else:
         stages = settings.num_stages

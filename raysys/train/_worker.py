@@ -142,6 +142,7 @@ class _WorkerCallback(TrainCallback):
 
     def on_epoch_end(self, epoch: EpochMetrics, parameters: StateDict) -> None:
         # on_step_end follows, with the epoch in the history.
+        epoch["workers"] = float(dist.get_world_size())
         if parameters and epoch["step"] == self.steps:
             with task_errors(self.task, "predictions"), torch.no_grad():
                 rows = self.task.predictions(module_with(self.task, parameters))
@@ -161,7 +162,7 @@ class _WorkerCallback(TrainCallback):
             if point or len(progress.history) > self.epochs_written:
                 self.epochs_written = len(progress.history)
                 self.state.write("progress", {
-                    **asdict(progress), "steps": self.steps,
+                    **asdict(progress), "steps": self.steps, "workers": dist.get_world_size(),
                     "points": self.points[-_MAX_POINTS:],
                 })  # fmt: skip
         if progress.step % self.checkpoint_steps == 0 or progress.step == self.steps:

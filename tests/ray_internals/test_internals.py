@@ -15,7 +15,7 @@ INTERFACES = {
         "WORKER_MODE": None, "global_worker": None, "Worker.placement_group_id": None,
         "_worker_logs_enabled": None,
     },
-    "ray._private.state": {"state.job_table": ()},
+    "ray._private.state": {"state.job_table": (), "available_resources_per_node": None},
     "ray._private.internal_api": {"get_memory_info_reply": ("state",)},
     "ray._private.serialization": {
         "SerializationContext.deserialize_objects":
@@ -38,6 +38,19 @@ INTERFACES = {
         "_internal_kv_get": ("key", "namespace"),
         "_internal_kv_del": ("key", "del_by_prefix", "namespace"),
         "_internal_kv_list": ("prefix", "namespace"),
+    },
+    "ray.train.torch": {
+        "TorchTrainer._initialize_and_run_controller": None, "TorchTrainer.__init__": None,
+    },
+    "ray.train.v2._internal.execution.controller.state": {"ReschedulingState": None},
+    "ray.train.v2._internal.execution.scaling_policy": {
+        "ElasticScalingPolicy._get_resize_decision": ("num_workers",),
+        "ElasticScalingPolicy._maybe_send_resource_request": None,
+        "ElasticScalingPolicy.before_controller_execute_resize_decision": ("resize_decision",),
+        "ElasticScalingPolicy.after_controller_state_update": ("previous_state", "current_state"),
+        "ElasticScalingPolicy.make_decision_for_non_running_worker_group": None,
+        "ElasticScalingPolicy.make_decision_for_running_worker_group":
+            ("worker_group_state", "worker_group_status"),
     },
     "ray.autoscaler._private.util": {
         "prepare_config": ("config",), "validate_config": ("config",),

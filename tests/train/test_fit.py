@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 import raysys
@@ -170,25 +169,6 @@ def test_the_same_call_resumes_under_another_strategy_after_its_driver_died(
     for ours, expected in zip(losses(fitted.history), losses(alone), strict=True):
         assert ours == pytest.approx(expected, rel=1e-4)
     assert status(tmp_path) == ["FINISHED"]
-
-
-def test_an_elastic_run_starts_with_the_workers_that_fit_beside_other_actors(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    @ray.remote(num_cpus=int(ray.available_resources()["CPU"]) - 2)
-    class Busy:
-        def ready(self) -> None: ...
-
-    busy = Busy.remote()
-    ray.get(busy.ready.remote())
-    try:
-        fitted = run(tmp_path, slow=False, min_workers=1, num_workers=4)
-    finally:
-        ray.kill(busy)
-    done = fitted.state.read("done")
-    assert done is not None
-    assert done["workers"] == 1
-    assert "1 workers of num_workers=4: other actors hold the rest" in "".join(capfd.readouterr())
 
 
 class Exploding(SlowRegression):

@@ -6,7 +6,8 @@ import pytest
 
 from raysys.data import Table
 from raysys.errors import ResourceError
-from raysys.train import TrainSettings, plan
+from raysys.train import StrategyName, TrainSettings, plan
+from raysys.train._strategy_plan import ModuleSummary, estimate
 from tests.train.tasks import Regression, rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -51,3 +52,26 @@ def test_the_cheapest_strategy_that_fits_is_chosen() -> None:
     # A pipeline of few micro-batches waits, one of many does not, and sends least.
     many = settings.model_copy(update={"gradient_accumulation_steps": 16})
     assert plan(Wide(), tables, many, memory_limit_bytes=100 * GIB).settings.strategy == "pipeline"
+
+
+def test_strategies_that_the_settings_rule_out_are_left_out() -> None:
+    tables = {"rows": Table.load(rows)}
+    settings = TrainSettings(
+        num_workers=4, min_workers=2, batch_size=64, strategy="fsdp", cpu_offload=True,
+        optimizer="lamb", gradient_accumulation_steps=16,
+    )  # fmt: skip
+    chosen = plan(Regression(), tables, settings, memory_limit_bytes=100 * GIB)
+    assert {e.strategy for e in chosen.estimates} == {"ddp", "fsdp"}
+    assert (chosen.settings.strategy, chosen.settings.cpu_offload) == ("ddp", False)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "bytes_a_parameter"), [("zero1", 8), ("zero2", 4), ("zero3", 0), ("fsdp", 0)]
+)
+def test_offload_leaves_on_a_gpu_what_is_computed_with(
+    strategy: StrategyName, bytes_a_parameter: int
+) -> None:
+    module = ModuleSummary(10**8, largest_layer=10**4, activation_bytes=0, process_bytes=0)
+    needs = estimate(strategy, module, TrainSettings(num_workers=4), GIB, offloads=True)
+    layers = 2 * 4 * module.largest_layer
+    assert needs.memory_bytes == pytest.approx(1.1 * 10**8 * bytes_a_parameter, abs=1.1 * layers)

@@ -120,8 +120,7 @@ class FSDPStrategy(DataParallelStrategy):
         super().__init__(module, settings, device)
         kind = device.partition(":")[0]
         mesh = init_device_mesh(kind, (dist.get_world_size(),))
-        offload = settings.cpu_offload and kind != "cpu"
-        policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+        policy = CPUOffloadPolicy() if self.offloads else OffloadPolicy()
         for _, block in blocks(self.inner):
             fully_shard(block, mesh=mesh, offload_policy=policy)
         fully_shard(self.inner, mesh=mesh, offload_policy=policy)

@@ -73,6 +73,11 @@ class Strategy(ABC):
         self.settings, self.device = settings, device
         self._autocast = autocast(settings, device)
 
+    @property
+    def offloads(self) -> bool:
+        """Whether state is in the host's memory instead of the device's."""
+        return self.settings.cpu_offload and not self.device.startswith("cpu")
+
     @abstractmethod
     def step(self, micro: Sequence[MicroBatch], learning_rate: float) -> float:
         """Take one optimizer step with the micro-batches of this worker's shard.

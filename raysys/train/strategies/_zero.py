@@ -51,7 +51,7 @@ class ZeroStrategy(Strategy):
         self.engine, _, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=self._config(bucket), dist_init_required=False
         )
-        if stage == 3 and not settings.cpu_offload:
+        if stage == 3 and not self.offloads:
             # DeepSpeed keeps float32 masters beside 16-bit parameters. Ours have 32: one copy.
             wrapper = self.engine.optimizer
             parts = wrapper.fp16_partitioned_groups_flat, wrapper.fp32_partitioned_groups_flat
@@ -72,7 +72,7 @@ class ZeroStrategy(Strategy):
                 "stage3_max_reuse_distance": 2 * bucket,
                 "sub_group_size": 2 * bucket,
             }
-        if settings.cpu_offload:
+        if self.offloads:
             zero["offload_optimizer"] = {"device": "cpu"}
             if self._stage == 3:
                 zero["offload_param"] = {"device": "cpu"}

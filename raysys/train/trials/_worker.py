@@ -23,6 +23,7 @@ from raysys.train._checkpoint import TrainingProgress
 from raysys.train._loader import micro_batches, steps_per_epoch
 from raysys.train._loop import TrainCallback, evaluate, run_steps
 from raysys.train._module import built_module
+from raysys.train._settings import GPU_BACKEND
 from raysys.train._task import prepared_examples
 from raysys.train.strategies._registry import make_strategy
 
@@ -60,7 +61,7 @@ class TrialWorker:
 
     def join(self, address: str) -> dict[str, Any]:
         """Enter the process group; returns facts about this process."""
-        backend = "gloo" if self._device == "cpu" else "nccl"
+        backend = "gloo" if self._device == "cpu" else GPU_BACKEND
         dist.init_process_group(backend, address, rank=self._rank, world_size=self._world)
         self._free()
         self._process_bytes = psutil.Process().memory_info().rss

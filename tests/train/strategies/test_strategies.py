@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -108,8 +109,11 @@ def worker(rank: int, world: int, port: int, folder: str, plan: list[dict[str, A
     storage = Storage(folder)
     for item in plan:
         name, error, result = item.pop("name"), None, None
+        chosen = settings(**item.pop("settings"), num_workers=world)
         try:
-            result = trained(settings(**item.pop("settings"), num_workers=world), storage, **item)
+            # Also without a GPU, so that the ways of DeepSpeed's offload are taken.
+            with mock.patch.object(Strategy, "offloads", chosen.cpu_offload):
+                result = trained(chosen, storage, **item)
         except TrainError as caught:
             error = (str(caught), caught.step, caught.layer)
         if rank == 0:
@@ -167,6 +171,16 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]
         plan.append({
             "name": f"{strategy}-unused", "settings": {"strategy": strategy}, "task_name": "Unused",
         })  # fmt: skip
+    for strategy in ("zero1", "zero2", "zero3"):
+        offloaded, path = {"strategy": strategy, "cpu_offload": True}, f"{strategy}-offloaded"
+        plan += [
+            {
+                "name": path,
+                "settings": {**offloaded, "gradient_accumulation_steps": 3, "max_grad_norm": 0.5},
+            },
+            {"name": f"{path}-half", "settings": offloaded, "stop": HALF, "save": path},
+            {"name": f"{path}-rest", "settings": offloaded, "load": path},
+        ]
     for task_name in ("Normalised", "Embedded", "Counted"):
         for name, rest in (
             ("whole", {}),
@@ -221,6 +235,17 @@ def test_micro_batches_and_clipping_match_one_process(
     assert_same(parameters, clipped[0])
     assert losses == pytest.approx(clipped[1], rel=1e-5)
     assert norm == pytest.approx(clipped[2], rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_offloaded_state_takes_the_same_steps_and_is_restored(
+    strategy: str, two: Any, alone: Any, clipped: Any
+) -> None:
+    parameters, losses, norm = two[0][f"{strategy}-offloaded"]["result"]
+    assert_same(parameters, clipped[0])
+    assert losses == pytest.approx(clipped[1], rel=1e-5)
+    assert norm == pytest.approx(clipped[2], rel=1e-4)
+    assert_same(two[0][f"{strategy}-offloaded-rest"]["result"][0], alone[0])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
