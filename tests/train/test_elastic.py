@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ import pytest
 import ray
 import torch
 import torch.distributed as dist
+from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.controller.state import ReschedulingState
 
 from raysys import cluster
 from raysys.data import Table
-from raysys.ray_internals.elastic import additional_workers
+from raysys.ray_internals import elastic
 from raysys.storage import Storage
 from raysys.train import EpochMetrics, _checkpoint, _fit, fit, train_in_process
 from raysys.train._run_state import RunState
@@ -42,7 +45,7 @@ class Observed(Regression):
     def prepare(self, tables: Mapping[str, pa.Table]) -> int:
         group = [len({line["group"] for line in lines(self.log)})]
         dist.broadcast_object_list(group)
-        self.group = group[0]
+        self.group, self.end = group[0], time.monotonic() + 90
         return super().prepare(tables)
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
@@ -50,8 +53,7 @@ class Observed(Regression):
         line = {"group": self.group, "step": self.steps, "node": node, "rows": rows.tolist()}
         with self.log.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        end = time.monotonic() + 60
-        while self.steps >= WAITS.get(self.group, STEPS) and time.monotonic() < end:
+        while self.steps >= WAITS.get(self.group, STEPS) and time.monotonic() < self.end:
             time.sleep(0.1)
         self.steps += 1
         return super().batch(rows, rng)
@@ -173,11 +175,59 @@ def test_workers_beyond_the_minimum_leave_a_cpu_free(
     needs: dict[str, float], nodes: list[float], reserved: int, count: int
 ) -> None:
     free = [{"CPU": cpus} for cpus in nodes]
-    assert additional_workers(needs, free, reserved, headroom_cpus=1.0) == count
+    assert elastic.additional_workers(needs, free, reserved, headroom_cpus=1.0) == count
 
 
 def test_a_run_in_a_trial_grows_no_further_than_its_reservation(storage: Storage) -> None:
-    reserved, elastic = cluster.Resources(cpus=3, gpus=0), settings(min_workers=1, num_workers=8)
-    with cluster.share(reserved):
-        trainer = _fit._trainer(RunState(storage, "trial"), Regression(), {}, elastic, "a")
+    chosen = settings(min_workers=1, num_workers=8)
+    with cluster.share(cluster.Resources(cpus=3, gpus=0)):
+        trainer = _fit._trainer(RunState(storage, "trial"), Regression(), {}, chosen, "a")
     assert trainer.scaling_config.num_workers == (1, 3)
+
+
+def test_a_group_grows_into_lasting_room_alone_and_restarts_in_its_own_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free, places = {"a": {"CPU": 2.0}}, {0: "a", 1: "b", 2: "b"}
+    cluster_state = SimpleNamespace(available_resources_per_node=lambda: free)
+    monkeypatch.setattr(elastic, "state", cluster_state)
+    monkeypatch.setattr(ray.util, "placement_group_table", lambda _: {"bundles_to_node_id": places})
+    monkeypatch.setattr(elastic, "time", SimpleNamespace(monotonic=lambda: now))
+    config = ScalingConfig(num_workers=(1, 4), elastic_resize_monitor_interval_s=20.0)
+    policy = elastic.RoomPolicy(config, headroom_cpus=1.0)
+    monkeypatch.setattr(policy, "_maybe_send_resource_request", lambda: None)
+    workers = [SimpleNamespace(metadata=SimpleNamespace(node_id=places[at])) for at in range(3)]
+    handle, now = SimpleNamespace(placement_group=None), 0.0
+
+    def look(count: int, at: float = 40.0) -> int | None:
+        nonlocal now
+        now = at
+        group = SimpleNamespace(
+            workers=workers[:count], num_workers=count, placement_group_handle=handle
+        )
+        decision = policy.make_decision_for_running_worker_group(group, None)
+        return getattr(decision, "num_workers", None)
+
+    def start() -> int:
+        decision = policy.make_decision_for_non_running_worker_group()
+        policy.before_controller_execute_resize_decision(decision)
+        return decision.num_workers
+
+    assert start() == 1
+    places = {0: "a"}
+    for at, cpus in ((0.0, 3.0), (10.0, 1.0), (20.0, 3.0), (30.0, 3.0)):  # a task came and went
+        free["a"]["CPU"] = cpus
+        assert look(1, at) is None
+    assert look(1) == 3
+    policy.before_controller_execute_resize_decision(SimpleNamespace(num_workers=3))
+    free["a"]["CPU"] = 0.0
+    assert start() == 3  # it fails before it is seen, and holds its place
+    free["b"], places = {"CPU": 0.0}, {0: "a", 1: "b", 2: "b"}
+    assert look(3) is None
+    assert start() == 3
+    assert look(3) is None
+    del free["b"]  # lost
+    assert start() == 1
+    policy.after_controller_state_update(None, ReschedulingState(None))
+    free["a"]["CPU"] = 3.0
+    assert start() == 2
