@@ -9,6 +9,7 @@ _RESULTS = Path(__file__).parent / "results"
 _PLACE = re.compile(r"(<!-- figures: ([\w ]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 _CUT = "10 x 336,776 flights"
 _AUC, _AP, _ECE = "area under the ROC curve", "average precision", "calibration error"
+_OVER_EXACT = "one by one, recall >= 0.95: speed-up over exact search"
 _FILTERED = "filters that keep {}: queries/s against hnswlib's Python filter, {}"
 
 # Cells of each row, by the name of the place; `{data[polars]:.1f}` is the value of the figure
@@ -127,6 +128,14 @@ TABLES: dict[str, list[list[str]]] = {
          "loaded in {index[raysys, fused: build]:.0f}",
          "{index[raysys, fused: one by one]:,.0f}",
          "{index[raysys, fused: in batches of 100]:,.0f}"],
+    ],
+    "index full": [
+        ["one query among 1,000,000 vectors", "times as fast as exact search on 2 threads"],
+        *[[title, f"{{index_full[{_OVER_EXACT}, {name}]:.0f}}"]
+          for title, name in (
+              ("a copy of 1 shard inside a serving replica", "raysys, fused"),
+              ("through 1 actor", "raysys, 1 actors"), ("through 2 actors", "raysys, 2 actors"),
+          )],
     ],
     "filters": [
         ["queries/s over hnswlib's with a Python function, by a filter of its own each, that keeps",

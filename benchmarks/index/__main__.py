@@ -38,8 +38,7 @@ def main() -> None:
             _measure_full(report, data, truth, Storage(folder))
         else:
             _measure(report, data, truth, Storage(folder), repeats)
-    if not asked.full:
-        faults.run(report, 10 if asked.quick else 50)
+            faults.run(report, 10 if asked.quick else 50)
     report.write(asked.json)
 
 

@@ -40,7 +40,8 @@ def free_agent_port() -> None:
     serves neither logs nor submitted jobs, and says so in its own log only.
     """
     params = lazy_import("ray._private.parameter").RayParams
-    params.__init__ = functools.partialmethod(params.__init__, dashboard_agent_listen_port=0)
+    if not isinstance(vars(params)["__init__"], functools.partialmethod):
+        params.__init__ = functools.partialmethod(params.__init__, dashboard_agent_listen_port=0)
 
 
 def live_jobs() -> set[str]:
