@@ -47,10 +47,14 @@ _log = logging.getLogger("raysys.gateway")
 class Gateway:
     """The actor; all of its methods are asynchronous and short, except `publish`."""
 
-    def __init__(self, host: str, port: int, grpc_port: int | None, storage: Storage) -> None:
+    def __init__(
+        self, host: str, port: int, grpc_port: int | None, storage: Storage, max_source_share: float
+    ) -> None:
         before = GatewayState.restore()
         self._is_restart = before is not None
-        self._state = before or GatewayState(host, port, grpc_port, secrets.token_hex(16))
+        self._state = before or GatewayState(
+            host, port, grpc_port, secrets.token_hex(16), max_source_share
+        )
         raise_priority()
         self._storage = storage
         self._keys: list[ApiKey] = []
@@ -307,8 +311,9 @@ class Gateway:
     def _haproxy_in_folder(self, holding_port: int) -> HAProxy:
         state = self._state
         settings = HAProxySettings(
-            Path(state.folder), state.host, state.port, holding_port, state.token
-        )
+            Path(state.folder), state.host, state.port, holding_port, state.token,
+            state.max_source_share,
+        )  # fmt: skip
         # With Ray's state in Redis the head can be restarted, and finds HAProxy running.
         is_recoverable = "RAY_REDIS_ADDRESS" in os.environ
         raylet = int(os.environ.get("RAY_RAYLET_PID", os.getppid()))
@@ -342,14 +347,16 @@ class Gateway:
                     self._haproxy.free_server(name, server.slot)
 
 
-def start_gateway(host: str, port: int, grpc_port: int | None, storage: Storage) -> Any:
+def start_gateway(
+    host: str, port: int, grpc_port: int | None, storage: Storage, max_source_share: float
+) -> Any:
     """The cluster's gateway, started if necessary; a running one keeps its address."""
     actor = ray.remote(Gateway).options(
         name=GATEWAY_NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
         num_cpus=0, resources={"node:__internal_head__": 0.001},
         max_restarts=-1, max_task_retries=-1, max_concurrency=1000,
     )  # fmt: skip
-    return actor.remote(host, port, grpc_port, storage)
+    return actor.remote(host, port, grpc_port, storage, max_source_share)
 
 
 def find_gateway() -> Any:

@@ -47,6 +47,7 @@ class GatewayState:
     port: int
     grpc_port: int | None
     token: str
+    max_source_share: float
     folder: str = ""
     backends: dict[str, Backend] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)

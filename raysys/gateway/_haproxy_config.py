@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,11 @@ jinja2 = lazy_import("jinja2")
 READY = "/v2/health/ready /-/healthz"
 SLOTS = 64
 _GRACE_S = 5
-_REQUEST_TIMEOUT_S = 15
+# Requests per replica with a body that does not fit the buffer; the replica limits their bytes.
+_LONG_REQUESTS = 256
+_OTHER_FILES = 512
 _ERRORS = {
-    400: "the request cannot be read as HTTP",
+    400: "the request cannot be read as HTTP, or its body did not arrive in time",
     408: "the request did not arrive in time",
     500: "the gateway failed",
     502: "the replica did not respond",
@@ -93,13 +96,30 @@ class ApiKey:
 
 @dataclass(frozen=True)
 class HAProxySettings:
-    """HAProxy's endpoint, its folder of socket and key maps, and the token of replicas."""
+    """HAProxy's endpoint, its folder of socket and key maps, and the token of replicas.
+
+    Attributes:
+        max_source_share: Maximum share of the connections that one source address may hold.
+        max_connections: Maximum number of connections, if the limit of open files allows it.
+        receive_s: Time for a request's head and a short body, and for the next part of a long one.
+    """
 
     folder: Path
     host: str
     port: int
     holding_port: int
     token: str
+    max_source_share: float = 0.25
+    max_connections: int = 16_384
+    receive_s: int = 15
+
+    @property
+    def connections(self) -> int:
+        """Maximum number of connections; each needs a second one, to a replica."""
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if files == resource.RLIM_INFINITY:
+            return self.max_connections
+        return min(self.max_connections, (files - _OTHER_FILES) // 2)
 
 
 def render(
@@ -108,10 +128,11 @@ def render(
     """The text of the configuration; `listen` is bound instead of host and port."""
     return _template().render(
         settings=settings, listen=listen or f"{settings.host}:{settings.port}",
-        threads=max(1, min(4, (os.cpu_count() or 1) // 4)),
+        threads=max(1, min(4, (os.cpu_count() or 1) // 4)), connections=settings.connections,
+        source_connections=int(settings.max_source_share * settings.connections),
+        long_requests=_LONG_REQUESTS,
         applications=sorted(backends, key=lambda backend: -len(backend.route)),
         declared=backends, replicas=servers, slots=SLOTS, errors=_ERRORS, max_expiry=_MAX_EXPIRY,
-        request_timeout_s=_REQUEST_TIMEOUT_S,
         server=server_metadata(), ready=READY, alive_path=ALIVE_PATH,
         app_header=APP_HEADER, token_header=TOKEN_HEADER.decode(),
         index_path=INDEX_PATH, statistics_path=STATISTICS_PATH,

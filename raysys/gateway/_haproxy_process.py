@@ -25,6 +25,8 @@ from raysys.gateway._haproxy_config import ApiKey, Backend, HAProxySettings, Ser
 _START_TIMEOUT_S = 10.0
 _SIGNAL_AGAIN_S = 0.5
 _CODES = ("2xx", "3xx", "4xx", "5xx")
+# Two backends of an application, with the same slots: see the template.
+_POOLS = ("app", "long")
 
 
 class HAProxy:
@@ -46,8 +48,8 @@ class HAProxy:
 
     @property
     def is_supervised(self) -> bool:
-        """Whether its supervisor runs, which restarts it."""
-        return bool(self._process("supervisor")[0])
+        """Whether its supervisor runs, which restarts it, or the standby that takes its place."""
+        return bool(self._supervisor)
 
     @property
     def is_running(self) -> bool:
@@ -96,12 +98,12 @@ class HAProxy:
     def set_server(self, backend: str, slot: int, address: tuple[str, int]) -> None:
         """Assign a replica to a slot."""
         host, port = address
-        server = f"app.{backend}/r{slot}"
-        self._tell(f"set server {server} addr {host} port {port}")
-        self._tell(f"set server {server} state ready")
+        for pool in _POOLS:
+            self._tell(f"set server {pool}.{backend}/r{slot} addr {host} port {port}")
+        self._tell(f"set server app.{backend}/r{slot} state ready")
 
     def limit_server(self, backend: str, slot: int, requests: int) -> None:
-        """Limit the concurrent requests of a slot; beyond, the gateway responds with 503."""
+        """Limit a slot's concurrent requests, those with a long body aside; 503 beyond."""
         self._tell(f"set maxconn server app.{backend}/r{slot} {requests}")
 
     def drain_server(self, backend: str, slot: int) -> None:
@@ -115,7 +117,7 @@ class HAProxy:
     def requests_at(self, backend: str, slots: Sequence[int]) -> int:
         """Number of pending requests of some slots."""
         names = {f"r{slot}" for slot in slots}
-        rows = self._statistics(f"app.{backend} 4 -1")
+        rows = [row for pool in _POOLS for row in self._statistics(f"{pool}.{backend} 4 -1")]
         return sum(int(row["scur"] or 0) for row in rows if row["svname"] in names)
 
     def answered(self) -> dict[tuple[str, str], int]:
@@ -129,8 +131,8 @@ class HAProxy:
                 count = int(row[f"hrsp_{code}"] or 0)
                 if row["svname"] == "FRONTEND":
                     counts["", code] += count
-                elif row["pxname"].startswith("app."):
-                    counts[row["pxname"].removeprefix("app."), code] = count
+                elif (parts := row["pxname"].partition("."))[0] in _POOLS:
+                    counts[parts[2], code] += count
                     counts["", code] -= count
         return counts
 
@@ -146,17 +148,18 @@ class HAProxy:
 
     def _end(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while (pid := self._process("supervisor")[0]) and time.monotonic() < deadline:
-            os.kill(pid, signal.SIGTERM)
+        while (pid := self._supervisor) and time.monotonic() < deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
             time.sleep(0.05)
-        with contextlib.suppress(OSError):  # the supervisor was killed
+        with contextlib.suppress(OSError):  # the supervisor and its standby were killed
             if master := self.master:
                 os.killpg(master, signal.SIGKILL)
 
     def _start(self) -> None:
         folder, settings = self._settings.folder, self._settings
         self._end()
-        for name in ("admin.sock", "supervisor.pid", "haproxy.pid"):
+        for name in ("admin.sock", "supervisor.pid", "standby.pid", "haproxy.pid"):
             (folder / name).unlink(missing_ok=True)
         # By path, so that it does not import this package.
         command = [sys.executable, "-I", "-S", _supervisor.__file__, str(folder)]
@@ -172,6 +175,11 @@ class HAProxy:
                 lines = log.read_text(errors="replace").strip().splitlines()
                 raise self._cannot_listen(lines[-1] if lines else "HAProxy logged nothing")
             time.sleep(0.02)
+
+    @property
+    def _supervisor(self) -> int:
+        """Process id of the supervisor, or else of its standby; 0 if neither runs."""
+        return self._process("supervisor")[0] or self._process("standby")[0]
 
     def _process(self, name: str) -> tuple[int, int]:
         """Process id in a file of the folder, 0 unless it runs, and the number of its starts."""

@@ -23,6 +23,8 @@ _POLL_S = 0.05
 _MAX_WAITING = 2048
 _CONNECT_S, _GRACE_S = 1.0, 0.5
 _BODY_MAX_BYTES = 1 << 30
+# For all bodies beyond a short one's bytes; each has to arrive within a time.
+_HELD_MAX_BYTES, _SHORT_BYTES, _RECEIVE_S = 256 << 20, 64 << 10, 30.0
 _DRAIN_BYTES, _DRAIN_S = 64 << 20, 10.0
 # Of one connection; aiohttp sets its own.
 _OF_CONNECTION = ("content-length", "transfer-encoding", "connection")
@@ -37,7 +39,7 @@ class HoldingProxy:
     ) -> None:  # fmt: skip
         """Prepare with an application's replicas, its timeout, and whether all have a replica."""
         self._live, self._deadline_s, self._is_ready = live, deadline_s, is_ready
-        self._waiting = 0
+        self._waiting = self._held_bytes = 0
 
     async def start(self, routes: Iterable[Any] = ()) -> int:
         """Listen on a free port of the loopback interface, and return the port.
@@ -67,11 +69,10 @@ class HoldingProxy:
         if self._waiting >= _MAX_WAITING:
             return await _unavailable(request)
         self._waiting += 1
+        body = bytearray()
         try:
-            limit = request.headers.get(MAX_BODY_HEADER, "")
-            body = await _read(request, int(limit) if limit.isdigit() else _BODY_MAX_BYTES)
-            if body is None:
-                return await _refuse(request, 413, "the body is too large")
+            if refusal := await self._receive(request, body):
+                return await _refuse(request, *refusal)
             application = request.headers.get(APP_HEADER, "")
             deadline = time.monotonic() + self._timeout_s(request, application)
             for attempt in itertools.count():
@@ -89,6 +90,28 @@ class HoldingProxy:
                 await asyncio.sleep(_POLL_S)
         finally:
             self._waiting -= 1
+            self._held_bytes -= len(body)
+
+    async def _receive(self, request: Any, body: bytearray) -> tuple[int, str] | None:
+        """Read the body, as it was sent; status and text of a refusal, None without one."""
+        refusal = None
+        header = request.headers.get(MAX_BODY_HEADER, "")
+        limit = int(header) if header.isdigit() else _BODY_MAX_BYTES
+        try:
+            async with asyncio.timeout(_RECEIVE_S):
+                while refusal is None and (part := await request.content.readany()):
+                    body += part
+                    self._held_bytes += len(part)
+                    if len(body) > limit:
+                        refusal = 413, "the body is too large"
+                    elif len(body) > _SHORT_BYTES and self._held_bytes > _HELD_MAX_BYTES:
+                        refusal = 503, "no replica is available, and too many bodies wait for one"
+        except TimeoutError:
+            refusal = 408, "the request did not arrive in time"
+        if refusal:
+            self._held_bytes -= len(body)
+            body.clear()
+        return refusal
 
     def _timeout_s(self, request: Any, application: str) -> float:
         """Remaining time of a request."""
@@ -100,7 +123,7 @@ class HoldingProxy:
         return requested_s if requested_s < deadline_s else deadline_s  # NaN is not less
 
     async def _forward(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes, left_s: float
+        self, method: str, url: str, headers: Mapping[str, str], body: bytearray, left_s: float
     ) -> Any | None:
         """A replica's response; None if the connection failed."""
         # A replica behind a broken link never responds.
@@ -127,30 +150,19 @@ def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower() not in _OF_CONNECTION}
 
 
-async def _read(request: Any, limit: int) -> bytes | None:
-    """The body, as it was sent; None if it is larger than the limit."""
-    parts, size = [], 0
-    while part := await request.content.readany():
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            return None
-    return b"".join(parts)
-
-
 async def _unavailable(request: Any) -> Any:
-    response = await _refuse(request, 503, "no replica is available")
-    response.headers["retry-after"] = "1"
-    return response
+    return await _refuse(request, 503, "no replica is available")
 
 
 async def _refuse(request: Any, status: int, text: str) -> Any:
-    """An error, after the rest of the body."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_DRAIN_S):
-            await _drain(request, _DRAIN_BYTES)
+    """An error, after the rest of the body, unless that is too late already."""
+    if status != 408:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await _drain(request, _DRAIN_BYTES)
     body = {"error": text, "request_id": request.headers.get("x-request-id", "")}
-    return web.json_response(body, status=status)
+    headers = {"retry-after": "1"} if status == 503 else None
+    return web.json_response(body, status=status, headers=headers)
 
 
 async def _drain(request: Any, limit: int) -> None:

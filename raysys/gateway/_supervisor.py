@@ -2,8 +2,10 @@
 
 A script, `python -I _supervisor.py FOLDER HOST PORT BINARY`, of the standard library alone, so that
 it starts fast and stays small. While HAProxy restarts, connections wait in the socket's backlog
-instead of being refused. It exits at SIGTERM, or when the process in `FOLDER/watched` (a pid and a
-grace period in seconds) has been gone for the grace period, unless that file has a new pid by then.
+instead of being refused. A standby, forked from it, holds the socket too: if the supervisor is
+killed, the standby supervises the HAProxy that runs. It exits at SIGTERM, or when the process in
+`FOLDER/watched` (a pid and a grace period in seconds) has been gone for the grace period, unless
+that file has a new pid by then.
 """
 
 import contextlib
@@ -11,13 +13,12 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 LISTEN_FD = 9
-_LOOK_S, _PAUSE_S = 0.5, 0.2
+_LOOK_S, _QUICK_S, _PAUSE_S = 0.5, 1.0, 0.2
 _BACKLOG = 2048
 
 
@@ -36,13 +37,14 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    write(folder / "supervisor.pid", str(os.getpid()))
     _Supervisor(folder, [binary, "-W", "-f", str(folder / "haproxy.cfg")]).run()
 
 
 class _Supervisor:
     def __init__(self, folder: Path, command: list[str]) -> None:
         self._folder, self._command = folder, command
+        self._master = self._starts = self._standby = 0
+        self._began = -_QUICK_S
         self._stopping = False
         self._gone_since: float | None = None
         signal.signal(signal.SIGTERM, self._stop)
@@ -51,24 +53,48 @@ class _Supervisor:
         self._stopping = True
 
     def run(self) -> None:
-        starts, group = 0, 0
+        write(self._folder / "supervisor.pid", str(os.getpid()))
         while not self._is_over():
-            began = time.monotonic()
-            # A process group: the workers of a killed master survive it, and are signalled.
-            process = subprocess.Popen(self._command, pass_fds=(LISTEN_FD,), start_new_session=True)
-            starts += 1
-            write(self._folder / "haproxy.pid", f"{process.pid} {starts}")
-            if group:
-                _signal(group, signal.SIGUSR1)
-            group = process.pid
-            while process.poll() is None and not self._is_over():
-                _wait(process.pid)
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-            if time.monotonic() - began < 1:
-                time.sleep(_PAUSE_S)
-        _signal(group, signal.SIGTERM)
+            _reap()
+            if not _is_alive(self._standby):
+                self._fork_standby()
+            if not _is_alive(self._master):
+                self._start()
+            _wait(self._master)
+        if self._standby:
+            os.kill(self._standby, signal.SIGKILL)
+        if self._master:
+            _signal(self._master, signal.SIGTERM)
+        while _is_alive(self._master):
+            _wait(self._master)
+
+    def _start(self) -> None:
+        """Start HAProxy; the workers of a killed master finish their connections."""
+        if time.monotonic() - self._began < _QUICK_S:
+            time.sleep(_PAUSE_S)
+        self._began, group = time.monotonic(), self._master
+        # A process group: the workers of a killed master survive it, and are signalled.
+        self._master = os.posix_spawn(self._command[0], self._command, os.environ, setsid=True)
+        self._starts += 1
+        write(self._folder / "haproxy.pid", f"{self._master} {self._starts}")
+        if group:
+            _signal(group, signal.SIGUSR1)
+
+    def _fork_standby(self) -> None:
+        """Fork a process that waits for the end of this one, and then takes its place."""
+        supervisor = os.getpid()
+        self._standby = os.fork()
+        if self._standby:
+            return
+        os.setsid()
+        with contextlib.suppress(OSError):  # a full disk is no reason to end
+            write(self._folder / "standby.pid", str(os.getpid()))
+        while os.getppid() == supervisor:
+            _wait(supervisor)
+        with contextlib.suppress(OSError, ValueError):
+            started = (self._folder / "haproxy.pid").read_text()
+            self._master, self._starts = map(int, started.split())
+        write(self._folder / "supervisor.pid", str(os.getpid()))
 
     def _is_over(self) -> bool:
         """Whether HAProxy is not needed any more."""
@@ -85,8 +111,15 @@ class _Supervisor:
         return time.monotonic() - self._gone_since >= float(grace_s)
 
 
+def _reap() -> None:
+    """Collect children that have exited."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
 def _wait(pid: int) -> None:
-    """Wait for a child to exit, with a timeout."""
+    """Wait for a process to exit, with a timeout."""
     try:
         handle = os.pidfd_open(pid)
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -56,10 +57,11 @@ class RunIdentity:
         Raises:
             RaysysError: The run was started with other facts.
         """
-        written = storage.read_bytes(_path(folder))
-        if written is None:
-            self.write(storage, folder)
-        elif changes := self.changes(json.loads(written)):
+        path = _path(folder)
+        if not storage.exists(path):
+            with contextlib.suppress(FileExistsError):  # by another call at the same time
+                storage.create(path, json.dumps(self.facts, indent=2).encode())
+        if changes := self.changes(json.loads(storage.read_bytes(path) or b"{}")):
             raise error(
                 f"{run} was started with other settings or data: {'; '.join(changes)}. Give this "
                 f"one another name, use the earlier settings, or remove {storage.uri(folder)}"

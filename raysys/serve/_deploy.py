@@ -53,12 +53,22 @@ class GatewayOptions:
         port: HTTP port.
         grpc_port: gRPC port of the Open Inference Protocol; None disables gRPC.
         storage: Storage of the API keys and the audit log; the default root by default.
+        max_source_share: Maximum share of the gateway's HTTP connections that one source, an IPv4
+            address or an IPv6 network of 64 bits, may hold. A load balancer before the gateway is
+            one source: give 1.0, and let it limit its clients.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     grpc_port: int | None = None
     storage: Storage = field(default_factory=Storage)
+    max_source_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_source_share <= 1:
+            raise RaysysError(
+                f"max_source_share {self.max_source_share!r}: give a share above 0, at most 1"
+            )
 
 
 @checked
@@ -159,7 +169,9 @@ def deploy(
     examples = warmup_examples(graphs, example)
     stages = [stage for action_graph in graphs.values() for stage in action_graph.plan.placed]
     _require(name, [Placement(replicas, cpus_per_replica), *(s.placement for s in stages)])
-    actor = start_gateway(gateway.host, gateway.port, gateway.grpc_port, gateway.storage)
+    actor = start_gateway(
+        gateway.host, gateway.port, gateway.grpc_port, gateway.storage, gateway.max_source_share
+    )
     try:
         address = ray.get(actor.address.remote())
     except ray.exceptions.RayTaskError as error:

@@ -209,11 +209,14 @@ class Storage:
         """The content of a file, or None if it does not exist."""
         if not self.exists(path):
             return None
-        if self.is_local:
-            return Path(self.uri(path)).read_bytes()
-        filesystem, base = self._remote(path)
-        with filesystem.open_input_stream(base) as stream:
-            return bytes(stream.read())
+        try:
+            if self.is_local:
+                return Path(self.uri(path)).read_bytes()
+            filesystem, base = self._remote(path)
+            with filesystem.open_input_stream(base) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:  # removed since
+            return None
 
     def names(self, path: str) -> list[str]:
         """Sorted names of the files and folders in a folder; empty if it does not exist.

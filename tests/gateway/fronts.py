@@ -129,8 +129,10 @@ class Front:
     holding: Replica
     connections: list[http.client.HTTPConnection] = field(default_factory=list)
 
-    def connect(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SAFETY_S)
+    def connect(self, source: str = "127.0.0.1") -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=SAFETY_S, source_address=(source, 0)
+        )
         self.connections.append(connection)
         return connection
 
@@ -188,7 +190,7 @@ def eventually(check: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-Starter = Callable[[Sequence[Backend], Servers, Sequence[ApiKey]], Front]
+Starter = Callable[..., Front]
 Maker = Callable[..., Replica]
 
 
@@ -209,10 +211,13 @@ def running_replicas() -> Iterator[Maker]:
 def running_fronts(folder: Path, replica: Maker) -> Iterator[Starter]:
     started: list[Front] = []
 
-    def start(backends: Sequence[Backend], servers: Servers, keys: Sequence[ApiKey] = ()) -> Front:
+    def start(
+        backends: Sequence[Backend], servers: Servers, keys: Sequence[ApiKey] = (), **limits: Any
+    ) -> Front:
         port, holding = free_port(), replica("holding")
         name = folder / str(len(started))
-        proxy = HAProxy(HAProxySettings(name, "127.0.0.1", port, holding.server_port, TOKEN))
+        settings = HAProxySettings(name, "127.0.0.1", port, holding.server_port, TOKEN, **limits)
+        proxy = HAProxy(settings)
         started.append(Front(proxy, port, holding))
         proxy.apply(backends, servers, keys)
         return started[-1]

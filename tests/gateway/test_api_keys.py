@@ -1,7 +1,10 @@
 """Keys as they are kept, without an application."""
 
+import hashlib
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,15 +24,58 @@ def test_expiry_is_kept_beside_the_hash(storage: Storage) -> None:
     assert ann.expires is not None
     assert before + 60 <= ann.expires <= time.time() + 60
     assert bob.expires is None
-    kept = storage.read_bytes("serve/keys.json") or b""
+    kept = storage.read_bytes("serve/keys/ann.json") or b""
     assert ann.sha256.encode() in kept
     assert secret.encode() not in kept
 
 
-def test_keys_of_before_there_was_expiry_are_read(storage: Storage) -> None:
-    old = {"name": "ann", "sha256": "0" * 64, "rate_per_s": 1, "max_body_bytes": 1}
-    storage.write_json("serve/keys.json", [old])
-    assert read_keys(storage)[0].expires is None
+def test_a_key_made_while_another_is_revoked_stays_and_the_other_is_gone(
+    storage: Storage,
+) -> None:
+    create_key(storage, "key-0")
+    with ThreadPoolExecutor() as threads:
+        for number in range(20):
+            together = threading.Barrier(2)
+
+            def revoke(name: str, together: threading.Barrier = together) -> None:
+                together.wait()
+                revoke_key(storage, name)
+
+            revoking = threads.submit(revoke, f"key-{number}")
+            together.wait()
+            secret = create_key(storage, f"key-{number + 1}")
+            revoking.result()
+            (key,) = read_keys(storage)
+            assert key.name == f"key-{number + 1}"
+            assert key.sha256 == hashlib.sha256(secret.encode()).hexdigest()
+
+
+def test_of_two_keys_of_one_name_made_at_once_one_is_refused(storage: Storage) -> None:
+    with ThreadPoolExecutor() as threads:
+        for number in range(10):
+            name, together = f"key-{number}", threading.Barrier(2)
+
+            def create(name: str = name, together: threading.Barrier = together) -> str | None:
+                together.wait()
+                try:
+                    return create_key(storage, name)
+                except RaysysError:
+                    return None
+
+            secrets = [making.result() for making in [threads.submit(create) for _ in range(2)]]
+            (secret,) = filter(None, secrets)
+            digests = {key.name: key.sha256 for key in read_keys(storage)}
+            assert digests[name] == hashlib.sha256(secret.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["../keys/ann", ".ann", "", "a" * 65])
+def test_a_name_that_is_no_file_of_its_own_is_refused(storage: Storage, name: str) -> None:
+    create_key(storage, "ann")
+    with pytest.raises(RaysysError, match="use up to 64 letters"):
+        create_key(storage, name)
+    with pytest.raises(RaysysError, match="unknown key"):
+        revoke_key(storage, name)
+    assert [key.name for key in read_keys(storage)] == ["ann"]
 
 
 @pytest.mark.parametrize("expires_s", [0, -5, 0.5])
@@ -73,10 +119,10 @@ def test_the_command_line_shows_when_keys_expire(
         assert made.stdout.startswith("rs_")
     wrong = runner.invoke(cli.app, ["key", "add", "eve", "--expires", "soon"])
     assert "'soon' is not a duration" in str(wrong.exception)
-    kept = json.loads((tmp_path / "serve/keys.json").read_text())
-    assert abs(kept[0]["expires"] - time.time() - 30 * 86400) < 60
-    kept.append({**kept[0], "name": "old", "expires": 1_700_000_000})
-    (tmp_path / "serve/keys.json").write_text(json.dumps(kept))
+    kept = json.loads((tmp_path / "serve/keys/ann.json").read_text())
+    assert abs(kept["expires"] - time.time() - 30 * 86400) < 60
+    expired = {**kept, "name": "old", "expires": 1_700_000_000}
+    (tmp_path / "serve/keys/old.json").write_text(json.dumps(expired))
     ann, bob, old = runner.invoke(cli.app, ["key", "list"]).stdout.splitlines()
     assert ann.startswith("ann: 5 requests/s, ")
     assert ", expires 20" in ann

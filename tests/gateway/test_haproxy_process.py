@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -314,8 +315,8 @@ def test_the_port_of_another_gateway_is_refused_too(start: Starter, tmp_path: Pa
 def test_stopping_ends_all_of_its_processes_and_frees_the_port(start: Starter) -> None:
     front = start([app("a")], {}, [])
     front.proxy.apply([app("b")], {}, [])  # an old worker may still be there
-    family = _family(front.proxy)
-    assert len(family) > 1
+    family = [*_family(front.proxy), *_supervisors(front.proxy)]
+    assert len(family) > 3
     assert front.proxy.is_running
     front.proxy.stop()
     assert not front.proxy.is_running
@@ -387,16 +388,58 @@ def test_a_master_that_executes_its_program_again_counts_as_running(tmp_path: Pa
     assert masters == {process.pid}
 
 
-def test_it_starts_anew_if_its_supervisor_was_killed(start: Starter, replica: Maker) -> None:
+def _supervisors(proxy: HAProxy) -> list[psutil.Process]:
+    """The supervisor and its standby."""
+
+    def pids() -> list[int]:
+        return [proxy._process(name)[0] for name in ("supervisor", "standby")]
+
+    eventually(lambda: len({*pids()} - {0}) == 2)
+    return [psutil.Process(pid) for pid in pids()]
+
+
+def test_no_request_fails_if_the_supervisor_is_killed(start: Starter, replica: Maker) -> None:
+    backends, servers = [app("a")], {"a": {0: replica("one").address}}
+    front = start(backends, servers, [])
+    master, ended, statuses = front.proxy.master, threading.Event(), collections.Counter[int]()
+
+    def client() -> None:
+        while not ended.wait(0.005):
+            statuses[front.ask("/a").status] += 1
+
+    with ThreadPoolExecutor() as threads:
+        clients = [threads.submit(client) for _ in range(2)]
+        try:
+            for _ in range(2):
+                supervisor, standby = _supervisors(front.proxy)
+                supervisor.kill()
+                for _ in range(10):  # as the gateway does
+                    if not front.proxy.is_as_applied:
+                        front.proxy.apply(backends, servers, [])
+                    time.sleep(0.05)
+                assert _supervisors(front.proxy)[0] == standby
+        finally:
+            ended.set()
+        for one in clients:
+            one.result(SAFETY_S)
+    assert set(statuses) == {200}
+    assert statuses[200] > 50
+    assert front.proxy.master == master
+    for process in _family(front.proxy):  # the new supervisor has the port, too
+        process.kill()
+    assert front.ask("/a").server == "one"
+
+
+def test_it_starts_anew_if_its_supervisor_and_the_standby_were_killed(
+    start: Starter, replica: Maker
+) -> None:
     servers = {"a": {0: replica("one").address}}
     front = start([app("a")], servers, [])
-    before = _family(front.proxy)
-    supervisor = front.proxy._process("supervisor")[0]
-    assert supervisor
-    process = psutil.Process(supervisor)
-    process.kill()
-    psutil.wait_procs([process], SAFETY_S)
-    assert front.ask("/a").server == "one"  # HAProxy goes on without it
+    before, supervisors = _family(front.proxy), _supervisors(front.proxy)
+    for process in reversed(supervisors):
+        process.kill()
+    psutil.wait_procs(supervisors, SAFETY_S)
+    assert front.ask("/a").server == "one"  # HAProxy goes on without them
     assert not front.proxy.is_running
     front.proxy.apply([app("a")], servers, [])
     assert front.ask("/a").server == "one"

@@ -157,6 +157,36 @@ async def test_a_full_proxy_refuses_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         assert (await proxy.ask())[0] == 200
 
 
+@asynccontextmanager
+async def unfinished(port: int, sent: int) -> AsyncIterator[asyncio.StreamReader]:
+    """A connection that sends a part of its body and then nothing."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n" + b"x" * sent)
+    yield reader
+    writer.close()
+
+
+@in_loop
+async def test_a_body_has_to_arrive_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_holding_proxy, "_RECEIVE_S", 0.05)
+    async with open_proxy() as proxy, unfinished(proxy.port, 10) as reader:
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+    assert proxy.looks == 0
+
+
+@in_loop
+async def test_bodies_of_many_bytes_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_holding_proxy, "_HELD_MAX_BYTES", 200_000)
+    async with open_proxy() as proxy, replica() as (address, _):
+        proxy.replicas["a"] = [address]
+        async with unfinished(proxy.port, 150_000):
+            while (await proxy.ask(body=b"x" * 100_000))[0] == 200:  # until the first is read
+                await asyncio.sleep(0.01)
+            assert (await proxy.ask(body=b"x" * 10_000))[0] == 200
+        while (await proxy.ask(body=b"x" * 100_000))[0] == 503:
+            await asyncio.sleep(0.01)
+
+
 @in_loop
 async def test_a_replica_that_breaks_off_or_is_gone_is_asked_again_or_another() -> None:
     async with open_proxy() as proxy, replica(dies=2) as (address, asked):

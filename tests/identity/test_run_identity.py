@@ -1,5 +1,7 @@
 """Resumable runs: the same identity resumes, another one is refused."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,23 @@ def test_facts_may_come_and_go_and_have_no_json(tmp_path: Path) -> None:
     with pytest.raises(RaysysError, match=r"new null, now 2; old 1, now null.*; try that$"):
         RunIdentity({"space": Path("a"), "new": 2}).claim(storage, "", "search", remedy="try that")
     assert storage.exists("identity.json")
+
+
+def test_of_two_runs_with_other_facts_that_begin_at_once_one_is_refused(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    with ThreadPoolExecutor() as threads:
+        for number in range(10):
+            together = threading.Barrier(2)
+
+            def claim(
+                depth: int, run: str = f"runs/{number}", together: threading.Barrier = together
+            ) -> bool:
+                together.wait()
+                try:
+                    RunIdentity({"depth": depth}).claim(storage, run, "run")
+                except RaysysError:
+                    return False
+                return True
+
+            claims = [threads.submit(claim, depth) for depth in (3, 4)]
+            assert sorted(claiming.result() for claiming in claims) == [False, True]

@@ -284,7 +284,7 @@ def test_keys_let_in_what_their_limits_allow(guarded: Endpoint, serving_storage:
     assert "retry-after" in refused[0].headers
     eventually(lambda: post(guarded.url, {"x": 0}, bearer(key)).status == 200)
 
-    kept = serving_storage.read_bytes("serve/keys.json")
+    kept = serving_storage.read_bytes("serve/keys/ann.json")
     assert kept is not None
     assert key.encode() not in kept
     assert key.removeprefix("rs_").encode() not in kept

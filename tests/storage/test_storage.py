@@ -311,3 +311,11 @@ def test_a_bucket_that_does_not_answer_is_refused_in_time(monkeypatch: pytest.Mo
         with pytest.raises(StorageError, match="no answer within 2 s"):
             bucket.check(timeout_s=2)
         assert time.monotonic() - started < 4
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_none(
+    storage: Storage, remote: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Storage, "exists", lambda *_: True)
+    assert storage.read_bytes("gone") is None
+    assert remote.read_bytes("gone") is None
