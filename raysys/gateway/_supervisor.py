@@ -63,6 +63,7 @@ class _Supervisor:
             _wait(self._master)
         if self._standby:
             os.kill(self._standby, signal.SIGKILL)
+            os.waitpid(self._standby, 0)
         if self._master:
             _signal(self._master, signal.SIGTERM)
         while _is_alive(self._master):
