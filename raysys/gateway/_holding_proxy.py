@@ -55,7 +55,10 @@ class HoldingProxy:
             app.router.add_get(path, self._ready)
         app.add_routes(routes)
         app.router.add_route("*", "/{path:.*}", self._hold)
-        self._runner = web.AppRunner(app, access_log=None, auto_decompress=False)
+        # Refusals read the rest of a body themselves.
+        self._runner = web.AppRunner(
+            app, access_log=None, auto_decompress=False, lingering_time=0.0
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()

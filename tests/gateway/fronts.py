@@ -27,6 +27,7 @@ class Replica(http.server.ThreadingHTTPServer):
     """Outputs with what it was asked, as JSON; `alive` and `mortal` say how well it is."""
 
     daemon_threads = True
+    request_queue_size = 256
 
     def __init__(self, name: str, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), EchoHandler)

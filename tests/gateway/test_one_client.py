@@ -25,10 +25,11 @@ def test_a_keys_limit_is_what_it_gets_and_no_reload_gives_more(
     def ask() -> int:
         return front.ask("/a", headers={"x-api-key": "rs_joe"}, connection=connection).status
 
-    began, statuses = time.monotonic(), collections.Counter[int]()
-    for number in range(505):  # 5 seconds, as long as a HAProxy keeps tables for itself
-        time.sleep(max(0.0, began + number / 101 - time.monotonic()))
+    due, statuses = time.monotonic(), collections.Counter[int]()
+    for _ in range(505):  # 5 seconds, as long as a HAProxy keeps tables for itself
+        time.sleep(max(0.0, due - time.monotonic()))
         statuses[ask()] += 1
+        due = max(due + 1 / 101, time.monotonic())  # never a burst
     assert set(statuses) <= {200, 429}
     assert 490 <= statuses[200] <= 505
 
@@ -127,14 +128,13 @@ def stalled(front: Front, path: str, size: int, sent: int) -> Iterator[list[sock
 def test_unfinished_bodies_take_no_place_of_other_requests(start: Starter, replica: Maker) -> None:
     one = replica("one")
     small = dataclasses.replace(app("a", body=1 << 20), max_requests=20)
-    front = start([small], {"a": {0: one.address}}, [])
+    front = start([small], {"a": {0: one.address}}, [], receive_s=60)
     with stalled(front, "/a", 500_000, 60_000):
         eventually(lambda: front.proxy.requests_at("a", [0]) == 64)
         with stalled(front, "/a", 30_000, 20_000):
             connection = front.connect()
             replies = [front.ask("/a", connection=connection) for _ in range(50)]
             assert {(reply.status, reply.server) for reply in replies} == {(200, "one")}
-            assert front.proxy.requests_at("a", [0]) == 64
             long = front.ask("/a", b"x" * 100_000, connection=connection)
             assert (long.status, long.server, len(long.json["body"])) == (200, "one", 100_000)
             assert len(one.asked) == 51
