@@ -88,7 +88,7 @@ class _Supervisor:
         if self._standby:
             return
         os.setsid()
-        with contextlib.suppress(OSError):  # a full disk is no reason to end
+        with contextlib.suppress(OSError):  # even on a full disk
             write(self._folder / "standby.pid", str(os.getpid()))
         while os.getppid() == supervisor:
             _wait(supervisor)
