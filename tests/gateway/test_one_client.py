@@ -9,6 +9,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
+from raysys.errors import RaysysError
+from raysys.serve import GatewayOptions
 from tests.gateway.fronts import SAFETY_S, Front, Maker, Starter, app, eventually, key
 
 # --- rates of keys ---
@@ -50,6 +54,12 @@ LIMITS = {"max_connections": 40, "max_source_share": 0.3}
 
 def attacked(start: Starter, replica: Maker) -> Front:
     return start([app("a")], {"a": {0: replica("a").address}}, [], **LIMITS)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
+def test_a_share_is_above_0_and_at_most_1(share: float) -> None:
+    with pytest.raises(RaysysError, match="give a share above 0, at most 1"):
+        GatewayOptions(max_source_share=share)
 
 
 def open_ones(connections: list[socket.socket]) -> int:
