@@ -1,4 +1,4 @@
-"""Names of an index's actors, as the dashboard shows them."""
+"""Names of an index's actors, as the dashboard shows them, and the jobs that use an index."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import ray
 from ray.util import list_named_actors
 
 from raysys.cluster import NAMESPACE
+from raysys.ray_internals import key_value, process
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -50,6 +51,18 @@ def indexes() -> list[str]:
     return [name.removeprefix(_PREFIX) for name in names() if ":" not in name.removeprefix(_PREFIX)]
 
 
+def add_user(index: str) -> None:
+    """Record that this job uses an index."""
+    key_value.put(_user_prefix(index) + _job().encode(), b"")
+
+
+def other_users(index: str) -> set[str]:
+    """Ids of other running jobs that use an index."""
+    prefix = _user_prefix(index)
+    jobs = {key.removeprefix(prefix).decode() for key in key_value.keys(prefix)}
+    return jobs & process.live_jobs() - {_job()}
+
+
 def end(index: str) -> None:
     """End all actors of an index, the writer first: unlogged changes are refused."""
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
@@ -58,3 +71,12 @@ def end(index: str) -> None:
     for name in of(index):
         with contextlib.suppress(ValueError):  # it has just ended
             ray.kill(actor(name))
+    key_value.delete(_user_prefix(index), by_prefix=True)
+
+
+def _user_prefix(index: str) -> bytes:
+    return f"index-user:{index}:".encode()
+
+
+def _job() -> str:
+    return str(ray.get_runtime_context().get_job_id())

@@ -81,6 +81,7 @@ def build(
         versions = (version,) * settings.shards
         folder = f"{version:020d}"
         manifest = Manifest(folder, version, versions, sum(sizes), settings, schema)
+        files.start_log()
         files.commit(manifest)
         # A replica that has died since is restarted, and loads the snapshot.
         starts = [
@@ -102,9 +103,14 @@ def restore(
     changes = {"shards": shards, "replicas": replicas}
     # Invalid arguments are refused while an index of this name still answers.
     _settings(name, _snapshot(name, files, version).settings.model_dump(), changes)
+    if version is None:
+        files.log_versions()  # which an index that runs can still write anew
     # From here on its log must not grow.
     _names.end(name)
     manifest = _snapshot(name, files, version)
+    if version is not None:
+        files.start_log()  # without the changes since, if they are lost
+    files.drop_cut_off_record()
     settings = _settings(name, manifest.settings.model_dump(), changes)
     last = files.last_version()
     upto = last if version is None else version
@@ -115,9 +121,10 @@ def restore(
         try:
             actors, writer = _start(name, files, settings, 0)
             ray.get([actor.start.remote() for actor in (*actors.values(), writer)])
-        except RayActorError as error:
+        except (RayActorError, RayTaskError) as error:
             _names.end(name)
-            raise StorageError(f"cannot restore index {name!r}: {error}") from error
+            cause = cluster.task_error_cause(error)
+            raise StorageError(f"cannot restore index {name!r}: {cause}") from None
         return manifest
     read = ray.remote(_read_part).options(name=f"restore:{name}", num_returns=2)
     shard_numbers = range(manifest.settings.shards)
@@ -226,6 +233,7 @@ def _start(
         for number in range(settings.replicas)
     }
     title = _names.writer_name(name)
+    _names.add_user(name)
     return replicas, writer.options(name=title, max_concurrency=1000, **options).remote(*location)
 
 

@@ -5,26 +5,38 @@ from __future__ import annotations
 import ast
 import functools
 import operator
-import re
 import unicodedata
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysys.errors import DataError
+from raysys.index._filter_limits import (
+    MAX_CHARACTERS,
+    MAX_DEPTH,
+    MAX_NAME,
+    MAX_OPERATORS,
+    MAX_VALUES,
+    QUOTED,
+    excess,
+)
+
+if TYPE_CHECKING:
+    import re
 
 GRAMMAR = (
     "comparisons of columns and constants with ==, !=, <, <=, >, >= (also chained: 1990 <= year < "
     "2000), `in` and `not in` with a list of constants, 'text' in column (substring, element of "
     "a list), `is None`, `is not None`, boolean columns, and `and`, `or`, `not`, parentheses; "
-    "dates and times are strings; a column whose name is not an identifier stands in backticks"
+    "dates and times are strings; a column whose name is not an identifier stands in backticks; "
+    f"at most {MAX_CHARACTERS:,} characters, {MAX_OPERATORS} operators and {MAX_VALUES:,} values"
 )
-# Strings, which may hold backticks, and names in backticks.
-_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|`([^`]*)`""", re.DOTALL)
-_MAX_CHARACTERS, _MAX_DEPTH, _MAX_SHOWN = 1_000_000, 100, 200
+_MAX_SHOWN = 200
+# Memory of a compiled filter, about: of each comparison, and of its text with the listed values.
+_COMPARISON_BYTES, _CHARACTER_BYTES = 2000, 12
 _COMPARE: dict[type[ast.cmpop], str] = {
     ast.Eq: "equal", ast.NotEq: "not_equal", ast.Lt: "less", ast.LtE: "less_equal",
     ast.Gt: "greater", ast.GtE: "greater_equal",
@@ -50,8 +62,12 @@ class Filter:
     def __init__(self, text: str, schema: pa.Schema) -> None:
         """Parse a predicate, see `raysys.index.FILTER_GRAMMAR`, and check its types."""
         self._text, self._schema = text, schema
-        if not isinstance(text, str) or len(text) > _MAX_CHARACTERS:
-            raise self._error(f"a filter must be a string of at most {_MAX_CHARACTERS} characters")
+        if not isinstance(text, str):
+            raise self._error("a filter must be a string")
+        if reason := excess(text):
+            raise self._error(reason)
+        self._quoted: dict[str, str] = {}  # names in backticks, by the names in the syntax tree
+        self._comparisons = 0
         self._evaluate = self._checked()
 
     def _checked(self) -> _Value:
@@ -75,6 +91,11 @@ class Filter:
             return np.full(len(rows), result.as_py() is True)
         return result.fill_null(False).to_numpy(zero_copy_only=False)
 
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of the compiled filter, about."""
+        return _COMPARISON_BYTES * (1 + self._comparisons) + _CHARACTER_BYTES * len(self._text)
+
     def __repr__(self) -> str:
         return f"Filter({self._text!r})"
 
@@ -87,25 +108,21 @@ class Filter:
         )
 
     def _parse(self, text: str) -> ast.Expression:
-        """The syntax tree, with the names of columns as the schema has them."""
-        quoted: list[str] = []
+        """The syntax tree, with placeholders for the names in backticks."""
 
         def placeholder(match: re.Match[str]) -> str:
             if match[1] is None:
                 return match[0]
-            quoted.append(match[1])
-            return f" _{len(quoted) - 1}_quoted_ "
+            name = f"_{len(self._quoted)}_quoted_"
+            self._quoted[name] = match[1]
+            return f" {name} "
 
-        tree = ast.parse(_QUOTED.sub(placeholder, text).strip(), mode="eval")
-        names = {f"_{number}_quoted_": name for number, name in enumerate(quoted)}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Name):
-                node.id = self._name(names.get(node.id, node.id))
-        return tree
+        return ast.parse(QUOTED.sub(placeholder, text).strip(), mode="eval")
 
-    def _name(self, name: str) -> str:
+    def _name(self, node: ast.Name) -> str:
         """The column of a name, or of its only equivalent in another Unicode form."""
-        if name in self._schema.names:
+        name = self._quoted.get(node.id, node.id)
+        if name in self._schema.names or len(name) > MAX_NAME:
             return name
         form = unicodedata.normalize("NFKC", name)
         equal = [n for n in self._schema.names if unicodedata.normalize("NFKC", n) == form]
@@ -113,8 +130,8 @@ class Filter:
 
     def _compile(self, node: ast.expr, depth: int) -> _Value:
         """A function of columns that returns truth values."""
-        if depth > _MAX_DEPTH:
-            raise self._error(f"nesting exceeds {_MAX_DEPTH} levels")
+        if depth > MAX_DEPTH:
+            raise self._error(f"nesting exceeds {MAX_DEPTH} levels")
         if isinstance(node, ast.BoolOp):
             name = "and" if isinstance(node.op, ast.And) else "or"
             return _combined([self._compile(value, depth + 1) for value in node.values], name)
@@ -130,11 +147,12 @@ class Filter:
         if isinstance(node, ast.Name):
             column = self._column(node)
             if not pa.types.is_boolean(self._type(node)):
-                raise self._error(f"column {node.id!r} is not boolean")
+                raise self._error(f"column {self._name(node)!r} is not boolean")
             return lambda rows: pc.and_kleene(column(rows), True)
-        raise self._error(f"unsupported expression {ast.unparse(node)!r}")
+        raise self._error(f"unsupported expression {self._shown(node)}")
 
     def _compare(self, left: ast.expr, kind: ast.cmpop, right: ast.expr) -> _Value:
+        self._comparisons += 1
         if isinstance(kind, (ast.Is, ast.IsNot)):
             if not (isinstance(right, ast.Constant) and right.value is None):
                 raise self._error("`is` must be followed by None")
@@ -180,17 +198,18 @@ class Filter:
 
     def _column(self, node: ast.expr) -> _Value:
         if not isinstance(node, ast.Name):
-            raise self._error(f"expected a column instead of {ast.unparse(node)!r}")
-        if node.id not in self._schema.names:
-            raise self._error(f"unknown column {node.id!r}")
-        if pa.types.is_dictionary(self._schema.field(node.id).type):
+            raise self._error(f"expected a column instead of {self._shown(node)}")
+        name = self._name(node)
+        if name not in self._schema.names:
+            raise self._error(f"unknown column {name!r}")
+        if pa.types.is_dictionary(self._schema.field(name).type):
             kind = self._type(node)
-            return lambda rows: rows[node.id].cast(kind)
-        return operator.itemgetter(node.id)
+            return lambda rows: rows[name].cast(kind)
+        return operator.itemgetter(name)
 
     def _type(self, node: ast.expr) -> Any:
         """A column's type; the value type of a dictionary-encoded column."""
-        kind = self._schema.field(node.id).type  # type: ignore[attr-defined]
+        kind = self._schema.field(self._name(node)).type  # type: ignore[arg-type]
         return kind.value_type if pa.types.is_dictionary(kind) else kind
 
     def _constant(self, node: ast.expr, column: ast.expr) -> Any:
@@ -206,15 +225,30 @@ class Filter:
             raise self._error(str(error)) from error
 
     def _literal(self, node: ast.expr) -> Any:
-        try:
-            value = ast.literal_eval(node)
-        except (TypeError, ValueError):
-            value = None
+        sign = _SIGNS.get(type(node.op)) if isinstance(node, ast.UnaryOp) else None
+        constant = node.operand if sign else node  # type: ignore[attr-defined]
+        value = constant.value if isinstance(constant, ast.Constant) else None
+        if sign:
+            value = sign(value) if type(value) in (int, float) else None
         if not isinstance(value, (bool, int, float, str)):
-            raise self._error(f"expected a constant instead of {ast.unparse(node)!r}")
+            raise self._error(f"expected a constant instead of {self._shown(node)}")
         return value
 
+    def _shown(self, node: ast.expr) -> str:
+        """An expression in a message; one that is long by its type only."""
+        length = (node.end_col_offset or 0) - node.col_offset
+        if node.end_lineno != node.lineno or length > _MAX_SHOWN:
+            return f"a {type(node).__name__}"
+        text = ast.unparse(node)
+        for placeholder, name in self._quoted.items():
+            text = text.replace(placeholder, f"`{name}`")
+        return repr(text)
 
+
+_SIGNS: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
 _MIRRORED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE,
 }  # fmt: skip

@@ -26,7 +26,7 @@ _COMPARISON = re.compile(
     re.ASCII,
 )
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "=="}
-_MAX_SHAPES = 1024
+_MAX_SHAPES = 256  # each of a text that `_filter_conditions` limits
 _INT64 = np.iinfo(np.int64)
 
 

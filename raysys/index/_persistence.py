@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 import logging
@@ -13,6 +14,8 @@ import pyarrow as pa
 
 from raysys.errors import StorageError
 from raysys.index import _change_record as _record
+from raysys.index import _checksums
+from raysys.index._checksums import CutOffError, DamagedError
 from raysys.index._hnsw_graph import HnswGraph
 from raysys.index._rows import vector_column, vector_matrix, with_vector
 from raysys.index._settings import IndexSettings
@@ -20,7 +23,7 @@ from raysys.index._shard import Shard, ShardCapture
 from raysys.index._slot_rows import NEVER, SlotRows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from raysys.index._change_record import ChangeBatch
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("raysys.index")
 _GRAPH, _ROWS, _STATE, _MANIFEST = "graph.hnsw", "rows.arrow", "state.json", "manifest.json"
+_REBUILD = "no snapshot is before it, build the index again from its rows"
+_START = "START"  # an empty file in the log, without which the folder has been lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +67,8 @@ class Manifest:
         }
 
     @classmethod
-    def from_json(cls, folder: str, data: bytes) -> Manifest:
+    def from_json(cls, folder: str, facts: Mapping[str, Any]) -> Manifest:
         """The manifest of a file's contents."""
-        facts = json.loads(data)
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(facts["schema"])))
         return cls(
             folder, facts["version"], tuple(facts["shard_versions"]), facts["rows"],
@@ -76,7 +80,8 @@ class IndexFiles:
     """The folder of an index.
 
     `snapshots/<version>/manifest.json` with `<shard>/` beside it, and `log/<version>`: a file
-    per batch of changes, written atomically and flushed to disk before the change is visible.
+    per batch of changes, written atomically and flushed to disk before the change is visible. All
+    have checksums: a `StorageError` names the file that was damaged, and the way out.
     """
 
     def __init__(self, storage: Storage, path: str) -> None:
@@ -89,17 +94,55 @@ class IndexFiles:
 
     # --- log ---
 
+    def start_log(self) -> None:
+        """Make the log's folder, or a new one where all changes so far are in a snapshot."""
+        with contextlib.suppress(FileExistsError):
+            self.storage.create(f"{self.path}/log/{_START}", b"")
+
     def write_record(self, version: int, record: bytes) -> None:
         """Make a batch of changes durable; a `FileExistsError` if another writer has done so."""
-        self.storage.create(self._log_path(version), record)
+        if not self.storage.exists(f"{self.path}/log/{_START}"):
+            raise self._log_is_lost()
+        self.storage.create(self._log_path(version), _checksums.sealed(record))
 
     def record(self, version: int) -> bytes | None:
         """A batch of changes, or None if the log lacks it."""
-        return self.storage.read_bytes(self._log_path(version))
+        path = self._log_path(version)
+        content = self.storage.read_bytes(path)
+        try:
+            return None if content is None else _checksums.unsealed(content)
+        except DamagedError as error:
+            earlier = [item.version for item in self.manifests() if item.version < version]
+            remedy = "no snapshot is before it, build the index again from its rows"
+            if earlier:
+                remedy = (
+                    f"go back to version {earlier[-1]} by VectorIndex.restore(..., version=...)"
+                )
+            raise StorageError(
+                f"{self.storage.uri(path)} is damaged ({error}): {remedy}"
+            ) from error
+
+    def drop_cut_off_record(self) -> None:
+        """Remove the log's last record if its end was never written, nor was it acknowledged.
+
+        No local file system leaves one unless it loses what was flushed to disk.
+        """
+        for version in self.log_versions()[-1:]:
+            path = self._log_path(version)
+            try:
+                _checksums.unsealed(self.storage.read_bytes(path) or b"")
+            except CutOffError:
+                _log.warning("removing %s, whose end was never written", self.storage.uri(path))
+                self.storage.remove(path)
+            except DamagedError:
+                pass  # whoever reads it says so
 
     def log_versions(self) -> list[int]:
-        """Versions in the log, ascending."""
-        return [int(name) for name in self.storage.names(f"{self.path}/log")]
+        """Versions in the log, ascending; a `StorageError` if its folder was lost."""
+        names = self._log_names()
+        if _START not in names and self.manifests():
+            raise self._log_is_lost()
+        return [int(name) for name in names if name != _START]
 
     def changes(self, after: int, upto: int | None = None) -> Iterator[tuple[int, ChangeBatch]]:
         """The changes of the log after a version."""
@@ -113,15 +156,27 @@ class IndexFiles:
     def _log_path(self, version: int) -> str:
         return f"{self.path}/log/{version:020d}"
 
+    def _log_names(self) -> list[str]:
+        return self.storage.names(f"{self.path}/log")
+
+    def _log_is_lost(self) -> StorageError:
+        version = max((manifest.version for manifest in self.manifests()), default=0)
+        return StorageError(
+            f"the log of the index, {self.uri}/log, is missing, and with it every change after "
+            f"version {version}: bring the folder back; or call `snapshot` if the index still "
+            f"runs; or do without them, by VectorIndex.restore(..., version={version})"
+        )
+
     # --- snapshots ---
 
     def manifests(self) -> list[Manifest]:
         """Manifests of the complete snapshots, oldest first."""
         manifests = []
         for folder in self._folders():
-            data = self.storage.read_bytes(f"{self.path}/snapshots/{folder}/{_MANIFEST}")
-            if data is not None:
-                manifests.append(Manifest.from_json(folder, data))
+            path = f"{self.path}/snapshots/{folder}/{_MANIFEST}"
+            content = self.storage.read_bytes(path)
+            if content is not None:
+                manifests.append(Manifest.from_json(folder, self._facts(path, folder, content)))
         return manifests
 
     def manifest(self, version: int | None = None) -> Manifest | None:
@@ -132,12 +187,13 @@ class IndexFiles:
     def last_version(self) -> int:
         """The highest version in the folder, 0 if it is empty."""
         versions = [manifest.version for manifest in self.manifests()]
-        return max([0, *versions, *self.log_versions()[-1:], *map(int, self._folders())])
+        logged = [int(name) for name in self._log_names() if name != _START]
+        return max([0, *versions, *logged[-1:], *map(int, self._folders())])
 
     def commit(self, manifest: Manifest) -> None:
         """Complete a snapshot after its shards are written, or change its settings."""
         path = f"{self.path}/snapshots/{manifest.folder}/{_MANIFEST}"
-        self.storage.write_json(path, manifest.to_json())
+        self.storage.write_json(path, _checksums.sealed_facts(manifest.to_json()))
 
     def prune(self, keep: int) -> None:
         """Remove all snapshots but the last ones, and the log before them."""
@@ -173,13 +229,13 @@ class IndexFiles:
             ):
                 writer.write_table(table, max_chunksize=65_536)
             state.graph.save(local / _GRAPH)
-            facts = {"version": state.version, "merged": state.merged}
-            (local / _STATE).write_text(json.dumps(facts))
+            checksums = {name: _checksums.file_checksum(local / name) for name in (_ROWS, _GRAPH)}
+            facts = {"version": state.version, "merged": state.merged, "checksums": checksums}
+            (local / _STATE).write_text(json.dumps(_checksums.sealed_facts(facts)))
 
     def read_shard(self, manifest: Manifest, shard: int) -> Shard:
         """A shard of a snapshot, without the log."""
-        folder = self._fetch(manifest, shard)
-        facts = json.loads((folder / _STATE).read_text())
+        folder, facts = self._fetch(manifest, shard, _ROWS, _GRAPH)
         settings, merged, version = manifest.settings, facts["merged"], facts["version"]
         rows, deleted = _read_rows(folder / _ROWS, manifest, version)
         try:
@@ -192,7 +248,7 @@ class IndexFiles:
 
     def read_rows(self, manifest: Manifest, shard: int, upto: int) -> pa.Table:
         """The living rows of a shard at a version, from a snapshot and the log."""
-        folder = self._fetch(manifest, shard)
+        folder, _ = self._fetch(manifest, shard, _ROWS)
         version, shards = manifest.shard_versions[shard], manifest.settings.shards
         rows, _ = _read_rows(folder / _ROWS, manifest, version)
         for number, batch in self.changes(version, upto):
@@ -209,8 +265,44 @@ class IndexFiles:
         alive = rows.alive()
         return with_vector(rows.table.take(alive), rows.vectors[alive])
 
-    def _fetch(self, manifest: Manifest, shard: int) -> Path:
-        return self.storage.fetch(f"{self.path}/snapshots/{manifest.folder}/{shard}")
+    def _fetch(self, manifest: Manifest, shard: int, *names: str) -> tuple[Path, dict[str, Any]]:
+        """A local folder of a shard of a snapshot, with these files undamaged, and its facts."""
+        path = f"{self.path}/snapshots/{manifest.folder}/{shard}"
+        folder = self.storage.fetch(path)
+        content = (folder / _STATE).read_bytes() if (folder / _STATE).exists() else b""
+        facts = self._facts(f"{path}/{_STATE}", manifest.folder, content)
+        for name in names:
+            try:
+                if _checksums.file_checksum(folder / name) != facts["checksums"][name]:
+                    raise DamagedError("its checksum differs")
+            except FileNotFoundError:
+                error = DamagedError("it is missing")
+                raise self._is_damaged(f"{path}/{name}", manifest.folder, error) from None
+            except DamagedError as error:
+                raise self._is_damaged(f"{path}/{name}", manifest.folder, error) from error
+        return folder, facts
+
+    def _facts(self, path: str, folder: str, content: bytes) -> dict[str, Any]:
+        """The facts of a file of a snapshot's folder."""
+        try:
+            return _checksums.unsealed_facts(content)
+        except DamagedError as error:
+            raise self._is_damaged(path, folder, error) from error
+
+    def _is_damaged(self, path: str, folder: str, error: Exception) -> StorageError:
+        snapshots = f"{self.path}/snapshots"
+        is_first = not any(
+            name < folder and self.storage.exists(f"{snapshots}/{name}/{_MANIFEST}")
+            for name in self._folders()
+        )
+        uri = self.storage.uri(f"{snapshots}/{folder}")
+        remedy = (
+            f"move {uri} away, and VectorIndex.restore starts from the snapshot before it and the "
+            "log since"
+        )
+        return StorageError(
+            f"{self.storage.uri(path)} is damaged ({error}): {_REBUILD if is_first else remedy}"
+        )
 
 
 def _read_rows(file: Path, manifest: Manifest, version: int) -> tuple[SlotRows, np.ndarray]:

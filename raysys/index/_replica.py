@@ -49,7 +49,10 @@ class ShardReplica:
     def __init__(
         self, name: str, storage: Storage, path: str, version: int, shard: int, number: int
     ) -> None:
-        """Load the shard, unless the index's first snapshot, of `version`, is still to be built."""
+        """Load the shard if this process is restarted; a new one does so at `start`.
+
+        Unless the index's first snapshot, of `version`, is still to be built.
+        """
         raise_priority()
         self._name, self._shard, self._number, self._version = name, shard, number, version
         self._files = IndexFiles(storage, path)
@@ -62,13 +65,11 @@ class ShardReplica:
         self._opening = threading.Lock()
         self._was_restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self._address = listen(self.query)
-        while True:
+        while self._was_restarted:
             try:
                 self._open()
                 break
             except Exception:
-                if not self._was_restarted:
-                    raise
                 # Ray gives up an actor that raises.
                 _log.exception("cannot load shard %d; retrying", self._shard)
                 time.sleep(_RETRY_S)

@@ -16,7 +16,7 @@ from raysys.index._rows import NO_ID, normalized
 from raysys.index._slot_rows import NEVER, SlotRows, VersionHistory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -223,14 +223,17 @@ class Shard:
         # A filter that cannot be parsed raises before any search.
         texts = [text for text in filters or () if text is not None]
         intervals = self._conditions.parse(texts) if texts else {}
+        others = {text for text, ranges in intervals.items() if ranges is None}
         parts = []
         with self._lock:
             version = self._readable(as_of)
         for start in range(0, max(1, len(vectors)), _CHUNK_QUERIES):
             chunk = slice(start, start + _CHUNK_QUERIES)
+            evaluated = self._evaluated(others.intersection(filters[chunk])) if filters else None
             with self._lock:
                 # A long batch releases the lock in between, and stays at its first version.
                 self._readable(version)
+                self._adopt(evaluated)
                 conditions = self._conditions_of(filters[chunk], intervals) if filters else None
                 parts.append(self._nearest(vectors[chunk], k, ef, conditions, version))
         if len(parts) == 1:
@@ -242,8 +245,11 @@ class Shard:
         """Up to `limit` ids of rows that satisfy a predicate, unordered."""
         text = text or "True"
         self._conditions.parse([text])
+        evaluated = self._evaluated([text])
         with self._lock:
+            self._adopt(evaluated)
             slots = np.flatnonzero(self._conditions.mask(self._rows, text))
+            self._conditions.trim()
             return self._rows.ids[slots[self._rows.visible(slots, self.version)][:limit]]
 
     def get(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, pa.Table]:
@@ -284,6 +290,21 @@ class Shard:
         self._history.check(as_of)
         return min(as_of, self.version)
 
+    def _evaluated(self, texts: Collection[str]) -> tuple[SlotRows, dict[str, np.ndarray]] | None:
+        """The rows, and masks of them: computed without the lock, for which others would wait."""
+        if not texts:
+            return None
+        with self._lock:
+            rows, table = self._rows, self._rows.table
+            masks = self._conditions.masks_of(texts)
+        extended = self._conditions.extended
+        return rows, {text: extended(mask, table, text) for text, mask in masks.items()}
+
+    def _adopt(self, evaluated: tuple[SlotRows, dict[str, np.ndarray]] | None) -> None:
+        """Keep masks, unless a compaction has moved the rows since."""
+        if evaluated and evaluated[0] is self._rows:
+            self._conditions.remember(evaluated[1])
+
     def _conditions_of(
         self, filters: Sequence[str | None], intervals: Mapping[str, Intervals | None]
     ) -> list[Conditions | None]:
@@ -293,6 +314,7 @@ class Shard:
             for text in dict.fromkeys(filters)
             if text is not None
         }
+        self._conditions.trim()
         return [None if text is None else distinct[text] for text in filters]
 
     def _nearest(

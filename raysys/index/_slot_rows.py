@@ -13,7 +13,6 @@ from raysys.index._rows import with_id
 
 if TYPE_CHECKING:
     from raysys.index._change_record import ChangeBatch
-    from raysys.index._filter import Filter
     from raysys.index._filter_conditions import Conditions
 
 NEVER = np.iinfo(np.int64).max
@@ -101,10 +100,6 @@ class SlotRows:
     def attributes(self, start: int = 0) -> pa.Table:
         """The attribute columns, from a slot on."""
         return self.table.drop_columns("id").slice(start)
-
-    def mask(self, predicate: Filter, start: int) -> np.ndarray:
-        """Whether each of the rows from a slot on satisfies a filter, bool."""
-        return predicate.mask(self.table.slice(start))
 
     def numbers(self, name: str) -> np.ndarray | None:
         """A column of numbers, integers in as few bytes as hold them; None if it has nulls."""

@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from raysys.arguments import checked
 from raysys.cluster import task_error_cause
-from raysys.console import html_table
+from raysys.console import html_table, say
 from raysys.errors import UnavailableError
 from raysys.index import _actor_names as _names
 from raysys.index import _build
@@ -141,7 +141,8 @@ class VectorIndex:
             replicas: Replicas per shard; the present number by default.
 
         Raises:
-            StorageError: The snapshot does not exist.
+            StorageError: The snapshot does not exist, a file is damaged, or the log is lost; the
+                message has the way out.
         """
         files = _files(name, storage, path)
         return cls(name, files, _build.restore(name, files, version, shards, replicas))
@@ -172,9 +173,11 @@ class VectorIndex:
             StorageError: The index does not run, and the folder does not exist.
         """
         try:
-            return cls.connect(name)
+            index = cls.connect(name)
         except UnavailableError:
             return cls.restore(name, storage, path)
+        _names.add_user(name)
+        return index
 
     def local(self) -> LocalIndex:
         """A copy of a single-shard index in this process that follows the index, without hops.
@@ -189,10 +192,16 @@ class VectorIndex:
         _names.end(self.name)
 
     def close_others(self, prefix: str) -> None:
-        """Close the other indexes with names that start with `prefix`."""
+        """Close the other indexes with names that start with `prefix`.
+
+        Not those that another job has built, restored or opened, while it runs.
+        """
         for name in _names.indexes():
             if name.startswith(prefix) and name != self.name:
-                _names.end(name)
+                if jobs := _names.other_users(name):
+                    say(f"index {name} is not closed: job {', '.join(sorted(jobs))} uses it")
+                else:
+                    _names.end(name)
 
     # --- queries ---
 
@@ -348,7 +357,10 @@ class VectorIndex:
         return result
 
     def snapshot(self) -> int:
-        """Write a snapshot while changes continue; return its version. Old ones are pruned."""
+        """Write a snapshot while changes continue; return its version. Old ones are pruned.
+
+        A log that was lost begins again from it.
+        """
         return self._call_writer("snapshot")
 
     @staticmethod

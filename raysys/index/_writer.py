@@ -64,13 +64,9 @@ class IndexWriter:
         self._is_stopped = False
         self._news = asyncio.Condition()
         self._is_open = asyncio.Event()
-        try:
-            self._open()
-        except Exception:
-            if not ray.get_runtime_context().was_current_actor_reconstructed:
-                raise
-            # Ray gives up an actor that raises: `_opened` tries again.
-            _log.exception("cannot read the folder of index %s", name)
+        self._failure = "it is still being built"  # why the index is not open
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self._try_open()  # a new one opens at `start`, which can raise
         threading.Thread(target=self._report, name="metrics", daemon=True).start()
 
     def _report(self) -> None:
@@ -88,6 +84,7 @@ class IndexWriter:
     def _open(self) -> None:
         manifest = self._files.manifest()
         if manifest is not None and manifest.version >= self._first:
+            self._files.drop_cut_off_record()
             self._load(manifest)
             self._is_open.set()
 
@@ -97,10 +94,15 @@ class IndexWriter:
             try:
                 await asyncio.wait_for(self._is_open.wait(), _RETRY_S)
             except TimeoutError:
-                try:
-                    self._open()
-                except Exception:
-                    _log.exception("cannot read the folder of index %s", self._name)
+                self._try_open()
+
+    def _try_open(self) -> None:
+        """Open, if the folder is readable; Ray would give up an actor that raises."""
+        try:
+            self._open()
+        except Exception as error:
+            self._failure = str(error)
+            _log.exception("cannot read the folder of index %s", self._name)
 
     async def start(self) -> None:
         """Accept changes: the snapshot is complete."""
@@ -113,10 +115,17 @@ class IndexWriter:
         self._manifest = manifest
         self._version = manifest.version
         self._recent = RecentChanges()
+        last = min(manifest.shard_versions)
         for version in self._files.log_versions():
             # Also those before the snapshot: an unacknowledged client may send its batch again.
-            record = self._files.record(version)
-            if version == min(manifest.shard_versions) + 1:
+            try:
+                record = self._files.record(version)
+            except StorageError as error:
+                if version > last:
+                    raise
+                _log.warning("the snapshot has what is lost: %s", error)
+                continue
+            if version == last + 1:
                 self._recent.start_log()
             if record is not None:
                 self._add(version, record)
@@ -139,7 +148,7 @@ class IndexWriter:
             await asyncio.wait_for(self._opened(), _OPEN_TIMEOUT_S)
         except TimeoutError:
             raise UnavailableError(
-                f"index {self._name!r} is still being built: try again later"
+                f"index {self._name!r} is not open yet, try again later: {self._failure}"
             ) from None
         return self._files, self._manifest
 
@@ -212,6 +221,7 @@ class IndexWriter:
         await self._opened()
         async with self._snapshotting:
             if self._manifest.version == self._version:
+                await asyncio.to_thread(self._files.start_log)
                 return self._version
             folder, shards = f"{self._version:020d}", self._manifest.settings.shards
             written = await asyncio.gather(
@@ -226,6 +236,7 @@ class IndexWriter:
                     rows=sum(rows for _, rows in written),
                 )
             self._recent.start_log()
+            await asyncio.to_thread(self._files.start_log)
             await asyncio.to_thread(self._files.prune, self._manifest.settings.keep_snapshots)
             return self._manifest.version
 

@@ -27,6 +27,11 @@ _QUEUED_BATCHES = 16
 # time from the batches, which then run several times slower than when the requests were admitted.
 _SAFETY_FACTOR = 3.0
 _SMOOTHING = 0.2
+# What the caller of a graph that writes must know.
+_NOT_BEGUN = ": it had not begun, nothing was changed"
+_BEGUN = (
+    ": it has begun, and may still be applied as a whole. Send it again, or read what it writes"
+)
 
 
 class OverloadedError(RaysysError):
@@ -40,8 +45,12 @@ class OverloadedError(RaysysError):
 class DeadlineError(RaysysError):
     """The request's deadline passed before its response was ready."""
 
-    def __init__(self) -> None:
-        super().__init__("deadline exceeded before the response was ready")
+    def __init__(self, outcome: str = "") -> None:
+        super().__init__(f"deadline exceeded before the response was ready{outcome}")
+
+
+class TooManyRowsError(RaysysError):
+    """A request to a graph that writes has more rows than one batch of it may have."""
 
 
 @checked
@@ -55,6 +64,8 @@ class Batching:
     Attributes:
         max_batch_size: Maximum number of rows in a batch.
         max_queued_rows: Maximum number of queued rows in each replica; 16 full batches by default.
+        max_write_rows: Maximum number of rows of a request to a graph that writes: one batch,
+            applied as a whole or not at all.
         cost_fn: Cost of a row, for example its number of tokens, from the row's values by name.
         max_batch_cost: Maximum total cost of a batch; a row that exceeds it runs alone.
         target_latency_ms: Target time of a batch; the batch size follows by additive increase and
@@ -63,6 +74,7 @@ class Batching:
 
     max_batch_size: int = 64
     max_queued_rows: int | None = None
+    max_write_rows: int = 10_000
     cost_fn: Callable[[Mapping[str, Any]], float] | None = None
     max_batch_cost: float = math.inf
     target_latency_ms: float | None = None
@@ -101,7 +113,7 @@ class Batcher:
     def __init__(
         self, run: Callable[[Columns, tuple[RequestContext, ...]], Awaitable[Outputs]],
         inputs: Mapping[str, Array], batching: Batching, *, in_flight: int = 1,
-        observe: Callable[[int, float, Sequence[float]], None] | None = None,
+        observe: Callable[[int, float, Sequence[float]], None] | None = None, writes: bool = False,
     ) -> None:  # fmt: skip
         """Start with an empty queue.
 
@@ -112,8 +124,10 @@ class Batcher:
             in_flight: Maximum number of concurrent batches.
             observe: Called after a batch with its rows, its seconds and its requests' waits, the
                 oldest first.
+            writes: Whether `run` changes something: then a request is never split, and a late one
+                is told whether it may have been applied.
         """
-        self._run, self._inputs, self._batching = run, inputs, batching
+        self._run, self._inputs, self._batching, self._writes = run, inputs, batching, writes
         self._in_flight, self._observe = in_flight, observe
         # Rows of unequal length cannot be stacked, so they cannot share a batch.
         self._ragged = any(None in kind.shape for kind in inputs.values())
@@ -161,7 +175,13 @@ class Batcher:
     async def submit_columns(
         self, columns: Columns, rows: int, deadline: float, context: RequestContext
     ) -> Outputs:
-        """Outputs of many rows, split into several batches if necessary."""
+        """Outputs of many rows, split into several batches if necessary, unless the graph writes.
+
+        Raises:
+            TooManyRowsError: The graph writes, and the rows are too many for one batch.
+            OverloadedError: The deadline cannot be met.
+        """
+        self.check_rows(rows)
         self._admit(min(rows, self._batching.max_batch_size), deadline)
         shape = tuple(column.shape[1:] for column in columns.values()) if self._ragged else None
         waiting: collections.deque[asyncio.Future[Outputs]] = collections.deque()
@@ -180,8 +200,20 @@ class Batcher:
                 future.cancel()
         return concat_outputs(outputs)
 
+    def check_rows(self, rows: int) -> None:
+        """Refuse a request with more rows than one batch that writes may have."""
+        limit = self._batching.max_write_rows
+        if self._writes and rows > limit:
+            raise TooManyRowsError(
+                f"{rows:,} rows in one request, at most {limit:,} are changed as a whole or not at "
+                "all: send them in parts (the limit is Batching.max_write_rows)"
+            )
+
     def _pieces(self, columns: Columns, rows: int) -> Iterator[tuple[int, int, float]]:
-        """(start, stop, cost) of pieces that fit a batch."""
+        """(start, stop, cost) of pieces that fit a batch, or run in one of their own."""
+        if self._writes:
+            yield 0, rows, float(rows)
+            return
         size, start, cost_fn = self._batching.max_batch_size, 0, self._batching.cost_fn
         while start < rows:
             stop, cost = min(rows, start + size), float(min(size, rows - start))
@@ -223,7 +255,7 @@ class Batcher:
             loop.create_future(),
         )  # fmt: skip
         self._queue.append(item)
-        self.rows_queued += rows
+        self.rows_queued += self._weight(rows)
         self._start_soon(loop)
         if not self._sweeping:
             self._sweeping = True
@@ -256,7 +288,7 @@ class Batcher:
                 continue
             if now > item.deadline:
                 self._drop()
-                item.future.set_exception(DeadlineError())
+                item.future.set_exception(self._late(has_begun=False))
                 continue
             if items and (
                 rows + item.rows > self._limit
@@ -270,7 +302,14 @@ class Batcher:
         return items
 
     def _drop(self) -> None:
-        self.rows_queued -= self._queue.popleft().rows
+        self.rows_queued -= self._weight(self._queue.popleft().rows)
+
+    def _weight(self, rows: int) -> int:
+        """Rows of a request as the queue counts them: at most a batch."""
+        return min(rows, self._batching.max_batch_size)
+
+    def _late(self, *, has_begun: bool) -> DeadlineError:
+        return DeadlineError((_BEGUN if has_begun else _NOT_BEGUN) if self._writes else "")
 
     async def _work(self, items: list[_QueuedRows]) -> None:
         task = asyncio.current_task()
@@ -300,7 +339,8 @@ class Batcher:
             await self._run_items(items[len(items) // 2 :])
             return
         rows, seconds = sum(item.rows for item in items), time.monotonic() - started
-        self._adapt(rows, seconds)
+        if rows <= self._batching.max_batch_size:
+            self._adapt(rows, seconds)
         if task:
             self._release(task)  # the next batch starts before these responses are sent
         start = 0
@@ -352,7 +392,7 @@ class Batcher:
         now = time.monotonic()
         for item in [*self._queue, *self._items_running]:
             if now > item.deadline and not item.future.done():
-                item.future.set_exception(DeadlineError())
+                item.future.set_exception(self._late(has_begun=item in self._items_running))
         self._sweeping = bool(self._queue or self._items_running)
         if self._sweeping:
             asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)

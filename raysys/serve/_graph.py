@@ -86,7 +86,7 @@ class Graph:
             placement: Placement of nodes that do not run in the entry's replica.
             response: A pydantic model of one response, for the OpenAPI document.
             writes: Whether nodes have side effects: then replicas warm up only with a given
-                example, and responses are not cached.
+                example, responses are not cached, and all rows of a request are in one batch.
 
         Raises:
             GraphError: A cycle, an unknown name, or an edge with incompatible types.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, create_model
 
 from raysys.arguments import checked
 from raysys.errors import GraphError
-from raysys.index import FILTER_GRAMMAR, VectorIndex, vector_table
+from raysys.index import FILTER_GRAMMAR, MAX_FILTER_CHARACTERS, VectorIndex, vector_table
 from raysys.serve._graph import Graph
 from raysys.serve._nodes import LazyObject
 
@@ -81,7 +81,10 @@ def index_graphs(index: VectorIndex, *, read_only: bool = False) -> dict[str, Gr
 
     `deploy("films", index_graphs(index))` serves `POST /films/search`, `/films/filter`,
     `/films/upsert` and `/films/delete`, documented in `/films/docs`. A JSON write is one row, and
-    queued writes become one batch of the index; an Arrow stream writes many rows.
+    queued writes become one batch of the index; an Arrow stream writes many rows, all of them at
+    the version of the answer or none, up to `Batching.max_write_rows`. After a 504 or a 503 that
+    says that the change may be applied, send the same again: a write that is repeated changes
+    nothing more.
 
     Args:
         index: A running index.
@@ -92,7 +95,8 @@ def index_graphs(index: VectorIndex, *, read_only: bool = False) -> dict[str, Gr
     """
     dim = index.settings.dim
     vector: Any = (list[float], Field(min_length=dim, max_length=dim))
-    text: Any = (str, Field("", description=f"filter expression, or empty: {FILTER_GRAMMAR}"))
+    description = f"filter expression, or empty: {FILTER_GRAMMAR}"
+    text: Any = (str, Field("", max_length=MAX_FILTER_CHARACTERS, description=description))
     reader, name = LazyObject(_IndexReader, index.name), index.name
     search = create_model(
         "SearchRequest", vector=vector, k=(int, Field(10, ge=1, le=_LARGEST_K)), filter=text,

@@ -158,6 +158,7 @@ class EntryReplica:
                 application.batching,
                 in_flight=graph.plan.in_flight,
                 observe=self._metrics[action].batch,
+                writes=graph.writes,
             )
             for action, graph in application.graphs.items()
         }

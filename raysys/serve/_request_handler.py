@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from raysys.errors import DataError, GraphError, StorageError, UnavailableError, unknown_names
 from raysys.gateway import APP_HEADER, TIMEOUT_HEADER
-from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
+from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError, TooManyRowsError
 from raysys.serve._http_server import HTTPStatusError, request_id
 from raysys.serve._json_values import json_bytes
 from raysys.serve._outputs import Outputs, output_columns, output_types, slice_outputs
@@ -138,6 +138,7 @@ class RequestHandler:
 
     async def _bulk(self, columns: dict[str, Any], headers: Headers) -> Outputs:
         rows = len(next(iter(columns.values())))
+        self._batcher.check_rows(rows)
         if self._graph.request:
             # In a thread: a large body would block the event loop for too long.
             await asyncio.to_thread(self._check_rows, columns, rows)
@@ -212,6 +213,8 @@ def _as_http(error: BaseException, headers: Headers) -> HTTPStatusError:
         return HTTPStatusError(503, str(error), {"retry-after": wait})
     if isinstance(error, DeadlineError):
         return HTTPStatusError(504, str(error))
+    if isinstance(error, TooManyRowsError):
+        return HTTPStatusError(413, str(error))
     if isinstance(error, ValidationError):
         return _invalid(error)
     if isinstance(error, DataError):

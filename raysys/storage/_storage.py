@@ -1,14 +1,17 @@
 """Atomic writes of files and folders under one root URI."""
 
+import contextlib
+import functools
 import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raysys.errors import StorageError
 from raysys.imports import lazy_import
@@ -21,6 +24,8 @@ fs = lazy_import("pyarrow.fs")  # the command line works without it
 DEFAULT_ROOT = "~/.raysys"
 # Written last into a folder on a file system without an atomic rename of folders.
 _COMPLETE = "_COMPLETE"
+# A day without a change: no process writes there any more.
+_LEFTOVER_S = 86_400
 # Ray unpacks the working directory of a submitted job below a folder of this name.
 _JOB_FOLDER = "runtime_resources"
 
@@ -279,9 +284,22 @@ def _clear(filesystem: Any, base: str) -> None:
     filesystem.delete_dir_contents(base, missing_dir_ok=True)
 
 
-def _beside(final: Path, kind: str) -> Path:
+def _beside(final: Path, kind: Literal["partial", "old"]) -> Path:
     """A new hidden path in the same folder."""
+    _collect(final.parent, int(time.time() // _LEFTOVER_S))
     return final.parent / f".{final.name}.{uuid.uuid4().hex}.{kind}"
+
+
+@functools.lru_cache(4096)
+def _collect(folder: Path, day: int) -> None:
+    """Remove what killed writers left in a folder, once a day by the next writer there."""
+    for leftover in folder.iterdir():
+        if not (leftover.name.startswith(".") and leftover.suffix in (".partial", ".old")):
+            continue
+        with contextlib.suppress(OSError):  # another process removes it too
+            changed = max(path.lstat().st_ctime for path in (leftover, *leftover.rglob("*")))
+            if changed < time.time() - _LEFTOVER_S:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 import dataclasses
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import ray
 
 from raysys.errors import SettingsError, StorageError, UnavailableError
 from raysys.index import VectorIndex, _actor_names, _build, vector_table
+from raysys.index._persistence import IndexFiles
+from raysys.ray_internals import key_value, process
 from raysys.storage import Storage
 from tests.index.films import FILMS, IDS, QUERIES, VECTORS, axis, until, versions
 
@@ -73,7 +77,7 @@ def test_an_index_is_restored_from_its_folder(storage: Storage) -> None:
     # The last three snapshots and the log since remain.
     snapshots = VectorIndex.snapshots("restored", storage)
     assert len(snapshots) == 3
-    log = [int(name) for name in storage.names("indexes/restored/log")]
+    log = IndexFiles(storage, "indexes/restored").log_versions()
     assert min(log) > snapshots[0].version
     past.close()
     with pytest.raises(UnavailableError, match="have ended"):
@@ -105,6 +109,38 @@ def test_changes_to_an_index_that_is_being_replaced_do_not_reach_the_new_one(
     index.close()
 
 
+def test_an_index_whose_log_is_lost_takes_no_changes_until_a_snapshot(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    log = tmp_path / "indexes/lost/log"
+    index = VectorIndex.build("lost", FILMS.slice(0, 20), storage, shards=1)
+    version = index.upsert(FILMS.slice(20, 5))
+    shutil.rmtree(log)
+    lost = f"{log}, is missing, and with it every change after version 1"
+    with pytest.raises(StorageError, match=re.escape(lost)):
+        index.upsert(FILMS.slice(25, 1))
+    with pytest.raises(StorageError, match=re.escape(lost)):
+        VectorIndex.restore("lost", storage)
+    assert index.size == 25  # it still runs
+    assert index.snapshot() == version
+    assert index.upsert(FILMS.slice(25, 1)) == version + 1
+    index.close()
+    shutil.rmtree(log)
+    with pytest.raises(StorageError, match=f"every change after version {version}"):
+        VectorIndex.open("lost", storage)
+    index = VectorIndex.restore("lost", storage, version=version)
+    assert sorted(index.matching()) == IDS[:25].tolist()
+    assert index.upsert(FILMS.slice(25, 1)) == version + 1
+    index.close()
+
+    rows = tmp_path / f"indexes/lost/snapshots/{version:020d}/0/rows.arrow"
+    rows.write_bytes(rows.read_bytes()[:-1] + b"x")
+    with pytest.raises(StorageError) as caught:
+        VectorIndex.restore("lost", storage)
+    assert str(caught.value).startswith(f"cannot restore index 'lost': {rows} is damaged (its che")
+    assert str(caught.value).count("\n") == 0
+    assert "lost" not in _actor_names.indexes()
+
+
 def test_an_index_without_rows_is_restored(storage: Storage) -> None:
     index = VectorIndex.build("emptied", FILMS.slice(0, 3), storage, shards=1)
     index.delete(IDS[:3])
@@ -116,12 +152,21 @@ def test_an_index_without_rows_is_restored(storage: Storage) -> None:
     index.close()
 
 
-def test_a_replica_answers_while_another_restarts(storage: Storage, tmp_path: Path) -> None:
+def test_a_replica_answers_while_another_restarts(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = VectorIndex.build("run-1", FILMS.slice(0, 20), storage, shards=1)
     index = VectorIndex.build("run-2", FILMS.slice(0, 20), Storage(tmp_path), shards=1, replicas=2)
     other = VectorIndex.build("other", FILMS.slice(0, 3), storage, shards=1)
+    job = _actor_names._job()
+    monkeypatch.setattr(process, "live_jobs", lambda: {job, "another"})
+    key_value.put(b"index-user:run-1:another", b"")
+    index.close_others("run-")
+    assert "run-1" in _actor_names.indexes()
+    monkeypatch.setattr(process, "live_jobs", lambda: {job})  # the other has ended
     index.close_others("run-")
     assert "run-1" not in _actor_names.indexes()
+    assert not key_value.keys(b"index-user:run-1:")
     until(lambda: _is_refused(old))
     assert other.size == 3
     other.close()

@@ -26,7 +26,9 @@ QUERIES = queries_of(exact_settings())
 
 @pytest.fixture
 def files(storage: Storage) -> IndexFiles:
-    return IndexFiles(storage, "indexes/films")
+    files = IndexFiles(storage, "indexes/films")
+    files.start_log()
+    return files
 
 
 def _folder(version: int) -> str:
@@ -414,3 +416,143 @@ def test_a_missing_shard_of_a_snapshot_is_an_error(files: IndexFiles) -> None:
     with pytest.raises(StorageError, match="no complete artefact"):
         files.read_shard(manifest, 1)
     assert IndexFiles(files.storage, "elsewhere").manifest() is None
+
+
+# --- damage ---
+
+
+class Damaged:
+    """An index with two snapshots, changes since each, and a model of the present."""
+
+    def __init__(self, files: IndexFiles) -> None:
+        self.files, logged = files, Logged(files)
+        self.first = _snapshot(files, logged.shard)
+        logged.apply(range(35, 45), deleted=[0])
+        logged.apply([50], deleted=[1])
+        self.second = _snapshot(files, logged.shard)
+        logged.apply([51], deleted=[2])
+        logged.apply([52])
+        self.model = logged.model
+        self.folder = Path(files.storage.root) / files.path
+
+    def read(self) -> Shard:
+        """The present, from the last snapshot and the log."""
+        manifest = self.files.manifest()
+        assert manifest is not None
+        shard = self.files.read_shard(manifest, 0)
+        _replay(self.files, shard)
+        return shard
+
+    def check(self) -> None:
+        shard = self.read()
+        assert (shard.version, shard.size) == (5, len(self.model.rows))
+        self.model.check_shard(shard, QUERIES)
+
+
+@pytest.mark.parametrize("name", ["0/rows.arrow", "0/graph.hnsw", "0/state.json", "manifest.json"])
+def test_a_flipped_bit_of_a_snapshot_is_refused(files: IndexFiles, name: str) -> None:
+    damaged = Damaged(files)
+    damaged.check()
+    folder = damaged.folder / "snapshots" / damaged.second.folder
+    file = folder / name
+    content = file.read_bytes()
+    rng = np.random.default_rng(len(content))
+    places = {0, len(content) - 1, *rng.integers(len(content), size=60).tolist()}
+    for place in sorted(places):
+        wrong = bytearray(content)
+        wrong[place] ^= 1 << rng.integers(8)
+        file.write_bytes(wrong)
+        with pytest.raises(StorageError) as caught:
+            damaged.read()
+        assert str(caught.value) == (
+            f"{file} is damaged ({caught.value.__cause__}): move {folder} away, and "
+            "VectorIndex.restore starts from the snapshot before it and the log since"
+        )
+    for wrong_length in (content[:-1], content[: len(content) // 2], b"", content + b"\0"):
+        file.write_bytes(wrong_length)
+        with pytest.raises(StorageError, match=f"{name} is damaged"):
+            damaged.read()
+    folder.rename(damaged.folder / "aside")
+    damaged.check()  # nothing is lost
+
+
+def test_a_missing_file_of_a_snapshot_is_refused(files: IndexFiles) -> None:
+    damaged = Damaged(files)
+    for name in ("rows.arrow", "graph.hnsw", "state.json"):
+        file = damaged.folder / "snapshots" / damaged.second.folder / "0" / name
+        content = file.read_bytes()
+        file.unlink()
+        with pytest.raises(StorageError, match=f"{name} is damaged"):
+            damaged.read()
+        file.write_bytes(content)
+    damaged.check()
+
+
+def test_without_an_earlier_snapshot_a_damaged_index_is_built_again(files: IndexFiles) -> None:
+    manifest = _snapshot(files, Logged(files).shard)
+    file = Path(files.storage.root) / files.path / "snapshots" / manifest.folder / "0/rows.arrow"
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    with pytest.raises(StorageError, match="no snapshot is before it, build the index again"):
+        files.read_shard(manifest, 0)
+    with pytest.raises(StorageError, match=r"rows\.arrow is damaged"):
+        files.read_rows(manifest, 0, 1)
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_flipped_bit_of_the_log_is_refused(files: IndexFiles, version: int) -> None:
+    damaged = Damaged(files)
+    file = damaged.folder / "log" / _folder(version)
+    content = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in sorted({*range(20), *rng.integers(len(content), size=60).tolist()}):
+        wrong = bytearray(content)
+        wrong[place] ^= 1 << rng.integers(8)
+        file.write_bytes(wrong)
+        files.drop_cut_off_record()
+        with pytest.raises(StorageError) as caught:
+            damaged.read()
+        assert str(caught.value) == (
+            f"{file} is damaged (its checksum differs): go back by VectorIndex.restore(..., "
+            "version=3)"
+        )
+    assert files.read_rows(damaged.second, 0, 3).num_rows == len(damaged.model.rows) - 1
+
+
+def test_a_last_record_without_its_end_is_dropped(files: IndexFiles) -> None:
+    damaged = Damaged(files)
+    file = damaged.folder / "log" / _folder(5)
+    content = file.read_bytes()
+    for length in (0, 5, 16, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:length])
+        files.drop_cut_off_record()
+        assert files.log_versions() == [2, 3, 4]
+        assert damaged.read().version == 4
+    # Not if others follow it: its change was acknowledged.
+    file.write_bytes(content)
+    earlier = damaged.folder / "log" / _folder(4)
+    earlier.write_bytes(earlier.read_bytes()[:-1])
+    files.drop_cut_off_record()
+    assert files.log_versions() == [2, 3, 4, 5]
+    with pytest.raises(StorageError, match="its end is missing"):
+        damaged.read()
+
+
+def test_a_lost_log_is_refused_until_a_snapshot_makes_up_for_it(files: IndexFiles) -> None:
+    damaged = Damaged(files)
+    log = damaged.folder / "log"
+    log.rename(damaged.folder / "aside")
+    lost = f"{log}, is missing, and with it every change after version 3: bring the folder back"
+    for use in (damaged.read, files.log_versions, lambda: files.write_record(6, b"")):
+        with pytest.raises(StorageError) as caught:
+            use()
+        assert lost in str(caught.value)
+    assert not log.exists()
+    assert files.last_version() == 3
+    (damaged.folder / "aside").rename(log)
+    damaged.check()
+    shutil.rmtree(log)
+    files.start_log()
+    files.start_log()
+    assert damaged.read().version == 3
+    files.write_record(4, encode(batch_of(exact_settings(), [70]), ""))
+    assert damaged.read().version == 4

@@ -41,6 +41,7 @@ class Index(RuleBasedStateMachine):
         self.patches.enter_context(mock.patch("raysys.index._slot_rows.HORIZON_S", 1e9))
         self.history: dict[int, Model] = {}
         self.files = IndexFiles(Storage(self.root), "index")
+        self.files.start_log()
         self.settings = exact_settings(metric, shards=shards)
         batch = batch_of(self.settings, ids, seed=seed)
         self.model = Model(self.settings)

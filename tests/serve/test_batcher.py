@@ -22,7 +22,7 @@ from raysys.serve import (
     current_requests,
 )
 from raysys.serve._autoscaling import LoadEstimator
-from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError
+from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError, TooManyRowsError
 from raysys.serve._column_types import Columns
 from raysys.serve._plan_executor import PlanExecutor
 from tests.serve.asynchronous import SAFETY_S, in_loop
@@ -301,6 +301,59 @@ async def test_a_deadline_that_has_passed_already_is_told_without_a_run(clock: C
         await put(batcher, 1, deadline=clock.now - 1)[0]
     assert run.batches == []
     assert batcher.is_idle
+
+
+@in_loop
+async def test_a_request_that_writes_is_one_batch_of_its_own() -> None:
+    run = Doubling()
+    batcher = Batcher(run, INT, Batching(max_batch_size=2, max_write_rows=5), writes=True)
+    rows = put(batcher, 1, 2)
+    await run.began(1)
+    many = asyncio.create_task(bulk(batcher, range(10, 15)))
+    await turns()
+    assert batcher.rows_queued == 2  # as one batch, so that others find room
+    rows += put(batcher, 3)
+    run.let_go()
+    assert (await many)["y"].tolist() == [20, 22, 24, 26, 28]
+    assert await answers(rows) == [2, 4, 6]
+    assert run.batches == [[1, 2], [10, 11, 12, 13, 14], [3]]
+    assert batcher.rows_queued == 0
+    with pytest.raises(TooManyRowsError, match="6 rows in one request, at most 5 are changed"):
+        await bulk(batcher, range(6))
+    assert len(run.batches) == 3
+    await bulk(Batcher(Doubling(held=False), INT, Batching(max_write_rows=5)), range(6))
+
+
+@in_loop
+async def test_a_failed_request_that_writes_is_tried_whole() -> None:
+    run = Doubling()
+    batcher = Batcher(run, INT, Batching(max_batch_size=4), writes=True)
+    (first,) = put(batcher, 1)
+    await run.began(1)
+    many = [asyncio.create_task(bulk(batcher, x)) for x in ([5, -6], [7, 8])]
+    await turns()
+    run.let_go()
+    bad, good = await asyncio.gather(*many, return_exceptions=True)
+    assert isinstance(bad, ValueError)
+    assert good["y"].tolist() == [14, 16]
+    assert await answers([first]) == [2]
+    assert run.batches == [[1], [5, -6, 7, 8], [5, -6], [7, 8]]
+
+
+@in_loop
+async def test_a_late_request_that_writes_is_told_whether_it_had_begun(clock: Clock) -> None:
+    run = Doubling()
+    batcher = Batcher(run, INT, Batching(max_batch_size=1), writes=True)
+    begun, queued = put(batcher, 1, 2, deadline=clock.now + 1)
+    await run.began(1)
+    clock.now += 2
+    with pytest.raises(DeadlineError, match="it has begun, and may still be applied as a whole"):
+        await begun
+    with pytest.raises(DeadlineError, match="it had not begun, nothing was changed"):
+        await queued
+    run.let_go()
+    assert await answers(put(batcher, 3)) == [6]
+    assert run.batches == [[1], [3]]
 
 
 @in_loop

@@ -319,3 +319,24 @@ def test_a_file_that_is_removed_while_it_is_read_is_none(
     monkeypatch.setattr(Storage, "exists", lambda *_: True)
     assert storage.read_bytes("gone") is None
     assert remote.read_bytes("gone") is None
+
+
+@pytest.mark.parametrize("later_s", [0, 2 * 86_400])
+def test_leftovers_of_killed_writers_go_after_a_day(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later_s: int
+) -> None:
+    folder = tmp_path / "models"
+    for name in (".a.1.partial", ".b.2.old"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "weights").write_text("half")
+    (folder / ".c.3.partial").write_text("half")
+    (folder / "kept.partial").write_text("an artefact")
+    now = time.time()
+    monkeypatch.setattr("raysys.storage._storage.time.time", lambda: now + later_s)
+    storage.write_bytes("models/new", b"1")
+    left = {path.name for path in folder.iterdir()}
+    leftovers = {".a.1.partial", ".b.2.old", ".c.3.partial"}
+    assert left == {"new", "kept.partial"} | (set() if later_s else leftovers)
+    for name in sorted(left):
+        storage.remove(f"models/{name}")
+    assert storage.names("models") == []

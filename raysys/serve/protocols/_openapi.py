@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ERRORS = {
     "400": "Malformed body",
     "401": "Missing or unknown API key",
-    "413": "Body too large, also when it is decompressed",
+    "413": "Body too large, also when it is decompressed, or too many rows for one write",
     "415": "Content type other than JSON or Arrow, or coding other than gzip or deflate",
     "422": "Invalid value; the message names the field",
     "429": "Rate limit of the API key exceeded",
