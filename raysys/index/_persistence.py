@@ -102,7 +102,7 @@ class IndexFiles:
     def write_record(self, version: int, record: bytes) -> None:
         """Make a batch of changes durable; a `FileExistsError` if another writer has done so."""
         if not self.storage.exists(f"{self.path}/log/{_START}"):
-            raise self._log_is_lost()
+            raise self._lost_log()
         self.storage.create(self._log_path(version), _checksums.sealed(record))
 
     def record(self, version: int) -> bytes | None:
@@ -113,13 +113,9 @@ class IndexFiles:
             return None if content is None else _checksums.unsealed(content)
         except DamagedError as error:
             earlier = [item.version for item in self.manifests() if item.version < version]
-            remedy = "no snapshot is before it, build the index again from its rows"
-            if earlier:
-                remedy = (
-                    f"go back to version {earlier[-1]} by VectorIndex.restore(..., version=...)"
-                )
+            remedy = f"go back by VectorIndex.restore(..., version={max(earlier, default=0)})"
             raise StorageError(
-                f"{self.storage.uri(path)} is damaged ({error}): {remedy}"
+                f"{self.storage.uri(path)} is damaged ({error}): {remedy if earlier else _REBUILD}"
             ) from error
 
     def drop_cut_off_record(self) -> None:
@@ -141,7 +137,7 @@ class IndexFiles:
         """Versions in the log, ascending; a `StorageError` if its folder was lost."""
         names = self._log_names()
         if _START not in names and self.manifests():
-            raise self._log_is_lost()
+            raise self._lost_log()
         return [int(name) for name in names if name != _START]
 
     def changes(self, after: int, upto: int | None = None) -> Iterator[tuple[int, ChangeBatch]]:
@@ -159,7 +155,7 @@ class IndexFiles:
     def _log_names(self) -> list[str]:
         return self.storage.names(f"{self.path}/log")
 
-    def _log_is_lost(self) -> StorageError:
+    def _lost_log(self) -> StorageError:
         version = max((manifest.version for manifest in self.manifests()), default=0)
         return StorageError(
             f"the log of the index, {self.uri}/log, is missing, and with it every change after "
@@ -277,9 +273,9 @@ class IndexFiles:
                     raise DamagedError("its checksum differs")
             except FileNotFoundError:
                 error = DamagedError("it is missing")
-                raise self._is_damaged(f"{path}/{name}", manifest.folder, error) from None
+                raise self._damage(f"{path}/{name}", manifest.folder, error) from None
             except DamagedError as error:
-                raise self._is_damaged(f"{path}/{name}", manifest.folder, error) from error
+                raise self._damage(f"{path}/{name}", manifest.folder, error) from error
         return folder, facts
 
     def _facts(self, path: str, folder: str, content: bytes) -> dict[str, Any]:
@@ -287,9 +283,9 @@ class IndexFiles:
         try:
             return _checksums.unsealed_facts(content)
         except DamagedError as error:
-            raise self._is_damaged(path, folder, error) from error
+            raise self._damage(path, folder, error) from error
 
-    def _is_damaged(self, path: str, folder: str, error: Exception) -> StorageError:
+    def _damage(self, path: str, folder: str, error: Exception) -> StorageError:
         snapshots = f"{self.path}/snapshots"
         is_first = not any(
             name < folder and self.storage.exists(f"{snapshots}/{name}/{_MANIFEST}")

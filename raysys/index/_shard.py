@@ -225,14 +225,12 @@ class Shard:
         intervals = self._conditions.parse(texts) if texts else {}
         others = {text for text, ranges in intervals.items() if ranges is None}
         parts = []
-        with self._lock:
-            version = self._readable(as_of)
         for start in range(0, max(1, len(vectors)), _CHUNK_QUERIES):
             chunk = slice(start, start + _CHUNK_QUERIES)
             evaluated = self._evaluated(others.intersection(filters[chunk])) if filters else None
             with self._lock:
                 # A long batch releases the lock in between, and stays at its first version.
-                self._readable(version)
+                as_of = version = self._readable(as_of)
                 self._adopt(evaluated)
                 conditions = self._conditions_of(filters[chunk], intervals) if filters else None
                 parts.append(self._nearest(vectors[chunk], k, ef, conditions, version))

@@ -293,8 +293,8 @@ def _beside(final: Path, kind: Literal["partial", "old"]) -> Path:
 @functools.lru_cache(4096)
 def _collect(folder: Path, day: int) -> None:
     """Remove what killed writers left in a folder, once a day by the next writer there."""
-    for leftover in folder.iterdir():
-        if not (leftover.name.startswith(".") and leftover.suffix in (".partial", ".old")):
+    for leftover in folder.glob(".*"):
+        if leftover.suffix not in (".partial", ".old"):
             continue
         with contextlib.suppress(OSError):  # another process removes it too
             changed = max(path.lstat().st_ctime for path in (leftover, *leftover.rglob("*")))

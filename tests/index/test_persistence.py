@@ -468,7 +468,7 @@ def test_a_flipped_bit_of_a_snapshot_is_refused(files: IndexFiles, name: str) ->
             f"{file} is damaged ({caught.value.__cause__}): move {folder} away, and "
             "VectorIndex.restore starts from the snapshot before it and the log since"
         )
-    for wrong_length in (content[:-1], content[: len(content) // 2], b"", content + b"\0"):
+    for wrong_length in (content[:-2], content[: len(content) // 2], b"", content + b"\0"):
         file.write_bytes(wrong_length)
         with pytest.raises(StorageError, match=f"{name} is damaged"):
             damaged.read()

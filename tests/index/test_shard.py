@@ -5,6 +5,7 @@ import pytest
 from raysys.errors import DataError
 from raysys.index import IndexSettings, Metric, _hnsw_graph
 from raysys.index._change_record import ChangeBatch
+from raysys.index._filter import Filter
 from raysys.index._shard import Shard
 from tests.index._exact import (
     METRIC,
@@ -261,3 +262,117 @@ def test_squared_distances_far_from_the_origin_are_accurate(offset: int) -> None
     for queries in (vectors[500:], vectors[:3]):
         for result in (shard.search(queries, 5)[1:], shard.exact(queries, 5)):
             model.check(*result, queries, 5)
+<<<<<<< HEAD
+=======
+
+
+@METRIC
+def test_random_changes_merges_and_compactions_keep_all_versions(metric: Metric) -> None:
+    rng = np.random.default_rng(METRICS.index(metric))
+    pair, known = Pair(metric, rows=30), 1
+    for _ in range(40):
+        match rng.integers(0, 6):
+            case 0:
+                pair.shard.merge(int(rng.integers(1, 6)))
+            case 1 if rng.random() < 0.4:
+                known = pair.shard.version
+                pair.shard.compact(lambda: pair.apply(*_some(rng)) and None)
+            case _:
+                pair.apply(*_some(rng))
+        pair.check()
+        version = int(rng.integers(known, pair.shard.version + 1))
+        pair.history[version].check_shard(pair.shard, QUERIES[:1], as_of=version)
+
+
+def _some(rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    drawn = rng.permutation(45)[: rng.integers(0, 8)].tolist()
+    cut = int(rng.integers(0, len(drawn) + 1))
+    return drawn[:cut], drawn[cut:]
+
+
+def test_readers_see_each_batch_as_a_whole() -> None:
+    settings, ids = exact_settings(), np.arange(20)
+
+    def batch(version: int) -> ChangeBatch:
+        vectors = np.full((20, 4), version, np.float32)
+        years = pa.table({"year": [version] * 20, "name": ["a"] * 20}, SCHEMA)
+        return ChangeBatch(ids, vectors, years, np.array([], np.int64))
+
+    shard, done = shard_of_batch(settings, batch(1)), threading.Event()
+    errors: list[object] = []
+
+    def read(filters: list[str | None] | None, back: int) -> None:
+        zero = np.zeros((1, 4), np.float32)
+        while not done.is_set():
+            as_of = shard.version - back if back else None
+            try:
+                version, nearest, distances = shard.search(zero, 21, None, filters, as_of)
+            except VersionExpiredError:
+                continue
+            if sorted(nearest[0].tolist()) != [-1, *range(20)] or set(distances[0].tolist()) != {
+                4.0 * version**2,
+                np.inf,
+            }:
+                errors.append((version, nearest, distances))
+
+    def keep_house() -> None:
+        while not done.is_set():
+            shard.merge()
+            if shard.pending == 0:
+                shard.compact()
+
+    works = [
+        threading.Thread(target=read, args=(None, 0)),
+        threading.Thread(target=read, args=(["'a' in name"], 0)),
+        threading.Thread(target=read, args=(None, 3)),
+        threading.Thread(target=keep_house),
+    ]
+    for work in works:
+        work.start()
+    for version in range(2, 150):
+        shard.apply(version, batch(version))
+    done.set()
+    for work in works:
+        work.join(timeout=30)
+    assert not errors
+
+
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_a_filter_is_evaluated_while_others_search_and_change(
+    monkeypatch: pytest.MonkeyPatch, is_compacted: bool
+) -> None:
+    pair = Pair()
+    pair.apply(range(30, 60), deleted=range(5))
+    filters = ["year is None", "year == 7 or 'a' in name"]
+    evaluate, others = Filter.mask, []
+
+    def slow(predicate: Filter, rows: pa.Table) -> np.ndarray:
+        mask = evaluate(predicate, rows)
+        if len(rows) and not others:  # as another thread does meanwhile
+            others.append(predicate)
+            pair.apply([70, 71, 40], deleted=[31])
+            pair.shard.search(QUERIES, 5)
+            if is_compacted:
+                pair.shard.compact()
+        return mask
+
+    monkeypatch.setattr(Filter, "mask", slow)
+    _, ids, distances = pair.shard.search(QUERIES[:2], 5, filters=filters)
+    assert others
+    pair.model.check(ids, distances, QUERIES[:2], 5, filters)
+    others.clear()
+    matching = pair.shard.matching("year != 3", 99)
+    assert sorted(matching.tolist()) == sorted(
+        number for number, row in pair.model.rows.items() if row["year"] not in (None, 3)
+    )
+    pair.check()
+
+
+def test_masks_of_more_filters_than_are_remembered() -> None:
+    pair = Pair()
+    filters: list[str | None] = [f"year == {n} or 'a' in name" for n in range(60)] + [None]
+    expected = [pair.shard.search(QUERIES[:1], 9, filters=[text])[1][0] for text in filters]
+    _, ids, _ = pair.shard.search(np.repeat(QUERIES[:1], 61, axis=0), 9, filters=filters)
+    np.testing.assert_array_equal(ids, expected)
+    assert len(pair.shard._conditions._masks) == 32
+>>>>>>> 17a1d90 (index: masks of filters are computed without the shard's lock; tests)
