@@ -64,20 +64,20 @@ class Batching:
     Attributes:
         max_batch_size: Maximum number of rows in a batch.
         max_queued_rows: Maximum number of queued rows in each replica; 16 full batches by default.
-        max_write_rows: Maximum number of rows of a request to a graph that writes: one batch,
-            applied as a whole or not at all.
         cost_fn: Cost of a row, for example its number of tokens, from the row's values by name.
         max_batch_cost: Maximum total cost of a batch; a row that exceeds it runs alone.
         target_latency_ms: Target time of a batch; the batch size follows by additive increase and
             multiplicative decrease (Crankshaw et al., Clipper, NSDI 2017, section 4.3.1).
+        max_write_rows: Maximum number of rows of a request to a graph that writes: one batch,
+            applied as a whole or not at all.
     """
 
     max_batch_size: int = 64
     max_queued_rows: int | None = None
-    max_write_rows: int = 10_000
     cost_fn: Callable[[Mapping[str, Any]], float] | None = None
     max_batch_cost: float = math.inf
     target_latency_ms: float | None = None
+    max_write_rows: int = 10_000
 
     @property
     def queue_limit(self) -> int:

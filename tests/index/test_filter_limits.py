@@ -94,8 +94,8 @@ def test_strings_and_comments_end_where_python_ends_them(pieces: list[str]) -> N
     text = "(" + "".join(pieces).replace("`", "") + "\n)"
     with warnings.catch_warnings(), contextlib.suppress(SyntaxError, ValueError, MemoryError):
         warnings.simplefilter("ignore")
-        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
         ast.parse(text, mode="eval")
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
         words = [
             token.string for token in tokens if token.type in (token_types.NAME, token_types.OP)
         ]
