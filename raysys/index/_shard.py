@@ -223,11 +223,11 @@ class Shard:
         # A filter that cannot be parsed raises before any search.
         texts = [text for text in filters or () if text is not None]
         intervals = self._conditions.parse(texts) if texts else {}
-        others = {text for text, ranges in intervals.items() if ranges is None}
+        unranged = {text for text, ranges in intervals.items() if ranges is None}
         parts = []
         for start in range(0, max(1, len(vectors)), _CHUNK_QUERIES):
             chunk = slice(start, start + _CHUNK_QUERIES)
-            evaluated = self._evaluated(others.intersection(filters[chunk])) if filters else None
+            evaluated = self._evaluated(unranged.intersection(filters[chunk])) if filters else None
             with self._lock:
                 # A long batch releases the lock in between, and stays at its first version.
                 as_of = version = self._readable(as_of)
