@@ -147,7 +147,7 @@ def test_a_bulk_write_is_one_version_or_refused(shop: Endpoint, index: VectorInd
         ("search", {"vector": [1e39] * DIM}, "finite"),
         ("filter", {"filter": "year >"}, "filter"),
         ("filter", {"filter": "year > 1 or " * 9_000}, "at most 32768 characters"),
-        ("search", {"vector": [1.0] * DIM, "filter": "year > 1 or " * 900}, "900 operators"),
+        ("search", {"vector": [1.0] * DIM, "filter": "year > 1 or " * 900}, "1,800 operators"),
         ("upsert", {"id": 1, "vector": [1.0] * DIM}, "year"),
         ("upsert", {"id": 1, "vector": [0.0] * DIM, "year": 1, "title": "", "tags": []}, "zeros"),
         ("delete", {}, "id"),
