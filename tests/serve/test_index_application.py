@@ -97,47 +97,6 @@ def test_upserts_that_wait_together_all_arrive(shop: Endpoint, index: VectorInde
     index.delete(np.arange(2000, 2020))
 
 
-def _films(ids: np.ndarray, year: int) -> pa.Table:
-    vectors = np.random.default_rng(year).normal(size=(len(ids), DIM))
-    columns = {"year": [year] * len(ids), "title": ["bulk"] * len(ids), "tags": [["x"]] * len(ids)}
-    return vector_table(ids, vectors, columns)
-
-
-def _post_stream(url: str, table: pa.Table) -> Any:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    kind = {"content-type": "application/vnd.apache.arrow.stream"}
-    return post(url, sink.getvalue().to_pybytes(), headers=kind)
-
-
-def test_a_bulk_write_is_one_version_or_refused(shop: Endpoint, index: VectorIndex) -> None:
-    ids = np.arange(50_000, 53_000)
-    (before,) = (counts["version"] for counts in index.status().values() if counts)
-    reply = _post_stream(f"{shop.url}/upsert", _films(ids, 2050))
-    assert reply.status == 200
-    answer = pa.ipc.open_stream(reply.body).read_all()
-    assert set(answer["version"].to_pylist()) == {before + 1}
-    assert index.matching("year == 2050", limit=9999).tolist() == ids.tolist()
-    # One row that does not fit, or more rows than can be done at once: none is changed.
-    wrong = _films(ids, 2051)
-    zero = pa.array([0.0] * DIM, pa.float32())
-    vectors = pa.concat_arrays([wrong["vector"].combine_chunks().flatten()[:-DIM], zero])
-    column = pa.FixedSizeListArray.from_arrays(vectors, DIM)
-    reply = _post_stream(f"{shop.url}/upsert", wrong.set_column(1, "vector", column))
-    assert (reply.status, "zeros" in reply.json["error"]) == (422, True)
-    many = np.arange(60_000, 70_001)
-    for action, table in (
-        ("upsert", _films(many, 2051)), ("delete", pa.table({"id": many})),
-    ):  # fmt: skip
-        reply = _post_stream(f"{shop.url}/{action}", table)
-        assert reply.status == 413
-        assert "10,001 rows in one request, at most 10,000" in reply.json["error"]
-    assert index.matching("year == 2051").tolist() == []
-    assert _post_stream(f"{shop.url}/delete", pa.table({"id": ids})).status == 200
-    assert {counts["version"] for counts in index.status().values() if counts} == {before + 2}
-
-
 @pytest.mark.parametrize(
     ("action", "request_body", "named"),
     [
@@ -204,3 +163,44 @@ def test_an_attribute_that_json_has_no_form_for_is_named(storage: Storage) -> No
 
     with pytest.raises(GraphError, match="'blob' is binary"):
         index_graphs(Described())  # type: ignore[arg-type]
+
+
+def _films(ids: np.ndarray, year: int) -> pa.Table:
+    vectors = np.random.default_rng(year).normal(size=(len(ids), DIM))
+    columns = {"year": [year] * len(ids), "title": ["bulk"] * len(ids), "tags": [["x"]] * len(ids)}
+    return vector_table(ids, vectors, columns)
+
+
+def _post_stream(url: str, table: pa.Table) -> Any:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    kind = {"content-type": "application/vnd.apache.arrow.stream"}
+    return post(url, sink.getvalue().to_pybytes(), headers=kind)
+
+
+def test_a_bulk_write_is_one_version_or_refused(shop: Endpoint, index: VectorIndex) -> None:
+    ids = np.arange(50_000, 51_000)
+    (before,) = (counts["version"] for counts in index.status().values() if counts)
+    reply = _post_stream(f"{shop.url}/upsert", _films(ids, 2050))
+    assert reply.status == 200
+    answer = pa.ipc.open_stream(reply.body).read_all()
+    assert answer.to_pylist() == [{"answer": {"version": before + 1}}] * len(ids)
+    assert index.matching("year == 2050", limit=9999).tolist() == ids.tolist()
+    # One row that does not fit, or more rows than can be done at once: none is changed.
+    wrong = _films(ids, 2051)
+    zero = pa.array([0.0] * DIM, pa.float32())
+    vectors = pa.concat_arrays([wrong["vector"].combine_chunks().flatten()[:-DIM], zero])
+    column = pa.FixedSizeListArray.from_arrays(vectors, DIM)
+    reply = _post_stream(f"{shop.url}/upsert", wrong.set_column(1, "vector", column))
+    assert (reply.status, "zeros" in reply.json["error"]) == (422, True)
+    many = np.arange(60_000, 70_001)
+    for action, table in (
+        ("upsert", _films(many, 2051)), ("delete", pa.table({"id": many})),
+    ):  # fmt: skip
+        reply = _post_stream(f"{shop.url}/{action}", table)
+        assert reply.status == 413
+        assert "10,001 rows in one request, at most 10,000" in reply.json["error"]
+    assert index.matching("year == 2051").tolist() == []
+    assert _post_stream(f"{shop.url}/delete", pa.table({"id": ids})).status == 200
+    assert {counts["version"] for counts in index.status().values() if counts} == {before + 2}
