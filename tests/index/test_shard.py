@@ -262,79 +262,6 @@ def test_squared_distances_far_from_the_origin_are_accurate(offset: int) -> None
     for queries in (vectors[500:], vectors[:3]):
         for result in (shard.search(queries, 5)[1:], shard.exact(queries, 5)):
             model.check(*result, queries, 5)
-<<<<<<< HEAD
-=======
-
-
-@METRIC
-def test_random_changes_merges_and_compactions_keep_all_versions(metric: Metric) -> None:
-    rng = np.random.default_rng(METRICS.index(metric))
-    pair, known = Pair(metric, rows=30), 1
-    for _ in range(40):
-        match rng.integers(0, 6):
-            case 0:
-                pair.shard.merge(int(rng.integers(1, 6)))
-            case 1 if rng.random() < 0.4:
-                known = pair.shard.version
-                pair.shard.compact(lambda: pair.apply(*_some(rng)) and None)
-            case _:
-                pair.apply(*_some(rng))
-        pair.check()
-        version = int(rng.integers(known, pair.shard.version + 1))
-        pair.history[version].check_shard(pair.shard, QUERIES[:1], as_of=version)
-
-
-def _some(rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    drawn = rng.permutation(45)[: rng.integers(0, 8)].tolist()
-    cut = int(rng.integers(0, len(drawn) + 1))
-    return drawn[:cut], drawn[cut:]
-
-
-def test_readers_see_each_batch_as_a_whole() -> None:
-    settings, ids = exact_settings(), np.arange(20)
-
-    def batch(version: int) -> ChangeBatch:
-        vectors = np.full((20, 4), version, np.float32)
-        years = pa.table({"year": [version] * 20, "name": ["a"] * 20}, SCHEMA)
-        return ChangeBatch(ids, vectors, years, np.array([], np.int64))
-
-    shard, done = shard_of_batch(settings, batch(1)), threading.Event()
-    errors: list[object] = []
-
-    def read(filters: list[str | None] | None, back: int) -> None:
-        zero = np.zeros((1, 4), np.float32)
-        while not done.is_set():
-            as_of = shard.version - back if back else None
-            try:
-                version, nearest, distances = shard.search(zero, 21, None, filters, as_of)
-            except VersionExpiredError:
-                continue
-            if sorted(nearest[0].tolist()) != [-1, *range(20)] or set(distances[0].tolist()) != {
-                4.0 * version**2,
-                np.inf,
-            }:
-                errors.append((version, nearest, distances))
-
-    def keep_house() -> None:
-        while not done.is_set():
-            shard.merge()
-            if shard.pending == 0:
-                shard.compact()
-
-    works = [
-        threading.Thread(target=read, args=(None, 0)),
-        threading.Thread(target=read, args=(["'a' in name"], 0)),
-        threading.Thread(target=read, args=(None, 3)),
-        threading.Thread(target=keep_house),
-    ]
-    for work in works:
-        work.start()
-    for version in range(2, 150):
-        shard.apply(version, batch(version))
-    done.set()
-    for work in works:
-        work.join(timeout=30)
-    assert not errors
 
 
 @pytest.mark.parametrize("is_compacted", [False, True])
@@ -375,4 +302,3 @@ def test_masks_of_more_filters_than_are_remembered() -> None:
     _, ids, _ = pair.shard.search(np.repeat(QUERIES[:1], 61, axis=0), 9, filters=filters)
     np.testing.assert_array_equal(ids, expected)
     assert len(pair.shard._conditions._masks) == 32
->>>>>>> 17a1d90 (index: masks of filters are computed without the shard's lock; tests)
