@@ -30,7 +30,7 @@ class ServiceConfig(BaseModel):
     protected: bool = Field(False, description="require an API key")
     replicas: int = Field(1, ge=1)
     cpus_per_replica: float = Field(1.0, gt=0)
-    host: str = Field("0.0.0.0", description="interface of the gateway")
+    host: str = Field("127.0.0.1", description="interface of the gateway; 0.0.0.0 is all")
     port: int = 8000
     storage: str | None = Field(None, description="storage root; RAYSYS_STORAGE by default")
 

@@ -61,7 +61,9 @@ def write_table(table: Table, storage: Storage, path: str) -> str:
         calls = [(_write, block, folder, number) for number, block in enumerate(table.blocks())]
         written = run_in_turn(task, calls)
         schemas = [schema for _, schema in written]
-        folder.write_bytes(_TABLE, pickle.dumps((schemas, table.schema, table.lineage)))
+        sizes = folder.sizes("")
+        description = schemas, sizes, table.schema, table.lineage
+        folder.write_signed(_TABLE, pickle.dumps(description))
     digests = repr([digest for digest, _ in written])
     return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
 
@@ -78,10 +80,16 @@ def read_table(
     storage: Storage, path: str
 ) -> tuple[list[StoredBlock], pa.Schema, tuple[()], Lineage]:
     """Blocks, schema, an empty plan and lineage: arguments of `Table.from_plan`."""
-    data = storage.read_bytes(f"{path}/{_TABLE}")
+    data = storage.read_signed(f"{path}/{_TABLE}")
     if data is None:
         raise StorageError(f"no Table at {storage.uri(path)}: `write_blocks` writes one")
-    schemas, schema, lineage = pickle.loads(data)
+    schemas, sizes, schema, lineage = pickle.loads(data)
+    present = storage.sizes(path)
+    if damaged := [name for name, size in sizes.items() if present.get(name) != size]:
+        raise StorageError(
+            f"the Table at {storage.uri(path)} is damaged: {len(damaged)} of its {len(sizes)} "
+            f"blocks are missing or cut off, such as {damaged[0]}; make it again"
+        )
     blocks = [
         StoredBlock(storage, f"{path}/{_file_name(number)}", block_schema)
         for number, block_schema in enumerate(schemas)

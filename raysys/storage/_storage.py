@@ -16,6 +16,7 @@ from typing import Any, Literal
 from raysys.errors import StorageError
 from raysys.imports import lazy_import
 from raysys.secrets import shown
+from raysys.storage import _signature
 from raysys.storage._check import problem
 from raysys.telemetry import metrics
 
@@ -90,7 +91,12 @@ class Storage:
         return self
 
     def uri(self, path: str) -> str:
-        """The full path or URI of an artefact."""
+        """The full path or URI of an artefact.
+
+        Raises:
+            StorageError: The path is not below the root.
+        """
+        _require_below(path)
         base, mark, query = self.root.partition("?")
         return f"{base}/{path}{mark}{query}"
 
@@ -180,6 +186,19 @@ class Storage:
             stream.write(data)
             metrics.STORAGE_WRITTEN_BYTES.inc(len(data))
 
+    def write_signed(self, path: str, data: bytes) -> None:
+        """Write a pickle with a signature of this cluster."""
+        self.write_bytes(path, _signature.sign(data))
+
+    def read_signed(self, path: str) -> bytes | None:
+        """A pickle of `write_signed`, or None if it does not exist.
+
+        Raises:
+            StorageError: It is damaged, or was not written by this cluster.
+        """
+        signed = self.read_bytes(path)
+        return None if signed is None else _signature.content(signed, shown(self.uri(path)))
+
     def create(self, path: str, data: bytes) -> None:
         """Write a file atomically, unless the path exists.
 
@@ -222,6 +241,16 @@ class Storage:
                 return bytes(stream.read())
         except FileNotFoundError:  # removed since
             return None
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """Bytes of the files in a folder, by name; empty if it does not exist."""
+        if self.is_local:
+            folder = Path(self.uri(path))
+            entries = folder.iterdir() if folder.is_dir() else ()
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        filesystem, base = self._remote(path)
+        infos = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True))
+        return {info.base_name: info.size for info in infos if info.is_file}
 
     def names(self, path: str) -> list[str]:
         """Sorted names of the files and folders in a folder; empty if it does not exist.
@@ -273,8 +302,16 @@ class Storage:
 
     def _remote(self, path: str) -> tuple[Any, str]:
         # Only the root is a URI: it may end in a query, and a path may have any character.
+        _require_below(path)
         filesystem, base = fs.FileSystem.from_uri(self.root)
         return filesystem, f"{base.rstrip('/')}/{path}"
+
+
+def _require_below(path: str) -> None:
+    if path.startswith("/") or ".." in path.split("/"):
+        raise StorageError(
+            f"the storage path {path!r} leaves the root: give a relative path without '..'"
+        )
 
 
 def _clear(filesystem: Any, base: str) -> None:

@@ -41,12 +41,12 @@ def write_module(state: RunState, module: Module) -> None:
     except Exception as error:  # whatever the module contains: training needs no such file
         _log.info("%s is not stored with its run: %s", type(module).__name__, error)
     else:
-        state.storage.write_bytes(f"{state.folder}/{_FILE}", buffer.getvalue())
+        state.storage.write_signed(f"{state.folder}/{_FILE}", buffer.getvalue())
 
 
 def read_module(state: RunState, parameters: StateDict) -> Module | None:
     """The module with these parameters and buffers; None if it could not be pickled."""
-    data = state.storage.read_bytes(f"{state.folder}/{_FILE}")
+    data = state.storage.read_signed(f"{state.folder}/{_FILE}")
     if data is None:
         return None
     tensors: dict[str, Any] = {}

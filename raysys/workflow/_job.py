@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raysys import cluster
 from raysys.arguments import checked
 from raysys.console import say
-from raysys.errors import RaysysError
+from raysys.errors import RaysysError, StorageError
 from raysys.identity import digest
 from raysys.storage import Storage
 from raysys.telemetry import NodeMeter
@@ -22,7 +22,7 @@ from raysys.workflow._diagram import draw_record
 from raysys.workflow._execution import Execution
 from raysys.workflow._run_context import Notes
 from raysys.workflow._step import Step, check_name, check_no_hidden_step, step_name, with_results
-from raysys.workflow._step_results import StepResult, load
+from raysys.workflow._step_results import StepResult, load, require_intact
 from raysys.workflow._step_task import Costs
 
 if TYPE_CHECKING:
@@ -198,14 +198,22 @@ class Job:
 
     def cached(self, step: Step, key: str) -> StepProgress | None:
         """Progress of a step whose result an earlier run has stored."""
-        data = self.storage.read_bytes(f"{self.folder_of(step, key)}/step.json")
+        path = f"{self.folder_of(step, key)}/step.json"
+        data = self.storage.read_bytes(path)
         if data is None:
             return None
-        stored = json.loads(data)
-        return StepProgress(
-            "skipped", key, StepResult(**stored["result"]), Notes(**stored["notes"]),
-            Costs(**stored["costs"]), stored["run"],
-        )  # fmt: skip
+        try:
+            stored = json.loads(data)
+            result = StepResult(**stored["result"])
+            require_intact(self.storage, result.path)
+            return StepProgress(
+                "skipped", key, result, Notes(**stored["notes"]), Costs(**stored["costs"]),
+                stored["run"],
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError, AttributeError, StorageError) as error:
+            damaged = error if isinstance(error, StorageError) else f"{path} is damaged"
+            say(f"[{step.name}] its stored result cannot be used, and is computed again: {damaged}")
+            return None
 
     def write(self, status: str) -> None:
         """Write the run's record."""

@@ -66,7 +66,7 @@ def save(storage: Storage, path: str, value: Any) -> StepResult:
                     contents.append(item.write_blocks(folder, f"table-{number}"))
                 else:
                     data = cloudpickle.dumps(ray.get(item))
-                    folder.write_bytes(f"object-{number}", data)
+                    folder.write_signed(f"object-{number}", data)
                     contents.append(hashlib.blake2b(data, digest_size=16).hexdigest())
                 persistent = "table" if isinstance(item, Table) else "object", number
                 ids[id(item)] = item, persistent
@@ -74,7 +74,7 @@ def save(storage: Storage, path: str, value: Any) -> StepResult:
 
         buffer = io.BytesIO()
         Pickler(buffer, protocol=5).dump(value)
-        folder.write_bytes(_VALUE, buffer.getvalue())
+        folder.write_signed(_VALUE, buffer.getvalue())
     content = hashlib.blake2b(buffer.getvalue(), digest_size=16)
     content.update(repr(contents).encode())
 
@@ -107,7 +107,7 @@ def load(storage: Storage, result: StepResult, *, values: bool = False) -> Any:
     Raises:
         StorageError: The result was removed.
     """
-    data = storage.read_bytes(f"{result.path}/{_VALUE}")
+    data = storage.read_signed(f"{result.path}/{_VALUE}")
     if data is None:
         raise StorageError(
             f"no step result at {storage.uri(result.path)}: it was removed. Run the job again "
@@ -121,13 +121,28 @@ def load(storage: Storage, result: StepResult, *, values: bool = False) -> Any:
             if number not in loaded and kind == "table":
                 loaded[number] = Table.read_blocks(storage, f"{result.path}/table-{number}")
             elif number not in loaded:
-                content = storage.read_bytes(f"{result.path}/object-{number}")
+                content = storage.read_signed(f"{result.path}/object-{number}")
                 assert content is not None
                 item = pickle.loads(content)
                 loaded[number] = item if values else ray.put(item)
             return loaded[number]
 
     return Unpickler(io.BytesIO(data)).load()
+
+
+def require_intact(storage: Storage, path: str) -> None:
+    """Check that a result can be read back, without reading its rows.
+
+    Raises:
+        StorageError: It was removed, is damaged, or was not written by this cluster.
+    """
+    names = storage.names(path)
+    if _VALUE not in names:
+        raise StorageError(f"no step result at {storage.uri(path)}: it was removed")
+    for name in names:
+        if name.startswith("table-"):
+            Table.read_blocks(storage, f"{path}/{name}")
+    storage.read_signed(f"{path}/{_VALUE}")
 
 
 @checked

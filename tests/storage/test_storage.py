@@ -340,3 +340,51 @@ def test_leftovers_of_killed_writers_go_after_a_day(
     for name in sorted(left):
         storage.remove(f"models/{name}")
     assert storage.names("models") == []
+
+
+# --- what is unpickled ---
+
+
+def test_a_signed_file_is_read_back_by_its_own_cluster_alone(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "one")
+    assert storage.read_signed("value") is None
+    storage.write_signed("value", b"content")
+    assert storage.read_signed("value") == b"content"
+    storage.write_bytes("planted", b"content")
+    signed = storage.read_bytes("value")
+    assert signed is not None
+    storage.write_bytes("cut", signed[:-1])
+    for path in ("planted", "cut"):
+        with pytest.raises(StorageError, match=rf"{path} is damaged, or was not written by this"):
+            storage.read_signed(path)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
+    with pytest.raises(StorageError, match="set RAYSYS_SIGNING_KEY"):
+        storage.read_signed("value")
+    monkeypatch.setenv("RAYSYS_SIGNING_KEY", "shared")
+    storage.write_signed("value", b"content")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "one")
+    assert storage.read_signed("value") == b"content"
+
+
+@pytest.mark.parametrize("path", ["../escape", "a/../../x", "/etc/passwd", "a/.."])
+def test_paths_stay_below_the_root(storage: Storage, path: str) -> None:
+    for use in (
+        lambda: storage.write_bytes(path, b"x"),
+        lambda: storage.read_bytes(path),
+        lambda: storage.remove(path),
+        lambda: storage.new_dir(path).__enter__(),
+        lambda: storage.create(path, b"x"),
+        lambda: storage.fetch(path),
+    ):
+        with pytest.raises(StorageError, match="leaves the root"):
+            use()
+    assert not (Path(storage.root).parent / "escape").exists()
+
+
+def test_sizes_of_files(storage: Storage) -> None:
+    assert storage.sizes("none") == {}
+    storage.write_bytes("a/x", b"123")
+    storage.write_bytes("a/b/y", b"1")
+    assert storage.sizes("a") == {"x": 3}

@@ -300,3 +300,23 @@ def test_a_script_runs_its_own_job(storage: Storage, tmp_path: Path) -> None:
     assert "computed 6" in run(str(script))
     assert "[compute] unchanged since run scripted-" in run("-m", "a_script")
     assert "computed 8" in run(str(script), "--rows", "4")
+
+
+def test_a_damaged_result_or_record_is_computed_again(
+    storage: Storage, ran: str, mlflow_database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = chain(storage, ran)
+    first.run()
+    total = first.progress["total"].result
+    folders = {step.parent.name: step for step in Path(storage.uri("steps")).glob("*/*/*")}
+    (folders["total"] / "result" / "value.pickle").write_bytes(b"cut")
+    record_file = folders["tripled"] / "step.json"
+    record_file.write_bytes(record_file.read_bytes()[:100])
+    second = chain(storage, ran)
+    second.run()
+    assert counted(ran) == {"make": 1, "tripled": 2, "total": 2}
+    assert states(second) == ["skipped", "done", "done"]
+    assert second.progress["total"].result == total
+    said = capsys.readouterr().out
+    assert "[tripled] its stored result cannot be used, and is computed again" in said
+    assert "[total] its stored result cannot be used, and is computed again" in said

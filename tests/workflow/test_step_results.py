@@ -1,6 +1,8 @@
 """Step results: written and read back."""
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,7 @@ import ray
 from raysys.data import Table
 from raysys.errors import StorageError
 from raysys.storage import Storage
-from raysys.workflow._step_results import load, save
+from raysys.workflow._step_results import load, require_intact, save
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -55,8 +57,8 @@ def test_one_column_of_a_stored_table_can_be_read(storage: Storage) -> None:
     assert table.select(["x"]).to_arrow()["x"].to_pylist() == [1, 2, None]
     for file in Path(storage.uri("a/table-0")).glob("*.arrow"):
         file.unlink()
-    with pytest.raises(StorageError, match="it was removed"):
-        Table.read_blocks(storage, "a/table-0").to_arrow()
+    with pytest.raises(StorageError, match="1 of its 1 blocks are missing"):
+        Table.read_blocks(storage, "a/table-0")
 
 
 def test_a_removed_result_is_reported(storage: Storage) -> None:
@@ -64,3 +66,26 @@ def test_a_removed_result_is_reported(storage: Storage) -> None:
     storage.remove("a")
     with pytest.raises(StorageError, match="with `--from` that step"):
         load(storage, kept)
+
+
+def test_a_planted_pickle_is_not_run(storage: Storage, tmp_path: Path) -> None:
+    class Planted:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "run",)
+
+    kept = save(storage, "a", {"held": ray.put(1)})
+    for name in ("value.pickle", "object-0"):
+        storage.write_bytes(f"a/{name}", pickle.dumps(Planted()))
+        with pytest.raises(StorageError, match="not written by this cluster"):
+            load(storage, kept)
+        kept = save(storage, "a", {"held": ray.put(1)})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_table_with_a_block_cut_off_is_refused(storage: Storage) -> None:
+    save(storage, "a", Table.from_arrow(ROWS))
+    require_intact(storage, "a")
+    (block,) = Path(storage.uri("a/table-0")).glob("*.arrow")
+    block.write_bytes(block.read_bytes()[:-100])
+    with pytest.raises(StorageError, match="1 of its 1 blocks are missing or cut off"):
+        require_intact(storage, "a")
