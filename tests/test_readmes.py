@@ -14,6 +14,7 @@ from raysys import serve
 
 ROOT = Path(raysys.__file__).parents[1]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("raysys/**/README.md"))]
+TEXTS = [*READMES, *sorted(ROOT.glob("*/*.md"))]
 
 
 def run_as_script(block: str, folder: Path) -> None:
@@ -25,6 +26,17 @@ def run_as_script(block: str, folder: Path) -> None:
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [*READMES, *sorted(ROOT.glob("*/*.md"))],
+    ids=lambda path: f"{path.parent.name}-{path.name}",
+)
+def test_links_lead_somewhere(text: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", text.read_text())
+    local = [target for target in targets if "://" not in target]
+    assert not [target for target in local if not (text.parent / target).exists()]
 
 
 @pytest.mark.usefixtures("ray_cluster")

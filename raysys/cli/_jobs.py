@@ -94,7 +94,8 @@ def logs(
     if app is not None:
         dashboard = cluster.Dashboard(cluster.find_dashboard())
         lines = cluster.application_log(dashboard, app, request=request)
-        say("\n".join(lines) or f"no lines{f' of request {request}' if request else ''}")
+        of = f" of request {request}: nodes that failed log, refused requests (4xx) do not"
+        say("\n".join(lines) or f"no lines{of if request else ''}")
         return
     jobs = _jobs()
     job = jobs.find(str(id))

@@ -34,8 +34,7 @@ def lineage(
             model = ModelStore(storage).get(name)
         except StorageError as error:
             raise StorageError(
-                f"{name!r} is not a Table, run or model in {storage.root}: give the lineage id "
-                "that a run prints for its Tables, a run's name, or a model's name"
+                f"{name!r} is not a Table or run in {storage.root}, and {error}"
             ) from error
         record = model.manifest(storage)
         say(f"model {name} version {model.version}")

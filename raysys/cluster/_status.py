@@ -112,8 +112,10 @@ def application_lines(
         since = datetime.fromtimestamp(application["last_deployed_time_s"])
         head = f"  {title}: {application.get('status')} since {since:%Y-%m-%d %H:%M}"
         lines.append("; ".join([head, *parts]))
-    if lines and requests is None:
-        lines.append("  numbers of requests: unknown, this machine reads no metrics of the gateway")
+    if lines:
+        reason = "unknown, this machine reads no metrics of the gateway"
+        age = "up to 15 s old"
+        lines.append(f"  numbers of requests: {reason if requests is None else age}")
     return _section("applications", lines)
 
 

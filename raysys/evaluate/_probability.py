@@ -1,7 +1,11 @@
 """Metrics of predicted probabilities of binary outcomes."""
 
+from typing import Any
+
 import numpy as np
 
+from raysys.errors import DataError
+from raysys.evaluate._regression import finite_column
 from raysys.imports import lazy_import
 
 sklearn_metrics = lazy_import("sklearn.metrics")
@@ -20,8 +24,15 @@ def binary_measures(
     Returns:
         `auc`, the area under the ROC curve; `average_precision`, the area under the curve of
         precision over recall, a step at each threshold; and `calibration_error`.
+
+    Raises:
+        DataError: Lengths differ, a label is not 0 or 1, all labels are the same, or a probability
+            is missing or not from 0 to 1.
     """
     weights = sample_weight
+    labels, probabilities = _checked(labels, probabilities)
+    if labels.all() or not labels.any():
+        raise DataError(f"all {len(labels)} labels are {labels[0]:g}: give rows of both classes")
     precision = sklearn_metrics.average_precision_score(
         labels, probabilities, sample_weight=weights
     )
@@ -48,10 +59,33 @@ def calibration_error(
         probabilities: From 0 to 1, `(n,)`.
         bins: Number of bins; a bin includes its lower edge, the last one both edges.
         sample_weight: Weights of the rows, `(n,)`.
+
+    Raises:
+        DataError: As for `binary_measures`; labels may be all the same.
     """
+    labels, probabilities = _checked(labels, probabilities)
     weights = 1.0 if sample_weight is None else np.asarray(sample_weight, np.float64)
-    bin_of_row = np.minimum((np.asarray(probabilities) * bins).astype(np.int64), bins - 1)
+    bin_of_row = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
     # In each bin, rows times distance is the distance of the sums.
-    gaps = weights * (np.asarray(probabilities, np.float64) - labels)
+    gaps = weights * (probabilities - labels)
     total = np.sum(np.broadcast_to(weights, gaps.shape))
     return float(np.abs(np.bincount(bin_of_row, gaps, bins)).sum() / total)
+
+
+def _checked(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities, float64 `(n,)`."""
+    labels = finite_column("labels", labels)
+    probabilities = finite_column("probabilities", probabilities)
+    if len(labels) != len(probabilities):
+        raise DataError(
+            f"{len(labels)} labels and {len(probabilities)} probabilities: give one for each label"
+        )
+    if wrong := np.setdiff1d(labels, (0, 1)).tolist():
+        raise DataError(f"labels such as {wrong[0]:g}: give 1 for the positive class and 0 else")
+    low, high = probabilities.min(), probabilities.max()
+    if low < 0 or high > 1:
+        raise DataError(
+            f"probabilities from {low:g} to {high:g}: give values from 0 to 1, such as "
+            "1 / (1 + exp(-margin)) of margins"
+        )
+    return labels, probabilities

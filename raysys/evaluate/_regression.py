@@ -39,8 +39,8 @@ def regression_measures(
         DataError: Lengths differ, rows are missing, a value is missing or not finite, a weight
             is negative or all are 0, or `alpha` is not between 0 and 1.
     """
-    truth, values = _column("targets", targets), _column("predictions", predictions)
-    weights = None if sample_weight is None else _column("sample_weight", sample_weight)
+    truth, values = finite_column("targets", targets), finite_column("predictions", predictions)
+    weights = None if sample_weight is None else finite_column("sample_weight", sample_weight)
     for name, column in (("predictions", values), ("sample_weight", weights)):
         if column is not None and len(column) != len(truth):
             raise DataError(
@@ -66,7 +66,7 @@ def regression_measures(
     return measures
 
 
-def _column(name: str, values: Any) -> np.ndarray:
+def finite_column(name: str, values: Any) -> np.ndarray:
     """Finite float64 `(n,)` of one or more rows; `(n, 1)`, as modules return it, is `(n,)`."""
     try:
         column = np.asarray(values, np.float64)

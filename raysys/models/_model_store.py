@@ -169,7 +169,7 @@ class ModelStore:
                 versions = client.search_model_versions(f"name = '{name}'", max_results=20)
                 numbers = ", ".join(sorted(str(entry.version) for entry in versions))
                 shown_name = repr(name)
-                remedy = f"it has the versions {numbers}: promote one, or give version="
+                remedy = f"versions: {numbers}. Promote one, or give version="
             else:
                 shown_name = unknown_names([name], names)
                 remedy = "run the job that registers it"

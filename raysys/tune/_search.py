@@ -190,7 +190,7 @@ def _result(name: str, ledger: TrialLedger, objectives: Objectives) -> SearchRes
 
 def _trial_line(name: str, trial: Trial, objectives: Objectives, count: int | None) -> str:
     """Progress line of a trial that has ended."""
-    total = f" of {count}" if count else ""
+    total = f" ({trial.number + 1} of {count})" if count else ""
     params = ", ".join(f"{key} {format_value(value)}" for key, value in trial.params.items())
     outcome = f"failed: {trial.reason}"
     if trial.state != "failed":
@@ -198,4 +198,4 @@ def _trial_line(name: str, trial: Trial, objectives: Objectives, count: int | No
         values = ", ".join(f"{metric} {final[metric]:.4f}" for metric in objectives.directions)
         stopped = "stopped " if trial.state == "stopped" else ""
         outcome = f"{values} {stopped}after {trial.last_round} rounds"
-    return f"[{name}] trial {trial.number + 1}{total}: {outcome} ({params})"
+    return f"[{name}] trial {trial.number}{total}: {outcome} ({params})"

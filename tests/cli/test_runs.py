@@ -32,4 +32,5 @@ def test_lineage_goes_from_a_run_back_to_files(
     assert of_table.index("filter, 3 rows") < of_table.index("read csv, 7 rows")
     unknown = CliRunner().invoke(cli.app, ["lineage", "no-such"])
     assert isinstance(unknown.exception, RaysysError)
-    assert "'no-such' is not a Table, run or model" in str(unknown.exception)
+    assert "'no-such' is not a Table or run in" in str(unknown.exception)
+    assert "no model 'no-such'" in str(unknown.exception)

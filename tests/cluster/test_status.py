@@ -85,6 +85,7 @@ def test_applications_are_listed_with_replicas_models_and_failed_requests() -> N
         "applications:",
         f"{films}; 6 of 120 requests failed (3 4xx, 3 5xx)",
         f"{quiet}; 0 requests, none failed",
+        "  numbers of requests: up to 15 s old",
     ]
     *lines, unknown = status.application_lines(applications, None)
     assert lines == ["applications:", films, quiet]

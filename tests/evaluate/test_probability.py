@@ -3,6 +3,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from raysys.errors import DataError
 from raysys.evaluate import binary_measures, calibration_error
 
 RNG = np.random.default_rng(0)
@@ -38,3 +39,23 @@ def test_measures_are_those_of_scikit_learn() -> None:
         "average_precision": average_precision_score(LABELS, PROBABILITIES),
         "calibration_error": calibration_error(LABELS, PROBABILITIES),
     }
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "message"),
+    [
+        ([0, 1], [0.0, 1.3], "probabilities from 0 to 1.3: give values from 0 to 1"),
+        ([0, 1], [-2.0, 3.0], "probabilities from -2 to 3"),
+        ([0, 1], [0.1, np.nan], "1 of 2 probabilities are missing or not finite"),
+        ([0, 2], [0.1, 0.2], "labels such as 2"),
+        (["no", "yes"], [0.1, 0.2], "labels are not numbers"),
+        ([0, 1, 1], [0.1, 0.2], "3 labels and 2 probabilities"),
+        ([1, 1], [0.1, 0.2], "all 2 labels are 1"),
+        ([0, 1], [[0.9, 0.1], [0.2, 0.8]], r"probabilities of shape \(2, 2\)"),
+    ],
+)
+def test_what_is_no_probability_or_label_is_refused(
+    labels: list[object], probabilities: list[object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        binary_measures(np.array(labels), np.array(probabilities))

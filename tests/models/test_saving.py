@@ -86,7 +86,7 @@ def test_a_module_is_called_by_its_arguments_or_by_columns(
     np.testing.assert_array_equal(models.load(first, storage)(x), expected)
     with pytest.raises(StorageError, match=r"no model 'nett' \(did you mean 'net'\?\) with alias"):
         models.load("nett", storage)
-    with pytest.raises(StorageError, match=r"'net' version 7 .* it has the versions 1"):
+    with pytest.raises(StorageError, match=r"'net' version 7 .* versions: 1"):
         models.load("net", storage, version=7)
 
 

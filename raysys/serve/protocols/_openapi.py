@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from raysys.serve._outputs import Outputs
 
 _ERRORS = {
-    "400": "Malformed body",
+    "400": "Malformed Arrow stream, v2 request, compression or header",
     "401": "Missing or unknown API key",
     "413": "Body too large, also when it is decompressed, or too many rows for one write",
     "415": "Content type other than JSON or Arrow, or coding other than gzip or deflate",
-    "422": "Invalid value; the message names the field",
+    "422": "Malformed JSON or invalid value; the message names the field",
     "429": "Rate limit of the API key exceeded",
     "500": "The graph failed",
     "503": "Overloaded; Retry-After has the seconds to wait",
