@@ -17,6 +17,8 @@ __all__ = [
     "unknown_names",
 ]
 
+_MAX_NAME = 100
+
 
 class RaysysError(Exception):
     """Base of every error that raysys raises on purpose."""
@@ -94,6 +96,7 @@ def unknown_names(names: Iterable[str], known: Iterable[str]) -> str:
     from difflib import get_close_matches
 
     known = list(known)
-    near = {name: get_close_matches(str(name), known, 1) for name in names}
+    cut = [name if len(str(name)) < _MAX_NAME else f"{str(name)[:_MAX_NAME]}..." for name in names]
+    near = {name: get_close_matches(str(name), known, 1) for name in cut}
     shown = [f"{n!r} (did you mean {c[0]!r}?)" if c else repr(n) for n, c in near.items()]
     return ", ".join(shown)

@@ -1,6 +1,6 @@
 """The Ray cluster: connection, resources, a local head, submitted jobs and diagnosis."""
 
-from raysys.cluster._application_log import application_log
+from raysys.cluster._application_log import WORKER_NAME, application_log
 from raysys.cluster._certificates import make_certificates
 from raysys.cluster._connection import ON_DEMAND_ONLY, connect, raise_priority
 from raysys.cluster._dashboard import Dashboard, find_dashboard, submission_dashboard
@@ -10,6 +10,7 @@ from raysys.cluster._error_text import error_line, error_traceback, task_error_c
 from raysys.cluster._job_folder import check_names
 from raysys.cluster._jobs import Jobs, SubmittedJob
 from raysys.cluster._local_head import Head, local_head, start_local, stop_local
+from raysys.cluster._local_socket import AsyncChannel, Channel, listen
 from raysys.cluster._resources import (
     HEADROOM_CPUS,
     Resources,
@@ -29,6 +30,9 @@ __all__ = [
     "HEADROOM_CPUS",
     "NAMESPACE",
     "ON_DEMAND_ONLY",
+    "WORKER_NAME",
+    "AsyncChannel",
+    "Channel",
     "Dashboard",
     "Head",
     "Jobs",
@@ -48,6 +52,7 @@ __all__ = [
     "examine",
     "find_dashboard",
     "limits",
+    "listen",
     "local_head",
     "make_certificates",
     "raise_priority",

@@ -11,8 +11,11 @@ from raysys.errors import RaysysError, UnavailableError, unknown_names
 if TYPE_CHECKING:
     from raysys.cluster._dashboard import Dashboard
 
-# Serve's replica of the deployment of a version.
-_REPLICA = re.compile(r"SERVE_REPLICA::(?P<app>.+)-v(?P<version>\d+)#(?P<deployment>[^#]+)#.*")
+WORKER_NAME = "SERVE_WORKER"
+# Serve's replica of the deployment of a version, or a worker of it.
+_REPLICA = re.compile(
+    rf"(SERVE_REPLICA|{WORKER_NAME})::(?P<app>.+)-v(?P<version>\d+)#(?P<deployment>[^#]+)#.*"
+)
 _MAX_LINES = 20_000  # of a replica, the newest
 
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from raysys.cluster import task_error_cause
+from raysys.cluster import Channel, task_error_cause
 from raysys.errors import UnavailableError
-from raysys.index._local_socket import Channel
 from raysys.index._query_result import QueryResult, merge, padding
 from raysys.index._replica import StaleReplicaError
 from raysys.index._slot_rows import VersionExpiredError

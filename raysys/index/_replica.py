@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import ray
 
-from raysys.cluster import raise_priority
+from raysys.cluster import listen, raise_priority
 from raysys.errors import StorageError, UnavailableError
 from raysys.index._actor_names import actor, writer_name
-from raysys.index._local_socket import listen
 from raysys.index._persistence import IndexFiles
 from raysys.index._rows import split_rows
 from raysys.index._shard import Shard

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysys.imports import lazy_import
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 worker = lazy_import("ray._private.worker")
 state = lazy_import("ray._private.state")
@@ -70,3 +75,15 @@ def silence_ray() -> None:
 def is_ray_exit(error: BaseException) -> bool:
     """Whether Ray ends this worker by an exception, after SIGTERM for example."""
     return hasattr(error, "ray_terminate_msg")
+
+
+def before_exit(tell: Callable[[int], object]) -> None:
+    """Call a function with the status before this process ends itself by `os._exit`."""
+    end = os._exit
+
+    def exit_(status: int) -> None:
+        with contextlib.suppress(OSError):
+            tell(status)
+        end(status)
+
+    os._exit = exit_  # type: ignore[assignment]

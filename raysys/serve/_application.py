@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class Application:
     protected: bool
     token: str
     ignore_unknown_fields: bool = False
+
+    def without_functions(self) -> Application:
+        """The application for its HTTP servers, whose nodes run in other processes."""
+        graphs = {action: graph.without_functions() for action, graph in self.graphs.items()}
+        return dataclasses.replace(self, graphs=graphs)
 
     def path(self, action: str) -> str:
         """Path of an action's requests."""

@@ -32,6 +32,21 @@ _NOT_BEGUN = ": it had not begun, nothing was changed"
 _BEGUN = (
     ": it has begun, and may still be applied as a whole. Send it again, or read what it writes"
 )
+_ALONE = {"alone": True}
+
+
+class WorkerEndedError(RaysysError):
+    """The process that ran a batch has ended.
+
+    Attributes:
+        is_own: Whether the batch itself is the reason: a crash, an exit, or that it hung. A process
+            that was killed, or ran out of memory, gives no reason.
+        is_hung: Whether it was ended because the batch took too long.
+    """
+
+    def __init__(self, reason: str, *, is_hung: bool = False) -> None:
+        super().__init__(f"the process that ran the nodes has ended: {reason or 'killed'}")
+        self.is_own, self.is_hung = bool(reason), is_hung
 
 
 class OverloadedError(RaysysError):
@@ -111,14 +126,17 @@ class Batcher:
     """
 
     def __init__(
-        self, run: Callable[[Columns, tuple[RequestContext, ...]], Awaitable[Outputs]],
+        self, run: Callable[..., Awaitable[Outputs]],
         inputs: Mapping[str, Array], batching: Batching, *, in_flight: int = 1,
         observe: Callable[[int, float, Sequence[float]], None] | None = None, writes: bool = False,
+        patience_s: Callable[[], float] = lambda: math.inf,
+        can_overtake: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         """Start with an empty queue.
 
         Args:
-            run: Computes the outputs of a batch.
+            run: Computes the outputs of a batch; with `alone=True` those of a request that may
+                have ended its process, apart from others.
             inputs: Column types of a batch.
             batching: Limits of a batch and of the queue.
             in_flight: Maximum number of concurrent batches.
@@ -126,7 +144,10 @@ class Batcher:
                 oldest first.
             writes: Whether `run` changes something: then a request is never split, and a late one
                 is told whether it may have been applied.
+            patience_s: Seconds after which the next batch may overtake one in flight.
+            can_overtake: Whether it could run now.
         """
+        self._patience_s, self._can_overtake = patience_s, can_overtake
         self._run, self._inputs, self._batching, self._writes = run, inputs, batching, writes
         self._in_flight, self._observe = in_flight, observe
         # Rows of unequal length cannot be stacked, so they cannot share a batch.
@@ -154,7 +175,7 @@ class Batcher:
     @property
     def is_idle(self) -> bool:
         """Whether no rows wait or run."""
-        return not self._queue and not self._running
+        return not self._queue and not self._items_running
 
     def submit_row(
         self, row: Sequence[Any], deadline: float, context: RequestContext
@@ -316,6 +337,9 @@ class Batcher:
         assert task
         self._started = time.monotonic()
         self._items_running.update(items)
+        patience_s = self._patience_s()
+        if not math.isinf(patience_s):
+            asyncio.get_running_loop().call_later(patience_s, self._overtake, task)
         try:
             await self._run_items(items, task)
         finally:
@@ -323,23 +347,41 @@ class Batcher:
             self._items_running.difference_update(items)
 
     async def _run_items(
-        self, items: list[_QueuedRows], task: asyncio.Task[None] | None = None
-    ) -> None:
-        """Run a batch; if it fails, isolate the failing request by bisection."""
+        self, items: list[_QueuedRows], task: asyncio.Task[None] | None = None, *,
+        alone: bool = False, again: bool = False,
+    ) -> None:  # fmt: skip
+        """Run a batch; if it fails, isolate the failing request.
+
+        A batch whose process was killed runs again; a request that may have ended its process is
+        tried once more, alone.
+        """
         started = time.monotonic()
         try:
             contexts = tuple(item.context for item in items)
-            outputs = await self._run(self._columns(items), contexts)
+            outputs = await self._run(self._columns(items), contexts, **_ALONE if alone else {})
+        except WorkerEndedError as error:
+            if not (error.is_own or again or alone):
+                await self._run_items(items, task, again=True)
+                return
+            if alone or len(items) == 1:
+                _fail(items[0], self._late(has_begun=True) if error.is_hung else error)
+                return
+            if task:
+                self._release(task)
+            for item in items:
+                if not item.future.done():  # its deadline may pass meanwhile
+                    await self._run_items([item], alone=True)
+            return
         except Exception as error:
             if len(items) == 1:
-                if not items[0].future.done():
-                    items[0].future.set_exception(error)
+                _fail(items[0], error)
                 return
-            await self._run_items(items[: len(items) // 2])
-            await self._run_items(items[len(items) // 2 :])
+            await self._run_items(items[: len(items) // 2], alone=alone)
+            await self._run_items(items[len(items) // 2 :], alone=alone)
             return
         rows, seconds = sum(item.rows for item in items), time.monotonic() - started
-        if rows <= self._batching.max_batch_size:
+        # One that ran alone may have waited for a process.
+        if not alone and rows <= self._batching.max_batch_size:
             self._adapt(rows, seconds)
         if task:
             self._release(task)  # the next batch starts before these responses are sent
@@ -350,6 +392,13 @@ class Batcher:
             start += item.rows
         if self._observe:
             self._observe(rows, seconds, [started - item.arrived for item in items])
+
+    def _overtake(self, task: asyncio.Task[None]) -> None:
+        """Let the next batch start although this one runs."""
+        if self._can_overtake():
+            self._release(task)
+        elif task in self._running:
+            asyncio.get_running_loop().call_later(_SWEEP_S, self._overtake, task)
 
     def _release(self, task: asyncio.Task[None]) -> None:
         if task in self._running:
@@ -396,3 +445,8 @@ class Batcher:
         self._sweeping = bool(self._queue or self._items_running)
         if self._sweeping:
             asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+
+def _fail(item: _QueuedRows, error: Exception) -> None:
+    if not item.future.done():
+        item.future.set_exception(error)

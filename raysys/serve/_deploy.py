@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray import cloudpickle
 
 from raysys import audit, cluster
 from raysys.arguments import checked
@@ -341,7 +342,7 @@ def _deployment(
         ray_actor_options={"num_cpus": cpus, **on_demand},
         user_config={"models": stored_models(application.graphs.values())},
         **shared,
-    ).bind(application, handles)
+    ).bind(application.without_functions(), cloudpickle.dumps(application), handles)
 
 
 def _title(name: str, version: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import graphlib
 import inspect
@@ -228,6 +230,18 @@ class Graph:
                  for name in self.order]  # fmt: skip
         return digest(self.explain(), nodes)
 
+    def without_functions(self) -> Graph:
+        """The graph's types and plan, for a process that runs none of its nodes.
+
+        Unlike the graph it is unpickled without the libraries of its nodes.
+        """
+        bare = copy.copy(self)
+        bare.nodes = {
+            name: dataclasses.replace(node, call=_elsewhere, takes={}, gives=None)
+            for name, node in self.nodes.items()
+        }
+        return bare
+
     @functools.cached_property
     def plan(self) -> _compiler.ServingPlan:
         """The deployments and the steps of a batch."""
@@ -237,6 +251,10 @@ class Graph:
     def explain(self, form: typing.Literal["text", "mermaid"] = "text") -> str:
         """The plan with its reasons, as text or as a Mermaid flowchart."""
         return _compiler.as_mermaid(self) if form == "mermaid" else _compiler.as_text(self)
+
+
+def _elsewhere(*_: Any, **__: Any) -> Any:
+    raise GraphError("this copy of the graph has no functions")
 
 
 def _node(

@@ -17,6 +17,7 @@ import httptools
 import orjson
 
 from raysys.gateway import MAX_BODY_HEADER
+from raysys.serve._body_budget import FREE_BYTES, BodyBudget, HeldBody
 
 Headers = dict[bytes, bytes]
 """Header values by lower-case name; the last of repeated ones."""
@@ -52,6 +53,9 @@ class HTTPStatusError(Exception):
         self.status, self.headers = status, dict(headers or {})
         self.body: dict[str, Any] = {"error": text}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.status, str(self), self.headers), {"body": self.body}
+
 
 def request_id(headers: Headers) -> str:
     """The request's id, which HAProxy sets where the client does not."""
@@ -70,9 +74,10 @@ class Connection(asyncio.Protocol):
     asyncio calls `connection_made` and `data_received`, httptools the methods `on_*`.
     """
 
-    def __init__(self, handle: Handle, max_body_bytes: int) -> None:
+    def __init__(self, handle: Handle, max_body_bytes: int, budget: BodyBudget) -> None:
         """Call `handle` with each request; larger bodies get 413, and the connection is closed."""
-        self._handle, self._max_body_bytes = handle, max_body_bytes
+        self._handle, self._max_body_bytes, self._budget = handle, max_body_bytes, budget
+        self._held: HeldBody | None = None
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: Any = None
         self._begin()
@@ -105,12 +110,19 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
+        if self._transport.is_closing():
+            return
         if self._size <= self._limit:
             self._parts.append(body)
+            if self._size > FREE_BYTES:
+                self._held = self._held or HeldBody(self._end)
+                self._budget.grow(self._held, self._size)
         elif self._size > self._limit + _DRAIN_BYTES:
             self._end(413, TOO_LARGE)
 
     def on_message_complete(self) -> None:
+        if self._transport.is_closing():
+            return
         if self._is_open:  # pipelining, which neither HAProxy nor the holding proxy does
             self._end(400, _MALFORMED)
             return
@@ -125,11 +137,16 @@ class Connection(asyncio.Protocol):
             path = urllib.parse.unquote(path)
         self._begin()
         self._is_open = True
+        held, self._held = self._held, None
+        if held:
+            held.is_complete = True
 
         def respond(
             status: int, kind: str, body: bytes, headers: Mapping[str, str] | None = None
         ) -> None:
             self._is_open = False
+            if held:
+                self._budget.end(held)
             more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
             if not keep_alive:
                 more += "connection: close\r\n"
@@ -143,8 +160,13 @@ class Connection(asyncio.Protocol):
 
         self._handle(method, path, headers, body, respond)
 
+    def connection_lost(self, _: Exception | None) -> None:
+        if self._held:
+            self._budget.end(self._held)
+
     def _end(self, status: int, text: str) -> None:
         """Respond with an error and close the connection."""
+        self._parts.clear()
         if not self._transport.is_closing():
             body = orjson.dumps({"error": text, "request_id": request_id(self._headers)})
             head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"

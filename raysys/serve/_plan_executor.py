@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -15,56 +14,60 @@ from ray.exceptions import RayActorError, RayTaskError
 from raysys.cluster import task_error_cause
 from raysys.serve._compiler import ENTRY, BatchStep
 from raysys.serve._outputs import Outputs, as_outputs
-from raysys.serve._request_context import RequestContext, running_requests
 
 if TYPE_CHECKING:
     from raysys.serve._autoscaling import LoadEstimator
     from raysys.serve._column_types import Columns
     from raysys.serve._graph import Graph
-    from raysys.serve._metrics import Metrics
+    from raysys.serve._request_context import RequestContext
 
 _MAX_ATTEMPTS = 4
 _HEDGE_MIN_S, _HEDGE_FACTOR = 1.0, 5.0
-_BRIEF_S = 0.002
 _SMOOTHING = 8  # batches
 _log = logging.getLogger("raysys.serve")
 
+RunOwn = Callable[
+    [int, "Columns", int, "tuple[RequestContext, ...]", bool],
+    Awaitable["tuple[Columns, float]"],
+]
+
 
 class PlanExecutor:
-    """Runs the steps of a plan over a batch: the entry's here, the others through Serve's handles.
+    """Runs the steps of a plan over a batch: the entry's by `run_own`, others by Serve's handles.
 
-    Steps of the entry run in threads, so that requests are read meanwhile. If all cores are busy a
-    thread only adds context switches, so brief steps then run on the event loop.
-
-    Attributes:
-        is_crowded: Whether all cores of the machine are busy, set by the owner.
+    `run_own` takes the step's number, its values, the batch's rows and requests, and whether the
+    batch is suspected of ending its process; it returns the step's values and its seconds.
     """
 
     def __init__(
-        self, graph: Graph, handles: Mapping[str, Any], metrics: Metrics, load: LoadEstimator
+        self, graph: Graph, handles: Mapping[str, Any], run_own: RunOwn, load: LoadEstimator
     ) -> None:
-        self._graph, self._handles, self._metrics, self._load = graph, handles, metrics, load
+        self._graph, self._handles, self._run_own, self._load = graph, handles, run_own, load
         self._steps = graph.plan.steps
-        self.is_crowded = False
-        self._local_s: dict[tuple[str, ...], float] = {}  # smoothed time of a local step
         self._hop_s: dict[int, float] = {}  # smoothed time of a remote step
-        self._threads = concurrent.futures.ThreadPoolExecutor(
-            graph.plan.in_flight, thread_name_prefix="graph"
-        )
 
-    async def __call__(self, columns: Columns, contexts: tuple[RequestContext, ...]) -> Outputs:
-        """The outputs of a batch."""
+    async def __call__(
+        self, columns: Columns, contexts: tuple[RequestContext, ...], *, alone: bool = False
+    ) -> Outputs:
+        """The outputs of a batch; `alone` keeps it from the processes that other batches need."""
         rows, spent = len(next(iter(columns.values()))), list[float]()
+
+        async def run_own(number: int, needs: Columns) -> Columns:
+            values, seconds = await self._run_own(number, needs, rows, contexts, alone)
+            spent.append(seconds)
+            return values
+
         if len(self._steps) == 1 and self._steps[0].stage == ENTRY:
-            values = await self._local(self._steps[0], columns, contexts, spent)
+            values = await run_own(0, columns)
         else:
-            values = await self._all_steps(columns, contexts, spent)
+            values = await self._all_steps(columns, contexts, run_own)
         self._load.batch(rows, sum(spent))
         return as_outputs(self._graph.output, values[self._graph.output], rows)
 
     async def _all_steps(
-        self, columns: Columns, contexts: tuple[RequestContext, ...], spent: list[float]
-    ) -> Columns:
+        self, columns: Columns, contexts: tuple[RequestContext, ...],
+        run_own: Callable[[int, Columns], Awaitable[Columns]],
+    ) -> Columns:  # fmt: skip
         """Run each step when the steps before it have finished."""
         values = dict(columns)
         tasks: list[asyncio.Task[None]] = []
@@ -73,7 +76,7 @@ class PlanExecutor:
             await asyncio.gather(*(tasks[before] for before in step.after))
             needs = {name: values[name] for name in step.needs}
             if step.stage == ENTRY:
-                values.update(await self._local(step, needs, contexts, spent))
+                values.update(await run_own(number, needs))
             else:
                 values.update(await self._remote(number, step, needs, contexts))
 
@@ -84,28 +87,6 @@ class PlanExecutor:
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None  # the others were only cancelled
         return values
-
-    async def _local(
-        self, step: BatchStep, values: Columns, contexts: tuple[RequestContext, ...],
-        spent: list[float],
-    ) -> Columns:  # fmt: skip
-        if self.is_crowded and self._local_s.get(step.nodes, math.inf) < _BRIEF_S:
-            return self._run(step, values, contexts, spent)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._run, step, values, contexts, spent
-        )
-
-    def _run(
-        self, step: BatchStep, values: Columns, contexts: tuple[RequestContext, ...],
-        spent: list[float],
-    ) -> Columns:  # fmt: skip
-        started = time.perf_counter()
-        with running_requests(contexts):
-            results = self._graph.run(step.nodes, values, self._metrics.node)
-        seconds = time.perf_counter() - started
-        spent.append(seconds)
-        _smooth(self._local_s, step.nodes, seconds)
-        return results
 
     async def _remote(
         self, number: int, step: BatchStep, values: Columns, contexts: tuple[RequestContext, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
+import functools
 import logging
 import socket
 import threading
@@ -17,16 +17,15 @@ import ray
 import uvloop
 from ray.exceptions import RayActorError
 
-from raysys.cluster import raise_priority
 from raysys.errors import GraphError, RaysysError
 from raysys.gateway import ANNOUNCE_S, Announcement, find_gateway
 from raysys.serve._autoscaling import LOAD, LoadEstimator
 from raysys.serve._batcher import Batcher
-from raysys.serve._compiler import ENTRY
+from raysys.serve._graph_worker import as_exception, set_up_process
+from raysys.serve._graph_workers import GraphWorkers
 from raysys.serve._metrics import Metrics
 from raysys.serve._plan_executor import PlanExecutor
-from raysys.serve._request_context import RequestContext, current_requests, running_requests
-from raysys.telemetry import logs
+from raysys.serve._request_context import RequestContext, running_requests
 
 if TYPE_CHECKING:
     from raysys.serve._application import Application
@@ -34,22 +33,18 @@ if TYPE_CHECKING:
     from raysys.serve._outputs import Outputs
 
 _STUCK_S = 20.0
+# Limit of all long bodies at the same time: so many of the largest size.
+_BODIES, _BODIES_BYTES = 6, 64 << 20
 # Processor utilization of the machine; two thresholds, since batching for a crowd frees time.
 _CROWDED_PERCENT, _CALM_PERCENT = 85.0, 60.0
 _log = logging.getLogger("raysys.serve")
-
-
-def _set_up_process() -> None:
-    raise_priority()
-    logs.set_up()
-    logs.add_source("request_ids", lambda: [request.request_id for request in current_requests()])
 
 
 class NodeReplica:
     """A replica of nodes with a placement."""
 
     def __init__(self, application: Application, action: str, stage: str) -> None:
-        _set_up_process()
+        set_up_process()
         self._graph = application.graphs[action]
         self._metrics = Metrics(application.name, action)
         self._graph.load(self._graph.plan.stages[stage].nodes)
@@ -62,8 +57,13 @@ class NodeReplica:
     def run(self, number: int, values: Columns, contexts: tuple[RequestContext, ...]) -> Columns:
         """Run a step over a batch."""
         step, started = self._graph.plan.steps[number], time.perf_counter()
-        with running_requests(contexts):
-            results = self._graph.run(step.nodes, values, self._metrics.node)
+        try:
+            with running_requests(contexts):
+                results = self._graph.run(step.nodes, values, self._metrics.node)
+        except Exception:
+            raise
+        except BaseException as error:  # sys.exit() in a node ends its request alone
+            raise as_exception(error) from error
         self._load.batch(1, time.perf_counter() - started)
         return {name: results[name] for name in step.gives}
 
@@ -74,14 +74,19 @@ class EntryReplica:
     Serve starts, watches, scales and replaces it; requests do not pass through Serve.
     """
 
-    def __init__(self, application: Application, handles: Mapping[str, Mapping[str, Any]]) -> None:
-        """Load the nodes and start to listen; `handles` are those of placed stages, by action."""
-        _set_up_process()  # before threads start: a thread inherits the priority
+    def __init__(
+        self, application: Application, nodes: bytes, handles: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Start to listen.
+
+        Args:
+            application: Definition without functions.
+            nodes: The whole definition, pickled, for the processes that run the nodes.
+            handles: Handles of placed stages, by action.
+        """
+        set_up_process()
         self._application, graphs = application, application.graphs
-        for graph in graphs.values():
-            graph.load(graph.plan.stages[ENTRY].nodes)
-        gc.collect()
-        gc.freeze()  # otherwise each full collection walks all objects of the models' libraries
+        self._workers = GraphWorkers(application, nodes)
         self._metrics = {action: Metrics(application.name, action) for action in graphs}
         rows = application.batching.max_batch_size
         self._loads = {
@@ -89,7 +94,12 @@ class EntryReplica:
         }
         self._loop_load = 0.0
         self._executors = {
-            action: PlanExecutor(graph, handles[action], self._metrics[action], self._loads[action])
+            action: PlanExecutor(
+                graph,
+                handles[action],
+                functools.partial(self._workers.run, action),
+                self._loads[action],
+            )
             for action, graph in graphs.items()
         }
         self._ready = threading.Event()
@@ -114,9 +124,10 @@ class EntryReplica:
             RaysysError: The server has ended or its event loop hangs; Serve replaces the replica.
         """
         silent_s = time.monotonic() - self._heartbeat
-        if self._failure or silent_s > _STUCK_S:
+        failure = self._failure or self._workers.failure
+        if failure or silent_s > _STUCK_S:
             raise RaysysError(
-                f"the HTTP server has not responded for {silent_s:.0f} s ({self._failure!r})"
+                f"the HTTP server has not responded for {silent_s:.0f} s ({failure!r})"
             )
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -145,6 +156,7 @@ class EntryReplica:
         self._ready.set()
 
     async def _main(self) -> None:
+        from raysys.serve._body_budget import BodyBudget
         from raysys.serve._http_server import Connection
         from raysys.serve._routes import Router
 
@@ -159,19 +171,29 @@ class EntryReplica:
                 in_flight=graph.plan.in_flight,
                 observe=self._metrics[action].batch,
                 writes=graph.writes,
+                patience_s=functools.partial(self._workers.patience_s, action),
+                can_overtake=self._workers.has_idle,
             )
             for action, graph in application.graphs.items()
         }
+        await self._workers.start()
         examples = {action: await self._warm_up(action) for action in application.graphs}
-        router = Router(application, self._batchers, self._metrics, examples)
+        read = {
+            action: functools.partial(self._workers.read, action) for action in application.graphs
+        }
+        router = Router(application, self._batchers, self._metrics, examples, read)
         self._stop = asyncio.Event()
+        budget = BodyBudget(max(_BODIES_BYTES, _BODIES * application.max_body_bytes))
         server = await self._loop.create_server(
-            lambda: Connection(router.handle, application.max_body_bytes), sock=self._socket
+            lambda: Connection(router.handle, application.max_body_bytes, budget),
+            sock=self._socket,
         )
-        announcing = asyncio.create_task(self._announce())
+        background = [asyncio.create_task(self._announce()), asyncio.create_task(budget.watch())]
         await self._stop.wait()
-        announcing.cancel()
+        for task in background:
+            task.cancel()
         server.close()
+        self._workers.stop()
 
     async def _warm_up(self, action: str) -> Outputs | None:
         """Run the example, so that the first request finds everything loaded."""
@@ -206,7 +228,7 @@ class EntryReplica:
             capacity = 0
             for action, batcher in self._batchers.items():
                 self._metrics[action].queue(batcher.rows_queued, batcher.refused)
-                self._executors[action].is_crowded = batcher.is_crowded = is_crowded
+                batcher.is_crowded = is_crowded
                 capacity += batcher.capacity(app.deadline_s)
                 if batcher.refused > refused[action]:
                     _log.warning(

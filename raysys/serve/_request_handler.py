@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
 
-from raysys.errors import DataError, GraphError, StorageError, UnavailableError, unknown_names
+from raysys.errors import DataError, GraphError, StorageError, UnavailableError
 from raysys.gateway import APP_HEADER, TIMEOUT_HEADER
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError, TooManyRowsError
-from raysys.serve._http_server import HTTPStatusError, request_id
+from raysys.serve._column_types import rows_of
+from raysys.serve._http_server import HTTPStatusError, body_limit, request_id
 from raysys.serve._json_values import json_bytes
 from raysys.serve._outputs import Outputs, output_columns, output_types, slice_outputs
 from raysys.serve._request_context import RequestContext
+from raysys.serve._request_reader import LARGE_BYTES, RequestReader, decoded, invalid
 from raysys.serve.protocols import _arrow
 from raysys.serve.protocols import _open_inference as _v2
 
@@ -30,8 +33,12 @@ if TYPE_CHECKING:
 Response = tuple[str, bytes, dict[str, str] | None]
 """Content type, body and further headers of a response with status 200."""
 
+Read = Callable[..., Coroutine[Any, Any, Any]]
+"""Takes the name of a method of `RequestReader` and its arguments."""
+
 JSON_TYPE = "application/json"
 _MAX_CACHED = 4096
+_FEW_ROWS = 1024
 _log = logging.getLogger("raysys.serve")
 
 
@@ -39,13 +46,14 @@ class RequestHandler:
     """Handles the requests of one graph in one replica.
 
     Attributes:
-        request: Pydantic model of one request.
         example: Example outputs, which give the response schema.
     """
 
     def __init__(
-        self, application: Application, action: str, batcher: Batcher, example: Outputs | None
-    ) -> None:
+        self, application: Application, action: str, batcher: Batcher, example: Outputs | None,
+        read: Read | None = None,
+    ) -> None:  # fmt: skip
+        """Respond by a batcher; `read` calls a method of `RequestReader` in another process."""
         self._app, self._batcher, self.example = application, batcher, example
         self._graph = graph = application.graphs[action]
         self._cache_ttl_s = 0.0 if graph.writes else application.cache_ttl_s
@@ -53,19 +61,8 @@ class RequestHandler:
         self._outputs = {} if example is None else output_types(graph.output, example)
         if example is not None:
             _require_encodable(graph.output, example)
-        fields: Any = {name: kind.field() for name, kind in graph.inputs.items()}
-        request = graph.request or create_model(f"{action}Request", **fields)
-        if not application.ignore_unknown_fields and "extra" not in request.model_config:
-            members = {"model_config": {"extra": "forbid"}, "__module__": request.__module__}
-            request = type(request.__name__, (request,), members)
-        self.request: type[BaseModel] = request
-        self._validate = self.request.__pydantic_validator__.validate_json
-        self._inputs = tuple(graph.inputs)
-        # Generated models are as strict as the schema that clients see.
-        self._strict = True if graph.request is None else None
-        self._loose = graph.request is not None or any(
-            None in kind.shape for kind in graph.inputs.values()
-        )
+        self._reader = RequestReader(application, action)
+        self._read = read or functools.partial(_read_in_thread, self._reader)
         self._tasks: set[asyncio.Task[None]] = set()
         self._cache: collections.OrderedDict[bytes, tuple[float, bytes]] = collections.OrderedDict()
 
@@ -80,14 +77,10 @@ class RequestHandler:
         if self._cache_ttl_s and (cached := self._cached(body)) is not None:
             respond(200, JSON_TYPE, cached, {"x-cache": "hit"})
             return
-        try:
-            request = self._validate(body, strict=self._strict)
-        except ValidationError as error:
-            raise _invalid(error, self.request) from None
-        row = tuple([getattr(request, name) for name in self._inputs])
-        if self._loose:  # column types are narrower than the request model
-            for value, (name, column) in zip(row, self._graph.inputs.items(), strict=True):
-                column.check(name, [value])
+        if len(body) > LARGE_BYTES:
+            self._later(self._large_row(headers, body), headers, respond)
+            return
+        row = self._reader.row(body)
         future = self._batcher.submit_row(row, self._deadline(headers), _context(headers))
 
         def done(future: asyncio.Future[Outputs]) -> None:
@@ -115,22 +108,46 @@ class RequestHandler:
         limit = self._app.batching.max_batch_size
         return _v2.model_config(self._model, limit, self._graph.inputs, self._outputs)
 
-    async def _arrow(self, headers: Headers, body: bytes) -> Response:
-        columns = _decoded(lambda: _arrow.decode(body, self._graph.inputs))
+    @property
+    def request(self) -> type[BaseModel]:
+        """Pydantic model of one request."""
+        return self._reader.request
+
+    async def _large_row(self, headers: Headers, body: bytes) -> Response:
+        columns = await self._read("row_columns", body)
         outputs = await self._bulk(columns, headers)
-        encoded = _arrow.encode(output_columns(self._graph.output, outputs))
-        return _arrow.MEDIA_TYPE, encoded, None
+        encoded = _encoded(outputs)
+        if self._cache_ttl_s:
+            self._store(body, encoded)
+        return JSON_TYPE, encoded, None
+
+    async def _arrow(self, headers: Headers, body: bytes) -> Response:
+        limit = body_limit(headers, self._app.max_body_bytes)
+        read = self._reader.arrow
+        if len(body) <= LARGE_BYTES:
+            columns = read(body, limit)
+        elif self._reader.is_cheap(0):
+            columns = await asyncio.to_thread(read, body, limit)
+        else:
+            columns = await self._read("arrow", body, limit)
+        outputs = output_columns(self._graph.output, await self._bulk(columns, headers))
+        return _arrow.MEDIA_TYPE, await _apart(outputs, _arrow.encode, outputs), None
 
     async def _v2(self, headers: Headers, body: bytes) -> Response:
         length = headers.get(b"inference-header-content-length")
         if length is not None and not (length.isdigit() and len(length) < 12):
             raise HTTPStatusError(400, "Inference-Header-Content-Length is not a number")
-        graph, json_length = self._graph, None if length is None else int(length)
-        request = _decoded(lambda: _v2.decode(body, json_length, graph.inputs))
+        json_length = None if length is None else int(length)
+        if len(body) <= LARGE_BYTES or self._reader.is_cheap(json_length or len(body)):
+            request = self._reader.v2(body, json_length)
+        else:
+            request = await self._read("v2", body, json_length)
         outputs = await self._bulk(request.columns, headers)
-        columns = output_columns(graph.output, outputs)
+        columns = output_columns(self._graph.output, outputs)
         version = str(self._app.version)
-        encoded, json_length = _decoded(lambda: _v2.encode(request, self._model, version, columns))
+        encoded, json_length = await _apart(
+            columns, decoded, functools.partial(_v2.encode, request, self._model, version, columns)
+        )
         if json_length is None:
             return JSON_TYPE, encoded, None
         lengths = {"inference-header-content-length": str(json_length)}
@@ -139,22 +156,8 @@ class RequestHandler:
     async def _bulk(self, columns: dict[str, Any], headers: Headers) -> Outputs:
         rows = len(next(iter(columns.values())))
         self._batcher.check_rows(rows)
-        if self._graph.request:
-            # In a thread: a large body would block the event loop for too long.
-            await asyncio.to_thread(self._check_rows, columns, rows)
         deadline = self._deadline(headers)
         return await self._batcher.submit_columns(columns, rows, deadline, _context(headers))
-
-    def _check_rows(self, columns: dict[str, Any], rows: int) -> None:
-        """Validate rows by the request model, whose constraints may go beyond column types."""
-        for row in range(rows):
-            values = {
-                name: kind.to_json(columns[name][row]) for name, kind in self._graph.inputs.items()
-            }
-            try:
-                self.request.model_validate(values)
-            except ValidationError as error:
-                raise HTTPStatusError(422, f"row {row}: {_first(error)}") from error
 
     def _deadline(self, headers: Headers) -> float:
         header = headers.get(TIMEOUT_HEADER.encode())
@@ -216,7 +219,7 @@ def _as_http(error: BaseException, headers: Headers) -> HTTPStatusError:
     if isinstance(error, TooManyRowsError):
         return HTTPStatusError(413, str(error))
     if isinstance(error, ValidationError):
-        return _invalid(error)
+        return invalid(error)
     if isinstance(error, DataError):
         return HTTPStatusError(422, str(error))
     # An index that cannot write its log is unchanged.
@@ -255,37 +258,15 @@ def _require_encodable(output: str, outputs: Outputs) -> None:
     _v2.encode(_v2.InferRequest({}, None, None, True), "", "", columns)
 
 
-def _decoded(decode: Callable[[], Any]) -> Any:
-    """A malformed body is 400; a graph's DataError on a well-formed one is 422."""
-    try:
-        return decode()
-    except DataError as error:
-        raise HTTPStatusError(400, str(error)) from error
+async def _read_in_thread(reader: RequestReader, method: str, *args: Any) -> Any:
+    return await asyncio.to_thread(getattr(reader, method), *args)
 
 
-def _invalid(error: ValidationError, request: type[BaseModel] | None = None) -> HTTPStatusError:
-    """The response to a body that does not fit its model."""
-    text, details = _first(error), _details(error)
-    if request is not None:
-        unknown = [d["loc"][0] for d in details if d["type"] == "extra_forbidden"]
-        if unknown:
-            fields = request.model_fields
-            text = f"unknown fields: {unknown_names(unknown, fields)}; fields: {', '.join(fields)}"
-    failure = HTTPStatusError(422, text)
-    failure.body["detail"] = details
-    return failure
-
-
-def _details(error: ValidationError) -> list[Any]:
-    return error.errors(include_url=False, include_context=False, include_input=False)
-
-
-def _first(error: ValidationError) -> str:
-    """The first error, with its field."""
-    first = _details(error)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the body"
-    more = error.error_count() - 1
-    return f"{place}: {first['msg']}" + (f" (and {more} more)" if more else "")
+async def _apart(columns: Mapping[str, Any], encode: Callable[..., Any], *args: Any) -> Any:
+    """Call a function, in a thread if the columns are long."""
+    if rows_of(columns) <= _FEW_ROWS:
+        return encode(*args)
+    return await asyncio.to_thread(encode, *args)
 
 
 def _context(headers: Headers) -> RequestContext:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hmac
+import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import orjson
 from raysys.gateway import ALIVE_PATH, APP_HEADER, TOKEN_HEADER
 from raysys.serve._compression import compressing, decompress
 from raysys.serve._http_server import HTTPStatusError, body_limit
-from raysys.serve._request_handler import JSON_TYPE, RequestHandler, fail
+from raysys.serve._request_handler import JSON_TYPE, Read, RequestHandler, fail
 from raysys.serve.protocols import _openapi, _swagger_ui
 
 if TYPE_CHECKING:
@@ -33,10 +34,13 @@ class Router:
     def __init__(
         self, application: Application, batchers: Mapping[str, Batcher],
         metrics: Mapping[str, Metrics], examples: Mapping[str, Outputs | None],
+        read: Mapping[str, Read] = types.MappingProxyType({}),
     ) -> None:  # fmt: skip
         self._app, self._token = application, application.token.encode()
         self._handlers = {
-            action: RequestHandler(application, action, batchers[action], examples[action])
+            action: RequestHandler(
+                application, action, batchers[action], examples[action], read.get(action)
+            )
             for action in application.graphs
         }
         self._get: dict[str, Callable[[], Any]] = {

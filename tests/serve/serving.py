@@ -1,5 +1,7 @@
 """Graphs that the tests deploy, and clients of them; replicas import this, so it is light."""
 
+import asyncio
+import ctypes
 import http.client
 import json
 import os
@@ -315,6 +317,42 @@ def shelf_graphs() -> dict[str, Graph]:
             placement={"far": Placement(cpus=_FEW_CPUS)},
         ),
     }
+
+
+def _segfault() -> None:
+    ctypes.string_at(0)
+
+
+def _hold_interpreter() -> None:
+    ctypes.PyDLL(None).sleep(30)  # without letting other threads run
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+DEEDS: dict[int, Callable[[], object]] = {
+    1: lambda: os._exit(3),
+    2: _segfault,
+    3: lambda: _raise(SystemExit("bye")),
+    4: lambda: _raise(KeyboardInterrupt()),
+    5: lambda: _raise(asyncio.CancelledError()),
+    6: lambda: time.sleep(30),
+    7: _hold_interpreter,
+    8: lambda: os.kill(os.getpid(), signal.SIGKILL),
+}
+"""What `hostile_graph` does, by the number in the request; other numbers do no harm."""
+
+
+def hostile_graph() -> Graph:
+    """x and the process; does one of `DEEDS` first."""
+
+    def answer(x: np.ndarray) -> dict[str, np.ndarray]:
+        for number in x.tolist():
+            DEEDS.get(number, int)()
+        return {"x": x, "pid": np.full(len(x), os.getpid())}
+
+    return Graph(inputs={"x": Array("int64")}, nodes={"answer": answer}, output="answer")
 
 
 # --- clients ---

@@ -25,6 +25,7 @@ from raysys.serve._autoscaling import LoadEstimator
 from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError, TooManyRowsError
 from raysys.serve._column_types import Columns
 from raysys.serve._plan_executor import PlanExecutor
+from raysys.serve._request_context import running_requests
 from tests.serve.asynchronous import SAFETY_S, in_loop
 
 INT = {"x": Array("int64")}
@@ -648,13 +649,6 @@ def test_no_answer_is_lost_doubled_or_given_to_another(
     assert all(times == 1 for times in succeeded.values())
 
 
-class NoMetrics:
-    """In place of Ray's."""
-
-    def node(self, name: str, seconds: float) -> None:
-        """Forget it."""
-
-
 class Elsewhere:
     """In place of Serve's handle of a deployment."""
 
@@ -664,7 +658,19 @@ class Elsewhere:
 
 
 def executor_of(graph: Graph, **handles: Elsewhere) -> PlanExecutor:
-    return PlanExecutor(graph, handles, NoMetrics(), LoadEstimator(1))  # type: ignore[arg-type]
+    async def run_own(
+        number: int, values: Columns, rows: int, contexts: tuple[RequestContext, ...], alone: bool
+    ) -> tuple[Columns, float]:
+        step = graph.plan.steps[number]
+
+        def run() -> Columns:
+            with running_requests(contexts):
+                results = graph.run(step.nodes, values)
+            return {name: results[name] for name in step.gives}
+
+        return await asyncio.to_thread(run), 0.0
+
+    return PlanExecutor(graph, handles, run_own, LoadEstimator(1))
 
 
 @in_loop
@@ -672,7 +678,7 @@ async def test_nodes_see_the_requests_of_their_batch_and_nobody_else_does() -> N
     seen = []
 
     def y(x: np.ndarray) -> np.ndarray:
-        seen.append((threading.current_thread().name, current_requests()))
+        seen.append(current_requests())
         return x
 
     graph = Graph(inputs=INT, nodes={"y": y}, output="y")
@@ -680,11 +686,10 @@ async def test_nodes_see_the_requests_of_their_batch_and_nobody_else_does() -> N
     a, b = RequestContext("a", ""), RequestContext("b", "")
     await asyncio.gather(*put(batcher, 1, who=a), *put(batcher, 2, who=b))
     await asyncio.gather(*put(batcher, 3, who=b))
-    assert [requests for _, requests in seen] == [(a, b), (b,)]
-    assert all(thread.startswith("graph") for thread, _ in seen)
+    assert seen == [(a, b), (b,)]
     assert current_requests() == ()
     graph({"x": [1]})
-    assert seen[-1][1] == ()
+    assert seen[-1] == ()
 
 
 @in_loop
@@ -818,22 +823,3 @@ async def test_in_a_crowd_rows_that_come_a_moment_apart_share_a_batch() -> None:
         futures += put(batcher, 2)
         await asyncio.gather(*futures)
         assert run.batches == batches
-
-
-@pytest.mark.parametrize("crowded", [False, True])
-@in_loop
-async def test_brief_steps_run_on_the_event_loop_in_a_crowd_only(crowded: bool) -> None:
-    threads: list[int] = []
-
-    def node(x: np.ndarray) -> np.ndarray:
-        threads.append(threading.get_ident())
-        return x
-
-    graph = Graph(inputs=INT, nodes={"y": node}, output="y")
-    executor = PlanExecutor(graph, {}, NoMetrics(), LoadEstimator(1))  # type: ignore[arg-type]
-    executor.is_crowded = crowded
-    columns = graph.check_columns({"x": [1]})
-    await executor(columns, ())  # nothing is known yet of its time
-    await executor(columns, ())
-    here = threading.get_ident()
-    assert [thread == here for thread in threads] == [False, crowded]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from raysys.serve._body_budget import BodyBudget
 from raysys.serve._http_server import Connection, Headers, Respond
 
 Asked = tuple[str, str, Headers, bytes, Respond]
@@ -28,7 +29,7 @@ class Wire:
 def connect() -> tuple[Any, Wire, list[Asked]]:
     asked: list[Asked] = []
     wire = Wire()
-    connection = Connection(lambda *request: asked.append(request), max_body_bytes=10)
+    connection = Connection(lambda *request: asked.append(request), 10, BodyBudget(100))
     connection.connection_made(wire)  # type: ignore[arg-type]
     return connection, wire, asked
 

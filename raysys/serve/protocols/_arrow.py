@@ -38,7 +38,7 @@ _UNCONVERTIBLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 def decode(
-    body: bytes, inputs: Mapping[str, Array], max_bytes: int = 1 << 30
+    body: bytes, inputs: Mapping[str, Array], max_bytes: int = 16 << 20
 ) -> dict[str, np.ndarray]:
     """Read columns from an Arrow IPC stream, as views of the body where the types allow.
 
@@ -58,9 +58,16 @@ def decode(
         table.validate(full=True)
     except _MALFORMED as error:
         raise DataError(f"the body is not a valid Arrow IPC stream: {error}") from error
-    columns = from_table(table, inputs)
     if not table.num_rows:
         raise DataError("the body has no rows: send at least one")
+    if table.num_rows > 8 * size:  # of nulls, which take no bytes
+        raise DataError(f"{table.num_rows} rows exceed {size} bytes")
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if (taken := _dense_bytes(column)) > max_bytes:
+            raise DataError(
+                f"{name}: its dictionary expands to {taken} bytes: send at most {max_bytes}"
+            )
+    columns = from_table(table, inputs)
     for name, values in columns.items():
         # An element takes at least a bit; so must an empty row, since it costs memory later.
         if math.prod(itertools.takewhile(bool, values.shape)) > 8 * size:
@@ -135,6 +142,17 @@ def to_batch(
         lengths = dict(zip(columns, map(len, arrays), strict=True))
         raise GraphError(f"outputs must have equal lengths, given {lengths}")
     return pa.RecordBatch.from_arrays(arrays, list(columns))
+
+
+def _dense_bytes(column: pa.ChunkedArray) -> int:
+    """Bytes of a dictionary-encoded column without its dictionary; texts are shared instead."""
+    if not pa.types.is_dictionary(column.type):
+        return 0
+    return sum(
+        len(chunk) * (8 if any(is_text(column.type.value_type) for is_text in _TEXTS)
+                      else chunk.dictionary.nbytes // max(1, len(chunk.dictionary)))
+        for chunk in column.chunks
+    )  # fmt: skip
 
 
 def _check_type(name: str, kind: pa.DataType, array: Array) -> None:

@@ -32,6 +32,7 @@ _JSON_NAMES = {
     dict: "object", list: "array", str: "string", int: "integer", float: "number",
     bool: "boolean", type(None): "null",
 }  # fmt: skip
+_MAX_OUTPUTS = 1000
 # Features of Triton that would change the response: refused, not ignored.
 _UNSUPPORTED = ("classification", "shared_memory_region")
 
@@ -194,6 +195,8 @@ def _parameters(where: str, tensor: dict[str, Any]) -> dict[str, Any]:
 
 def _outputs(tensors: list[Any], binary_default: bool) -> dict[str, bool]:
     outputs: dict[str, bool] = {}
+    if len(tensors) > _MAX_OUTPUTS:
+        raise DataError(f"{len(tensors)} outputs are requested: request at most {_MAX_OUTPUTS}")
     for tensor in tensors:
         name = _name(tensor, "an output")
         where = f"output {reprlib.repr(name)}"

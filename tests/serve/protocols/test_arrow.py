@@ -297,7 +297,7 @@ def test_rows_without_data_do_not_count_beyond_the_body() -> None:
     column = pa.array([[]] * 1_000_000, pa.list_(pa.int64(), 0))
     body = stream(pa.table({"x": column}))
     assert len(body) < 1000
-    assert "x: shape (1000000, 0) exceeds" in refused(body, {"x": Array("int64", (None,))})
+    assert "1000000 rows exceed" in refused(body, {"x": Array("int64", (None,))})
     few = of(pa.array([[]] * 3, pa.list_(pa.int64(), 0)), Array("int64", (None,)))
     assert few.shape == (3, 0)
 

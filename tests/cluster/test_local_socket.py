@@ -1,3 +1,4 @@
+import asyncio
 import os
 import socket
 import subprocess
@@ -8,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from raysys.errors import DataError
-from raysys.index import _local_socket
-from raysys.index._local_socket import Channel, listen
+from raysys.cluster import AsyncChannel, Channel, _local_socket, listen
 
 
 def _reversed(request: bytes) -> bytes:
@@ -64,7 +64,7 @@ def test_a_channel_reports_whether_the_answer_has_arrived() -> None:
 
 def test_the_end_of_the_process_is_noticed_at_once() -> None:
     code = (
-        "import sys, time; from raysys.index._local_socket import listen;"
+        "import sys, time; from raysys.cluster import listen;"
         "print(repr(listen(lambda _: time.sleep(60))), flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -103,3 +103,20 @@ def test_an_exception_that_cannot_be_pickled_arrives_as_text() -> None:
     assert address is not None
     with pytest.raises(RuntimeError, match=r"LocalError.*why"):
         _ask(Channel(address), b"x")
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 5_000_000])
+def test_a_channel_of_an_event_loop_gets_complete_answers(address: str, size: int) -> None:
+    async def ask() -> None:
+        channel = await AsyncChannel.connect(address)
+        for _ in range(2):
+            request = os.urandom(size)
+            assert await channel.ask(request) == request[::-1]
+            with pytest.raises(DataError, match="no such column"):
+                await channel.ask(b"bad")
+        channel.close()
+        await asyncio.sleep(0.01)
+        with pytest.raises(ConnectionResetError):
+            await channel.ask(b"x")
+
+    asyncio.run(ask())

@@ -1,0 +1,1 @@
+"""Hostile requests, and what they cost the other clients."""

@@ -1,0 +1,65 @@
+"""What nodes do to their process, while others ask."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import ray
+from ray.util.state import list_actors
+
+from raysys.cluster import WORKER_NAME
+from raysys.serve import Endpoint, undeploy
+from tests.serve.conftest import Deployer
+from tests.serve.serving import eventually, hostile_graph, load, post
+
+DEADLINE_S = 6.0
+
+
+@pytest.fixture(scope="module")
+def hostile(deployer: Deployer) -> Iterator[Endpoint]:
+    yield deployer("hostile", hostile_graph(), deadline_s=DEADLINE_S)
+    undeploy("hostile")
+
+
+def _workers() -> int:
+    """Number of living processes of nodes."""
+    alive = list_actors(
+        ray.get_runtime_context().gcs_address,
+        filters=[("state", "=", "ALIVE"), ("class_name", "=", "GraphWorker")],
+    )
+    return sum(WORKER_NAME in actor.name and "hostile" in actor.name for actor in alive)
+
+
+def pid_of(endpoint: Endpoint) -> int:
+    return int(post(endpoint.url, {"x": 100}).json["pid"])
+
+
+@pytest.mark.parametrize("deed", [3, 4, 5])
+def test_an_exit_that_is_an_exception_fails_its_request_alone(hostile: Endpoint, deed: int) -> None:
+    pid = pid_of(hostile)
+    reply = post(hostile.url, {"x": deed})
+    assert (reply.status, "the graph failed" in reply.json["error"]) == (500, True)
+    assert pid_of(hostile) == pid
+
+
+@pytest.mark.parametrize(("deed", "status"), [(1, 500), (2, 500), (6, 504), (7, 504), (8, 500)])
+def test_what_ends_or_holds_its_process_costs_no_other_request(
+    hostile: Endpoint, deed: int, status: int
+) -> None:
+    with load(hostile.url, lambda number: {"x": 100 + number}, clients=2, pause_s=0.02) as running:
+        running.wait_for(20)
+        before = {one["pid"] for one in running.answers()}
+        assert post(hostile.url, {"x": deed}).status == status
+        running.wait_for(20)
+    answers = running.answers()
+    assert [one["x"] - 100 for one in answers] == [number for number, _ in running.replies]
+    assert answers[-1]["pid"] not in before
+    eventually(lambda: _workers() >= 2)  # another one stands by
+
+
+def test_requests_beside_one_that_ends_the_process_are_answered(hostile: Endpoint) -> None:
+    bodies = [{"x": number} for number in (*range(100, 112), 1)]
+    with ThreadPoolExecutor(len(bodies)) as threads:
+        replies = list(threads.map(lambda body: post(hostile.url, body), bodies))
+    assert [reply.status for reply in replies] == [200] * 12 + [500]
+    assert [reply.json["x"] for reply in replies[:12]] == [*range(100, 112)]
