@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from raysys.errors import DataError
 from raysys.cluster import AsyncChannel, Channel, _local_socket, listen
+from raysys.errors import DataError
 
 
 def _reversed(request: bytes) -> bytes:
