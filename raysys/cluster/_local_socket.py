@@ -146,18 +146,18 @@ class AsyncChannel(asyncio.Protocol):
             self._missing -= len(self._parts[-1])
             if self._missing:
                 return
-            whole, self._parts = b"".join(self._parts), []
+            message, self._parts = b"".join(self._parts), []
             if self._kind is None:
-                self._missing, self._kind = _HEAD.unpack(whole)
+                self._missing, self._kind = _HEAD.unpack(message)
                 if self._missing:
                     continue
-                whole = b""
+                message = b""
             kind, self._kind, self._missing = self._kind, None, _HEAD.size
             if self._answer and not self._answer.done():
                 if kind == _ERROR:
-                    self._answer.set_exception(pickle.loads(whole))
+                    self._answer.set_exception(pickle.loads(message))
                 else:
-                    self._answer.set_result(whole)
+                    self._answer.set_result(message)
 
     def connection_lost(self, _: Exception | None) -> None:
         self._transport = None

@@ -1,7 +1,7 @@
 """Graphs of batch functions, called in-process, mapped over a Table, deployed behind HTTP."""
 
 from raysys.serve._autoscaling import Autoscaling
-from raysys.serve._batcher import Batching
+from raysys.serve._batching import Batching
 from raysys.serve._column_types import Array
 from raysys.serve._deploy import GatewayOptions, HTTPOptions, deploy, shutdown, undeploy
 from raysys.serve._endpoint import Endpoint

@@ -12,7 +12,7 @@ from raysys.errors import GraphError
 from raysys.serve._graph import Graph
 
 if TYPE_CHECKING:
-    from raysys.serve._batcher import Batching
+    from raysys.serve._batching import Batching
 
 _RESERVED_PATHS = ("docs", "healthz", "openapi.json")
 

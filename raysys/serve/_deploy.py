@@ -26,7 +26,7 @@ from raysys.serve._autoscaling import (
     initial_replicas,
     replica_bounds,
 )
-from raysys.serve._batcher import Batching
+from raysys.serve._batching import Batching
 from raysys.serve._compiler import ENTRY
 from raysys.serve._endpoint import Endpoint
 from raysys.serve._model_nodes import stored_models

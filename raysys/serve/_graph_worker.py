@@ -20,12 +20,12 @@ from ray import cloudpickle
 from raysys.cluster import error_traceback, listen, raise_priority
 from raysys.errors import GraphError, RaysysError
 from raysys.ray_internals import process
-from raysys.serve._body_budget import give_back_memory
 from raysys.serve._compiler import ENTRY
 from raysys.serve._metrics import Metrics
 from raysys.serve._outputs import as_outputs
 from raysys.serve._request_context import current_requests, running_requests
-from raysys.serve._request_reader import RequestReader
+from raysys.serve.http._body_budget import give_back_memory
+from raysys.serve.http._request_reader import RequestReader
 from raysys.telemetry import logs
 
 if TYPE_CHECKING:
@@ -98,10 +98,10 @@ class GraphWorker:
         with running_requests(contexts):
             results = graph.run(step.nodes, values, self._metrics[action].node)
         seconds = time.perf_counter() - started
-        given = {name: results[name] for name in step.gives}
-        if output in given:
-            given[output] = as_outputs(output, given[output], rows)
-        return given, seconds
+        values = {name: results[name] for name in step.gives}
+        if output in values:
+            values[output] = as_outputs(output, values[output], rows)
+        return values, seconds
 
     def _read(self, action: str, method: str, *args: Any) -> Any:
         """A large body, read by a method of `RequestReader`."""
@@ -131,8 +131,8 @@ def _dumps_error(error: BaseException) -> bytes:
 
 def _report_end(address: str) -> None:
     """Tell the replica of a crash, with its traceback, and of an exit; silence is a kill."""
-    told = socket.socket(socket.AF_UNIX)
-    told.connect(address)
-    told.sendall(b"%d\n" % os.getpid())
-    faulthandler.enable(told.fileno(), all_threads=False)
-    process.before_exit(lambda status: told.sendall(b"os._exit(%d)" % status))
+    channel = socket.socket(socket.AF_UNIX)
+    channel.connect(address)
+    channel.sendall(b"%d\n" % os.getpid())
+    faulthandler.enable(channel.fileno(), all_threads=False)
+    process.before_exit(lambda status: channel.sendall(b"os._exit(%d)" % status))

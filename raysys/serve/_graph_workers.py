@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysys.cluster import WORKER_NAME, AsyncChannel, task_error_cause
-from raysys.serve._batcher import WorkerEndedError
+from raysys.serve._batching import WorkerEndedError
 from raysys.serve._compiler import ENTRY
 from raysys.serve._graph_worker import GraphWorker
 
@@ -111,7 +111,7 @@ class GraphWorkers:
 
         Raises:
             WorkerEndedError: The process has ended.
-            Exception: Of a node.
+            Exception: A node failed.
         """
         step = action, number
         request = pickle.dumps(("run", action, number, values, rows, contexts), 5)
@@ -123,17 +123,17 @@ class GraphWorkers:
                 await asyncio.sleep(_POLL_S)
         finally:
             self._waiting -= not alone
-        given, seconds = _result(await self._ask(worker, self.patience_s(action), request))
+        outputs, seconds = _result(await self._ask(worker, self.patience_s(action), request))
         usual = self._usual_s.get(step, seconds)
         self._usual_s[step] = usual + (seconds - usual) / _SMOOTHING
-        return given, seconds
+        return outputs, seconds
 
     async def read(self, action: str, method: str, *args: Any) -> Any:
         """A large body, read by a method of `RequestReader` in the process that stands by.
 
         Raises:
             WorkerEndedError: The process has ended.
-            Exception: Of the method.
+            Exception: The method failed.
         """
         request = pickle.dumps(("read", action, method, *args), 5)
         while not self._workers:
@@ -208,13 +208,13 @@ class GraphWorkers:
         actor = self._spare.pop() if self._spare else self._start_process()
         loading = actor.load.remote(self._words.address)
         try:
-            pid, address, taken = await asyncio.wrap_future(loading.future())
+            pid, address, node_bytes = await asyncio.wrap_future(loading.future())
         except RayError as error:
             raise task_error_cause(error) from None
         worker = _Worker(actor, pid, address)
         for request in self._examples.values():
             await self._ask(worker, self._deadline_s, request)
-        if taken > _STAND_BY_BYTES:
+        if node_bytes > _STAND_BY_BYTES:
             self._wanted = 1
         self._workers.append(worker)
 
@@ -263,9 +263,9 @@ class _LastWords:
 
     async def of(self, pid: int) -> str:
         """The words of a process that has ended; empty if it was killed."""
-        if said := self._said.get(pid):
-            await asyncio.wait([said], timeout=_WORDS_S)
-        return said.result() if said and said.done() else ""
+        if reason := self._said.get(pid):
+            await asyncio.wait([reason], timeout=_WORDS_S)
+        return reason.result() if reason and reason.done() else ""
 
     async def _receive(self, reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         pid = int(await reader.readline())

@@ -156,9 +156,9 @@ class EntryReplica:
         self._ready.set()
 
     async def _main(self) -> None:
-        from raysys.serve._body_budget import BodyBudget
-        from raysys.serve._http_server import Connection
-        from raysys.serve._routes import Router
+        from raysys.serve.http._body_budget import BodyBudget
+        from raysys.serve.http._routes import Router
+        from raysys.serve.http._server import Connection
 
         self._loop = asyncio.get_running_loop()
         self._id = ray.get_runtime_context().get_actor_id()

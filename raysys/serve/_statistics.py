@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raysys.serve._http_server import Respond
+    from raysys.serve.http._server import Respond
 
 
 class ModelStatistics:

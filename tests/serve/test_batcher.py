@@ -22,7 +22,8 @@ from raysys.serve import (
     current_requests,
 )
 from raysys.serve._autoscaling import LoadEstimator
-from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError, TooManyRowsError
+from raysys.serve._batcher import Batcher
+from raysys.serve._batching import DeadlineError, OverloadedError, TooManyRowsError
 from raysys.serve._column_types import Columns
 from raysys.serve._plan_executor import PlanExecutor
 from raysys.serve._request_context import running_requests

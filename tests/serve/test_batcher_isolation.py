@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from raysys.serve import Batching
-from raysys.serve._batcher import Batcher, DeadlineError, WorkerEndedError
+from raysys.serve._batcher import Batcher
+from raysys.serve._batching import DeadlineError, WorkerEndedError
 from tests.serve.asynchronous import in_loop
 from tests.serve.test_batcher import INT, Doubling, answers, put, turns
 

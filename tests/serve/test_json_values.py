@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from raysys.errors import DataError, GraphError
 from raysys.serve._json_values import json_bytes
 from raysys.serve._outputs import as_outputs
-from raysys.serve._request_handler import _require_encodable
+from raysys.serve.http._request_handler import _require_encodable
 from raysys.serve.protocols import _arrow
 from raysys.serve.protocols import _open_inference as _v2
 

@@ -17,7 +17,7 @@ from raysys.serve._application import Application
 from raysys.serve._batcher import Batcher
 from raysys.serve._column_types import of_field
 from raysys.serve._outputs import as_outputs
-from raysys.serve._request_handler import RequestHandler, fail
+from raysys.serve.http._request_handler import RequestHandler, fail
 from raysys.serve.protocols import _arrow
 from tests.serve.asynchronous import in_loop
 

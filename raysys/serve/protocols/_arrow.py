@@ -63,9 +63,9 @@ def decode(
     if table.num_rows > 8 * size:  # of nulls, which take no bytes
         raise DataError(f"{table.num_rows} rows exceed {size} bytes")
     for name, column in zip(table.column_names, table.columns, strict=True):
-        if (taken := _dense_bytes(column)) > max_bytes:
+        if (expanded := _dense_bytes(column)) > max_bytes:
             raise DataError(
-                f"{name}: its dictionary expands to {taken} bytes: send at most {max_bytes}"
+                f"{name}: its dictionary expands to {expanded} bytes: send at most {max_bytes}"
             )
     columns = from_table(table, inputs)
     for name, values in columns.items():

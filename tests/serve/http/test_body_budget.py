@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from raysys.serve import _body_budget
-from raysys.serve._body_budget import BodyBudget, HeldBody
+from raysys.serve.http import _body_budget
+from raysys.serve.http._body_budget import BodyBudget, HeldBody
 from tests.serve.asynchronous import in_loop
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from raysys.serve._body_budget import BodyBudget
-from raysys.serve._http_server import Connection, Headers, Respond
+from raysys.serve.http._body_budget import BodyBudget
+from raysys.serve.http._server import Connection, Headers, Respond
 
 Asked = tuple[str, str, Headers, bytes, Respond]
 

@@ -9,10 +9,10 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from raysys.serve._http_server import TOO_LARGE, HTTPStatusError
+from raysys.serve.http._server import TOO_LARGE, HTTPStatusError
 
 if TYPE_CHECKING:
-    from raysys.serve._http_server import Respond
+    from raysys.serve.http._server import Respond
 
 _MIN_BYTES = 1024  # less than a packet is not worth the time
 _IN_THREAD_BYTES = 1 << 16

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from raysys.gateway import ALIVE_PATH, APP_HEADER, TOKEN_HEADER
-from raysys.serve._compression import compressing, decompress
-from raysys.serve._http_server import HTTPStatusError, body_limit
-from raysys.serve._request_handler import JSON_TYPE, Read, RequestHandler, fail
+from raysys.serve.http._compression import compressing, decompress
+from raysys.serve.http._request_handler import JSON_TYPE, Read, RequestHandler, fail
+from raysys.serve.http._server import HTTPStatusError, body_limit
 from raysys.serve.protocols import _openapi, _swagger_ui
 
 if TYPE_CHECKING:
     from raysys.serve._application import Application
     from raysys.serve._batcher import Batcher
-    from raysys.serve._http_server import Headers, Respond
     from raysys.serve._metrics import Metrics
     from raysys.serve._outputs import Outputs
     from raysys.serve._statistics import ModelStatistics
+    from raysys.serve.http._server import Headers, Respond
 
 Handler = Callable[["Headers", bytes, "Respond"], None]
 

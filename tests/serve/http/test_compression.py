@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from raysys.serve._compression import compressing, decompress
-from raysys.serve._http_server import HTTPStatusError
+from raysys.serve.http._compression import compressing, decompress
+from raysys.serve.http._server import HTTPStatusError
 from tests.serve.asynchronous import in_loop
 
 PLAIN = b'{"x": 1}' * 1000

@@ -17,7 +17,7 @@ import httptools
 import orjson
 
 from raysys.gateway import MAX_BODY_HEADER
-from raysys.serve._body_budget import FREE_BYTES, BodyBudget, HeldBody
+from raysys.serve.http._body_budget import FREE_BYTES, BodyBudget, HeldBody
 
 Headers = dict[bytes, bytes]
 """Header values by lower-case name; the last of repeated ones."""
@@ -137,16 +137,16 @@ class Connection(asyncio.Protocol):
             path = urllib.parse.unquote(path)
         self._begin()
         self._is_open = True
-        held, self._held = self._held, None
-        if held:
-            held.is_complete = True
+        long_body, self._held = self._held, None
+        if long_body:
+            long_body.is_complete = True
 
         def respond(
             status: int, kind: str, body: bytes, headers: Mapping[str, str] | None = None
         ) -> None:
             self._is_open = False
-            if held:
-                self._budget.end(held)
+            if long_body:
+                self._budget.end(long_body)
             more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
             if not keep_alive:
                 more += "connection: close\r\n"

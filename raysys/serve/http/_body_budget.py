@@ -51,8 +51,8 @@ class BodyBudget:
         body.size, body.heard = size, time.monotonic()
         self._peak = max(self._peak, self._bytes)
         while self._bytes > self._max_bytes and body in self._bodies:
-            silent = [other for other in self._bodies if not other.is_complete]
-            last = min(silent, key=lambda other: other.heard, default=body)
+            incomplete = [item for item in self._bodies if not item.is_complete]
+            last = min(incomplete, key=lambda item: item.heard, default=body)
             if last is body:
                 self.end(body)
                 body.refuse(503, "too many large bodies at the same time; try again later")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError, create_model
 from pydantic_core import SchemaValidator
 
 from raysys.errors import DataError, unknown_names
-from raysys.serve._http_server import HTTPStatusError
+from raysys.serve.http._server import HTTPStatusError
 from raysys.serve.protocols import _arrow
 from raysys.serve.protocols import _open_inference as _v2
 

@@ -16,19 +16,20 @@ from pydantic import BaseModel, ValidationError
 
 from raysys.errors import DataError, GraphError, StorageError, UnavailableError
 from raysys.gateway import APP_HEADER, TIMEOUT_HEADER
-from raysys.serve._batcher import Batcher, DeadlineError, OverloadedError, TooManyRowsError
+from raysys.serve._batching import DeadlineError, OverloadedError, TooManyRowsError
 from raysys.serve._column_types import rows_of
-from raysys.serve._http_server import HTTPStatusError, body_limit, request_id
 from raysys.serve._json_values import json_bytes
 from raysys.serve._outputs import Outputs, output_columns, output_types, slice_outputs
 from raysys.serve._request_context import RequestContext
-from raysys.serve._request_reader import LARGE_BYTES, RequestReader, decoded, invalid
+from raysys.serve.http._request_reader import LARGE_BYTES, RequestReader, decoded, invalid
+from raysys.serve.http._server import HTTPStatusError, body_limit, request_id
 from raysys.serve.protocols import _arrow
 from raysys.serve.protocols import _open_inference as _v2
 
 if TYPE_CHECKING:
     from raysys.serve._application import Application
-    from raysys.serve._http_server import Headers, Respond
+    from raysys.serve._batcher import Batcher
+    from raysys.serve.http._server import Headers, Respond
 
 Response = tuple[str, bytes, dict[str, str] | None]
 """Content type, body and further headers of a response with status 200."""

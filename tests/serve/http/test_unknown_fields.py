@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from raysys.serve import Array, Batching, Graph
 from raysys.serve._application import Application
-from raysys.serve._request_handler import HTTPStatusError, RequestHandler
+from raysys.serve.http._request_handler import HTTPStatusError, RequestHandler
 
 
 class Stone(BaseModel):

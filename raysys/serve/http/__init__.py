@@ -1,0 +1,1 @@
+"""HTTP of an entry replica: connections, routes, requests in and responses out."""
