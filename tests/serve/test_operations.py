@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+from ray.util.state import list_actors
 
 from raysys import cluster
 from raysys.errors import RaysysError
@@ -70,7 +71,19 @@ def number(count: int) -> dict[str, int]:
 
 
 def pids(running: Load, last: int = 50) -> set[int]:
+    """Processes of the nodes that gave the last answers."""
     return {reply.json["pid"] for _, reply in running.replies[-last:] if reply.status == 200}
+
+
+def replica_pids(endpoint: Endpoint) -> set[int]:
+    """Processes that serve HTTP."""
+    alive = list_actors(
+        ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")], limit=1000
+    )
+    prefix = f"ServeReplica:{endpoint.name}-v"
+    return {
+        one.pid for one in alive if one.class_name.startswith(prefix) and ":entry" in one.class_name
+    }
 
 
 # --- updates ---
@@ -134,17 +147,19 @@ def test_killed_replicas_fail_no_request_when_there_are_two(stamped: Endpoint) -
     with load(stamped.url, number) as running:
         for _ in range(2):
             eventually(lambda: len(pids(running)) == 2)
-            dead = min(pids(running))
-            kill(dead)
+            before, replicas = pids(running), replica_pids(stamped)
+            kill(min(replicas))
             running.wait_for(100)
-            # Serve puts another in its place.
-            eventually(lambda: len(pids(running) - {dead}) == 2)  # noqa: B023
+            # Serve puts another in its place, with processes of its own.
+            eventually(lambda: len(replica_pids(stamped) - {min(replicas)}) == 2)  # noqa: B023
+            eventually(lambda: len(pids(running)) == 2 and pids(running) != before)  # noqa: B023
     assert running.answers()
 
 
 def test_requests_are_held_while_the_only_replica_starts_again(held: Endpoint) -> None:
     pid = post(held.url, {"ms": 0, "gate": ""}).json["pid"]
-    kill(pid)
+    (replica,) = replica_pids(held)
+    kill(replica)
     reply = post(held.url, {"ms": 0, "gate": ""})
     assert reply.status == 200
     assert reply.json["pid"] != pid
@@ -405,8 +420,8 @@ def test_everything_listens_on_loopback_only(stamped: Endpoint, held: Endpoint) 
     assert stamped.grpc_address
     grpc_port = int(stamped.grpc_address.rpartition(":")[2])
     assert [host for host, port in listening(front) if port == grpc_port] == ["127.0.0.1"]
-    replicas = {post(stamped.url, {"x": n}).json["pid"] for n in range(8)}
-    replicas.add(post(held.url, {"ms": 0, "gate": ""}).json["pid"])
+    replicas = replica_pids(stamped) | replica_pids(held)
+    assert len(replicas) == 3
     for process in [front, *map(psutil.Process, replicas)]:
         # Ray's own worker ports, which speak gRPC, are there too.
         servers = [address for address in listening(process) if speaks_http(address)]
@@ -415,7 +430,7 @@ def test_everything_listens_on_loopback_only(stamped: Endpoint, held: Endpoint) 
 
 
 def test_replicas_answer_the_gateway_only(stamped: Endpoint) -> None:
-    process = psutil.Process(post(stamped.url, {"x": 1}).json["pid"])
+    process = psutil.Process(min(replica_pids(stamped)))
     (address,) = [one for one in listening(process) if speaks_http(one)]
     url = f"http://{address[0]}:{address[1]}/stamped"
     assert post(url, {"x": 1}).status == 403
