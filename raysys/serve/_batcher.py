@@ -319,8 +319,9 @@ class Batcher:
             await self._run_items(items[len(items) // 2 :], alone=alone)
             return
         rows, seconds = sum(item.rows for item in items), time.monotonic() - started
-        # One that ran alone may have waited for a process.
-        if not alone and rows <= self._batching.max_batch_size:
+        # One that ran alone may have waited for a process; one that was overtaken held up nobody.
+        is_usual = not alone and (task is None or task in self._running)
+        if is_usual and rows <= self._batching.max_batch_size:
             self._adapt(rows, seconds)
         if task:
             self._release(task)  # the next batch starts before these responses are sent

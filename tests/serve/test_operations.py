@@ -210,17 +210,18 @@ def test_what_is_late_is_told_so_at_its_deadline(held: Endpoint, tmp_path: Path)
 
 def test_what_is_too_much_is_refused_at_once(held: Endpoint, tmp_path: Path) -> None:
     with Gate(held, tmp_path) as gate:
+        # Three rows may wait, one of them instead of the batch that was overtaken.
         asked = [gate.post() for _ in range(12)]
-        eventually(lambda: sum(one.done() for one in asked) == 9)
+        eventually(lambda: sum(one.done() for one in asked) == 10)
         refused = [one.result() for one in asked if one.done()]
         assert {reply.status for reply in refused} == {503}
         assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
         time.sleep(0.5)
-        assert sum(one.done() for one in asked) == 9
+        assert sum(one.done() for one in asked) == 10
         gate.open()
         assert gate.last.result(PATIENCE_S).status == 200
         accepted = [one.result(PATIENCE_S) for one in asked if one.result() not in refused]
-    assert [reply.status for reply in accepted] == [200] * 3
+    assert [reply.status for reply in accepted] == [200] * 2
 
 
 def test_under_overload_what_is_accepted_is_in_time(held: Endpoint) -> None:
