@@ -72,7 +72,7 @@ class GraphWorkers:
     """
 
     def __init__(self, application: Application, nodes: bytes) -> None:
-        """Start two processes, which load nothing yet; see `EntryReplica` for the arguments."""
+        """Start the first process, which loads nothing yet; see `EntryReplica` for the arguments."""
         self._nodes, self._deadline_s = nodes, application.deadline_s
         self._name = f"{WORKER_NAME}::{application.name}-v{application.version}#{ENTRY}"
         self._options = {
@@ -81,8 +81,7 @@ class GraphWorkers:
                 ray.get_runtime_context().get_node_id(), soft=False
             ),
         }
-        # Both start at once; the one that stands by loads the nodes after the first.
-        self._spare = [self._start_process(), self._start_process()]
+        self._first: Any = self._start_process()
         self._workers: list[_Worker] = []
         self._wanted, self._starting, self._failures = 2, 0, 0
         self._waiting = 0
@@ -205,7 +204,7 @@ class GraphWorkers:
 
     async def _begin(self) -> None:
         """Load the nodes in a process, run the examples, and use it."""
-        actor = self._spare.pop() if self._spare else self._start_process()
+        actor, self._first = self._first or self._start_process(), None
         loading = actor.load.remote(self._words.address)
         try:
             pid, address, node_bytes = await asyncio.wrap_future(loading.future())

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
-from ray.util.state import list_actors
+from ray.util.state import list_actors, list_tasks
 
 from raysys.cluster import WORKER_NAME
 from raysys.serve import Endpoint, undeploy
@@ -21,13 +21,20 @@ def hostile(deployer: Deployer) -> Iterator[Endpoint]:
     undeploy("hostile")
 
 
-def _workers() -> int:
-    """Number of living processes of nodes."""
+def _ready() -> int:
+    """Number of living processes that have loaded their nodes."""
+    address = ray.get_runtime_context().gcs_address
     alive = list_actors(
-        ray.get_runtime_context().gcs_address,
-        filters=[("state", "=", "ALIVE"), ("class_name", "=", "GraphWorker")],
+        address, filters=[("state", "=", "ALIVE"), ("class_name", "=", "GraphWorker")]
     )
-    return sum(WORKER_NAME in actor.name and "hostile" in actor.name for actor in alive)
+    loaded = list_tasks(
+        address, filters=[("name", "=", "GraphWorker.load"), ("state", "=", "FINISHED")], limit=1000
+    )
+    ids = {task.actor_id for task in loaded}
+    return sum(
+        actor.actor_id in ids and WORKER_NAME in actor.name and "hostile" in actor.name
+        for actor in alive
+    )
 
 
 def pid_of(endpoint: Endpoint) -> int:
@@ -46,6 +53,7 @@ def test_an_exit_that_is_an_exception_fails_its_request_alone(hostile: Endpoint,
 def test_what_ends_or_holds_its_process_costs_no_other_request(
     hostile: Endpoint, deed: int, status: int
 ) -> None:
+    eventually(lambda: _ready() >= 2)  # one stands by
     with load(hostile.url, lambda number: {"x": 100 + number}, clients=2, pause_s=0.02) as running:
         running.wait_for(20)
         before = {one["pid"] for one in running.answers()}
@@ -54,7 +62,6 @@ def test_what_ends_or_holds_its_process_costs_no_other_request(
     answers = running.answers()
     assert [one["x"] - 100 for one in answers] == [number for number, _ in running.replies]
     assert answers[-1]["pid"] not in before
-    eventually(lambda: _workers() >= 2)  # another one stands by
 
 
 def test_requests_beside_one_that_ends_the_process_are_answered(hostile: Endpoint) -> None:
