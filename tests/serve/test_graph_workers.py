@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 import ray
 from ray.util.state import list_actors, list_tasks
@@ -32,7 +33,10 @@ def _ready() -> int:
     )
     ids = {task.actor_id for task in loaded}
     return sum(
-        actor.actor_id in ids and WORKER_NAME in actor.name and "hostile" in actor.name
+        actor.actor_id in ids
+        and WORKER_NAME in actor.name
+        and "hostile" in actor.name
+        and psutil.pid_exists(actor.pid)  # Ray hears of an end later
         for actor in alive
     )
 
