@@ -72,7 +72,7 @@ class GraphWorkers:
     """
 
     def __init__(self, application: Application, nodes: bytes) -> None:
-        """Start the first process, which loads nothing yet; see `EntryReplica` for the arguments."""
+        """Start the first process, which loads nothing yet; arguments as of `EntryReplica`."""
         self._nodes, self._deadline_s = nodes, application.deadline_s
         self._name = f"{WORKER_NAME}::{application.name}-v{application.version}#{ENTRY}"
         self._options = {
