@@ -67,8 +67,8 @@ def test_a_hostile_filter_is_refused_or_answered_at_once(name: str) -> None:
         with pytest.raises(DataError, match=re.escape(reason)) as caught:
             Filter(text, ROWS.schema)
         assert len(str(caught.value)) < 1500
-    # 50 ms where nothing else runs, and without a tracer.
-    assert time.thread_time() - started < 0.5
+    # 50 ms on a quiet machine; without limits, 8 to 10 s.
+    assert time.thread_time() - started < 5
 
 
 PIECES = [
@@ -85,7 +85,7 @@ def test_any_text_is_refused_or_answered_at_once(pieces: list[str], repeats: int
     started = time.thread_time()
     with contextlib.suppress(DataError):
         Filter(text, ROWS.schema)
-    assert time.thread_time() - started < 0.5
+    assert time.thread_time() - started < 5
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12))
