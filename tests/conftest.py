@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from raysys import cluster
 from raysys.storage import Storage
+
+# How long an example may take is left to benchmarks: this machine may be crowded.
+hypothesis.settings.register_profile("raysys", deadline=None)
+hypothesis.settings.load_profile("raysys")
 
 # Fixtures that start a cluster; `-m "not cluster"` leaves out the tests that use one.
 CLUSTERS = {"cluster", "environment", "ray_cluster", "target", "two_nodes", "watched"}
