@@ -74,13 +74,8 @@ def _others(endpoint: serve.Endpoint, seconds: float) -> Load:
 
 def _memory_mib() -> float:
     """Memory of the application's processes and the gateway's."""
-    from ray.util.state import list_actors
-
-    alive = list_actors(ours._address(), filters=[("state", "=", "ALIVE")])
-    names = ("ServeReplica:target-v", "GraphWorker")
-    pids = [actor.pid for actor in alive if actor.class_name.startswith(names)]
     total = 0.0
-    for pid in (*pids, *ours.gateway_pids()):
+    for pid in (*ours.process_pids("target"), *ours.gateway_pids()):
         try:
             total += psutil.Process(pid).memory_info().rss / 2**20
         except psutil.NoSuchProcess:

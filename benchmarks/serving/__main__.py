@@ -193,7 +193,7 @@ def overload(report: Report, seconds: float) -> None:
     usual = run_load(endpoint.url, texts(), clients=_CLIENTS, seconds=5, key="vector")
     rate = usual.requests_per_s
     calm = run_load(endpoint.url, texts(), clients=64, rate=rate / 2, seconds=5)
-    watched = [psutil.Process(pid) for pid in ours.gateway_pids() + ours.entry_pids("minilm")]
+    watched = [psutil.Process(pid) for pid in ours.gateway_pids() + ours.process_pids("minilm")]
 
     def memory_mib() -> float:
         return sum(process.memory_info().rss for process in watched) / 2**20
@@ -226,13 +226,13 @@ def overload(report: Report, seconds: float) -> None:
 def attack(report: Report, folder: Path, cases: int) -> None:
     """What hostile clients send."""
     endpoint = ours.deploy("yardstick", ours.yardstick_graph(folder))
-    before = ours.entry_pids("yardstick")
+    before = ours.process_pids("yardstick")
     errors = hostile.fuzz_openapi(endpoint, cases)
     report.add(f"schemathesis, {cases} cases: 5xx or off the schema", errors, "answers", below=1)
     errors = hostile.fuzz_bodies(endpoint, cases)
     report.add(f"malformed v2 and Arrow bodies, {cases}: 5xx", errors, "answers", below=1)
-    lost = len(set(before) - set(ours.entry_pids("yardstick")))
-    report.add("replicas lost meanwhile", lost, "replicas", below=1)
+    lost = len(set(before) - set(ours.process_pids("yardstick")))
+    report.add("processes of replicas lost meanwhile", lost, "processes", below=1)
     serve.undeploy("yardstick")
 
 

@@ -99,6 +99,17 @@ def entry_pids(application: str) -> list[int]:
     return sorted(actor.pid for actor in ours)
 
 
+def process_pids(application: str) -> list[int]:
+    """Processes of an application's replicas, and those that run their nodes."""
+    from ray.util.state import list_actors
+
+    alive = list_actors(
+        _address(), filters=[("state", "=", "ALIVE"), ("class_name", "=", "GraphWorker")]
+    )
+    workers = [actor.pid for actor in alive if f"::{application}-v" in actor.name]
+    return sorted([*entry_pids(application), *workers])
+
+
 def gateway_pids() -> list[int]:
     """The gateway's process and HAProxy's."""
     import psutil

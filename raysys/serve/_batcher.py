@@ -36,7 +36,6 @@ _NOT_BEGUN = ": it had not begun, nothing was changed"
 _BEGUN = (
     ": it has begun, and may still be applied as a whole. Send it again, or read what it writes"
 )
-_ALONE = {"alone": True}
 
 
 @dataclass(slots=True, eq=False)
@@ -297,7 +296,7 @@ class Batcher:
         started = time.monotonic()
         try:
             contexts = tuple(item.context for item in items)
-            outputs = await self._run(self._columns(items), contexts, **_ALONE if alone else {})
+            outputs = await self._run(self._columns(items), contexts, alone=alone)
         except WorkerEndedError as error:
             if not (error.is_own or again or alone):
                 await self._run_items(items, task, again=True)

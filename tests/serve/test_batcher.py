@@ -50,7 +50,9 @@ class Doubling:
         self._held = held
         self._began = asyncio.Condition()
 
-    async def __call__(self, columns: Columns, contexts: tuple[RequestContext, ...]) -> Any:
+    async def __call__(
+        self, columns: Columns, contexts: tuple[RequestContext, ...], *, alone: bool = False
+    ) -> Any:
         x = columns["x"]
         self.batches.append(x.tolist())
         self.columns.append(columns)
@@ -250,7 +252,7 @@ async def test_rows_and_bulk_columns_share_a_batch_in_the_order_of_the_inputs() 
 
 @in_loop
 async def test_answers_that_are_rows_go_to_their_requests() -> None:
-    async def run(columns: Columns, contexts: tuple[RequestContext, ...]) -> Any:
+    async def run(columns: Columns, contexts: tuple[RequestContext, ...], *, alone: bool) -> Any:
         return [{"k": value} for value in columns["x"].tolist()]
 
     batcher = Batcher(run, INT, Batching(max_batch_size=2))
@@ -423,7 +425,7 @@ async def test_the_capacity_shrinks_to_what_slow_batches_answer_in_time(clock: C
     batching = Batching(max_batch_size=10, max_queued_rows=100)
     batch_s = 0.0
 
-    async def run(columns: Columns, contexts: tuple[RequestContext, ...]) -> Any:
+    async def run(columns: Columns, contexts: tuple[RequestContext, ...], *, alone: bool) -> Any:
         clock.now += batch_s
         return {"y": columns["x"]}
 
@@ -444,7 +446,7 @@ async def test_the_size_of_batches_follows_their_target_time(clock: Clock) -> No
     milliseconds = iter([200] * 5 + [10] * 100)
     sizes: list[int] = []
 
-    async def run(columns: Columns, contexts: tuple[RequestContext, ...]) -> Any:
+    async def run(columns: Columns, contexts: tuple[RequestContext, ...], *, alone: bool) -> Any:
         sizes.append(len(columns["x"]))
         clock.now += next(milliseconds) / 1000
         return {"y": columns["x"]}
@@ -460,7 +462,7 @@ async def test_the_size_of_batches_follows_their_target_time(clock: Clock) -> No
 async def test_batches_that_are_always_too_slow_shrink_to_one_row(clock: Clock) -> None:
     sizes: list[int] = []
 
-    async def run(columns: Columns, contexts: tuple[RequestContext, ...]) -> Any:
+    async def run(columns: Columns, contexts: tuple[RequestContext, ...], *, alone: bool) -> Any:
         sizes.append(len(columns["x"]))
         clock.now += 1
         return {"y": columns["x"]}
@@ -609,7 +611,7 @@ def test_no_answer_is_lost_doubled_or_given_to_another(
     succeeded: collections.Counter[int] = collections.Counter()
     at_once = 0
 
-    async def run(columns: Columns, contexts: tuple[RequestContext, ...]) -> Any:
+    async def run(columns: Columns, contexts: tuple[RequestContext, ...], *, alone: bool) -> Any:
         nonlocal at_once
         x = columns["x"]
         assert len(x) <= size
