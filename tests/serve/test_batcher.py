@@ -480,7 +480,7 @@ async def test_small_batches_that_are_fast_do_not_raise_the_size(clock: Clock) -
     run = Doubling(held=False)
     batcher = Batcher(run, INT, Batching(max_batch_size=10, target_latency_ms=100))
 
-    async def slow(columns: Columns, contexts: tuple[RequestContext, ...]) -> Any:
+    async def slow(columns: Columns, contexts: tuple[RequestContext, ...], *, alone: bool) -> Any:
         clock.now += 1
         return await run(columns, contexts)
 

@@ -56,7 +56,7 @@ async def ask(
         token="t",
     )  # fmt: skip
 
-    async def run(columns: Any, _: Any) -> Any:
+    async def run(columns: Any, _: Any, *, alone: bool) -> Any:
         value = graph(columns)
         return as_outputs(graph.output, value, len(next(iter(columns.values()))))
 
