@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raysys.audit._identity import actor, origin, submission_id
 from raysys.errors import StorageError
 from raysys.secrets import shown
+from raysys.storage import read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +92,7 @@ def record_start(storage: Storage) -> None:
 def read(
     storage: Storage, *, since: datetime | None = None, action: str | None = None
 ) -> Iterator[AuditEntry]:
-    """Entries in chronological order.
+    """Entries in chronological order; a damaged one is left out with a warning.
 
     Args:
         storage: Storage root that was acted on.
@@ -103,9 +103,8 @@ def read(
     for day in storage.names(_FOLDER):
         if day.replace("-", "") < first[:8]:
             continue
-        for name in storage.names(f"{_FOLDER}/{day}"):
-            if name < first:
-                continue
-            entry = AuditEntry(**json.loads(storage.read_bytes(f"{_FOLDER}/{day}/{name}") or b""))
+        names = [name for name in storage.names(f"{_FOLDER}/{day}") if name >= first]
+        paths = [f"{_FOLDER}/{day}/{name}" for name in names]
+        for entry in read_records(storage, paths, lambda fields: AuditEntry(**fields)):
             if action is None or f"{entry.action}.".startswith(f"{action}."):
                 yield entry

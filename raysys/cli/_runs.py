@@ -1,6 +1,5 @@
 """`raysys runs`, `lineage`, `audit`: recorded runs, where data comes from, and who did what."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ from typer import echo as say
 from raysys import audit as log
 from raysys.cli._times import moment
 from raysys.errors import RaysysError, StorageError
-from raysys.storage import Storage
+from raysys.storage import Storage, read_record
 
 runs = typer.Typer(help="Recorded runs: parameters and results.")
 
@@ -26,10 +25,8 @@ def lineage(
     if records := read_lineage(storage, name):
         say(lineage_text(records))
         return
-    run = storage.read_bytes(f"runs/{name}/run.json")
-    if run:
-        record = json.loads(run)
-    else:
+    record = read_record(storage, f"runs/{name}/run.json")
+    if record is None:
         try:
             model = ModelStore(storage).get(name)
         except StorageError as error:

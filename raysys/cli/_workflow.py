@@ -1,8 +1,8 @@
 """`raysys run`, `steps`, `prune`, `schedule`: jobs, their steps and their schedules."""
 
-import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from raysys import cluster
 from raysys.cli._jobs import command_of, exit_status, followed, job_environment, module_of
 from raysys.cli._times import duration
 from raysys.errors import RaysysError
-from raysys.storage import Storage
+from raysys.storage import Storage, read_record
 
 schedules = typer.Typer(no_args_is_help=True, help="Jobs that the cluster starts on schedule.")
 
@@ -37,7 +37,11 @@ def run(
     flags = [*(["--from", start] if start else []), *(["--steps"] if steps else [])]
     command = [sys.executable, "-m", module_of(job), *flags, *(arguments or [])]
     cluster.check_names(Path.cwd(), [*Path.cwd().glob("*.py"), *Path.cwd().glob("*/__init__.py")])
-    raise typer.Exit(exit_status(subprocess.run(command, check=False).returncode))
+    with subprocess.Popen(command) as driver:
+        while driver.poll() is None:
+            with suppress(KeyboardInterrupt):  # Ctrl-C reaches the driver as well, which cleans up
+                driver.wait()
+    raise typer.Exit(exit_status(driver.returncode))
 
 
 def steps(
@@ -54,13 +58,21 @@ def steps(
         if not names:
             raise RaysysError(f"no runs in {storage.root}: `raysys submit JOB` starts one")
         name = names[-1]
-    record = storage.read_bytes(f"runs/{name}/run.json")
-    if record is None:
+    run = read_record(storage, f"runs/{name}/run.json")
+    if run is None:
         raise RaysysError(f"no run {name!r} in {storage.root}: `raysys runs` lists them")
-    run = json.loads(record)
     if not mermaid:
-        say(f"{run['id']}: {run['status'].lower()}")
+        say(f"{run['id']}: {_status(storage, run).lower()}")
     say(draw_record(run, "mermaid" if mermaid else "text"))
+
+
+def _status(storage: Storage, run: dict[str, Any]) -> str:
+    """Status of a run; a driver that was killed leaves RUNNING in the record."""
+    if run["status"] != "RUNNING":
+        return run["status"]
+    from raysys import tracking
+
+    return tracking.run_status(Storage(storage.uri(f"runs/{run['id']}")))
 
 
 def prune(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raysys.arguments import checked
 from raysys.data._row_hash import block_digest
 from raysys.identity import digest
+from raysys.storage import read_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,7 +107,7 @@ class Lineage:
         """
         for lineage in self.chain():
             path = f"{_FOLDER}/{lineage.id}.json"
-            earlier = json.loads(storage.read_bytes(path) or "{}")
+            (earlier,) = read_records(storage, [path]) or [{}]
             record = {k: earlier.get(k) if v is None else v for k, v in lineage.record().items()}
             if record != earlier:
                 storage.write_json(path, record)
@@ -127,9 +128,8 @@ def read_lineage(storage: Storage, lineage_id: str) -> dict[str, dict[str, Any]]
     waiting = [lineage_id]
     while waiting:
         key = waiting.pop()
-        data = None if key in records else storage.read_bytes(f"{_FOLDER}/{key}.json")
-        if data:
-            records[key] = json.loads(data)
+        if key not in records and (found := read_records(storage, [f"{_FOLDER}/{key}.json"])):
+            records[key] = found[0]
             waiting += reversed(records[key]["inputs"])
     return records
 

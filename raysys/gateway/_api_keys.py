@@ -8,19 +8,18 @@ import json
 import re
 import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from raysys import audit
 from raysys.errors import RaysysError
 from raysys.gateway._haproxy_config import ApiKey
+from raysys.storage import read_records
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
 
 # A file per key, created exclusively: concurrent changes of other keys are not lost.
 _FOLDER = "serve/keys"
-_READERS = 8
 
 
 def create_key(
@@ -81,11 +80,12 @@ def revoke_key(storage: Storage, name: str) -> None:
 
 
 def read_keys(storage: Storage) -> list[ApiKey]:
-    """All keys by name, including expired ones: names, hashes and limits."""
+    """All keys by name, including expired ones: names, hashes and limits.
+
+    A key whose file is damaged is left out, and so refused.
+    """
     paths = [_path(name) for name in _names(storage)]
-    with ThreadPoolExecutor(_READERS) as threads:  # an object store takes 20 ms for each
-        files = threads.map(storage.read_bytes, paths)
-        return [ApiKey(**json.loads(data)) for data in files if data]
+    return read_records(storage, paths, lambda fields: ApiKey(**fields))
 
 
 def _names(storage: Storage) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raysys.errors import RaysysError
+from raysys.storage import read_record
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -61,7 +62,8 @@ class RunIdentity:
         if not storage.exists(path):
             with contextlib.suppress(FileExistsError):  # by another call at the same time
                 storage.create(path, json.dumps(self.facts, indent=2).encode())
-        if changes := self.changes(json.loads(storage.read_bytes(path) or b"{}")):
+        written = read_record(storage, path, remedy=f"remove {storage.uri(folder)} to begin anew")
+        if changes := self.changes(written or {}):
             raise error(
                 f"{run} was started with other settings or data: {'; '.join(changes)}. Give this "
                 f"one another name, use the earlier settings, or remove {storage.uri(folder)}"

@@ -16,7 +16,6 @@ mlflow = lazy_import("mlflow")
 log = logging.getLogger("raysys.tracking")
 
 _EVERY_S = 2.0
-_WATCH_EVERY_S = 10.0
 _BATCH = 1000  # MLflow's limit of one request
 _MAX_BUFFERED = 200_000
 
@@ -45,7 +44,7 @@ class Curves:
         self._guard, self._writing = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
         self._writer: threading.Thread | None = None
-        self._measure: Callable[[], None] | None = None
+        self._repeated: dict[Callable[[], None], float] = {}
         self._warned = False
 
     def add(self, points: Iterable[Point]) -> None:
@@ -55,10 +54,10 @@ class Curves:
             del self._waiting[:-_MAX_BUFFERED]
             self._start()
 
-    def watch(self, measure: Callable[[], None]) -> None:
-        """Call a function that adds points, now, every ten seconds and at the end."""
+    def repeat(self, action: Callable[[], None], every_s: float) -> None:
+        """Call a function soon, then at an interval and at the end; it may add points."""
         with self._guard:
-            self._measure = measure
+            self._repeated[action] = every_s
             self._start()
 
     def last(self, name: str) -> tuple[int, float] | None:
@@ -104,12 +103,14 @@ class Curves:
             atexit.register(self.close)
 
     def _run(self) -> None:
-        measured, last = float("-inf"), False
+        due: dict[Callable[[], None], float] = {}
+        last = False
         while True:
             now = time.monotonic()
-            if self._measure is not None and (last or now - measured >= _WATCH_EVERY_S):
-                self._measure()
-                measured = now
+            for action, every_s in list(self._repeated.items()):
+                if last or now >= due.get(action, now):
+                    action()
+                    due[action] = now + every_s
             if last:
                 return
             if self._waiting:

@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,8 +17,16 @@ from raysys.errors import StorageError
 from raysys.identity import digest
 from raysys.imports import lazy_import
 from raysys.tracking._curves import safe_name
-from raysys.tracking._tracked_run import SYSTEM, TrackedRun, text
-from raysys.tracking._tracking_server import connect, locked, target_of, unavailable
+from raysys.tracking._tracked_run import ALIVE, SYSTEM, TrackedRun, text
+from raysys.tracking._tracking_server import (
+    POINTER,
+    TrackingTarget,
+    connect,
+    locked,
+    shown_uri,
+    target_of,
+    unavailable,
+)
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -94,7 +103,7 @@ def open_run(
         own[PARENT] = place.parent
     try:
         with locked(place.uri):
-            where = _experiment(client, experiment, place.parent, place.artifacts)
+            where = _experiment(client, experiment, place, storage)
             run = _earlier(client, where, identity, content, fresh)
             if new := run is None:
                 run = client.create_run(where, run_name=name, tags=own)
@@ -108,9 +117,10 @@ def open_run(
         entries = [mlflow.entities.Param(key, value) for key, value in params.items()]
         for start in range(0, len(entries), _MAX_PARAMS):
             client.log_batch(run.info.run_id, params=entries[start : start + _MAX_PARAMS])
-        tracked.log_tags({**own, **text_tags, **code})
+        tracked.log_tags({**own, **text_tags, **code, ALIVE: int(time.time() * 1000)})
     except (mlflow.exceptions.MlflowException, OSError) as error:
         raise unavailable(place.uri, error) from error
+    tracked.keep_alive()
     return tracked
 
 
@@ -142,15 +152,23 @@ def _of_tables(tables: Mapping[str, TracedTable | str]) -> dict[str, str]:
     return tags
 
 
-def _experiment(client: Any, name: str, parent: str | None, artifacts: str | None) -> str:
+def _experiment(client: Any, name: str, place: TrackingTarget, storage: Storage) -> str:
     """Id of the parent's experiment, or of the named one."""
-    if parent:
-        return client.get_run(parent).info.experiment_id
+    if place.parent:
+        try:
+            return client.get_run(place.parent).info.experiment_id
+        except mlflow.exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise StorageError(
+                f"MLflow at {shown_uri(place.uri)} does not have run {place.parent}, to which "
+                f"{storage.root} belongs: restore its database, or remove {storage.uri(POINTER)}"
+            ) from error
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        place = f"{artifacts}/{safe_name(name)}" if artifacts else None
+        files = f"{place.artifacts}/{safe_name(name)}" if place.artifacts else None
         try:
-            return client.create_experiment(name, artifact_location=place)
+            return client.create_experiment(name, artifact_location=files)
         except mlflow.exceptions.MlflowException:  # another process created it
             if (experiment := client.get_experiment_by_name(name)) is None:
                 raise

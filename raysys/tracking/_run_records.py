@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +20,14 @@ from raysys.errors import RaysysError
 from raysys.imports import lazy_import
 from raysys.tracking._curves import safe_name
 from raysys.tracking._open_run import PARENT
-from raysys.tracking._tracked_run import RESULTS, SYSTEM
-from raysys.tracking._tracking_server import connect, shown_uri, tracking_uri, unavailable
+from raysys.tracking._tracked_run import ALIVE, LOST_S, RESULTS, SYSTEM
+from raysys.tracking._tracking_server import (
+    connect,
+    shown_uri,
+    target_of,
+    tracking_uri,
+    unavailable,
+)
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -37,7 +45,8 @@ class RunRecord:
     Attributes:
         id: MLflow's run id.
         experiment: MLflow experiment; a child's is that of its parent.
-        status: RUNNING, FINISHED, FAILED or KILLED; RUNNING also after the driver died.
+        status: RUNNING, FINISHED, FAILED or KILLED, as a run is 60 s after its driver was lost; the
+            clocks of both machines may differ by some seconds.
         seconds: Duration; None before the end.
         settings: Parameters, as text by name.
         tags: Tags, as text by name, without MLflow's and raysys' own.
@@ -182,6 +191,17 @@ class Runs:
         )  # fmt: skip
         return [self._record(run) for run in self._pages(page, limit)]
 
+    def _end(self, run: Any) -> tuple[str, int | None]:
+        """Status and end, in Unix ms, of a run; one without signs of life ends with its last."""
+        info, alive_ms = run.info, int(run.data.tags.get(ALIVE, 0))
+        if info.status != "RUNNING":
+            return info.status, info.end_time
+        if not 0 < alive_ms < (time.time() - LOST_S) * 1000:
+            return info.status, None
+        with suppress(mlflow.exceptions.MlflowException):  # who reads may not be allowed to write
+            self._client.set_terminated(info.run_id, "KILLED", end_time=alive_ms)
+        return "KILLED", alive_ms
+
     def _pages(self, page: Callable[..., Any], limit: int | None = None) -> list[Any]:
         """Entries of all pages of a search, at most `limit`."""
         entries: list[Any] = []
@@ -198,7 +218,7 @@ class Runs:
 
     def _record(self, run: Any) -> RunRecord:
         info, data = run.info, run.data
-        ended = None if info.end_time is None else (info.end_time - info.start_time) / 1000
+        status, end_ms = self._end(run)
         hidden = ("mlflow.", "raysys.")
         tags = {key: value for key, value in data.tags.items() if not key.startswith(hidden)}
         tags["commit"] = data.tags.get("mlflow.source.git.commit", "")
@@ -207,15 +227,28 @@ class Runs:
             id=info.run_id,
             name=info.run_name,
             experiment=self._experiments[info.experiment_id],
-            status=info.status,
+            status=status,
             started=datetime.fromtimestamp(info.start_time / 1000, UTC),
-            seconds=ended if info.status != "RUNNING" else None,
+            seconds=None if end_ms is None else (end_ms - info.start_time) / 1000,
             settings=dict(data.params),
             tags=tags,
             metrics=dict(data.metrics),
             results=results.split("\n") if results else [],
             parent=data.tags.get(PARENT),
         )
+
+
+@checked
+def run_status(folder: Storage) -> str:
+    """Status of the run to which a folder belongs (`TrackedRun.nest`), see `RunRecord`.
+
+    Raises:
+        RaysysError: The folder belongs to no run, or MLflow does not answer.
+    """
+    run = target_of(folder).parent
+    if run is None:
+        raise RaysysError(f"{folder.root} belongs to no recorded run")
+    return Runs(folder).find(run).status
 
 
 def _matching(records: Sequence[RunRecord], name: str) -> list[RunRecord]:

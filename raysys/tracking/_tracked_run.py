@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysys.errors import RaysysError
 from raysys.imports import lazy_import
 from raysys.tracking._curves import Curves, Point, log, safe_name
 from raysys.tracking._tracking_server import TrackingTarget, connect, write_pointer
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 mlflow = lazy_import("mlflow")
 
 RESULTS = "raysys.results"
+ALIVE = "raysys.alive"  # Unix time of the last sign of life in ms
+LOST_S = 60.0  # without a sign of life
+_SIGN_EVERY_S = 20.0
+_WATCH_EVERY_S = 10.0
 SYSTEM = "system/"  # MLflow's page of a run shows metrics of this prefix apart
 _MAX_TAGS = 100  # of one request
 _MAX_CHARACTERS = 5000
@@ -110,7 +115,29 @@ class TrackedRun:
             measured = {f"{SYSTEM}{name}": value for name, value in read().items()}
             self.log(measured, int(time.time() - started_s))
 
-        self._curves.watch(lambda: self._try(lambda _: measure()))
+        self._curves.repeat(lambda: self._try(lambda _: measure()), _WATCH_EVERY_S)
+
+    def keep_alive(self) -> None:
+        """Record a sign of life every 20 s until the end: a run without one for 60 s is lost.
+
+        A process that was suspended for longer makes the run RUNNING again.
+        """
+        signed_s = time.monotonic()
+
+        def sign() -> None:
+            nonlocal signed_s
+            late = time.monotonic() - signed_s > LOST_S
+            try:
+                client = connect(self.uri)
+                client.set_tag(self.run_id, ALIVE, str(_now_ms()))
+                if late:
+                    client.update_run(self.run_id, status="RUNNING")
+            except (RaysysError, mlflow.exceptions.MlflowException, OSError) as error:
+                log.info("no sign of life of run %s: %s", self.run_id, error)
+            else:
+                signed_s = time.monotonic()
+
+        self._curves.repeat(sign, _SIGN_EVERY_S)
 
     def nest(self, folder: Storage) -> None:
         """Make runs that are opened with a folder as their storage children of this run."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import json
 import logging
 import os
+import socket
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from raysys.arguments import checked
 from raysys.errors import StorageError, UnavailableError
 from raysys.imports import lazy_import
 from raysys.secrets import shown
+from raysys.storage import read_record
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -27,6 +29,10 @@ mlflow = lazy_import("mlflow")
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 POINTER = "tracking.json"
 _SQLITE = "sqlite:///"
+_SQLITE_HEADER = 100  # bytes
+_SQL = "\n[SQL"  # SQLAlchemy's errors go on with the statement
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,8 @@ def target_of(storage: Storage) -> TrackingTarget:
         StorageError: The root is remote and MLFLOW_TRACKING_URI is not set.
     """
     variable = os.environ.get(TRACKING_VARIABLE)
-    if pointer := storage.read_bytes(POINTER):
-        run = json.loads(pointer)
+    remedy = "remove it; runs below it are then recorded without their parent"
+    if run := read_record(storage, POINTER, remedy=remedy):
         uri = variable if variable and shown_uri(variable) == run["uri"] else run["uri"]
         return TrackingTarget(uri, run["run_id"], run["artifacts"])
     if not variable and not storage.is_local:
@@ -92,22 +98,60 @@ def connect(uri: str) -> Any:
 
     Raises:
         UnavailableError: The server or database does not answer.
+        StorageError: The database's file is damaged.
     """
     try:
         client = mlflow.MlflowClient  # loads mlflow, which sets the levels of its loggers
         for library in ("mlflow", "alembic"):
             logging.getLogger(library).setLevel(logging.WARNING)
         with locked(uri):
+            _check(uri)
             return client(_without_login(uri))
     except (mlflow.exceptions.MlflowException, ImportError, OSError) as error:
         raise unavailable(uri, error) from error
 
 
+def _check(uri: str) -> None:
+    """Refuse at once what MLflow tries for two minutes: a damaged file, a silent database."""
+    if uri.startswith(_SQLITE):
+        path = _file_of(uri)
+        if path.exists() and (fault := _fault(path)):
+            raise StorageError(
+                f"MLflow's database {path} is damaged ({fault}): restore it from a backup, or move "
+                "it away to start a new one without the earlier runs"
+            )
+        return
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") and parts.hostname:
+        port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+        if port:
+            socket.create_connection((parts.hostname, port), timeout=_TIMEOUT_S).close()
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a file of SQLite: no database, cut off, or its schema damaged."""
+    head = path.open("rb").read(_SQLITE_HEADER)
+    if not head:
+        return None  # just created
+    if len(head) == _SQLITE_HEADER and head.startswith(b"SQLite format 3\0"):
+        page = int.from_bytes(head[16:18], "big")  # "Database File Format", section 1.3
+        pages, written, valid_for = (int.from_bytes(head[n : n + 4], "big") for n in (28, 24, 92))
+        size, needed = path.stat().st_size, (65536 if page == 1 else page) * pages
+        if written == valid_for and size < needed:
+            return f"{size} of its {needed} bytes are there"
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        return None if "locked" in str(error) else str(error)
+    return None
+
+
 def unavailable(uri: str, error: Exception) -> UnavailableError:
     """The error for an MLflow server that does not answer."""
     return UnavailableError(
-        f"MLflow at {shown_uri(uri)} does not answer ({shown(str(error))}): start the server, or "
-        f"name another with {TRACKING_VARIABLE}"
+        f"MLflow at {shown_uri(uri)} does not answer ({shown(str(error)).partition(_SQL)[0]}): "
+        f"start the server, or name another with {TRACKING_VARIABLE}"
     )
 
 
@@ -121,11 +165,15 @@ def locked(uri: str) -> Iterator[None]:
     if not uri.startswith(_SQLITE):
         yield
         return
-    path = Path(uri.removeprefix(_SQLITE).partition("?")[0])
+    path = _file_of(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _file_of(uri: str) -> Path:
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0])
 
 
 def shown_uri(uri: str) -> str:

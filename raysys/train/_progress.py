@@ -29,7 +29,7 @@ def reported_progress(
     Yields a dict for the run's result; a run that leaves it empty has failed. `first_step` is that
     of the checkpoint that the run resumes from; 0 for a new run.
     """
-    ended = threading.Event()
+    ended, failed = threading.Event(), "FAILED"
     result: dict[str, Any] = {}
     earlier = state.read("progress")
 
@@ -80,13 +80,16 @@ def reported_progress(
             if rows is not None:
                 tracked.log_rows("predictions", rows)
         finals = result["history"][-1] if result else {}
-        tracked.end("FINISHED" if result else "FAILED", finals)
+        tracked.end("FINISHED" if result else failed, finals)
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
     metrics.TRAIN_RUNNING.set(1, {"run": state.name})
     try:
         yield result
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, `raysys stop`
+        failed = "KILLED"
+        raise
     finally:
         ended.set()
         follower.join()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysys.errors import StorageError, TrainError
+from raysys.storage import read_record
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -31,8 +31,9 @@ class RunState:
 
     def read(self, file: str) -> dict[str, Any] | None:
         """`plan`, `progress`, `result` or `done`; None before it is written."""
-        content = self.storage.read_bytes(f"{self.folder}/{file}.json")
-        return None if content is None else json.loads(content)
+        folder = self.storage.uri(self.folder)
+        remedy = f"remove it; if {self.name!r} is refused then, remove {folder} and begin anew"
+        return read_record(self.storage, f"{self.folder}/{file}.json", remedy=remedy)
 
     def write(self, file: str, value: dict[str, Any]) -> None:
         """Write one of the files atomically.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from raysys.console import say
 from raysys.errors import RaysysError
 from raysys.identity import RunIdentity
-from raysys.storage import Storage
+from raysys.storage import Storage, read_record
 from raysys.tune._search_settings import Population
 from raysys.tune._space import Space, params_from_json
 from raysys.tune._trial import Trial
@@ -199,22 +198,30 @@ class TrialLedger:
         """
         remedy = f"Sampler(warm_start=[{name!r}]) lets another search learn from it"
         RunIdentity(identity).claim(self.folder, "", f"search {name!r}", remedy=remedy)
-        written = self.folder.read_bytes(_WARM_START)
+        space = self.proposer.space
+        written = read_record(
+            self.folder, _WARM_START, lambda trials: [_decoded(fields, space) for fields in trials]
+        )
         if written is None:
             self.folder.write_json(_WARM_START, [trial.as_dict() for trial in warm_start])
             self.warm_start = list(warm_start)
         else:
-            space = self.proposer.space
-            self.warm_start = [_decoded(fields, space) for fields in json.loads(written)]
+            self.warm_start = written
 
 
 def read_trials(folder: Storage, space: Space) -> list[Trial]:
-    """Trials in a search's folder, by number."""
-    return [
-        _decoded(json.loads(folder.read_bytes(f"trials/{name}") or b""), space)
-        for name in folder.names("trials")
-        if name.endswith(".json")
+    """Trials in a search's folder, by number.
+
+    Raises:
+        StorageError: A trial's file is damaged.
+    """
+    paths = [f"trials/{name}" for name in folder.names("trials") if name.endswith(".json")]
+    remedy = "remove it, and the search runs another trial in its place"
+    trials = [
+        read_record(folder, path, lambda fields: _decoded(fields, space), remedy=remedy)
+        for path in paths
     ]
+    return [trial for trial in trials if trial is not None]
 
 
 def warm_start_trials(name: str, proposer: Proposer, storage: Storage) -> list[Trial]:

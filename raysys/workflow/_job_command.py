@@ -4,6 +4,7 @@ import argparse
 import functools
 import importlib
 import inspect
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -149,6 +150,8 @@ def run_job(make_job: Callable[[Config], Job], config: type[Config]) -> None:
         if job and any(progress.error for progress in job.progress.values()):
             raise SystemExit(1) from None  # the run has printed it
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:  # Ctrl-C; the run has said that it was killed
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _importable(defined: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from cronsim import CronSim, CronSimError
 
 from raysys import audit
 from raysys.errors import RaysysError
+from raysys.storage import read_records
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -97,15 +97,15 @@ def remove(storage: Storage, name: str) -> None:
 
 
 def list_schedules(storage: Storage) -> list[Schedule]:
-    """All schedules, by name."""
-    files = [storage.read_bytes(f"{_FOLDER}/{n}/schedule.json") for n in storage.names(_FOLDER)]
-    return [Schedule(**json.loads(file)) for file in files if file]
+    """All schedules, by name; one whose file is damaged is left out with a warning."""
+    paths = [f"{_FOLDER}/{name}/schedule.json" for name in storage.names(_FOLDER)]
+    return read_records(storage, paths, lambda fields: Schedule(**fields))
 
 
 def last_run(storage: Storage, name: str) -> dict[str, object]:
     """The last run of a schedule: `for_s`, its Unix time, and `job`, its id; {} without one."""
-    file = storage.read_bytes(f"{_FOLDER}/{name}/last.json")
-    return json.loads(file) if file else {}
+    found = read_records(storage, [f"{_FOLDER}/{name}/last.json"])
+    return found[0] if found else {}
 
 
 def record_run(storage: Storage, name: str, for_s: float, job: str) -> None:

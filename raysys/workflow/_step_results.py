@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from raysys import audit
 from raysys.arguments import checked
 from raysys.data import Table
 from raysys.errors import StorageError
+from raysys.storage import read_records
 
 if TYPE_CHECKING:
     from raysys.storage import Storage
@@ -164,8 +164,8 @@ def prune(storage: Storage, older_than: timedelta, now: datetime | None = None) 
         for step in storage.names(f"steps/{job}"):
             for key in storage.names(f"steps/{job}/{step}"):
                 path = f"steps/{job}/{step}/{key}"
-                record = storage.read_bytes(f"{path}/step.json")
-                if record is None or _start_of(json.loads(record)["run"]) >= oldest:
+                started = read_records(storage, [f"{path}/step.json"], _start_of)
+                if not started or started[0] >= oldest:
                     continue  # unfinished: a run may be computing it
                 audit.record(storage, "result.delete", path)
                 storage.remove(f"{path}/step.json")  # first, so that no run takes a part of it
@@ -174,7 +174,7 @@ def prune(storage: Storage, older_than: timedelta, now: datetime | None = None) 
     return removed
 
 
-def _start_of(run: str) -> datetime:
-    """Start of a run, from its name: JOB-YYYYmmdd-HHMMSS-xxxx."""
-    day, moment = run.split("-")[-3:-1]
+def _start_of(record: Mapping[str, str]) -> datetime:
+    """Start of a step's run, from the run's name: JOB-YYYYmmdd-HHMMSS-xxxx."""
+    day, moment = record["run"].split("-")[-3:-1]
     return datetime.strptime(f"{day}{moment}", "%Y%m%d%H%M%S").replace(tzinfo=UTC)

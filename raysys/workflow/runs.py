@@ -8,11 +8,10 @@ Example:
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from raysys.errors import RaysysError, StorageError, unknown_names
-from raysys.storage import Storage
+from raysys.storage import Storage, read_record
 from raysys.workflow._step_results import StepResult, load
 
 __all__ = ["result", "steps"]
@@ -80,8 +79,8 @@ def steps(run: Any, storage: Storage | None = None) -> dict[str, str]:
 def _record(run: Any, storage: Storage) -> dict[str, Any]:
     """The record of a run by its name."""
     name = str(getattr(run, "name", run))
-    data = storage.read_bytes(f"runs/{name}/run.json")
-    if data is None:
+    record = read_record(storage, f"runs/{name}/run.json")
+    if record is None:
         names = storage.names("runs")
         matches = [other for other in names if other.startswith(name)]
         if len(matches) > 1:
@@ -94,7 +93,7 @@ def _record(run: Any, storage: Storage) -> dict[str, Any]:
             raise RaysysError(
                 f"no run {unknown_names([name], names)} in {storage.root}: `raysys runs` lists them"
             )
-        data = storage.read_bytes(f"runs/{matches[0]}/run.json")
-    if data is None:
+        record = read_record(storage, f"runs/{matches[0]}/run.json")
+    if record is None:
         raise StorageError(f"run {name!r} has no record in {storage.root}: it has not begun")
-    return dict(json.loads(data))
+    return record
