@@ -128,8 +128,8 @@ def read_lineage(storage: Storage, lineage_id: str) -> dict[str, dict[str, Any]]
     waiting = [lineage_id]
     while waiting:
         key = waiting.pop()
-        if key not in records and (found := read_records(storage, [f"{_FOLDER}/{key}.json"])):
-            records[key] = found[0]
+        if key not in records and (record := read_records(storage, [f"{_FOLDER}/{key}.json"])):
+            (records[key],) = record
             waiting += reversed(records[key]["inputs"])
     return records
 

@@ -35,7 +35,7 @@ def read_record(
         storage: The storage root.
         path: Storage path of the file.
         make: Function of the JSON's value; a dict of it by default.
-        remedy: What to do about a damaged file.
+        remedy: The way out of a damaged file.
 
     Raises:
         StorageError: The file is damaged: no JSON, or none that `make` takes.
