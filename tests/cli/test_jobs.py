@@ -1,5 +1,6 @@
 """The commands that README names, against a real head of their own."""
 
+import os
 import re
 import signal
 import subprocess
@@ -40,6 +41,26 @@ print("cluster", port, os.environ["RAYSYS_STORAGE"])
 """,
     "seven.py": "import sys; sys.exit(7)",
     "killed.py": "import os; os.kill(os.getpid(), 9)",
+    "waiting.py": """
+import time
+from pydantic import BaseModel
+from raysys.workflow import Job, run_job
+
+class Config(BaseModel):
+    pass
+
+def wait(run):
+    print("begun", flush=True)
+    time.sleep(600)
+
+def make_job(config):
+    job = Job("waiting", config)
+    job.step(wait)
+    return job
+
+if __name__ == "__main__":
+    run_job(make_job, Config)
+""",
     "endless.py": "import time\nprint('begun', flush=True)\nwhile True: time.sleep(0.1)",
 }
 
@@ -233,6 +254,28 @@ def test_a_job_is_left_running_listed_followed_and_stopped(
     assert many.returncode == 1
     assert "'h' begins the ids of 2 jobs: hello-" in many.stderr
     assert "no job's id begins with 'x'" in call(environment, raysys, "stop", "x").stderr
+
+
+def test_ctrl_c_ends_a_run_as_killed_with_status_130(
+    environment: dict[str, str], folder: Path
+) -> None:
+    with subprocess.Popen(
+        [BIN / "raysys", "run", "waiting.py"], env=environment, cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as running:  # fmt: skip
+        assert running.stdout
+        while "begun" not in (line := running.stdout.readline()):
+            assert line
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        said = running.communicate(timeout=60)[0]
+    assert running.returncode == 130
+    assert "killed: 1 running" in said
+    assert "Traceback" not in said
+    (name,) = Storage(environment["RAYSYS_STORAGE"]).names("runs")
+    assert f"{name}: killed\n" in call(environment, BIN / "raysys", "steps", name).stdout
+    listed = call(environment, BIN / "raysys", "runs").stdout
+    (row,) = [line for line in listed.splitlines() if line.startswith(name)]
+    assert " KILLED " in row
 
 
 def test_doctor_finds_the_local_head_well(environment: dict[str, str]) -> None:
