@@ -20,13 +20,22 @@ def add_key(
     expires: Annotated[
         str | None, typer.Option(help="Lifetime such as 12h, 30d or 26w; unlimited by default.")
     ] = None,
+    scope: Annotated[
+        str, typer.Option(help="`serve`, or `read` for descriptions and statistics alone.")
+    ] = "serve",
+    application: Annotated[
+        list[str] | None, typer.Option(help="Application that it is for, repeatable; else all.")
+    ] = None,
 ) -> None:
     """Create an API key and print it once; only its digest is stored."""
     from raysys import gateway
 
     expires_s = None if expires is None else duration(expires).total_seconds()
-    limits = {"rate_per_s": rate, "max_body_bytes": max_body_bytes}
-    say(gateway.create_key(Storage().check(), name, expires_s=expires_s, **limits))
+    secret = gateway.create_key(
+        Storage().check(), name, rate_per_s=rate, max_body_bytes=max_body_bytes,
+        expires_s=expires_s, scope=scope, applications=application or (),
+    )  # fmt: skip
+    say(secret)
 
 
 @keys.command("list")
@@ -40,7 +49,8 @@ def list_keys() -> None:
         else:
             until = f"{'EXPIRED' if key.expires <= time.time() else 'expires'} {local(key.expires)}"
         limits = f"{key.rate_per_s} requests/s, bodies up to {key.max_body_bytes} bytes"
-        say(f"{key.name}: {limits}, {until}")
+        granted = f"{key.scope} {', '.join(key.applications) or 'all applications'}"
+        say(f"{key.name}: {granted}, {limits}, {until}")
 
 
 @keys.command("revoke")

@@ -8,11 +8,12 @@ import json
 import re
 import secrets
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
 from raysys import audit
-from raysys.errors import RaysysError
-from raysys.gateway._haproxy_config import ApiKey
+from raysys.errors import RaysysError, unknown_names
+from raysys.gateway._haproxy_config import ApiKey, Scope
 from raysys.storage import read_records
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _FOLDER = "serve/keys"
 def create_key(
     storage: Storage, name: str, *,
     rate_per_s: int = 100, max_body_bytes: int = 1 << 20, expires_s: float | None = None,
+    scope: Scope = "serve", applications: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """Create an API key for protected applications.
 
@@ -38,14 +40,23 @@ def create_key(
         rate_per_s: Maximum number of requests per second; 429 beyond.
         max_body_bytes: Maximum size of a request body; 413 beyond.
         expires_s: Seconds until it expires; None for never.
+        scope: `serve` to send requests to applications and to read their descriptions and
+            statistics; `read` for the latter alone; 403 beyond.
+        applications: Names of the applications that it is for, all by default; 403 for others, and
+            for lists of all models.
 
     Returns:
         The key, which is not stored and cannot be shown again.
 
     Raises:
-        RaysysError: The name exists or is invalid, the expiry is in the past, or the audit log
-            cannot be written.
+        RaysysError: The name exists or is invalid, the expiry is in the past, the scope is unknown,
+            or the audit log cannot be written.
     """
+    if scope not in get_args(Scope):
+        scopes = ", ".join(get_args(Scope))
+        raise RaysysError(
+            f"unknown scope {unknown_names([scope], get_args(Scope))}; scopes: {scopes}"
+        )
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}", name):
         raise RaysysError(
             f"key name {name!r}: use up to 64 letters, digits, _, . and -, no . first"
@@ -57,8 +68,9 @@ def create_key(
     expires = None if expires_s is None else int(time.time() + expires_s)
     secret = f"rs_{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(secret.encode()).hexdigest()
-    audit.record(storage, "key.add", name, rate_per_s=rate_per_s, expires=expires)
-    key = ApiKey(name, digest, rate_per_s, max_body_bytes, expires)
+    granted = {"scope": scope, "applications": tuple(applications)}
+    audit.record(storage, "key.add", name, rate_per_s=rate_per_s, expires=expires, **granted)
+    key = ApiKey(name, digest, rate_per_s, max_body_bytes, expires, scope, tuple(applications))
     try:
         storage.create(_path(name), json.dumps(dataclasses.asdict(key)).encode())
     except FileExistsError:
@@ -85,7 +97,11 @@ def read_keys(storage: Storage) -> list[ApiKey]:
     A key whose file is damaged is left out, and so refused.
     """
     paths = [_path(name) for name in _names(storage)]
-    return read_records(storage, paths, lambda fields: ApiKey(**fields))
+    return read_records(storage, paths, _from_json)
+
+
+def _from_json(fields: dict[str, Any]) -> ApiKey:
+    return ApiKey(**{**fields, "applications": tuple(fields["applications"])})
 
 
 def _names(storage: Storage) -> list[str]:

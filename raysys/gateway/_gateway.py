@@ -334,6 +334,7 @@ class Gateway:
         assert self._haproxy
         self._metrics.requests(self._haproxy.answered())
         self._metrics.shed(self._haproxy.shed())
+        self._metrics.keys(self._haproxy.key_uses(), self._haproxy.key_addresses())
         for name in self._state.backends:
             SERVE_REPLICAS.set(len(self._current(name)), {"application": name})
 

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 
 from raysys.gateway._haproxy_config import Backend
 from raysys.ray_internals import key_value
-from raysys.telemetry.metrics import SERVE_REQUESTS, SERVE_SHED
+from raysys.telemetry.metrics import (
+    GATEWAY_KEY_ADDRESSES,
+    GATEWAY_KEY_REQUESTS,
+    SERVE_REQUESTS,
+    SERVE_SHED,
+)
 
 _KEY = b"gateway"
 
@@ -83,6 +88,7 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self._before: dict[tuple[str, str], int] = {}
+        self._addresses: Mapping[str, int] = {}
 
     def requests(self, counts: Mapping[tuple[str, str], int]) -> None:
         """Record HAProxy's counters so far, by application and status class."""
@@ -95,6 +101,15 @@ class GatewayMetrics:
         for application, count in counts.items():
             if new := self._since((application, "shed"), count):
                 SERVE_SHED.inc(new, {"application": application, "by": "gateway"})
+
+    def keys(self, uses: Mapping[tuple[str, str], int], addresses: Mapping[str, int]) -> None:
+        """Record the use of API keys so far, by key and outcome, and their addresses."""
+        for (key, outcome), count in uses.items():
+            if new := self._since((f"key {key}", outcome), count):
+                GATEWAY_KEY_REQUESTS.inc(new, {"key": key, "outcome": outcome})
+        for key in {*addresses, *self._addresses}:
+            GATEWAY_KEY_ADDRESSES.set(addresses.get(key, 0), {"key": key})
+        self._addresses = addresses
 
     def _since(self, key: tuple[str, str], count: int) -> int:
         before = self._before.get(key, 0)

@@ -9,7 +9,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raysys.gateway._wire import (
     ALIVE_PATH,
@@ -44,6 +44,9 @@ _MAX_EXPIRY = (1 << 62) - 1  # Unix time; HAProxy computes with 64 bits
 
 Servers = Mapping[str, Mapping[int, tuple[str, int]]]
 """Addresses of replicas by application and slot."""
+
+
+Scope = Literal["read", "serve"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class ApiKey:
         rate_per_s: Maximum number of requests per second.
         max_body_bytes: Maximum size of a request body.
         expires: Unix time in seconds of the expiry; None for never.
+        scope: `serve` for requests and descriptions of applications, `read` for descriptions alone.
+        applications: Names of the applications that it is for; empty for all.
     """
 
     name: str
@@ -92,6 +97,8 @@ class ApiKey:
     rate_per_s: int
     max_body_bytes: int
     expires: int | None = None
+    scope: Scope = "serve"
+    applications: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,7 +138,25 @@ class HAProxy:
 
     def shed(self) -> dict[str, int]:
         """Requests shed since the last reload, by application."""
-        entries = re.findall(r"key=(\S+) .*gpc0=(\d+)", self._tell("show table shed"))
+        return self._counts("shed")
+
+    def key_uses(self) -> dict[tuple[str, str], int]:
+        """Requests with API keys since the last reload, by key and outcome.
+
+        Outcomes are "admitted", and what a request was refused for: "unknown" (the key is empty
+        then), "expired", "application", "scope" and "rate".
+        """
+        admitted = {(key, "admitted"): count for key, count in self._counts("keys").items()}
+        refused = self._counts("refusals").items()
+        return admitted | {(k, r): count for name, count in refused for k, r in [name.split("/")]}
+
+    def key_addresses(self) -> dict[str, int]:
+        """Addresses from which each API key was used within 24 hours."""
+        return Counter(name.rpartition("@")[0] for name in self._counts("addresses"))
+
+    def _counts(self, table: str) -> dict[str, int]:
+        """Entries of a stick table and their first counters."""
+        entries = re.findall(r"key=(\S+) .*gpc0=(\d+)", self._tell(f"show table {table}"))
         return {name: int(count) for name, count in entries}
 
     def stop(self) -> None:
@@ -242,6 +260,12 @@ class HAProxy:
             "keys": [(key.sha256, key.name) for key in keys],
             "rates": [(key.name, key.rate_per_s) for key in keys],
             "bodies": [(key.name, key.max_body_bytes) for key in keys],
+            # An application's name has no slash.
+            "grants": [
+                (f"{key.name}/{app}", key.scope)
+                for key in keys
+                for app in key.applications or ["*"]
+            ],
             "expiries": [(key.name, key.expires) for key in keys if key.expires is not None],
         }
         for name, pairs in columns.items():

@@ -93,6 +93,15 @@ SERVE_SHED = Counter(
     "raysys_serve_shed_total", "Requests refused because they could not be answered in time",
     ("application", "by"), "requests",
 )  # fmt: skip
+GATEWAY_KEY_REQUESTS = Counter(
+    "raysys_gateway_key_requests_total",
+    "Requests by API key, admitted or refused as unknown, expired, application, scope, rate",
+    ("key", "outcome"), "requests",
+)  # fmt: skip
+GATEWAY_KEY_ADDRESSES = Gauge(
+    "raysys_gateway_key_addresses", "Addresses from which an API key was used within 24 hours",
+    ("key",), "addresses",
+)  # fmt: skip
 SERVE_REPLICAS = Gauge(
     "raysys_serve_replicas", "Replicas that take requests", ("application",), "replicas"
 )

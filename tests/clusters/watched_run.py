@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from raysys import cluster, serve, train, tune
 from raysys.data import Schema, Table, validate
+from raysys.gateway import create_key
 from raysys.index import VectorIndex, vector_table
 from raysys.storage import Storage
 from raysys.workflow import Job, Run
@@ -73,18 +74,19 @@ def answer(x: np.ndarray) -> np.ndarray:
     return 2 * x
 
 
-def ask(url: str, value: float) -> None:
+def ask(url: str, key: str, value: float) -> None:
     body = json.dumps({"x": value}).encode()
-    request = urllib.request.Request(url, body, {"content-type": "application/json"})
+    headers = {"content-type": "application/json", "x-api-key": key}
+    request = urllib.request.Request(url, body, headers)
     with contextlib.suppress(OSError):  # errors are part of the load
         urllib.request.urlopen(request, timeout=10).read()
 
 
-def load(url: str, stop: threading.Event) -> None:
+def load(url: str, key: str, stop: threading.Event) -> None:
     number = 0
     while not stop.is_set():
         number += 1
-        ask(url, -1.0 if number % 10 == 0 else 1.0)
+        ask(url, key, -1.0 if number % 10 == 0 else 1.0)
         time.sleep(0.04)  # six clients still ask for more than the replica's 50 a second
 
 
@@ -117,10 +119,11 @@ def main(folder: str) -> None:
     )
     endpoint = serve.deploy(
         "watched", graph, batching=serve.Batching(max_batch_size=1, max_queued_rows=1),
-        deadline_s=0.5, gateway=serve.GatewayOptions(port=free_port()),
+        deadline_s=0.5, gateway=serve.GatewayOptions(port=free_port()), protected=True,
     )  # fmt: skip
+    key = create_key(storage, "watched", rate_per_s=10_000)
     for _ in range(6):
-        threading.Thread(target=load, args=(endpoint.url, stop), daemon=True).start()
+        threading.Thread(target=load, args=(endpoint.url, key, stop), daemon=True).start()
     job = Job("watched", Config(), storage)
     rows = job.step(make)
     loss = job.step(fit, rows)

@@ -172,8 +172,8 @@ def app(
     return Backend(name, 1, route or f"/{name}", 10.0, body, protected)
 
 
-def key(name: str, secret: str, rate: int = 10_000, body: int = 1000) -> ApiKey:
-    return ApiKey(name, hashlib.sha256(secret.encode()).hexdigest(), rate, body)
+def key(name: str, secret: str, rate: int = 10_000, body: int = 1000, **granted: Any) -> ApiKey:
+    return ApiKey(name, hashlib.sha256(secret.encode()).hexdigest(), rate, body, **granted)
 
 
 def free_port() -> int:

@@ -124,7 +124,7 @@ def test_the_command_line_shows_when_keys_expire(
     expired = {**kept, "name": "old", "expires": 1_700_000_000}
     (tmp_path / "serve/keys/old.json").write_text(json.dumps(expired))
     ann, bob, old = runner.invoke(cli.app, ["key", "list"]).stdout.splitlines()
-    assert ann.startswith("ann: 5 requests/s, ")
+    assert ann.startswith("ann: serve all applications, 5 requests/s, ")
     assert ", expires 20" in ann
     assert bob.endswith("never expires")
     assert ", EXPIRED 2023-11-1" in old
