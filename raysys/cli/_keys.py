@@ -1,7 +1,7 @@
 """`raysys key`: API keys of protected applications."""
 
 import time
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,7 +21,8 @@ def add_key(
         str | None, typer.Option(help="Lifetime such as 12h, 30d or 26w; unlimited by default.")
     ] = None,
     scope: Annotated[
-        str, typer.Option(help="`serve`, or `read` for descriptions and statistics alone.")
+        Literal["read", "serve"],
+        typer.Option(help="`serve`, or `read` for descriptions and statistics alone."),
     ] = "serve",
     application: Annotated[
         list[str] | None, typer.Option(help="Application that it is for, repeatable; else all.")

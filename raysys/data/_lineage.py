@@ -107,7 +107,8 @@ class Lineage:
         """
         for lineage in self.chain():
             path = f"{_FOLDER}/{lineage.id}.json"
-            (earlier,) = read_records(storage, [path]) or [{}]
+            written: list[dict[str, Any]] = read_records(storage, [path])
+            earlier = written[0] if written else {}
             record = {k: earlier.get(k) if v is None else v for k, v in lineage.record().items()}
             if record != earlier:
                 storage.write_json(path, record)
@@ -128,8 +129,11 @@ def read_lineage(storage: Storage, lineage_id: str) -> dict[str, dict[str, Any]]
     waiting = [lineage_id]
     while waiting:
         key = waiting.pop()
-        if key not in records and (record := read_records(storage, [f"{_FOLDER}/{key}.json"])):
-            (records[key],) = record
+        if key in records:
+            continue
+        written: list[dict[str, Any]] = read_records(storage, [f"{_FOLDER}/{key}.json"])
+        if written:
+            records[key] = written[0]
             waiting += reversed(records[key]["inputs"])
     return records
 

@@ -104,8 +104,8 @@ def list_schedules(storage: Storage) -> list[Schedule]:
 
 def last_run(storage: Storage, name: str) -> dict[str, object]:
     """The last run of a schedule: `for_s`, its Unix time, and `job`, its id; {} without one."""
-    (last,) = read_records(storage, [f"{_FOLDER}/{name}/last.json"]) or [{}]
-    return last
+    records: list[dict[str, object]] = read_records(storage, [f"{_FOLDER}/{name}/last.json"])
+    return records[0] if records else {}
 
 
 def record_run(storage: Storage, name: str, for_s: float, job: str) -> None:
