@@ -48,20 +48,33 @@ class _NodeTraceback(Exception):  # noqa: N818 - the cause of an error, for logs
         return f"\n{self.args[0]}"
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A call that a worker has not answered; times in seconds."""
+
+    start: float
+    patience: float
+    requests: int
+
+
 @dataclass(eq=False)
 class _Worker:
-    """A worker, its idle connections, and start and patience of each of its calls, in seconds."""
+    """A worker, its idle connections, and its calls."""
 
     actor: Any
     pid: int
     address: str
     channels: list[AsyncChannel] = field(default_factory=list)
-    calls: dict[object, tuple[float, float]] = field(default_factory=dict)
+    calls: dict[object, _Call] = field(default_factory=dict)
     is_hung: bool = False
 
     def is_overdue(self, now: float) -> bool:
         """Whether a call takes much longer than usual."""
-        return any(now > start + patience for start, patience in self.calls.values())
+        return any(now > call.start + call.patience for call in self.calls.values())
+
+    def holds_up_others(self, now: float) -> bool:
+        """Whether an overdue call may keep other requests of this worker from their answers."""
+        return self.is_overdue(now) and sum(call.requests for call in self.calls.values()) > 1
 
 
 class GraphWorkers:
@@ -122,7 +135,8 @@ class GraphWorkers:
                 await asyncio.sleep(_POLL_S)
         finally:
             self._waiting -= not alone
-        outputs, seconds = _result(await self._ask(worker, self.patience_s(action), request))
+        call = _Call(time.monotonic(), self.patience_s(action), len(contexts))
+        outputs, seconds = _result(await self._ask(worker, call, request))
         usual = self._usual_s.get(step, seconds)
         self._usual_s[step] = usual + (seconds - usual) / _SMOOTHING
         return outputs, seconds
@@ -139,7 +153,7 @@ class GraphWorkers:
             await asyncio.sleep(_POLL_S)
         idle = [worker for worker in self._workers if not worker.calls]
         worker = (idle or self._workers)[-1]
-        return _result(await self._ask(worker, self._deadline_s, request))
+        return _result(await self._ask(worker, self._patient_call(), request))
 
     def patience_s(self, action: str) -> float:
         """Seconds after which a batch of an action no longer holds up the next one."""
@@ -170,9 +184,12 @@ class GraphWorkers:
                 return worker
         return None
 
-    async def _ask(self, worker: _Worker, patience_s: float, request: bytes) -> bytes:
-        call = object()
-        worker.calls[call] = time.monotonic(), patience_s
+    def _patient_call(self) -> _Call:
+        return _Call(time.monotonic(), self._deadline_s, requests=1)
+
+    async def _ask(self, worker: _Worker, call: _Call, request: bytes) -> bytes:
+        key = object()
+        worker.calls[key] = call
         channel = worker.channels.pop() if worker.channels else None
         try:
             channel = channel or await AsyncChannel.connect(worker.address)
@@ -184,7 +201,7 @@ class GraphWorkers:
                 channel.close()
             raise
         finally:
-            del worker.calls[call]
+            del worker.calls[key]
         worker.channels.append(channel)
         return reply
 
@@ -212,7 +229,7 @@ class GraphWorkers:
             raise task_error_cause(error) from None
         worker = _Worker(actor, pid, address)
         for request in self._examples.values():
-            await self._ask(worker, self._deadline_s, request)
+            await self._ask(worker, self._patient_call(), request)
         if node_bytes > _STAND_BY_BYTES:
             self._wanted = 1
         self._workers.append(worker)
@@ -223,9 +240,10 @@ class GraphWorkers:
             now = time.monotonic()
             for worker in self._workers:
                 limit_s = self._deadline_s
-                if self._waiting:  # nobody could run while this one lasts
+                # Those that wait for it are tried elsewhere, and need time for that.
+                if self._waiting or worker.holds_up_others(now):
                     limit_s /= 2
-                if any(now > start + limit_s for start, _ in worker.calls.values()):
+                if any(now > call.start + limit_s for call in worker.calls.values()):
                     worker.is_hung = True
                     _kill(worker.pid)
             if len(self._workers) + self._starting < self._wanted:
