@@ -48,13 +48,14 @@ class _NodeTraceback(Exception):  # noqa: N818 - the cause of an error, for logs
         return f"\n{self.args[0]}"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Call:
     """A call that a worker has not answered; times in seconds."""
 
     start: float
     patience: float
     requests: int
+    is_hung: bool = False
 
 
 @dataclass(eq=False)
@@ -65,16 +66,15 @@ class _Worker:
     pid: int
     address: str
     channels: list[AsyncChannel] = field(default_factory=list)
-    calls: dict[object, _Call] = field(default_factory=dict)
-    is_hung: bool = False
+    calls: set[_Call] = field(default_factory=set)
 
     def is_overdue(self, now: float) -> bool:
         """Whether a call takes much longer than usual."""
-        return any(now > call.start + call.patience for call in self.calls.values())
+        return any(now > call.start + call.patience for call in self.calls)
 
     def holds_up_others(self, now: float) -> bool:
         """Whether an overdue call may keep other requests of this worker from their answers."""
-        return self.is_overdue(now) and sum(call.requests for call in self.calls.values()) > 1
+        return self.is_overdue(now) and sum(call.requests for call in self.calls) > 1
 
 
 class GraphWorkers:
@@ -188,30 +188,29 @@ class GraphWorkers:
         return _Call(time.monotonic(), self._deadline_s, requests=1)
 
     async def _ask(self, worker: _Worker, call: _Call, request: bytes) -> bytes:
-        key = object()
-        worker.calls[key] = call
+        worker.calls.add(call)
         channel = worker.channels.pop() if worker.channels else None
         try:
             channel = channel or await AsyncChannel.connect(worker.address)
             reply = await channel.ask(request)
         except OSError:
-            raise await self._ended(worker) from None
+            raise await self._ended(worker, call) from None
         except BaseException:
             if channel:
                 channel.close()
             raise
         finally:
-            del worker.calls[key]
+            worker.calls.remove(call)
         worker.channels.append(channel)
         return reply
 
-    async def _ended(self, worker: _Worker) -> WorkerEndedError:
+    async def _ended(self, worker: _Worker, call: _Call) -> WorkerEndedError:
         """The error of a call whose worker has ended."""
         if worker in self._workers:
             self._workers.remove(worker)
         _kill(worker.pid)
-        words = "a batch hung" if worker.is_hung else await self._words.of(worker.pid)
-        error = WorkerEndedError(words, is_hung=worker.is_hung)
+        words = "a batch hung" if call.is_hung else await self._words.of(worker.pid)
+        error = WorkerEndedError(words, is_hung=call.is_hung)
         _log.warning("%s; another one starts", error)
         return error
 
@@ -240,11 +239,14 @@ class GraphWorkers:
             now = time.monotonic()
             for worker in self._workers:
                 limit_s = self._deadline_s
-                # Those that wait for it are tried elsewhere, and need time for that.
-                if self._waiting or worker.holds_up_others(now):
+                # Those that it holds up are tried elsewhere, and need time for that.
+                if self._waiting:
                     limit_s /= 2
-                if any(now > call.start + limit_s for call in worker.calls.values()):
-                    worker.is_hung = True
+                if worker.holds_up_others(now):
+                    limit_s = self._deadline_s / 4
+                for call in worker.calls:
+                    call.is_hung = now > call.start + limit_s
+                if any(call.is_hung for call in worker.calls):
                     _kill(worker.pid)
             if len(self._workers) + self._starting < self._wanted:
                 self._starting += 1
