@@ -271,7 +271,8 @@ def test_ctrl_c_ends_a_run_as_killed_with_status_130(
     assert running.returncode == 130
     assert "killed: 1 running" in said
     assert "Traceback" not in said
-    (name,) = Storage(environment["RAYSYS_STORAGE"]).names("runs")
+    runs = Storage(environment["RAYSYS_STORAGE"]).names("runs")
+    (name,) = [run for run in runs if run.startswith("waiting-")]
     assert f"{name}: killed\n" in call(environment, BIN / "raysys", "steps", name).stdout
     listed = call(environment, BIN / "raysys", "runs").stdout
     (row,) = [line for line in listed.splitlines() if line.startswith(name)]
