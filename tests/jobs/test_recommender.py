@@ -138,7 +138,7 @@ def test_a_restarted_replica_answers_the_same(finished: Finished) -> None:
     replica = next(
         actor["name"]
         for actor in ray.util.list_named_actors(all_namespaces=True)
-        if "recommender-v1#entry" in actor["name"]
+        if actor["name"].startswith("SERVE_REPLICA::recommender-v1#entry")
     )
     ray.kill(ray.get_actor(replica, namespace="serve"), no_restart=True)
     deadline = time.monotonic() + 60
