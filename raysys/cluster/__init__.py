@@ -10,7 +10,7 @@ from raysys.cluster._error_text import error_line, error_traceback, task_error_c
 from raysys.cluster._job_folder import check_names
 from raysys.cluster._jobs import Jobs, SubmittedJob
 from raysys.cluster._local_head import Head, local_head, start_local, stop_local
-from raysys.cluster._local_socket import AsyncChannel, Channel, listen
+from raysys.cluster._local_socket import AsyncChannel, Channel, check_user, listen
 from raysys.cluster._resources import (
     HEADROOM_CPUS,
     Resources,
@@ -43,6 +43,7 @@ __all__ = [
     "check_config",
     "check_demand",
     "check_names",
+    "check_user",
     "connect",
     "declared_demand",
     "enable_token_auth",

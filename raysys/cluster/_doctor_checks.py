@@ -117,6 +117,8 @@ def check_gpus(driver: int | None, torch: int | None, ray: float) -> Check:
     """Driver, torch and Ray must see the same GPUs of a node."""
     counts = ("missing" if count is None else count for count in (driver, torch))
     fact = "nvidia-smi {}, torch {}, Ray {:g}".format(*counts, ray)
+    if driver is None:  # torch is not asked
+        fact = f"no NVIDIA driver, Ray {ray:g}"
     driver = driver or 0
     if ray and not driver:
         return Check("GPUs", "fail", fact, "Ray was configured with missing GPUs: start "

@@ -49,7 +49,7 @@ def listen(answer: Callable[[bytes], bytes]) -> str | None:
 
 def _answer_all(client: socket.socket, answer: Callable[[bytes], bytes]) -> None:
     with client, contextlib.suppress(OSError):
-        _check_user(client)
+        check_user(client)
         while True:
             _, request = _receive(client)
             try:
@@ -73,7 +73,7 @@ class Channel:
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.connect(address)
-            _check_user(self._socket)
+            check_user(self._socket)
         except OSError:
             self._socket.close()
             raise
@@ -120,7 +120,7 @@ class AsyncChannel(asyncio.Protocol):
         try:
             peer.setblocking(False)
             await loop.sock_connect(peer, address)
-            _check_user(peer)
+            check_user(peer)
             return (await loop.create_unix_connection(cls, sock=peer))[1]
         except OSError:
             peer.close()
@@ -170,7 +170,7 @@ class AsyncChannel(asyncio.Protocol):
             self._transport.close()
 
 
-def _check_user(peer: socket.socket) -> None:
+def check_user(peer: socket.socket) -> None:
     """Refuse another user's process, since its data is unpickled."""
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     if _CREDENTIALS.unpack(credentials)[1] != os.getuid():

@@ -162,7 +162,7 @@ def _kind(key: str) -> str:
 
 
 def _amounts(used: Mapping[str, float], total: Mapping[str, float]) -> str:
-    parts = [f"{used.get('CPU', 0):g}/{total.get('CPU', 0):g} CPUs"]
+    parts = [f"{used.get('CPU', 0):g}/{total.get('CPU', 0):g} logical CPUs"]
     if total.get("GPU"):
         parts.append(f"{used.get('GPU', 0):g}/{total['GPU']:g} GPUs")
     for kind, title in (("memory", "memory"), ("object_store_memory", "object store")):

@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysys.cluster import WORKER_NAME, AsyncChannel, task_error_cause
+from raysys.cluster import WORKER_NAME, AsyncChannel, check_user, task_error_cause
 from raysys.serve._batching import WorkerEndedError
 from raysys.serve._compiler import ENTRY
 from raysys.serve._graph_worker import GraphWorker
@@ -286,7 +286,12 @@ class _LastWords:
             await asyncio.wait([reason], timeout=_WORDS_S)
         return reason.result() if reason and reason.done() else ""
 
-    async def _receive(self, reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            check_user(writer.get_extra_info("socket"))
+        except PermissionError:
+            writer.close()
+            return
         pid = int(await reader.readline())
         self._said[pid] = asyncio.get_running_loop().create_future()
         words = (await reader.read()).decode(errors="replace").strip()

@@ -176,8 +176,19 @@ class Job:
                 execution.close()
 
     def diagram(self, kind: str = "text") -> str:
-        """Diagram of the steps, their inputs and progress; `kind` is "text" or "mermaid"."""
-        return draw_record({"steps": [self._step_record(name) for name in self.steps]}, kind)
+        """Diagram of the steps, their inputs and progress; `kind` is "text" or "mermaid".
+
+        A step whose result an earlier run has stored is "skipped", as it would be now.
+        """
+        progress = self.progress
+        self.progress = dict(progress)  # a run looks for stored results itself
+        try:
+            for step in self.steps.values():
+                if earlier := self._stored(step):
+                    self.progress[step.name] = earlier
+            return draw_record({"steps": [self._step_record(name) for name in self.steps]}, kind)
+        finally:
+            self.progress = progress
 
     # --- called by Execution ---
 
@@ -251,6 +262,14 @@ class Job:
             "run": progress.run, **costs,
             **{key: text for key in ("error", "traceback") if (text := getattr(progress, key))},
         }  # fmt: skip
+
+    def _stored(self, step: Step) -> StepProgress | None:
+        """Progress of a waiting step that would be skipped."""
+        inputs_known = all(self.progress[source.name].has_result for source in step.inputs)
+        waits = self.progress[step.name].state == "waiting"
+        if not (waits and inputs_known and step.settings.cached):
+            return None
+        return self.cached(step, self.key_of(step))
 
     def _from(self, start: str | None) -> set[str]:
         if start is None:

@@ -22,10 +22,10 @@ def test_nodes_are_listed_with_usage_and_the_head_first() -> None:
         "b2": {"CPU": [0.5, 8.0], "GPU": [1.0, 2.0]},
     }
     assert status.node_lines(nodes, usage) == [
-        "nodes: 2, 1 dead; used 1.5/10 CPUs, 1/2 GPUs, 0.0/32.0 GiB memory, "
+        "nodes: 2, 1 dead; used 1.5/10 logical CPUs, 1/2 GPUs, 0.0/32.0 GiB memory, "
         "1.0/4.0 GiB object store",
-        "  10.0.0.9 (head): 1/2 CPUs, 1.0/4.0 GiB object store",
-        "  10.0.0.1: 0.5/8 CPUs, 1/2 GPUs, 0.0/32.0 GiB memory",
+        "  10.0.0.9 (head): 1/2 logical CPUs, 1.0/4.0 GiB object store",
+        "  10.0.0.1: 0.5/8 logical CPUs, 1/2 GPUs, 0.0/32.0 GiB memory",
     ]
 
 

@@ -1,5 +1,8 @@
 """What nodes do to their process, while others ask."""
 
+import asyncio
+import contextlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +13,8 @@ from ray.util.state import list_actors, list_tasks
 
 from raysys.cluster import WORKER_NAME
 from raysys.serve import Endpoint, undeploy
+from raysys.serve._graph_workers import _LastWords
+from tests.serve.asynchronous import in_loop
 from tests.serve.conftest import Deployer
 from tests.serve.serving import eventually, hostile_graph, load, post
 
@@ -81,3 +86,26 @@ def test_requests_beside_one_that_ends_the_process_are_answered(hostile: Endpoin
         replies = list(threads.map(lambda body: post(hostile.url, body), bodies))
     assert [reply.status for reply in replies] == [200] * 12 + [500]
     assert [reply.json["x"] for reply in replies[:12]] == [*range(100, 112)]
+
+
+@pytest.mark.parametrize("is_other", [False, True])
+@in_loop
+async def test_only_processes_of_the_same_user_say_why_they_end(
+    is_other: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = _LastWords()
+    await words.listen()
+    user = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: user + is_other)
+    reader, writer = await asyncio.open_unix_connection(words.address)
+    with contextlib.suppress(ConnectionError):
+        writer.write(b"7\nos._exit(1)")
+        writer.write_eof()
+    if is_other:
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        assert await words.of(7) == ""
+    else:
+        while await words.of(7) != "os._exit(1)":
+            await asyncio.sleep(0.01)
+    writer.close()

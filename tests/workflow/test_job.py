@@ -257,6 +257,18 @@ def test_the_steps_are_drawn(storage: Storage, ran: str) -> None:
     assert "    class s0 done" in drawn
 
 
+def test_unchanged_steps_are_drawn_as_skipped_and_still_looked_up_by_a_run(
+    storage: Storage, ran: str
+) -> None:
+    chain(storage, ran).run()
+    job = chain(storage, ran)
+    drawn = job.diagram().splitlines()
+    assert [line.split()[:3] for line in drawn] == [
+        ["=", "make", "skipped"], ["=", "tripled", "skipped"], ["=", "total", "skipped"],
+    ]  # fmt: skip
+    assert {progress.state for progress in job.progress.values()} == {"waiting"}
+
+
 SCRIPT = """
 from pydantic import BaseModel
 from raysys import workflow
