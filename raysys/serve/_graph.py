@@ -21,7 +21,15 @@ from raysys.errors import DataError, GraphError
 from raysys.identity import digest
 from raysys.serve import _compiler
 from raysys.serve._column_types import Array, Columns, mismatch, of_field, rows_of
-from raysys.serve._nodes import BoundNode, Placement, connect, content_of, function_of, load
+from raysys.serve._nodes import (
+    BoundNode,
+    Placement,
+    connect,
+    content_of,
+    function_of,
+    lazy_object_of,
+    load,
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -124,6 +132,11 @@ class Graph:
             where = "entry" if node.placement is None else str(node.placement)
             rows.append((kind, name, ", ".join(node.needs), where))
         return html_table(("kind", "name", "takes", "placement"), rows)
+
+    @property
+    def classes(self) -> list[Any] | None:
+        """Classes in the order of the output's probabilities, where its node names them."""
+        return getattr(lazy_object_of(self.nodes[self.output].call), "classes", None)
 
     def _sorted(self) -> tuple[str, ...]:
         edges = {

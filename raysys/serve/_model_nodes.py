@@ -60,6 +60,10 @@ class LazyPredictor(LazyModel):
 
     Its output are probabilities `(n, classes)`, or values without classes.
 
+    Attributes:
+        classes: Classes in the order of the probabilities; None without. As the output of a served
+            graph, they stand in its OpenAPI document and in its model's metadata.
+
     Example:
         graph = serve.Graph(
             inputs={"age": serve.Array("float64"), "bmi": serve.Array("float64")},
@@ -85,7 +89,9 @@ class LazyPredictor(LazyModel):
             DataError: The model's signature names no inputs.
         """
         super().__init__(Predictor, storage, model, alias=alias, check_code=check_code)
-        self._inputs = tuple(signature_of(storage, self._args[0])["inputs"])
+        signature = signature_of(storage, self._args[0])
+        self._inputs = tuple(signature["inputs"])
+        self.classes: list[Any] | None = signature.get("classes")
 
     def __call__(self, *columns: Any) -> Any:
         return self._get()(dict(zip(self._inputs or (), columns, strict=True)))

@@ -297,6 +297,7 @@ def test_a_featurizer_travels_with_every_kind_of_model(storage: Storage, rows: T
     )
     inputs = {name: raw[name].to_numpy() for name in [*NAMES, "city"]}
     np.testing.assert_allclose(graph(inputs), mean, rtol=1e-5)
+    assert graph.classes == ["high", "low"]
     with pytest.raises(DataError, match="features that the featurizer does not give: 'a', 'b'"):
         ModelFiles.of(boosted(X, NAMES), featurizer=Featurizer(
             transforms=[OneHot(columns=["city"])]

@@ -102,7 +102,8 @@ class RequestHandler:
     def metadata(self) -> dict[str, Any]:
         """The model metadata of the Open Inference Protocol."""
         versions = [str(self._app.version)]
-        return _v2.model_metadata(self._model, versions, self._graph.inputs, self._outputs)
+        graph = self._graph
+        return _v2.model_metadata(self._model, versions, graph.inputs, self._outputs, graph.classes)
 
     def config(self) -> dict[str, Any]:
         """The model configuration of Triton's extension of the protocol."""

@@ -135,15 +135,17 @@ def encode(
 
 
 def model_metadata(
-    name: str, versions: Sequence[str], inputs: Mapping[str, Array], outputs: Mapping[str, Array]
-) -> dict[str, Any]:
-    """Signature of a model, for `GET /v2/models/<name>`."""
+    name: str, versions: Sequence[str], inputs: Mapping[str, Array], outputs: Mapping[str, Array],
+    classes: Sequence[Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Signature of a model, for `GET /v2/models/<name>`, with the classes of probabilities."""
+    named = {} if classes is None else {"parameters": {"classes": list(classes)}}
     return {
         "name": name,
         "versions": list(versions),
         "platform": PLATFORM,
         "inputs": [_signature(*column) for column in inputs.items()],
-        "outputs": [_signature(*column) for column in outputs.items()],
+        "outputs": [_signature(*column) | named for column in outputs.items()],
     }
 
 

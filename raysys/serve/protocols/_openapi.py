@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def document(
         if graph.response:
             response = references[graph.response, "serialization"]
         elif isinstance(example, dict):
-            schemas[f"{action}Response"] = _schema_of(example)
+            schemas[f"{action}Response"] = _schema_of(example, graph.classes)
             response = {"$ref": f"#/components/schemas/{action}Response"}
         request = references[requests[action], "validation"]
         operation = _operation(application.model(action), request, response)
@@ -106,8 +106,11 @@ def _operation(
     }
 
 
-def _schema_of(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a response with these columns; lists and objects are unconstrained."""
+def _schema_of(columns: Mapping[str, Any], classes: Sequence[Any] | None) -> dict[str, Any]:
+    """The schema of a response with these columns; lists and objects are unconstrained.
+
+    Of a column of probabilities it names the classes.
+    """
     properties: dict[str, Any] = {}
     for name, column in columns.items():
         properties[name] = {}
@@ -115,5 +118,8 @@ def _schema_of(columns: Mapping[str, Any]) -> dict[str, Any]:
             kind: dict[str, Any] = {"type": _JSON_TYPES[column.dtype.kind]}
             for _ in column.shape[1:]:
                 kind = {"type": "array", "items": kind}
+            if classes is not None and column.shape[1:] == (len(classes),):
+                named = ", ".join(map(str, classes))
+                kind["description"] = f"Probabilities of the classes, in this order: {named}"
             properties[name] = kind
     return {"type": "object", "properties": properties, "required": list(properties)}

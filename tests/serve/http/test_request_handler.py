@@ -185,6 +185,23 @@ def test_actions_may_have_the_same_model_of_a_request() -> None:
         assert post["security"] == [{"key": []}]
 
 
+def test_the_document_names_the_classes_of_probabilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = double_graph()
+    monkeypatch.setattr(type(graph), "classes", ["late", "on time"])
+    application = Application(
+        "flights", 1, "/flights", {"": graph}, Batching(), 1.0, 1000, 0.0, {}, protected=False,
+        token="t",
+    )  # fmt: skip
+    example = {"y": np.array([[0.25, 0.75]]), "hours": np.array([0.5])}
+    made = document(application, {"": Question}, {"": example})
+    columns = made["components"]["schemas"]["Response"]["properties"]
+    said = "Probabilities of the classes, in this order: late, on time"
+    assert columns["y"]["description"] == said
+    assert "description" not in columns["hours"]
+
+
 # --- what is refused ---
 
 

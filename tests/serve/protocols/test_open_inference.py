@@ -515,6 +515,11 @@ def test_values_without_a_form_are_the_graphs_fault(column: Any) -> None:
 def test_metadata_describe_the_columns() -> None:
     extensions = ["binary_tensor_data", "model_configuration", "statistics"]
     assert server_metadata()["extensions"] == extensions
+    named = _v2.model_metadata("m", ["1"], XY, {"p": Array("float64", (2,))}, ["no", "yes"])
+    assert named["outputs"] == [
+        {"name": "p", "datatype": "FP64", "shape": [-1, 2],
+         "parameters": {"classes": ["no", "yes"]}},
+    ]  # fmt: skip
     described = _v2.model_metadata("m", ["1", "2"], XY, {"s": Array("str", (None, 3))})
     assert described == {
         "name": "m",
