@@ -108,6 +108,8 @@ def search(
         tracker.log_trial(trial)
         _count(name, trial, ledger, objectives)
         if trial.state == "failed":
+            if trial.traceback and sum(bool(failed.traceback) for failed in ledger.failed) == 1:
+                say(trial.traceback)  # once: others are most often the same
             _log.info(
                 "trial %d failed, %d of max_failed_trials=%d: %s",
                 trial.number, len(ledger.failed), ledger.max_failed, trial.reason,

@@ -18,10 +18,12 @@ class Trial:
         state: `finished` ran to its end, `stopped` was ended early, `failed` has a reason.
         reason: Cause of a failure or of an early end.
         certain: Whether the failure ended the search, since every trial would meet it.
+        traceback: Traceback of the objective's failure, in its process.
         parent: Number of the trial from whose checkpoint this one started.
         start_round: Rounds run by its parents.
         rounds: Metrics reported in each of its own rounds, with `seconds` (wall clock) and
-            `cpu_seconds` (its process, all threads) since its start.
+            `cpu_seconds` since its start: CPU time of its process, and seconds times the CPUs that
+            are reserved for nested workers.
         started: Start, in seconds of the search.
         ended: End, in seconds of the search.
     """
@@ -31,6 +33,7 @@ class Trial:
     state: TrialState = "running"
     reason: str | None = None
     certain: bool = False
+    traceback: str = ""
     parent: int | None = None
     start_round: int = 0
     rounds: list[dict[str, float]] = field(default_factory=list)
@@ -49,7 +52,7 @@ class Trial:
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU time of its process in its rounds; workers that it started are not counted."""
+        """CPU time of its process, and CPUs of nested workers times seconds, in its rounds."""
         return self.rounds[-1][CPU_SECONDS] if self.rounds else 0.0
 
     def as_dict(self) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class TrialLedger:
         self._waiting = [trial for trial in self.trials.values() if trial.state in repeated]
         for trial in self._waiting:
             trial.state, trial.reason, trial.certain, trial.rounds = "running", None, False, []
+            trial.traceback = ""
         times = [(trial.ended or trial.started) for trial in self.trials.values()]
         self._before, self._opened = max(times, default=0.0), time.monotonic()
 
@@ -131,6 +132,7 @@ class TrialLedger:
                 for earlier in self.trials.values()
                 if (earlier.parent is not None) == continues
             )
+            trial.traceback = report.get("traceback", "")
             self._end(trial, "failed", report["failed"])
         elif report["last_round"] > trial.last_round:
             for metrics in report["rounds"]:

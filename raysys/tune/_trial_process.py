@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -122,7 +121,7 @@ def run_trial(
 ) -> None:  # fmt: skip
     """Run one trial; called by Ray Tune in a worker."""
     trial = Trial(**config["trial"])
-    report = _WorkerReporter(trial, folder, objectives)
+    report = _WorkerReporter(trial, folder, objectives, nested.cpus)
     process.leave_placement_group()
     try:
         arrays = {name: table.to_arrow() for name, table in tables.items()}
@@ -134,14 +133,17 @@ def run_trial(
         is_end = report.is_stopped or isinstance(error, KeyboardInterrupt)
         if is_end or process.is_ray_exit(error):
             raise
-        traceback.print_exc()  # for the worker's log; the driver gets a line
         certain = isinstance(error, ReservationError | ObjectiveError)
-        ray_tune.report({"failed": cluster.error_line(error), "certain": certain})
+        failure = {"failed": cluster.error_line(error), "certain": certain}
+        ray_tune.report({**failure, "traceback": cluster.error_traceback(error)})
 
 
 class _WorkerReporter:
-    def __init__(self, trial: Trial, folder: Storage, objectives: Objectives) -> None:
+    def __init__(
+        self, trial: Trial, folder: Storage, objectives: Objectives, nested_cpus: float
+    ) -> None:
         self._trial, self._folder, self._objectives = trial, folder, objectives
+        self._nested_cpus = nested_cpus
         self._resumes = self.is_stopped = False
         self._sent = 0
         self._spent = {SECONDS: 0.0, CPU_SECONDS: 0.0}
@@ -179,9 +181,11 @@ class _WorkerReporter:
                 "the trials of a population continue each other, and this objective starts anew: "
                 "let it call report.resume() before its first round"
             )
+        seconds = time.perf_counter() - self._started
+        cpu_seconds = time.process_time() - self._started_cpu + self._nested_cpus * seconds
         spent = {
-            SECONDS: self._spent[SECONDS] + time.perf_counter() - self._started,
-            CPU_SECONDS: self._spent[CPU_SECONDS] + time.process_time() - self._started_cpu,
+            SECONDS: self._spent[SECONDS] + seconds,
+            CPU_SECONDS: self._spent[CPU_SECONDS] + cpu_seconds,
         }
         measured = {**spent, **{name: float(value) for name, value in metrics.items()}}
         for name in self._objectives.directions:
