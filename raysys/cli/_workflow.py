@@ -67,12 +67,16 @@ def steps(
 
 
 def _status(storage: Storage, run: dict[str, Any]) -> str:
-    """Status of a run; a driver that was killed leaves RUNNING in the record."""
+    """Status of a run; a driver that was killed leaves RUNNING in the record, and MLflow knows."""
     if run["status"] != "RUNNING":
         return run["status"]
     from raysys import tracking
 
-    return tracking.run_status(Storage(storage.uri(f"runs/{run['id']}")))
+    try:
+        return tracking.run_status(Storage(storage.uri(f"runs/{run['id']}")))
+    except RaysysError as error:
+        say(f"whether it still runs is not known: {error}")
+        return "RUNNING"
 
 
 def prune(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from raysys import audit
+from raysys.arguments import checked
 from raysys.errors import RaysysError, unknown_names
 from raysys.gateway._haproxy_config import ApiKey, Scope
 from raysys.storage import read_records
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _FOLDER = "serve/keys"
 
 
+@checked
 def create_key(
     storage: Storage, name: str, *,
     rate_per_s: int = 100, max_body_bytes: int = 1 << 20, expires_s: float | None = None,
@@ -49,8 +51,8 @@ def create_key(
         The key, which is not stored and cannot be shown again.
 
     Raises:
-        RaysysError: The name exists or is invalid, the expiry is in the past, the scope is unknown,
-            or the audit log cannot be written.
+        RaysysError: The name exists, it or an application's is invalid, the expiry is in the past,
+            the scope is unknown, or the audit log cannot be written.
     """
     if scope not in get_args(Scope):
         scopes = ", ".join(get_args(Scope))
@@ -65,6 +67,8 @@ def create_key(
         raise _exists(name)
     if expires_s is not None and expires_s < 1:
         raise RaysysError(f"key {name!r} would expire in {expires_s:g} s: give one second or more")
+    if wrong := [app for app in applications if not re.fullmatch(r"[A-Za-z0-9_-]+", app)]:
+        raise RaysysError(f"{wrong} are no names of applications: letters, digits, _ and -")
     expires = None if expires_s is None else int(time.time() + expires_s)
     secret = f"rs_{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(secret.encode()).hexdigest()

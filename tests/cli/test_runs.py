@@ -34,3 +34,15 @@ def test_lineage_goes_from_a_run_back_to_files(
     assert isinstance(unknown.exception, RaysysError)
     assert "'no-such' is not a Table or run in" in str(unknown.exception)
     assert "no model 'no-such'" in str(unknown.exception)
+
+
+def test_the_steps_of_a_run_are_drawn_without_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSYS_STORAGE", str(tmp_path))
+    step = {"name": "make", "state": "running", "inputs": []}
+    record = {"id": "a-20261201-000000-abcd", "status": "RUNNING", "steps": [step]}
+    Storage(tmp_path).write_json("runs/a-20261201-000000-abcd/run.json", record)
+    shown = CliRunner().invoke(cli.app, ["steps"]).stdout.splitlines()
+    assert shown[0].startswith("whether it still runs is not known: ")
+    assert shown[1:] == ["a-20261201-000000-abcd: running", "▶ make  running"]

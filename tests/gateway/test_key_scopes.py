@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from raysys import audit, cli
-from raysys.errors import RaysysError
+from raysys.errors import ArgumentError, RaysysError
 from raysys.gateway import create_key, read_keys
 from raysys.storage import Storage
 from tests.gateway.fronts import Front, Maker, Starter, app, eventually, key
@@ -101,6 +101,11 @@ def test_a_new_key_serves_all_applications_and_its_grants_are_written_down(
     assert (line.details["scope"], line.details["applications"]) == ("read", ["films"])
     with pytest.raises(RaysysError, match=r"unknown scope 'serv' .*'serve'.*; scopes: read, serve"):
         create_key(storage, "eve", scope="serv")  # type: ignore[arg-type]
+    for applications in (["films flights"], ["films serve\nann/*"], [""]):
+        with pytest.raises(RaysysError, match="are no names of applications"):
+            create_key(storage, "eve", applications=applications)
+    with pytest.raises(ArgumentError, match="applications"):
+        create_key(storage, "eve", applications="films")
     assert [one.name for one in read_keys(storage)] == ["ann", "bob"]
 
 
