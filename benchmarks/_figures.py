@@ -15,6 +15,10 @@ from typing import Any
 
 import psutil
 
+from benchmarks._busy import STATES, keep_busy
+
+_busy: list[str] = []  # of this process, as asked by its flag
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -70,6 +74,7 @@ def _circumstances() -> dict[str, Any]:
         "commit": commit.stdout.strip() or None,
         "machine": f"{os.cpu_count()} {platform.machine()} cores, {memory:.0f} GiB, "
         f"Python {platform.python_version()}",
+        **({"busy": _busy[0]} if _busy else {}),
     }
 
 
@@ -86,8 +91,13 @@ def arguments(description: str, *, full: str | None = None) -> argparse.Namespac
     parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller inputs")
     if full:
         parser.add_argument("--full", action="store_true", help=full)
+    parser.add_argument("--busy", choices=STATES, help="other work on all cores meanwhile")
     parser.add_argument("--json", type=Path, help="where the figures are written")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.busy:
+        keep_busy(options.busy)
+        _busy.append(options.busy)
+    return options
 
 
 def run(description: str, *parts: Callable[[Report, bool], None]) -> None:
