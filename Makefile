@@ -28,6 +28,7 @@ bench: $(BENCH)
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.tune
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.hostile
 	$(BIN)/python -m benchmarks.index
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.operations
