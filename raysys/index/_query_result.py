@@ -22,16 +22,20 @@ class QueryResult(NamedTuple):
         ids: int64 `(n, k)`, nearest first; -1 where fewer than k rows exist or match.
         distances: float32 `(n, k)`, see `IndexSettings.metric`; infinite where the id is -1.
         missing_shards: Shards that did not answer; their rows are not among the ids.
+        stale_shards: Shards of which no replica hears from the writer: their last changes may be
+            missing.
     """
 
     ids: np.ndarray
     distances: np.ndarray
     missing_shards: tuple[int, ...] = ()
+    stale_shards: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         missing = f", missing_shards={self.missing_shards}" if self.missing_shards else ""
+        stale = f", stale_shards={self.stale_shards}" if self.stale_shards else ""
         queries, k = self.ids.shape
-        return f"QueryResult(queries={queries}, k={k}{missing})"
+        return f"QueryResult(queries={queries}, k={k}{missing}{stale})"
 
 
 def check_queries(vectors: Any, settings: IndexSettings) -> np.ndarray:

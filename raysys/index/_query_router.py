@@ -56,10 +56,12 @@ class QueryRouter:
         A batch of changes reaches one shard before another: all answer as of the lowest version,
         which has reached them all.
         """
+        stale = set[int]()
 
         def ask(as_of: int | None = None, **options: Any) -> dict[int, Any]:
             request = pickle.dumps((matrix, k, ef_search, filters, as_of), protocol=5)
-            answers = self.ask("query", request, timeout_s=timeout_s, **options)
+            options |= {"timeout_s": timeout_s, "stale_shards": stale}
+            answers = self.ask("query", request, **options)
             return {shard: pickle.loads(answer) for shard, answer in answers.items()}
 
         for _ in range(_VERSION_ATTEMPTS):
@@ -77,7 +79,7 @@ class QueryRouter:
             if not answers:
                 answers[0] = 0, *padding(len(matrix), k)
             parts = [part[1:] for _, part in sorted(answers.items())]
-            return QueryResult(*merge(parts, k), missing)
+            return QueryResult(*merge(parts, k), missing, tuple(sorted(stale)))
         raise UnavailableError(
             f"index {self._index!r}: the shards did not agree on a version in "
             f"{_VERSION_ATTEMPTS} attempts; retry, with fewer vectors per call"
@@ -85,12 +87,13 @@ class QueryRouter:
 
     def ask(
         self, method: str, *args: Any, shards: Iterable[int] | None = None, timeout_s: float,
-        allow_partial: bool = False,
+        allow_partial: bool = False, stale_shards: set[int] | None = None,
     ) -> dict[int, Any]:  # fmt: skip
         """The answer of each shard, all by default, to "query" or a reading method of `Shard`.
 
         A shard without a replica that answers is waited for until `timeout_s`, which raises
-        `UnavailableError`; or, to `allow_partial`, left out after less than a second.
+        `UnavailableError`; or, to `allow_partial`, left out after less than a second. Shards whose
+        answer may lack the last changes are added to `stale_shards`.
         """
         deadline = time.monotonic() + timeout_s
         missing = set(self._replicas if shards is None else shards)
@@ -108,6 +111,8 @@ class QueryRouter:
                 try:
                     answers[shard] = self._answer(handle, call, deadline, hurry)
                     missing.discard(shard)
+                    if handle in stale and stale_shards is not None:
+                        stale_shards.add(shard)
                 except StaleReplicaError:
                     stale.add(handle)
                 except (RayActorError, GetTimeoutError, UnavailableError) as error:

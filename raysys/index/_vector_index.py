@@ -242,9 +242,9 @@ class VectorIndex:
             parts.append(self._router.query(*question, allow_partial, timeout_s))
         if len(parts) == 1:
             return parts[0]
-        ids, distances, shards = zip(*parts, strict=True)
-        missing = tuple(sorted(set[int]().union(*shards)))
-        return QueryResult(np.concatenate(ids), np.concatenate(distances), missing)
+        ids, distances, *shards = zip(*parts, strict=True)
+        missing, stale = (tuple(sorted(set[int]().union(*found))) for found in shards)
+        return QueryResult(np.concatenate(ids), np.concatenate(distances), missing, stale)
 
     def matching(self, filter: str | None = None, limit: int = 1000) -> np.ndarray:
         """Ids of up to `limit` rows that satisfy a filter (all by default), int64, ascending."""

@@ -336,9 +336,13 @@ def test_an_isolated_replica_leaves_queries_to_the_other(ray_cluster: None, tmp_
         index.upsert(_rows([1000], 7), timeout_s=40)
         for _ in range(20):
             assert _values(index, [1000]) == {1000: 7}
-            assert 1000 in index.query(VECTORS[:1], index.size).ids[0]
+            fresh = index.query(VECTORS[:1], index.size)
+            assert 1000 in fresh.ids[0]
+            assert fresh.stale_shards == ()
         _until(lambda: not ray.get(healthy.__ray_call__.remote(lose)))
         assert _values(index, [0]) == {0: 0}  # though no replica hears the writer
-        assert index.query(VECTORS[:1], 1).ids[0].tolist() == [0]
+        stale = index.query(VECTORS[:1], 1)
+        assert stale.ids[0].tolist() == [0]
+        assert stale.stale_shards == (0,)
     finally:
         index.close()
