@@ -68,7 +68,7 @@ def create_key(
     if expires_s is not None and expires_s < 1:
         raise RaysysError(f"key {name!r} would expire in {expires_s:g} s: give one second or more")
     if wrong := [app for app in applications if not re.fullmatch(r"[A-Za-z0-9_-]+", app)]:
-        raise RaysysError(f"{wrong} are no names of applications: letters, digits, _ and -")
+        raise RaysysError(f"application names {wrong}: use letters, digits, _ and -")
     expires = None if expires_s is None else int(time.time() + expires_s)
     secret = f"rs_{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(secret.encode()).hexdigest()
