@@ -243,7 +243,7 @@ class VectorIndex:
         if len(parts) == 1:
             return parts[0]
         ids, distances, *shards = zip(*parts, strict=True)
-        missing, stale = (tuple(sorted(set[int]().union(*parts))) for parts in shards)
+        missing, stale = (tuple(sorted(set[int]().union(*numbers))) for numbers in shards)
         return QueryResult(np.concatenate(ids), np.concatenate(distances), missing, stale)
 
     def matching(self, filter: str | None = None, limit: int = 1000) -> np.ndarray:

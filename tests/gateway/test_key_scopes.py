@@ -102,7 +102,7 @@ def test_a_new_key_serves_all_applications_and_its_grants_are_written_down(
     with pytest.raises(RaysysError, match=r"unknown scope 'serv' .*'serve'.*; scopes: read, serve"):
         create_key(storage, "eve", scope="serv")  # type: ignore[arg-type]
     for applications in (["films flights"], ["films serve\nann/*"], [""]):
-        with pytest.raises(RaysysError, match="application names .*: use letters"):
+        with pytest.raises(RaysysError, match=r"application names .*: use letters"):
             create_key(storage, "eve", applications=applications)
     with pytest.raises(ArgumentError, match="applications"):
         create_key(storage, "eve", applications="films")
