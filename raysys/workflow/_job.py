@@ -265,7 +265,7 @@ class Job:
 
     def _stored(self, step: Step) -> StepProgress | None:
         """Progress of a waiting step that would be skipped."""
-        inputs_known = all(self.progress[source.name].has_result for source in step.inputs)
+        inputs_known = all(self.progress[source.name].result for source in step.inputs)
         waits = self.progress[step.name].state == "waiting"
         if not (waits and inputs_known and step.settings.cached):
             return None
