@@ -130,17 +130,20 @@ def _check(uri: str) -> None:
 
 def _fault(path: Path) -> str | None:
     """What is wrong with a file of SQLite: no database, cut off, or its schema damaged."""
-    head = path.open("rb").read(_SQLITE_HEADER)
+    with path.open("rb") as file:
+        head = file.read(_SQLITE_HEADER)
     if not head:
         return None  # just created
-    if len(head) == _SQLITE_HEADER and head.startswith(b"SQLite format 3\0"):
+    # What a killed writer left half done is in the journal, and undone when the file is opened.
+    has_journal = any(path.with_name(f"{path.name}-{kind}").exists() for kind in ("journal", "wal"))
+    if len(head) == _SQLITE_HEADER and head.startswith(b"SQLite format 3\0") and not has_journal:
         page = int.from_bytes(head[16:18], "big")  # "Database File Format", section 1.3
         pages, written, valid_for = (int.from_bytes(head[n : n + 4], "big") for n in (28, 24, 92))
         size, needed = path.stat().st_size, (65536 if page == 1 else page) * pages
         if written == valid_for and size < needed:
             return f"{size} of its {needed} bytes are there"
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(path)) as database:
             database.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:
         return None if "locked" in str(error) else str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,7 +104,8 @@ class TrialLedger:
         elif self.broken or self._ended:
             return "end"
         else:
-            number = len(self.trials)
+            # The first free one: a damaged trial may have been removed.
+            number = next(n for n in itertools.count() if n not in self.trials)
             proposal = self.proposer.propose(number, self.trials, self.warm_start)
             if proposal is None:
                 return "wait"

@@ -123,6 +123,46 @@ def test_a_damaged_database_is_one_sentence_at_once(
         assert "SQL:" not in str(caught.value)
 
 
+HALF_DONE = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size = 1")  # so that changed pages reach the file early
+database.execute("BEGIN")
+database.execute("CREATE TABLE half (text TEXT)")
+for _ in range(2000):
+    database.execute("INSERT INTO half VALUES (?)", ["x" * 1000])
+os._exit(1)
+"""
+
+
+def test_what_a_killed_writer_left_half_done_is_not_damage(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    file = Path(storage.root, "mlflow.db")
+    file.parent.mkdir(exist_ok=True)
+    with sqlite3.connect(file) as database:
+        database.execute("CREATE TABLE whole (text TEXT)")
+    database.close()
+    subprocess.run([sys.executable, "-c", HALF_DONE, file], check=False)
+    assert file.with_name("mlflow.db-journal").exists()
+    open_run(storage, "training", "net").end("FINISHED")
+    with sqlite3.connect(file) as database:
+        names = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    assert {"whole", "runs"} <= names
+    assert "half" not in names
+
+
+def test_a_database_may_be_named_relative_to_the_working_directory(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///relative.db")
+    sqlite3.connect("relative.db").execute("CREATE TABLE whole (text TEXT)")
+    open_run(storage, "training", "net").end("FINISHED")
+    assert (tmp_path / "relative.db").stat().st_size > 100_000
+
+
 def test_a_database_that_is_away_is_said_at_once(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

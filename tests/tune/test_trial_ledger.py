@@ -120,6 +120,19 @@ def test_too_many_failures_end_a_search_and_the_next_call_repeats_them(
     assert [trial.params for trial in again[:2]] == params
 
 
+def test_a_trial_whose_file_was_removed_is_run_again_and_no_other_is_lost(
+    storage: Storage,
+) -> None:
+    first = run(open_ledger(storage, SPACE, n_trials=4, method="random"), curve)
+    storage.remove("trials/00001.json")
+    again = run(open_ledger(storage, SPACE, n_trials=4, method="random"), curve)
+    assert [trial.number for trial in again] == [0, 1, 2, 3]
+    assert [trial.params for trial in again] == [trial.params for trial in first]
+    assert [trial.ended == old.ended for trial, old in zip(again, first, strict=True)] == [
+        True, False, True, True,
+    ]  # fmt: skip
+
+
 def test_a_single_failure_is_recorded_and_not_repeated(storage: Storage) -> None:
     ledger = open_ledger(storage, SPACE, n_trials=3, max_failed_trials=1)
     assert isinstance(ledger.next_trial(), Trial)
