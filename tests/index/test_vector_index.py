@@ -90,10 +90,10 @@ def test_recall_over_two_shards(films: VectorIndex, k: int) -> None:
 
 def test_more_neighbours_than_rows_are_padded(films: VectorIndex) -> None:
     assert films.size == SIZE
-    ids, distances, _ = films.query(QUERIES[:2], SIZE + 10)
-    assert [sorted(row) for row in ids[:, :SIZE].tolist()] == [IDS.tolist()] * 2
-    assert (ids[:, SIZE:] == -1).all()
-    assert np.isinf(distances[:, SIZE:]).all()
+    result = films.query(QUERIES[:2], SIZE + 10)
+    assert [sorted(row) for row in result.ids[:, :SIZE].tolist()] == [IDS.tolist()] * 2
+    assert (result.ids[:, SIZE:] == -1).all()
+    assert np.isinf(result.distances[:, SIZE:]).all()
 
 
 def test_empty_and_large_batches_of_queries(films: VectorIndex) -> None:

@@ -156,7 +156,8 @@ def test_a_model_of_another_family_is_not_reached(stored: Stored) -> None:
 
 def test_neighbours_are_those_of_the_index(stored: Stored) -> None:
     queries = VECTORS[:20]
-    ids, scores, _ = stored.index.query(queries, 3)
+    result = stored.index.query(queries, 3)
+    ids, scores = result.ids, result.distances
     reply = ask_rows(stored, ["m1"] * len(queries), queries)
     answers = pa.ipc.open_stream(reply.body).read_all()
     assert answers["ids"].to_pylist() == ids.tolist()
