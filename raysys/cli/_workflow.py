@@ -1,5 +1,6 @@
 """`raysys run`, `steps`, `prune`, `schedule`: jobs, their steps and their schedules."""
 
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -38,6 +39,7 @@ def run(
     command = [sys.executable, "-m", module_of(job), *flags, *(arguments or [])]
     cluster.check_names(Path.cwd(), [*Path.cwd().glob("*.py"), *Path.cwd().glob("*/__init__.py")])
     with subprocess.Popen(command) as driver:
+        signal.signal(signal.SIGTERM, lambda *_: driver.terminate())
         while driver.poll() is None:
             with suppress(KeyboardInterrupt):  # Ctrl-C reaches the driver as well, which cleans up
                 driver.wait()

@@ -23,6 +23,7 @@ from raysys.tracking._tracking_server import (
     TrackingTarget,
     connect,
     locked,
+    require_unlocked,
     shown_uri,
     target_of,
     unavailable,
@@ -84,8 +85,9 @@ def open_run(
         fresh: Whether an earlier run that has curves is not continued.
 
     Raises:
-        UnavailableError: MLflow does not answer.
-        StorageError: No server is configured, or the experiment was deleted.
+        UnavailableError: MLflow does not answer, or another process has locked its database.
+        StorageError: No server is configured, its database is damaged, or the experiment was
+            deleted.
     """
     place = target_of(storage)
     client = connect(place.uri)
@@ -103,6 +105,7 @@ def open_run(
         own[PARENT] = place.parent
     try:
         with locked(place.uri):
+            require_unlocked(place.uri)
             where = _experiment(client, experiment, place, storage)
             run = _earlier(client, where, identity, content, fresh)
             if new := run is None:

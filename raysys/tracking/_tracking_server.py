@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from raysys.arguments import checked
-from raysys.errors import StorageError, UnavailableError
+from raysys.errors import RaysysError, StorageError, UnavailableError
 from raysys.imports import lazy_import
 from raysys.secrets import shown
 from raysys.storage import read_record
@@ -33,6 +33,8 @@ _SQLITE_HEADER = 100  # bytes
 _SQL = "\n[SQL"  # SQLAlchemy's errors go on with the statement
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _TIMEOUT_S = 10.0
+_LOCKED_S = 10.0
+_RESTORE = "restore it from a backup, or move it away to start a new one without the earlier runs"
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,7 @@ def _check(uri: str) -> None:
     if uri.startswith(_SQLITE):
         path = _file_of(uri)
         if path.exists() and (fault := _fault(path)):
-            raise StorageError(
-                f"MLflow's database {path} is damaged ({fault}): restore it from a backup, or move "
-                "it away to start a new one without the earlier runs"
-            )
+            raise StorageError(f"MLflow's database {path} is damaged ({fault}): {_RESTORE}")
         return
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") and parts.hostname:
@@ -150,12 +149,37 @@ def _fault(path: Path) -> str | None:
     return None
 
 
-def unavailable(uri: str, error: Exception) -> UnavailableError:
-    """The error for an MLflow server that does not answer."""
-    return UnavailableError(
-        f"MLflow at {shown_uri(uri)} does not answer ({shown(str(error)).partition(_SQL)[0]}): "
-        f"start the server, or name another with {TRACKING_VARIABLE}"
-    )
+def require_unlocked(uri: str) -> None:
+    """Refuse a SQLite file to which another process writes all the time.
+
+    Raises:
+        UnavailableError: It is locked for longer than any write takes.
+    """
+    if not uri.startswith(_SQLITE):
+        return
+    path = _file_of(uri)
+    with closing(sqlite3.connect(path, timeout=_LOCKED_S, isolation_level=None)) as database:
+        try:
+            database.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            raise unavailable(uri, error) from error
+
+
+def unavailable(uri: str, error: Exception) -> RaysysError:
+    """The error for an MLflow server that does not answer, or a file that cannot be used."""
+    reason = shown(str(error)).partition(_SQL)[0]
+    if not uri.startswith(_SQLITE):
+        return UnavailableError(
+            f"MLflow at {shown_uri(uri)} does not answer ({reason}): start the server, or name "
+            f"another with {TRACKING_VARIABLE}"
+        )
+    path = _file_of(uri)
+    if "locked" in reason:
+        return UnavailableError(
+            f"MLflow's database {path} is locked by another process: end it (`fuser {path}` names "
+            "it), or wait"
+        )
+    return StorageError(f"MLflow's database {path} cannot be used ({reason}): {_RESTORE}")
 
 
 @contextmanager

@@ -214,7 +214,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        if error.code == signal.SIGTERM:
+        if error.code in (signal.SIGTERM, 128 + signal.SIGTERM):
             raise
         raise KeyboardInterrupt from error
     finally:

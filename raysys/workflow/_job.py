@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -168,7 +170,7 @@ class Job:
                 cluster.require(f"step {step.name!r}", cpus=demand.cpus, gpus=demand.gpus)
         moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         self.run_id = f"{self.name}-{moment}-{secrets.token_hex(2)}"
-        with self._tracked() as tracked:
+        with _terminable(), self._tracked() as tracked:
             execution = Execution(self, tracked, forced)
             try:
                 execution.run()
@@ -335,6 +337,27 @@ class Job:
         if any(progress.traceback for progress in self.progress.values()):
             text += f"; `raysys steps {self.run_id}` prints the traceback"
         return text
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Make SIGTERM raise SystemExit with the status that shells show for it.
+
+    Ray's own handler, set when the driver connects, ends the process by SIGABRT.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run is being closed
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)

@@ -256,8 +256,9 @@ def test_a_job_is_left_running_listed_followed_and_stopped(
     assert "no job's id begins with 'x'" in call(environment, raysys, "stop", "x").stderr
 
 
-def test_ctrl_c_ends_a_run_as_killed_with_status_130(
-    environment: dict[str, str], folder: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_as_killed_with_its_status(
+    number: int, environment: dict[str, str], folder: Path
 ) -> None:
     with subprocess.Popen(
         [BIN / "raysys", "run", "waiting.py"], env=environment, cwd=folder, text=True,
@@ -266,13 +267,16 @@ def test_ctrl_c_ends_a_run_as_killed_with_status_130(
         assert running.stdout
         while "begun" not in (line := running.stdout.readline()):
             assert line
-        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        if number == signal.SIGINT:
+            os.killpg(running.pid, number)  # as a terminal does
+        else:
+            running.send_signal(number)
         said = running.communicate(timeout=60)[0]
-    assert running.returncode == 130
+    assert running.returncode == 128 + number
     assert "killed: 1 running" in said
-    assert "Traceback" not in said
+    assert not re.search(r"Traceback|SIG|@ 0x", said)
     runs = Storage(environment["RAYSYS_STORAGE"]).names("runs")
-    (name,) = [run for run in runs if run.startswith("waiting-")]
+    name = max(run for run in runs if run.startswith("waiting-"))
     assert f"{name}: killed\n" in call(environment, BIN / "raysys", "steps", name).stdout
     listed = call(environment, BIN / "raysys", "runs").stdout
     (row,) = [line for line in listed.splitlines() if line.startswith(name)]

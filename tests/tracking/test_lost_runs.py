@@ -123,6 +123,41 @@ def test_a_damaged_database_is_one_sentence_at_once(
         assert "SQL:" not in str(caught.value)
 
 
+def test_a_damaged_table_of_a_database_is_one_sentence(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    whole = Storage(storage.uri("whole"))
+    open_run(whole, "training", "net").end("FINISHED")
+    content = bytearray(Path(whole.root, "mlflow.db").read_bytes())
+    with sqlite3.connect(Path(whole.root, "mlflow.db")) as database:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'runs'"
+        ((page,),) = database.execute(query)
+        ((size,),) = database.execute("PRAGMA page_size")
+    database.close()
+    content[(page - 1) * size : page * size] = os.urandom(size)
+    file = Path(storage.root, "mlflow.db")
+    file.write_bytes(content)
+    with pytest.raises(StorageError, match=f"{file} cannot be used .*: restore it from") as caught:
+        open_run(storage, "training", "net")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_database_that_another_process_keeps_locked_is_said(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setattr("raysys.tracking._tracking_server._LOCKED_S", 0.2)
+    open_run(storage, "training", "net").end("FINISHED")
+    file = Path(storage.root, "mlflow.db")
+    with sqlite3.connect(file) as database:
+        database.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError, match=f"{file} is locked by another process: end it"):
+            open_run(storage, "training", "other")
+    database.close()
+    open_run(storage, "training", "other").end("FINISHED")
+
+
 HALF_DONE = """
 import os, sqlite3, sys
 database = sqlite3.connect(sys.argv[1], isolation_level=None)
