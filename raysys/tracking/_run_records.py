@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raysys.arguments import checked
-from raysys.errors import RaysysError
+from raysys.errors import RaysysError, StorageError
 from raysys.imports import lazy_import
 from raysys.tracking._curves import safe_name
 from raysys.tracking._open_run import PARENT
@@ -163,6 +163,7 @@ class Runs:
 
         Raises:
             RaysysError: The run has no such sample.
+            StorageError: Its file is damaged.
         """
         try:
             path = self._client.download_artifacts(record.id, f"{safe_name(name)}.json")
@@ -171,10 +172,16 @@ class Runs:
             raise RaysysError(
                 f"run {record.name!r} has no row sample {name!r}; it has: {samples}"
             ) from error
-        sample = json.loads(Path(path).read_text())
-        names, rows = sample["columns"], sample["data"]
-        columns = zip(*rows, strict=True) if rows else [[] for _ in names]
-        return pa.table(dict(zip(names, map(pa.array, map(list, columns)), strict=True)))
+        try:
+            sample = json.loads(Path(path).read_text())
+            names, rows = sample["columns"], sample["data"]
+            columns = zip(*rows, strict=True) if rows else [[] for _ in names]
+            return pa.table(dict(zip(names, map(pa.array, map(list, columns)), strict=True)))
+        except (ValueError, LookupError, TypeError) as error:
+            raise StorageError(
+                f"row sample {name!r} of run {record.name!r} is damaged ({error}): restore it from "
+                "a backup"
+            ) from error
 
     def _named(self, name: str) -> list[RunRecord]:
         # A filter cannot contain both kinds of quotes, and `_` and `%` are wildcards in it.

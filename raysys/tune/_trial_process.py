@@ -16,6 +16,7 @@ from raysys import cluster
 from raysys.errors import RaysysError, ReservationError
 from raysys.imports import lazy_import
 from raysys.ray_internals import process
+from raysys.storage import read_record
 from raysys.train import EpochMetrics, StateDict, save_state_dict, train_in_process
 from raysys.tune._trial import CPU_SECONDS, SECONDS, Trial
 
@@ -159,8 +160,10 @@ class _WorkerReporter:
             raise ObjectiveError("report.resume() comes too late: call it before the first round")
         self._resumes = True
         if own := saved_rounds(self._folder, trial.number):
-            saved = self._folder.fetch(saved_path(trial.number, own[-1]))
-            trial.rounds = json.loads((saved / _ROUNDS).read_text())
+            path = saved_path(trial.number, own[-1])
+            remedy = f"remove {self._folder.uri(path)}, and the trial resumes from an earlier round"
+            trial.rounds = read_record(self._folder, f"{path}/{_ROUNDS}", list, remedy=remedy) or []
+            saved = self._folder.fetch(path)
             self._spent = {key: trial.rounds[-1][key] for key in self._spent}
             return saved / _FILES
         if trial.parent is None:

@@ -6,13 +6,14 @@ import pickle
 import time
 import uuid
 from datetime import datetime
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from raysys.errors import RaysysError
+from raysys.errors import RaysysError, StorageError
 from raysys.storage import Storage
 from raysys.tracking import Runs, TrackedRun, open_run
 from raysys.tracking._tracking_server import TrackingTarget
@@ -154,6 +155,10 @@ def test_rows_are_read_back(storage: Storage, run: TrackedRun) -> None:
     assert runs.rows(record, "nothing").column_names == rows.column_names
     with pytest.raises(RaysysError, match="sample 'other'; it has: nothing, predictions"):
         runs.rows(record, "other")
+    (file,) = Path(storage.root).rglob("nothing.json")
+    file.write_text('{"columns": [')
+    with pytest.raises(StorageError, match=f"'nothing' of run '{record.name}' is damaged"):
+        runs.rows(record, "nothing")
 
 
 def test_of_many_rows_some_are_kept_at_even_distances(storage: Storage, run: TrackedRun) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from raysys.cluster import Resources
-from raysys.errors import RaysysError
+from raysys.errors import RaysysError, StorageError
 from raysys.storage import Storage
 from raysys.tune import Choice, Float, Population, SearchLimits, Space, Trial
+from raysys.tune._objectives import Objectives
 from raysys.tune._trial_ledger import BUDGET_SPENT
+from raysys.tune._trial_process import _WorkerReporter, saved_path
 from tests.tune.local_ledger import open_ledger, report_of, run, steps
 
 SPACE: Space = {"x": Float(-5, 5), "shape": Choice(((1, 2), (3,)))}
@@ -159,3 +161,13 @@ def test_only_the_checkpoint_of_the_best_trial_stays(storage: Storage) -> None:
     ledger._remove_checkpoints()
     folders = [name for name in storage.names("trials") if not name.endswith(".json")]
     assert folders == [f"{best.number:05d}"]
+
+
+def test_damaged_rounds_of_a_trial_are_said_with_the_way_out(storage: Storage) -> None:
+    trial = Trial(0, {"x": 1.0})
+    objectives = Objectives({"y": "maximize"})
+    saved = saved_path(0, 3)
+    storage.write_bytes(f"{saved}/rounds.json", b'[{"y": 1.0}, {')
+    reporter = _WorkerReporter(trial, storage, objectives, nested_cpus=0.0)
+    with pytest.raises(StorageError, match=rf"14 bytes .*: remove {storage.uri(saved)}, "):
+        reporter.resume()
