@@ -9,6 +9,7 @@ import typer
 from typer import echo as say
 
 from raysys import cluster
+from raysys.cli._jobs import resume_schedules
 from raysys.storage import Storage
 
 
@@ -16,7 +17,11 @@ def up(
     cpus: Annotated[int | None, typer.Option(help="Logical CPUs of a local cluster.")] = None,
     tls: Annotated[bool, typer.Option("--tls", help="Encrypt Ray's own traffic.")] = False,
 ) -> None:
-    """Start a Ray head on this machine, or print the address of the running one."""
+    """Start a Ray head on this machine, or print the address of the running one.
+
+    A head that starts takes up the schedules of the storage root.
+    """
+    is_new = cluster.local_head() is None
     head = cluster.start_local(Storage(), cpus=cpus, tls=tls)
     say(f"Ray at {head.address}, dashboard at {head.dashboard_url}")
     if address := os.environ.get("RAY_ADDRESS"):
@@ -25,6 +30,8 @@ def up(
         say("jobs need no further settings; a process that connects to that address needs")
         for name, value in head.tls.items():
             say(f"  export {name}={value}")
+    if is_new:
+        resume_schedules(head.dashboard_url)
 
 
 def down() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +46,7 @@ def submit(
             gpus=declared.gpus if gpus is None else gpus,
         )
     runtime_env = job_environment()
+    starts_head = not (os.environ.get("RAY_ADDRESS") or cluster.local_head())
     with cluster.submission_dashboard(Storage()) as address:
         say(f"dashboard: {address}")
         if demand:
@@ -56,6 +58,8 @@ def submit(
             command_of(module, arguments), runtime_env, storage=Storage(), name=job.stem
         )
     say(f"job: {submitted}")
+    if starts_head:
+        resume_schedules(address)
     if not wait:
         _say_still_running(submitted)
         return
@@ -165,6 +169,23 @@ def followed(jobs: cluster.Jobs, id: str) -> None:
 def exit_status(code: int) -> int:
     """The status of a process as shells show it: 128 and more for one that a signal ended."""
     return 128 - code if code < 0 else code
+
+
+def resume_schedules(address: str) -> None:
+    """Have a cluster that has just started take up the schedules of the storage root."""
+    if not Storage().names("schedules"):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        runtime_env = cluster.runtime_env(Path(folder), cluster.environment(own_head=True))
+        run_schedule_action(address, runtime_env, "list")
+
+
+def run_schedule_action(address: str, runtime_env: dict[str, Any], *action: str) -> None:
+    """Run an action as a job: the scheduler is an actor, and the cluster's storage may differ."""
+    jobs = cluster.Jobs(address)
+    command = command_of("raysys.workflow.schedules", action)
+    submitted = jobs.submit(command, runtime_env, storage=Storage(), name=f"schedule-{action[0]}")
+    followed(jobs, submitted)
 
 
 def _say_still_running(id: str) -> None:

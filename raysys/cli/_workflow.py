@@ -11,7 +11,13 @@ import typer
 from typer import echo as say
 
 from raysys import cluster
-from raysys.cli._jobs import command_of, exit_status, followed, job_environment, module_of
+from raysys.cli._jobs import (
+    command_of,
+    exit_status,
+    job_environment,
+    module_of,
+    run_schedule_action,
+)
 from raysys.cli._times import duration
 from raysys.errors import RaysysError
 from raysys.storage import Storage, read_record
@@ -95,7 +101,11 @@ def prune(
 def add(
     name: str,
     cron: Annotated[
-        str, typer.Argument(help="Five fields, such as '30 2 * * *' for 02:30 each day.")
+        str,
+        typer.Argument(
+            help="Five fields, such as '30 2 * * *' for 02:30 each day; or @reboot, for each start "
+            "of a cluster."
+        ),
     ],
     job: Path,
     arguments: Arguments = None,
@@ -105,24 +115,16 @@ def add(
     command = command_of(module_of(job), arguments)
     runtime_env = job_environment()
     with cluster.submission_dashboard(Storage()) as address:
-        _run_on(address, runtime_env, "add", name, cron, command, timezone)
+        run_schedule_action(address, runtime_env, "add", name, cron, command, timezone)
 
 
 @schedules.command("list")
 def list_schedules() -> None:
     """List schedules with their last and next runs."""
-    _run_on(cluster.find_dashboard(), job_environment(), "list")
+    run_schedule_action(cluster.find_dashboard(), job_environment(), "list")
 
 
 @schedules.command("remove")
 def remove(name: str) -> None:
     """Remove a schedule; a run that has started continues."""
-    _run_on(cluster.find_dashboard(), job_environment(), "remove", name)
-
-
-def _run_on(address: str, runtime_env: dict[str, Any], action: str, *words: str) -> None:
-    """Run an action as a job: the scheduler is an actor, and the cluster's storage may differ."""
-    jobs = cluster.Jobs(address)
-    command = command_of("raysys.workflow.schedules", [action, *words])
-    submitted = jobs.submit(command, runtime_env, storage=Storage(), name=f"schedule-{action}")
-    followed(jobs, submitted)
+    run_schedule_action(cluster.find_dashboard(), job_environment(), "remove", name)

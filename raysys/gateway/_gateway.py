@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import os
 import secrets
@@ -33,6 +34,7 @@ from raysys.gateway._haproxy_process import HAProxy
 from raysys.gateway._holding_proxy import HoldingProxy
 from raysys.gateway._model_directory import Counts, ModelDirectory
 from raysys.gateway._wire import GATEWAY_NAME
+from raysys.storage import read_record
 from raysys.telemetry.metrics import SERVE_REPLICAS
 
 if TYPE_CHECKING:
@@ -83,10 +85,16 @@ class Gateway:
                 "token": state.token}  # fmt: skip
 
     async def next_version(self, name: str) -> int:
-        """Version number for the next version of an application."""
-        self._state.versions[name] = self._state.versions.get(name, 0) + 1
-        self._state.save()
-        return self._state.versions[name]
+        """Version number for the next version of an application; it goes on in a new cluster."""
+        async with self._changing:
+            path, known = f"serve/versions/{name}.json", self._state.versions.get(name, 0)
+            read = functools.partial(read_record, make=lambda record: int(record["version"]))
+            before = await asyncio.to_thread(read, self._storage, path)
+            version = max(known, before or 0) + 1
+            await asyncio.to_thread(self._storage.write_json, path, {"version": version})
+            self._state.versions[name] = version
+            self._state.save()
+        return version
 
     async def current_version(self, name: str) -> int | None:
         """The version that receives the requests."""

@@ -22,16 +22,17 @@ from raysys.storage import read_records
 if TYPE_CHECKING:
     from raysys.storage import Storage
 
+REBOOT = "@reboot"  # as in crontab: a run at each start of the cluster
 _FOLDER = "schedules"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A job that the cluster runs at the times of a cron expression.
+    """A job that the cluster runs at the times of a cron expression, or whenever it starts.
 
     Attributes:
         name: Name of the schedule, and prefix of its jobs' ids.
-        cron: Five fields: minute, hour, day of the month, month, day of the week.
+        cron: Five fields: minute, hour, day of the month, month, day of the week; or `@reboot`.
         timezone: Time zone of the expression.
         command: Command line, run in a copy of the folder in which the schedule was created.
         env: Environment variables of the job.
@@ -45,18 +46,23 @@ class Schedule:
     env: Mapping[str, str]
     start_s: float
 
-    def due(self, last_s: float | None, now_s: float) -> float | None:
+    def due(self, last_s: float | None, now_s: float, cluster_start_s: float) -> float | None:
         """The time for which a run is due now; None if no run is due.
 
         Of several missed runs, as while the cluster was down, only the last is due: an hourly job
         on the current data gains nothing from three runs in a row. `last_s` is the time for which
         the last run was started; all are Unix times in seconds.
         """
-        latest = next(_moments(self.cron, self.timezone, now_s, reverse=True))
+        if self.cron == REBOOT:
+            latest = cluster_start_s
+        else:
+            latest = next(_moments(self.cron, self.timezone, now_s, reverse=True))
         return latest if latest > max(last_s or 0.0, self.start_s) else None
 
-    def next(self, now_s: float) -> float:
-        """Unix time in seconds of the next run."""
+    def next(self, now_s: float) -> float | None:
+        """Unix time in seconds of the next run; None for `@reboot`."""
+        if self.cron == REBOOT:
+            return None
         return next(_moments(self.cron, self.timezone, now_s))
 
 
@@ -72,7 +78,8 @@ def add(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise RaysysError(f"schedule {name!r}: use up to 64 letters, digits, _, . and -")
     now_s = datetime.now(UTC).timestamp() if now_s is None else now_s
-    next(_moments(cron, timezone, now_s))  # raises on an invalid expression
+    if cron != REBOOT:
+        next(_moments(cron, timezone, now_s))  # raises on an invalid expression
     schedule = Schedule(name, cron, timezone, command, dict(env or {}), now_s)
     audit.record(storage, "schedule.add", name, cron=cron, timezone=timezone, command=command)
     with tempfile.TemporaryDirectory(prefix="raysys-") as temporary:
@@ -130,7 +137,7 @@ def _moments(cron: str, timezone: str, start_s: float, reverse: bool = False) ->
     if len(fields := cron.split()) != 5:
         raise RaysysError(
             f"{cron!r} has {len(fields)} fields, not 5: give minute, hour, day of the month, month "
-            "and day of the week, without seconds"
+            f"and day of the week, without seconds, or {REBOOT}"
         )
     start = datetime.fromtimestamp(start_s + (1 if reverse else 0), zone)
     try:

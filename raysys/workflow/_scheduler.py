@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raysys.workflow._schedule import Schedule
 
 _NAME = "scheduler"
+_STARTED = b"scheduler started"
 _TICK_S = 5.0
 _log = logging.getLogger("raysys.workflow")
 
@@ -36,9 +37,11 @@ class Scheduler:
     it does not start it again. A run that is due while the previous one is running is skipped.
     """
 
-    def __init__(self, storage: Storage, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, storage: Storage, cluster_start_s: float, clock: Callable[[], float] = time.time
+    ) -> None:
         """Create a scheduler for this process's cluster; `clock` returns Unix time in seconds."""
-        self._storage, self._clock = storage, clock
+        self._storage, self._cluster_start_s, self._clock = storage, cluster_start_s, clock
 
     def tick(self) -> list[str]:
         """Start the due jobs; returns their ids."""
@@ -55,7 +58,8 @@ class Scheduler:
 
     def _start(self, schedule: Schedule) -> str | None:
         last = _schedule.last_run(self._storage, schedule.name)
-        for_s = schedule.due(last.get("for_s"), self._clock())  # type: ignore[arg-type]
+        before_s: Any = last.get("for_s")
+        for_s = schedule.due(before_s, self._clock(), self._cluster_start_s)
         if for_s is None:
             return None
         jobs = cluster.Jobs(_dashboard_url())
@@ -66,7 +70,8 @@ class Scheduler:
                          schedule.name, running.id)  # fmt: skip
             _schedule.record_run(self._storage, schedule.name, for_s, running.id)
             return None
-        job = f"{schedule.name}-{datetime.fromtimestamp(for_s, UTC):%Y%m%dT%H%MZ}"
+        seconds = "%S" if schedule.cron == _schedule.REBOOT else ""
+        job = f"{schedule.name}-{datetime.fromtimestamp(for_s, UTC):%Y%m%dT%H%M{seconds}Z}"
         if job not in submitted:
             with tempfile.TemporaryDirectory(prefix="raysys-") as folder:
                 _schedule.unpack_code(self._storage, schedule.name, Path(folder))
@@ -80,7 +85,9 @@ class _Actor:
     """Calls `tick` in a thread that starts again with the actor."""
 
     def __init__(self, storage: Storage) -> None:
-        self._scheduler = Scheduler(storage)
+        # Of the cluster's first scheduler; the store ends with the cluster.
+        key_value.put(_STARTED, str(time.time()).encode(), overwrite=False)
+        self._scheduler = Scheduler(storage, float(key_value.get(_STARTED) or 0))
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:

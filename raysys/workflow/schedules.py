@@ -26,9 +26,9 @@ def main(action: str, *words: str) -> None:
         name, cron, command, timezone = words
         env = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
         folder = Path.cwd()
+        _scheduler.start(storage)  # first: the cluster has started before the schedule was added
         schedule = _schedule.add(storage, name, cron, command, folder, env=env, timezone=timezone)
-        _scheduler.start(storage)
-        say(f"{name}: `{command}` next at {_moment(schedule.next(time.time()))}")
+        say(f"{name}: `{command}` next {_next(schedule)}")
     elif action == "remove":
         _schedule.remove(storage, *words)
         say(f"{words[0]}: removed")
@@ -41,12 +41,15 @@ def main(action: str, *words: str) -> None:
         for schedule in schedules:
             run = _schedule.last_run(storage, schedule.name)
             last = f"last {run['job']}" if run else "not yet run"
-            say(f"{schedule.name}: {schedule.cron} ({schedule.timezone}), next at "
-                f"{_moment(schedule.next(time.time()))}, {last}: {schedule.command}")  # fmt: skip
+            say(f"{schedule.name}: {schedule.cron} ({schedule.timezone}), next "
+                f"{_next(schedule)}, {last}: {schedule.command}")  # fmt: skip
 
 
-def _moment(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}Z"
+def _next(schedule: _schedule.Schedule) -> str:
+    seconds = schedule.next(time.time())
+    if seconds is None:
+        return "at the next start of a cluster"
+    return f"at {datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}Z"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -310,6 +311,15 @@ def test_doctor_fails_where_the_token_is_wrong_or_nothing_answers(
     assert "fail  dashboard: 127.0.0.1:9 does not answer" in away.stdout
 
 
+def test_a_job_is_scheduled_for_each_start_of_a_cluster(
+    environment: dict[str, str], folder: Path
+) -> None:
+    command = (BIN / "raysys", "schedule", "add", "boot", "@reboot", "hello.py")
+    done = call(environment, *command, "--", "again", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "boot: `python -m hello again` next at the next start of a cluster" in done.stdout
+
+
 def test_down_ends_the_head_and_only_once(environment: dict[str, str]) -> None:
     dashboard = head(environment).dashboard_url
     assert "stopped" in call(environment, BIN / "raysys", "down").stdout
@@ -328,6 +338,18 @@ def test_a_submission_that_is_refused_leaves_no_head(
     refused = call(environment, BIN / "raysys", "submit", "greedy.py", cwd=folder)
     assert "greedy.py needs 0 CPUs and 8 GPUs" in refused.stderr
     assert head_of(environment) is None
+
+
+def test_a_new_head_takes_up_the_schedules_of_its_root(environment: dict[str, str]) -> None:
+    up = call(environment, BIN / "raysys", "up")
+    assert up.returncode == 0, up.stdout + up.stderr
+    assert "boot: @reboot" in up.stdout
+    end, status = time.monotonic() + 60, ""
+    while " SUCCEEDED " not in status:
+        assert time.monotonic() < end, status
+        listed = call(environment, BIN / "raysys", "jobs").stdout.splitlines()
+        status = "".join(line for line in listed if line.startswith("boot-"))
+    assert "hello again" in call(environment, BIN / "raysys", "logs", "boot-").stdout
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Scheduled jobs: due runs, and the jobs that are started on a cluster."""
 
+import dataclasses
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,8 +34,27 @@ def nightly(timezone: str = "UTC") -> Schedule:
     ],
 )
 def test_due_runs(last: str | None, now: str, due: str | None) -> None:
-    found = nightly().due(last and at(last), at(now))
+    found = nightly().due(last and at(last), at(now), cluster_start_s=0.0)
     assert found == (due and at(due))
+
+
+@pytest.mark.parametrize(
+    ("last", "cluster_start", "due"),
+    [
+        (None, "2026-02-28T00:00", False),  # the cluster in which it was added
+        (None, "2026-03-02T00:00", True),
+        ("2026-03-02T00:00", "2026-03-02T00:00", False),
+        ("2026-03-02T00:00", "2026-03-03T00:00", True),
+    ],
+)
+def test_a_run_is_due_at_each_start_of_a_cluster(
+    last: str | None, cluster_start: str, due: bool
+) -> None:
+    schedule = dataclasses.replace(nightly(), cron="@reboot")
+    start_s = at(cluster_start)
+    assert schedule.next(at("2026-03-04T00:00")) is None
+    for now in ("2026-03-03T00:00", "2026-09-01T00:00"):
+        assert schedule.due(last and at(last), at(now), start_s) == (start_s if due else None)
 
 
 def test_time_zones_and_summer_time_count() -> None:
@@ -49,6 +69,7 @@ def test_time_zones_and_summer_time_count() -> None:
         ("a b", "* * * * *", "UTC", "schedule 'a b'"),
         ("a", "61 * * * *", "UTC", "is not a cron expression"),
         ("a", "* * *", "UTC", "has 3 fields, not 5"),
+        ("a", "@start", "UTC", "has 1 fields, not 5: .* or @reboot"),
         ("a", "0 0 2 * * *", "UTC", "has 6 fields, not 5"),
         ("a", "* * * * *", "Europe", "unknown time zone 'Europe'"),
         ("a", "* * * * *", "Mars", "unknown time zone 'Mars'"),
@@ -74,7 +95,7 @@ def test_a_job_is_started_once_for_each_moment(storage: Storage, tmp_path: Path)
 
     def tick(moment: str) -> list[str]:
         # A new one each time, as after a restart: what it knows is under the storage root.
-        return _scheduler.Scheduler(storage, clock=lambda: at(moment)).tick()
+        return _scheduler.Scheduler(storage, now, clock=lambda: at(moment)).tick()
 
     assert tick("2026-03-01T00:59") == []
     deadline = time.monotonic() + 60
