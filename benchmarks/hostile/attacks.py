@@ -10,19 +10,22 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.serving import ours
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from raysys.serve import Endpoint
 
-_ARROW = "application/vnd.apache.arrow.stream"
-_JSON = "application/json"
+ARROW = "application/vnd.apache.arrow.stream"
+JSON = "application/json"
 _SOURCE = "127.0.0.2"
 _MIB = 1 << 20
 _PATIENCE_S = 40.0
@@ -74,19 +77,19 @@ def arrow_bomb(endpoint: Endpoint, stop: threading.Event) -> None:
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
-    _repeat(endpoint, stop, sink.getvalue(), _ARROW, pause_s=1.0)
+    repeat(endpoint, stop, sink.getvalue(), ARROW, pause_s=1.0)
 
 
 def wrong_elements(endpoint: Endpoint, stop: threading.Event) -> None:
     """A JSON list of 15 MB of wrong elements."""
     body = b'{"x": [' + b",".join([b'"a"'] * (15_000_000 // 4)) + b"]}"
-    _repeat(endpoint, stop, body, _JSON, pause_s=1.0)
+    repeat(endpoint, stop, body, JSON, pause_s=1.0)
 
 
 def unknown_fields(endpoint: Endpoint, stop: threading.Event) -> None:
     """A JSON object of 15 MB of unknown fields."""
     fields = b",".join(b'"%x":0' % number for number in range(1_400_000))
-    _repeat(endpoint, stop, b'{"x": [1.0],' + fields + b"}", _JSON, pause_s=1.0)
+    repeat(endpoint, stop, b'{"x": [1.0],' + fields + b"}", JSON, pause_s=1.0)
 
 
 def many_outputs(endpoint: Endpoint, stop: threading.Event) -> None:
@@ -97,26 +100,37 @@ def many_outputs(endpoint: Endpoint, stop: threading.Event) -> None:
     ]
     names = [{"name": f"{number:x}"} for number in range(800_000)]
     body = json.dumps({"inputs": tensors, "outputs": names}).encode()
-    _repeat(endpoint, stop, body, _JSON, f"/v2/models/{endpoint.name}/infer", pause_s=1.0)
+    repeat(endpoint, stop, body, JSON, f"/v2/models/{endpoint.name}/infer", pause_s=1.0)
 
 
-def deed(number: int, each_s: float = 5.0) -> Callable[[Endpoint, threading.Event], None]:
-    """A request whose row does one of `DEEDS`, again and again, never the same."""
+def deed(number: int, each_s: float = 5.0) -> Callable[[Endpoint, threading.Event], int]:
+    """A request whose row does one of `DEEDS`, again and again, never the same; their number."""
 
-    def attack(endpoint: Endpoint, stop: threading.Event) -> None:
-        def ask(turn: int) -> None:
+    def attack(endpoint: Endpoint, stop: threading.Event) -> int:
+        def send(turn: int) -> None:
             body = json.dumps({"x": [float(turn)], "deed": number}).encode()
-            _ask(endpoint, body, _JSON, endpoint.route)
+            ask(endpoint, body, JSON, endpoint.route)
 
-        for turn in itertools.count():
-            threading.Thread(target=ask, args=(turn,), daemon=True).start()
+        for turn in itertools.count(1):
+            threading.Thread(target=send, args=(turn,), daemon=True).start()
             if stop.wait(each_s):
-                return
+                break
+        return turn
 
     return attack
 
 
-ATTACKS: dict[str, Callable[[Endpoint, threading.Event], None]] = {
+def kill_supervisor(endpoint: Endpoint, stop: threading.Event) -> None:
+    """`kill -9` of the process that keeps the gateway's port, every 5 s."""
+    while not stop.wait(1.0):
+        oldest = min(ours.supervisors(), key=lambda process: process.create_time())
+        oldest.kill()
+        if stop.wait(4.0):
+            return
+
+
+Attack = Callable[["Endpoint", threading.Event], object]
+ATTACKS: dict[str, Attack] = {
     "64 unfinished bodies": unfinished_bodies,
     "60 unfinished bodies of 15 MiB": unfinished_large_bodies,
     "8,400 idle connections": idle_connections,
@@ -124,26 +138,29 @@ ATTACKS: dict[str, Callable[[Endpoint, threading.Event], None]] = {
     "a JSON list of wrong elements": wrong_elements,
     "a JSON object of unknown fields": unknown_fields,
     "a v2 request that names outputs": many_outputs,
-    "os._exit in a node every 5 s": deed(1),
-    "a crash in a node every 5 s": deed(2),
     "sys.exit in a node": deed(3, 1.0),
     "KeyboardInterrupt in a node": deed(4, 1.0),
     "CancelledError in a node": deed(5, 1.0),
+}
+POISONS: dict[str, Callable[[Endpoint, threading.Event], int]] = {
+    "os._exit in a node every 5 s": deed(1),
+    "a crash in a node every 5 s": deed(2),
     "a node that hangs every 5 s": deed(6),
     "a node that holds the interpreter every 5 s": deed(7),
 }
 
 
-def _repeat(
+def repeat(
     endpoint: Endpoint, stop: threading.Event, body: bytes, kind: str, path: str = "",
     *, pause_s: float,
 ) -> None:  # fmt: skip
+    """Send a request again and again."""
     while not stop.is_set():
-        _ask(endpoint, body, kind, path or endpoint.route)
+        ask(endpoint, body, kind, path or endpoint.route)
         stop.wait(pause_s)
 
 
-def _ask(endpoint: Endpoint, body: bytes, kind: str, path: str) -> Any:
+def ask(endpoint: Endpoint, body: bytes, kind: str, path: str) -> Any:
     """Status of the response; None if there is none."""
     address = urlsplit(endpoint.base_url)
     connection = http.client.HTTPConnection(
@@ -169,7 +186,7 @@ def _connect(endpoint: Endpoint) -> socket.socket:
 
 def _head(endpoint: Endpoint, length: int) -> bytes:
     return (
-        f"POST {endpoint.route} HTTP/1.1\r\nhost: target\r\ncontent-type: {_JSON}\r\n"
+        f"POST {endpoint.route} HTTP/1.1\r\nhost: target\r\ncontent-type: {JSON}\r\n"
         f"content-length: {length}\r\n\r\n"
     ).encode()
 

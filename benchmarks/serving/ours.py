@@ -10,12 +10,13 @@ import socket
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np  # noqa: TC002 - nodes say what they take
+import psutil
 
 from benchmarks.serving import yardstick
 from raysys import cluster, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 _ROW = serve.Array("float64", (yardstick.FEATURES,))
@@ -85,7 +86,9 @@ def port() -> int:
         return int(probe.getsockname()[1])
 
 
-def deploy(name: str, graph: serve.Graph, **options: Any) -> serve.Endpoint:
+def deploy(
+    name: str, graph: serve.Graph | Mapping[str, serve.Graph], **options: Any
+) -> serve.Endpoint:
     """Deploy behind this run's gateway."""
     return serve.deploy(name, graph, gateway=serve.GatewayOptions(port=port()), **options)
 
@@ -111,15 +114,28 @@ def process_pids(application: str) -> list[int]:
 
 
 def gateway_pids() -> list[int]:
-    """The gateway's process and HAProxy's."""
-    import psutil
+    """The gateway's process, its supervisors of HAProxy and HAProxy's."""
     from ray.util.state import list_actors
 
     alive = list_actors(
         _address(), filters=[("state", "=", "ALIVE"), ("class_name", "=", "Gateway")]
     )
-    found = [psutil.Process(actor.pid) for actor in alive]
-    return [one.pid for process in found for one in (process, *process.children(recursive=True))]
+    family = [
+        process.pid
+        for supervisor in supervisors()
+        for process in (supervisor, *supervisor.children(recursive=True))
+    ]
+    return sorted({*(actor.pid for actor in alive), *family})
+
+
+def supervisors() -> list[psutil.Process]:
+    """Those that hold the port of this run's gateway; they are nobody's children."""
+    matching = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if any(word.endswith("_supervisor.py") for word in words) and str(port()) in words:
+            matching.append(process)
+    return matching
 
 
 def kill_one(application: str, number: int) -> None:
