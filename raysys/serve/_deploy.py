@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 ray_serve = lazy_import("ray.serve")
 
-_START_ATTEMPTS = 3
+_START_ATTEMPTS = 2  # the second may find a file or a node that the first did not
 _POLL_S = 0.1
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9.:\[\]-]+")
 
@@ -198,16 +198,15 @@ def deploy(
         )  # fmt: skip
         ray.get(actor.publish.remote(backend))
     except BaseException as error:
-        ray_serve.delete(_title(name, version))
+        _delete([_title(name, version)])
         cause = cluster.task_error_cause(error)
         if cause is not error and isinstance(cause, RaysysError):
             raise cause from None
         raise
     # Previous versions, and remains of interrupted deployments.
     titles = re.compile(rf"{re.escape(name)}-v\d+")
-    for title in ray_serve.status().applications:
-        if titles.fullmatch(title) and title != _title(name, version):
-            ray_serve.delete(title)
+    running = filter(titles.fullmatch, ray_serve.status().applications)
+    _delete([title for title in running if title != _title(name, version)])
     if key_value.ends_with_its_driver():
         note(
             f"the endpoint {name!r} ends with the process that started this cluster. For one that "
@@ -223,6 +222,8 @@ def deploy(
 def undeploy(name: str) -> None:
     """Stop an application; its path is 404 from then on.
 
+    Its replicas end in the background, once they have answered the requests they received.
+
     Raises:
         RaysysError: Unknown application.
     """
@@ -232,7 +233,7 @@ def undeploy(name: str) -> None:
         raise RaysysError(f"no running application {name!r}")
     audit.record(Storage(), "undeploy", name, version=version)
     ray.get(actor.withdraw.remote(name))
-    ray_serve.delete(_title(name, version))
+    _delete([_title(name, version)])
 
 
 def shutdown() -> None:
@@ -245,6 +246,13 @@ def shutdown() -> None:
         return
     ray.get(actor.stop.remote())
     ray.kill(actor)
+
+
+def _delete(titles: list[str]) -> None:
+    """Have Serve end versions, in the background: their last requests may take a while."""
+    for title in titles:
+        ray_serve.delete(title, _blocking=False)
+    ray_serve.status()  # answered after the controller has received the above
 
 
 def _require(name: str, placements: list[Placement]) -> None:

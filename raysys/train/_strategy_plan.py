@@ -141,6 +141,17 @@ def plan(
     # An actor has a process of its own, whose memory is that of a worker.
     inspector = ray.remote(_Inspector).options(num_cpus=1).remote()
     module = ray.get(inspector.inspect.remote(task, dict(tables), settings))
+    return choose(module, settings, limit, gpu=gpu)
+
+
+def choose(
+    module: ModuleSummary, settings: TrainSettings, limit: int, *, gpu: bool
+) -> StrategyPlan:
+    """Choose a strategy for workers with `limit` bytes of memory each.
+
+    Raises:
+        ResourceError: No strategy fits.
+    """
     possible = {
         strategy: chosen
         for strategy in get_args(StrategyName)
@@ -155,7 +166,8 @@ def plan(
     if cheapest is None:
         smallest = min(estimates, key=lambda e: e.memory_bytes)
         raise ResourceError(
-            f"{module.parameters:,} parameters on {workers} workers of {_gib(limit)}: even "
+            f"{module.parameters:,} parameters on {settings.num_workers} workers of "
+            f"{_gib(limit)}: even "
             f"{smallest.strategy} needs {_gib(smallest.memory_bytes)}. Use more workers, a smaller "
             "batch_size, gradient_accumulation_steps, activation_checkpointing, or workers with "
             "more memory"

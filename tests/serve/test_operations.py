@@ -126,18 +126,22 @@ def test_a_version_whose_answers_cannot_be_sent_leaves_the_old_one(deployer: Dep
     undeploy("kinds")
 
 
-def test_an_update_that_changes_settings_fails_no_request(deployer: Deployer) -> None:
-    endpoint = deployer("changing", counted_graph(), route="/before")
-    with load(endpoint.url, number, clients=2) as running:
-        running.wait_for(20)
-        again = deployer("changing", counted_graph(), route="/before", deadline_s=5.0)
-        running.wait_for(20)
-    assert running.answers()
-    assert again.version == endpoint.version + 1
-    moved = deployer("changing", counted_graph(), route="/after")
-    assert post(moved.url, {"x": 1}).status == 200
-    assert post(endpoint.url, {"x": 1}).status == 404
-    undeploy("changing")
+def test_an_update_that_moves_an_application_ends_no_request(
+    deployer: Deployer, tmp_path: Path
+) -> None:
+    endpoint = deployer("moving", held_graph(), route="/before", deadline_s=PATIENCE_S)
+    gate = tmp_path / "gate"
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        held = pool.submit(post, endpoint.url, {"ms": 0, "gate": str(gate)})
+        eventually(Path(f"{gate}.held").exists)
+        moved = deployer("moving", held_graph(), route="/after")
+        assert not held.done()
+        assert moved.version == endpoint.version + 1
+        assert post(moved.url, {"ms": 0, "gate": ""}).status == 200
+        assert post(endpoint.url, {"ms": 0, "gate": ""}).status == 404
+        gate.touch()
+        assert held.result(PATIENCE_S).status == 200
+    undeploy("moving")
 
 
 # --- deaths ---

@@ -38,5 +38,5 @@ def run(folder: Path, slow: bool, **changes: Any) -> FitResult:
 
 
 if __name__ == "__main__":
-    cluster.connect()
+    cluster.connect(sys.argv[2])
     run(Path(sys.argv[1]), slow=True)

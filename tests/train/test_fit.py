@@ -1,6 +1,5 @@
 """Killed workers and drivers do not change the losses of a run."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import ray
 import torch
 
 import raysys
@@ -68,6 +69,14 @@ def wait_for_steps(folder: Path, steps: int) -> None:
     while logged(folder, "step") < steps:
         assert time.monotonic() < end, "the run did not get that far"
         time.sleep(0.02)
+
+
+def wait_for_workers_to_end(folder: Path) -> None:
+    """Wait until no worker takes steps any more; each wrote its process id."""
+    end = time.monotonic() + 60
+    while any(psutil.pid_exists(int(worker.stem)) for worker in folder.glob("*.worker")):
+        assert time.monotonic() < end, "workers of a driver that has ended go on"
+        time.sleep(0.05)
 
 
 def test_a_run_has_the_losses_of_one_process_and_keeps_its_newest_checkpoint(
@@ -148,18 +157,18 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothin
 def test_the_same_call_resumes_under_another_strategy_after_its_driver_died(
     alone: list[EpochMetrics], tmp_path: Path
 ) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    address = ray.get_runtime_context().gcs_address
     for end, steps in ((signal.SIGKILL, 2 * 11), (signal.SIGINT, 2 * 11 + 2 * 14)):
         driver = subprocess.Popen(
-            [sys.executable, "-m", "tests.train.driver", str(tmp_path)],
+            [sys.executable, "-m", "tests.train.driver", str(tmp_path), address],
             cwd=Path(raysys.__file__).parents[1],
-            env=environment,
             stderr=subprocess.PIPE,
         )
         wait_for_steps(tmp_path, steps)
         driver.send_signal(end)
         _, printed = driver.communicate(timeout=120)
         assert driver.returncode != 0
+        wait_for_workers_to_end(tmp_path)
     assert b"KeyboardInterrupt" in printed
     before = logged(tmp_path, "step")
     assert not (tmp_path / "training" / tmp_path.name / "done.json").exists()
@@ -172,31 +181,37 @@ def test_the_same_call_resumes_under_another_strategy_after_its_driver_died(
 
 
 class Exploding(SlowRegression):
-    """Its second step has a non-finite loss, until the file `mended` exists."""
+    """Its second step has a non-finite loss."""
 
     def batch(self, rows: Any, rng: Any) -> dict[str, torch.Tensor]:
         batch = super().batch(rows, rng)
-        if logged(self.log.parent, "step") > 1 and not (self.log.parent / "mended").exists():
+        if logged(self.log.parent, "step") > 1:
             batch["y"] = batch["y"] / 0
         return batch
 
 
-def test_a_non_finite_loss_ends_the_run_until_the_task_is_mended(
-    tmp_path: Path,
+class StartedError(Exception):
+    """Workers would be started."""
+
+
+def test_a_non_finite_loss_ends_the_run_and_other_settings_may_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, tables = Exploding(tmp_path / "log"), {"rows": Table.from_arrow(rows())}
     first = settings(num_workers=1, max_failures=3)
     with pytest.raises(TrainError, match="step 2: the loss is ") as raised:
-        fit("mended", task, tables, first, Storage(tmp_path))
+        fit("exploding", task, tables, first, Storage(tmp_path))
     assert raised.value.step == 2
     assert logged(tmp_path, "start") == 1
-    (tmp_path / "mended").touch()
     # No checkpoint depends on the settings yet, so other ones are accepted.
     other = first.model_copy(update={"learning_rate": 0.01})
-    assert len(fit("mended", task, tables, other, Storage(tmp_path)).history) == 12
-    assert logged(tmp_path, "start") == 2
-    plan = json.loads((tmp_path / "training/mended/plan.json").read_text())
-    assert plan["settings"]["learning_rate"] == 0.01
+
+    def start(*arguments: Any) -> None:
+        raise StartedError(arguments[3].learning_rate)
+
+    monkeypatch.setattr(_fit, "_run", start)
+    with pytest.raises(StartedError, match=r"0\.01"):
+        fit("exploding", task, tables, other, Storage(tmp_path))
 
 
 class Wrong(SlowRegression):

@@ -7,10 +7,8 @@ import pytest
 from raysys.data import Table
 from raysys.errors import ResourceError
 from raysys.train import StrategyName, TrainSettings, plan
-from raysys.train._strategy_plan import ModuleSummary, estimate
+from raysys.train._strategy_plan import ModuleSummary, choose, estimate
 from tests.train.tasks import Regression, rows
-
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 GIB = 1 << 30
 
@@ -27,6 +25,7 @@ class Wide(Regression):
         return module
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_cheapest_strategy_that_fits_is_chosen() -> None:
     tables = {"rows": Table.load(rows)}
     settings = TrainSettings(num_workers=4, batch_size=64)
@@ -43,24 +42,24 @@ def test_the_cheapest_strategy_that_fits_is_chosen() -> None:
     assert needed["pipeline"] == pytest.approx(1.1 * state / 2, rel=0.01)
     # With little room the whole state no longer fits on every worker.
     tight = process + needed["zero3"] + (64 << 20)
-    chosen = plan(Wide(), tables, settings, memory_limit_bytes=tight)
+    chosen = choose(roomy.module, settings, tight, gpu=False)
     assert chosen.settings.strategy in ("fsdp", "zero3")
     assert re.search("ddp .* no ", str(chosen))
     assert repr(chosen).startswith(f"StrategyPlan('{chosen.settings.strategy}', fitting: ")
     with pytest.raises(ResourceError, match=r"even .* needs .* Use more workers"):
-        plan(Wide(), tables, settings, memory_limit_bytes=1 << 20)
+        choose(roomy.module, settings, 1 << 20, gpu=False)
     # A pipeline of few micro-batches waits, one of many does not, and sends least.
     many = settings.model_copy(update={"gradient_accumulation_steps": 16})
-    assert plan(Wide(), tables, many, memory_limit_bytes=100 * GIB).settings.strategy == "pipeline"
+    assert choose(roomy.module, many, 100 * GIB, gpu=False).settings.strategy == "pipeline"
 
 
 def test_strategies_that_the_settings_rule_out_are_left_out() -> None:
-    tables = {"rows": Table.load(rows)}
+    module = ModuleSummary(10**4, 10**3, activation_bytes=0, process_bytes=0)
     settings = TrainSettings(
         num_workers=4, min_workers=2, batch_size=64, strategy="fsdp", cpu_offload=True,
         optimizer="lamb", gradient_accumulation_steps=16,
     )  # fmt: skip
-    chosen = plan(Regression(), tables, settings, memory_limit_bytes=100 * GIB)
+    chosen = choose(module, settings, 100 * GIB, gpu=False)
     assert {e.strategy for e in chosen.estimates} == {"ddp", "fsdp"}
     assert (chosen.settings.strategy, chosen.settings.cpu_offload) == ("ddp", False)
 
