@@ -167,10 +167,9 @@ def choose(
         smallest = min(estimates, key=lambda e: e.memory_bytes)
         raise ResourceError(
             f"{module.parameters:,} parameters on {settings.num_workers} workers of "
-            f"{_gib(limit)}: even "
-            f"{smallest.strategy} needs {_gib(smallest.memory_bytes)}. Use more workers, a smaller "
-            "batch_size, gradient_accumulation_steps, activation_checkpointing, or workers with "
-            "more memory"
+            f"{_gib(limit)}: even {smallest.strategy} needs {_gib(smallest.memory_bytes)}. Use "
+            "more workers, a smaller batch_size, gradient_accumulation_steps, "
+            "activation_checkpointing, or workers with more memory"
         )
     return StrategyPlan(module, limit, estimates, possible[cheapest.strategy])
 

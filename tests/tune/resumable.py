@@ -47,5 +47,5 @@ if __name__ == "__main__":
     # By the module's own name, so that workers can import what is pickled.
     from tests.tune import resumable
 
-    cluster.connect()
+    cluster.connect(sys.argv[3])
     resumable.run(Storage(sys.argv[1]), Path(sys.argv[2]))

@@ -1,6 +1,5 @@
 """kill -9 of the driver in the middle of a trial; the same call resumes the search."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import ray
 
 import raysys
 from raysys.storage import Storage
@@ -27,11 +27,10 @@ def facts(result: SearchResult) -> list[tuple[object, ...]]:
 
 def test_a_search_resumes_after_its_driver_was_killed(tmp_path: Path) -> None:
     killed, log = tmp_path / "killed", tmp_path / "log"
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    address = ray.get_runtime_context().gcs_address
     driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.tune.resumable", str(killed), str(log)],
+        [sys.executable, "-m", "tests.tune.resumable", str(killed), str(log), address],
         cwd=Path(raysys.__file__).parents[1],
-        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
