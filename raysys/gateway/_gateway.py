@@ -65,6 +65,7 @@ class Gateway:
         self._failure: str | None = None
         self._ready = asyncio.Event()
         self._changing = asyncio.Lock()
+        self._releasing: set[asyncio.Task[None]] = set()
         self._metrics = GatewayMetrics()
         self._models = ModelDirectory(
             lambda: {name: backend.version for name, backend in self._state.backends.items()}
@@ -138,7 +139,7 @@ class Gateway:
     async def publish(self, backend: Backend) -> None:
         """Switch an application's requests to a version whose replicas are ready.
 
-        Returns when the old version's replicas have finished their requests.
+        The old version's replicas finish the requests that they have.
 
         Raises:
             RaysysError: Another application has the route.
@@ -170,7 +171,9 @@ class Gateway:
                 if server.slot is not None:
                     self._haproxy.drain_server(backend.name, server.slot)
             self._state.save()
-        await self._release(backend.name, old)
+        releasing = asyncio.create_task(self._release(backend.name, old))
+        self._releasing.add(releasing)
+        releasing.add_done_callback(self._releasing.discard)
 
     async def withdraw(self, name: str) -> None:
         """Remove an application."""
