@@ -106,6 +106,7 @@ def connect(uri: str) -> Any:
         client = mlflow.MlflowClient  # loads mlflow, which sets the levels of its loggers
         for library in ("mlflow", "alembic"):
             logging.getLogger(library).setLevel(logging.WARNING)
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         with locked(uri):
             _check(uri)
             return client(_without_login(uri))

@@ -136,7 +136,9 @@ def test_a_server_that_goes_away_costs_a_warning(caplog: pytest.LogCaptureFixtur
     assert "2 points of curves" in caplog.text
 
 
-def test_rows_are_read_back(storage: Storage, run: TrackedRun) -> None:
+def test_rows_are_read_back(
+    storage: Storage, run: TrackedRun, capfd: pytest.CaptureFixture[str]
+) -> None:
     rows = pa.table({
         "id": [3, 1, None],
         "score": [0.25, math.nan, 1e-9],
@@ -153,6 +155,7 @@ def test_rows_are_read_back(storage: Storage, run: TrackedRun) -> None:
         **rows.to_pydict(), "score": [0.25, None, 1e-9], "at": ["2013-01-01 00:00:00", None, None],
     }  # fmt: skip
     assert runs.rows(record, "nothing").column_names == rows.column_names
+    assert capfd.readouterr().err == ""  # no progress bars of MLflow
     with pytest.raises(RaysysError, match="sample 'other'; it has: nothing, predictions"):
         runs.rows(record, "other")
     (file,) = Path(storage.root).rglob("nothing.json")
