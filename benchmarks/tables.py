@@ -48,7 +48,7 @@ TABLES: dict[str, list[list[str]]] = {
     "data costs": [
         ["", ""],
         ["out of core, an object store of a quarter of the data: largest process",
-         "{data[out of core: peak memory of ray::filter+join]:.0f} MB"],
+         "{data[out of core: peak memory of a process]:.0f} MB"],
         ["from a Table to its first batch in a training worker",
          "{data[hand-off, 3 million rows x 10: first batch in a worker]:.4f} s"],
         ["one request of 20 raw fields to 510 features, p50",
