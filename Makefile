@@ -8,7 +8,7 @@ BENCH := $(VENV)/.bench
 FAST := $(BIN)/pytest -m "not cluster" --numprocesses logical --maxprocesses 4 --dist loadfile
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: demo stop test test-beside test-cluster test-fast bench lint format clean
+.PHONY: demo stop test test-fast bench lint format clean
 
 demo: $(READY)
 	@$(BIN)/raysys submit jobs/recommender.py -- --verbose $(ARGS)
@@ -16,17 +16,9 @@ demo: $(READY)
 stop: $(READY)
 	@$(BIN)/raysys down
 
-# The tests without a cluster use what the others leave of the processor.
 test: lint
 	@.ci/debian-tools
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going test-beside test-cluster
-
-test-cluster: $(READY)
-	$(BIN)/pytest -m cluster
-
-test-beside: $(READY)
-	@echo 'tests without a cluster, printed when they are over: $(FAST)'
-	@nice $(FAST) > $(VENV)/test-beside.log 2>&1; status=$$?; cat $(VENV)/test-beside.log; exit $$status
+	$(FAST); fast=$$?; $(BIN)/pytest -m cluster && exit $$fast
 
 test-fast: $(READY)
 	$(FAST)
