@@ -7,6 +7,7 @@ import functools
 import os
 import signal
 import socket
+import tempfile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np  # noqa: TC002 - nodes say what they take
@@ -14,6 +15,7 @@ import psutil
 
 from benchmarks.serving import yardstick
 from raysys import cluster, serve
+from raysys.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,7 +92,19 @@ def deploy(
     name: str, graph: serve.Graph | Mapping[str, serve.Graph], **options: Any
 ) -> serve.Endpoint:
     """Deploy behind this run's gateway."""
-    return serve.deploy(name, graph, gateway=serve.GatewayOptions(port=port()), **options)
+    gateway = serve.GatewayOptions(port=port(), storage=gateway_storage())
+    return serve.deploy(name, graph, gateway=gateway, **options)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """The storage root of this run's gateway, removed at its end."""
+    return tempfile.TemporaryDirectory(prefix="raysys-", ignore_cleanup_errors=True)
+
+
+def gateway_storage() -> Storage:
+    """Where this run's gateway looks for keys."""
+    return Storage(_folder().name)
 
 
 def entry_pids(application: str) -> list[int]:
