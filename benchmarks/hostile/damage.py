@@ -34,7 +34,9 @@ def measure(report: Report) -> None:
         )
         index.upsert(vector_table(np.arange(10), vectors[:10]))  # in the log
         index.close()
-        files = [path for path in sorted(whole.rglob("*")) if path.is_file()]
+        files = [
+            path for path in sorted(whole.rglob("*")) if path.is_file() and path.stat().st_size
+        ]
         for path in files:
             for bit in rng.integers(0, 8 * path.stat().st_size, _FLIPS).tolist():
                 shutil.rmtree(damaged, ignore_errors=True)
