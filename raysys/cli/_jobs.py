@@ -173,7 +173,8 @@ def exit_status(code: int) -> int:
 
 def resume_schedules(address: str) -> None:
     """Have a cluster that has just started take up the schedules of the storage root."""
-    if not Storage().names("schedules"):
+    storage = Storage()  # a removed schedule leaves its folder
+    if not any(storage.exists(f"schedules/{n}/schedule.json") for n in storage.names("schedules")):
         return
     with tempfile.TemporaryDirectory() as folder:
         runtime_env = cluster.runtime_env(Path(folder), cluster.environment(own_head=True))

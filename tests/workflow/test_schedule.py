@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from raysys.cli import _jobs
 from raysys.errors import RaysysError
 from raysys.storage import Storage
 from raysys.workflow import _schedule, _scheduler
@@ -82,6 +83,24 @@ def test_invalid_schedules_are_refused(
     with pytest.raises(RaysysError, match=said):
         _schedule.add(storage, name, cron, "true", tmp_path, timezone=zone)
     assert _schedule.list_schedules(storage) == []
+
+
+def test_a_new_cluster_takes_up_schedules_only_where_there_are_any(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setenv("RAYSYS_STORAGE", storage.root)
+    monkeypatch.setattr(_jobs, "run_schedule_action", lambda *words: started.append(words[-1]))
+    folder = tmp_path / "code"
+    folder.mkdir()
+    _jobs.resume_schedules("http://127.0.0.1:8265")
+    assert started == []
+    _schedule.add(storage, "boot", "@reboot", "true", folder)
+    _jobs.resume_schedules("http://127.0.0.1:8265")
+    assert started == ["list"]
+    _schedule.remove(storage, "boot")
+    _jobs.resume_schedules("http://127.0.0.1:8265")
+    assert started == ["list"]
 
 
 @pytest.mark.usefixtures("ray_cluster")
